@@ -1,0 +1,4 @@
+//! A Kubernetes API server for standalone mode: a faithful subset, persistent, on actix-web.
+
+pub mod kind;
+pub mod status;

@@ -1,0 +1,38 @@
+//! KubeEdge as typed actors: embed the components you need in your own gateway, beside your own.
+//!
+//! Every component is an actix actor; they exchange the protobuf messages of [`kubeedge_proto`] through typed, bounded
+//! ports. Each has a cargo feature of its own, `cloud`, `edge` and `standalone` are the usual sets.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`system`] | the actor kit: component, port, wiring, supervision, ordered stop |
+//! | `store` | typed tables on disk with group commit |
+//! | `identity` | certificate authority, certificates, join tokens |
+//! | `link` | the cloud-edge link: a pure state machine and its gRPC shell |
+//! | `cloudhub` `edgecontroller` `apiserver` | the cloud's components |
+//! | `edgehub` `metamanager` `edged` | the edge's components |
+
+pub mod system;
+
+#[cfg(feature = "store")]
+pub mod store;
+
+#[cfg(feature = "identity")]
+pub mod identity;
+
+#[cfg(feature = "link")]
+pub mod link;
+
+#[cfg(feature = "apiserver")]
+pub mod apiserver;
+#[cfg(feature = "cloudhub")]
+pub mod cloudhub;
+#[cfg(feature = "edgecontroller")]
+pub mod edgecontroller;
+
+#[cfg(feature = "edged")]
+pub mod edged;
+#[cfg(feature = "edgehub")]
+pub mod edgehub;
+#[cfg(feature = "metamanager")]
+pub mod metamanager;

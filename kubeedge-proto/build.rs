@@ -1,0 +1,25 @@
+//! Compiles the `.proto` files with protox (no protoc) into prost types and tonic services.
+
+use std::{env, error::Error, path::PathBuf};
+
+const FILES: &[&str] = &[
+    "kubeedge/v1/objects.proto",
+    "kubeedge/v1/envelope.proto",
+    "kubeedge/v1/link.proto",
+    "kubeedge/v1/enrolment.proto",
+    "kubeedge/v1/actors.proto",
+];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("proto");
+    println!("cargo::rerun-if-changed={}", root.display());
+
+    let mut files: Vec<&str> = FILES.to_vec();
+    if env::var_os("CARGO_FEATURE_CRI").is_some() {
+        files.push("runtime/v1/api.proto");
+    }
+    let descriptors = protox::compile(files, [&root])?;
+    let grpc = env::var_os("CARGO_FEATURE_GRPC").is_some();
+    tonic_prost_build::configure().build_client(grpc).build_server(grpc).bytes(".").compile_fds(descriptors)?;
+    Ok(())
+}

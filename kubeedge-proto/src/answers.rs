@@ -1,0 +1,42 @@
+//! Which answer each actor message has: the contract between components.
+
+use actix::Message;
+
+use crate::v1;
+
+macro_rules! answers {
+    ($($message:ident => $answer:ty;)*) => {$(
+        impl Message for v1::$message {
+            type Result = $answer;
+        }
+    )*};
+}
+
+answers! {
+    // edge
+    ApplyState => v1::Settled;
+    CompleteInventory => v1::Settled;
+    StoreBookmark => v1::Settled;
+    DescribeStore => v1::StoreDescription;
+    SessionStarted => v1::Settled;
+    ListInventory => v1::InventoryList;
+    ReportStatus => v1::Settled;
+    PendingReports => v1::PendingReportsList;
+    ReportSettled => ();
+    ReportsPending => ();
+    ReadObjects => v1::ObjectList;
+    ObjectsChanged => ();
+    KindCompleted => ();
+    CallCloud => v1::CallReply;
+    PublishEvent => v1::Settled;
+    LinkStateChanged => ();
+    QueryProgress => v1::Progress;
+    // cloud
+    QueryDesired => v1::DesiredState;
+    SendToNode => ();
+    SendComplete => ();
+    ApplyFromNode => v1::Settled;
+    CallFromNode => v1::CallReply;
+    NodeSessionChanged => ();
+    NodeHeartbeat => ();
+}

@@ -1,0 +1,28 @@
+//! The messages of KubeEdge actors.
+//!
+//! - [`v1`]: the wire and actor types, generated from `proto/kubeedge/v1`.
+//! - [`cri`] (feature `cri`): the client side of the Kubernetes Container Runtime Interface v1.
+//! - [`NodeName`], [`digest`], [`body`]: the rules that belong to the types.
+//!
+//! Nothing here does I/O.
+
+#[cfg(feature = "actix")]
+mod answers;
+pub mod body;
+pub mod digest;
+mod names;
+
+pub use names::{InvalidNodeName, NodeName, resource};
+
+/// Generated from `proto/kubeedge/v1`.
+#[allow(missing_docs, clippy::all, clippy::unwrap_used, clippy::expect_used)]
+pub mod v1 {
+    include!(concat!(env!("OUT_DIR"), "/kubeedge.v1.rs"));
+}
+
+/// Generated from `proto/runtime/v1/api.proto`, the parts of CRI v1 that Edged uses.
+#[cfg(feature = "cri")]
+#[allow(missing_docs, clippy::all, clippy::unwrap_used, clippy::expect_used)]
+pub mod cri {
+    include!(concat!(env!("OUT_DIR"), "/runtime.v1.rs"));
+}
