@@ -8,6 +8,7 @@ const FILES: &[&str] = &[
     "kubeedge/v1/link.proto",
     "kubeedge/v1/enrolment.proto",
     "kubeedge/v1/actors.proto",
+    "kubeedge/v1/edge_store.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

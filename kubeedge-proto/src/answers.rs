@@ -32,9 +32,9 @@ answers! {
     LinkStateChanged => ();
     QueryProgress => v1::Progress;
     // cloud
+    QueryCluster => v1::Cluster;
     QueryDesired => v1::DesiredState;
     SendToNode => ();
-    SendComplete => ();
     ApplyFromNode => v1::Settled;
     CallFromNode => v1::CallReply;
     NodeSessionChanged => ();

@@ -12,7 +12,7 @@ pub mod body;
 pub mod digest;
 mod names;
 
-pub use names::{InvalidNodeName, NodeName, resource};
+pub use names::{InvalidNodeName, NodeName, is_dns_subdomain, resource};
 
 /// Generated from `proto/kubeedge/v1`.
 #[allow(missing_docs, clippy::all, clippy::unwrap_used, clippy::expect_used)]

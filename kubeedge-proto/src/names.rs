@@ -48,19 +48,26 @@ impl FromStr for NodeName {
     type Err = InvalidNodeName;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let label = |label: &str| {
-            !label.is_empty()
-                && !label.starts_with('-')
-                && !label.ends_with('-')
-                && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-        };
-        if text.len() <= 253 && text.split('.').all(label) {
+        if is_dns_subdomain(text) {
             Ok(Self(text.to_owned()))
         } else {
             let shown: String = text.chars().take(260).collect();
             Err(InvalidNodeName(shown))
         }
     }
+}
+
+/// Whether this is a DNS-1123 subdomain of at most 253 characters, as nearly every name in Kubernetes must be.
+///
+/// Nothing that passes can leave its segment of a URL or file path.
+pub fn is_dns_subdomain(text: &str) -> bool {
+    let label = |label: &str| {
+        !label.is_empty()
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+    };
+    text.len() <= 253 && text.split('.').all(label)
 }
 
 impl fmt::Display for NodeName {
@@ -105,6 +112,35 @@ pub mod resource {
     }
 }
 
+impl ResourceType {
+    /// `apiVersion` of its objects: `v1`, `coordination.k8s.io/v1`.
+    pub fn api_version(&self) -> String {
+        if self.group.is_empty() { self.version.clone() } else { format!("{}/{}", self.group, self.version) }
+    }
+
+    /// The path an API server serves one object of it under, or the collection when `name` is `None`.
+    ///
+    /// `namespace` is left out when empty: cluster-scoped objects, or a list over all namespaces.
+    pub fn path(&self, namespace: &str, name: Option<&str>) -> String {
+        let mut path = if self.group.is_empty() {
+            format!("/api/{}", self.version)
+        } else {
+            format!("/apis/{}/{}", self.group, self.version)
+        };
+        if !namespace.is_empty() {
+            path.push_str("/namespaces/");
+            path.push_str(namespace);
+        }
+        path.push('/');
+        path.push_str(&self.resource);
+        if let Some(name) = name {
+            path.push('/');
+            path.push_str(name);
+        }
+        path
+    }
+}
+
 impl fmt::Display for ResourceType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.group.is_empty() {
@@ -127,6 +163,11 @@ impl ObjectKey {
     /// A key in a namespace; an empty namespace means cluster scope.
     pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
         Self { namespace: namespace.into(), name: name.into() }
+    }
+
+    /// Whether both parts are names that Kubernetes could have given (RBAC names with colons aside).
+    pub fn is_valid(&self) -> bool {
+        (self.namespace.is_empty() || is_dns_subdomain(&self.namespace)) && is_dns_subdomain(&self.name)
     }
 }
 

@@ -1,0 +1,394 @@
+//! What each node should hold. Pure: watch events in, effects out.
+//!
+//! Pods are indexed by the node they are bound to; ConfigMaps and Secrets by the nodes whose pods name them. A pod is
+//! held back until everything it names is known (there or absent), so that configuration always precedes it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    time::Duration,
+};
+
+use kubeedge_proto::{
+    digest::{project, projection_hash},
+    resource,
+    v1::{DesiredKind, DesiredState, KubeObject, ObjectKey, ObjectTombstone, ObjectUpsert, ResourceType},
+};
+use serde_json::Value;
+
+use super::references::{ConfigKey, ConfigKind, references};
+
+/// How long a pod waits for what it names to become known, before it is sent without.
+///
+/// Longer than a list request takes; after it the node itself reports what is missing.
+pub const HOLD: Duration = Duration::from_secs(5);
+
+/// What follows from an event.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Begin to watch this object.
+    Watch(ConfigKey),
+    /// Nobody needs it any more.
+    Unwatch(ConfigKey),
+    /// This version is desired at the node.
+    Upsert(String, ObjectUpsert),
+    /// No longer desired at the node.
+    Tombstone(String, ObjectTombstone),
+}
+
+type PodKey = (String, String);
+
+struct PodEntry {
+    node: String,
+    object: KubeObject,
+    names: BTreeSet<ConfigKey>,
+    /// Set while the pod waits for something it names.
+    held_since: Option<Duration>,
+}
+
+#[derive(Default)]
+struct ConfigEntry {
+    known: Known,
+    /// resourceVersion up to which `known` holds.
+    as_of: u64,
+    /// Pods that name it, per node.
+    users: HashMap<String, u32>,
+}
+
+#[derive(Default)]
+enum Known {
+    #[default]
+    NotYet,
+    Absent,
+    Present(Box<KubeObject>),
+}
+
+/// The desired state of all nodes.
+#[derive(Default)]
+pub struct Desired {
+    pods: BTreeMap<PodKey, PodEntry>,
+    by_node: HashMap<String, BTreeSet<PodKey>>,
+    configs: HashMap<ConfigKey, ConfigEntry>,
+    waiting: HashMap<ConfigKey, HashSet<PodKey>>,
+    pods_as_of: Option<u64>,
+}
+
+impl Desired {
+    /// The node and uid of a pod, when it is bound and known.
+    pub fn pod(&self, namespace: &str, name: &str) -> Option<(&str, &str)> {
+        let entry = self.pods.get(&(namespace.to_owned(), name.to_owned()))?;
+        Some((&entry.node, &entry.object.uid))
+    }
+
+    /// Whether any pod of `node` names this object.
+    pub fn names(&self, node: &str, key: &ConfigKey) -> bool {
+        self.configs.get(key).is_some_and(|config| config.users.contains_key(node))
+    }
+
+    /// A complete list of the bound pods at a resourceVersion: what is not in it is gone.
+    pub fn pods_replaced(&mut self, now: Duration, pods: Vec<Value>, as_of: u64) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        let mut listed = HashSet::new();
+        for pod in pods {
+            listed.insert(key_of(&pod));
+            self.apply_pod(now, pod, &mut effects);
+        }
+        let gone: Vec<PodKey> = self.pods.keys().filter(|key| !listed.contains(*key)).cloned().collect();
+        for key in gone {
+            self.remove_pod(&key, as_of, &mut effects);
+        }
+        self.pods_as_of = Some(as_of);
+        effects
+    }
+
+    /// A pod was added or modified.
+    pub fn pod_applied(&mut self, now: Duration, pod: Value) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        let version = version_of(&pod);
+        self.apply_pod(now, pod, &mut effects);
+        self.pods_bookmark(version);
+        effects
+    }
+
+    /// A pod was deleted.
+    pub fn pod_deleted(&mut self, pod: &Value) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        let (key, version) = (key_of(pod), version_of(pod));
+        let uid = text(pod, "/metadata/uid");
+        if self.pods.get(&key).is_some_and(|entry| entry.object.uid == uid) {
+            self.remove_pod(&key, version, &mut effects);
+        }
+        self.pods_bookmark(version);
+        effects
+    }
+
+    /// The resourceVersion up to which the pods are known; 0 before the first list.
+    pub fn version(&self) -> u64 {
+        self.pods_as_of.unwrap_or(0)
+    }
+
+    /// The pod watch has come to here.
+    pub fn pods_bookmark(&mut self, version: u64) {
+        if let Some(as_of) = &mut self.pods_as_of {
+            *as_of = (*as_of).max(version);
+        }
+    }
+
+    /// A ConfigMap or Secret is there (in this version) or absent, as of a resourceVersion.
+    pub fn config_known(&mut self, key: &ConfigKey, object: Option<Value>, as_of: u64) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        let Some(config) = self.configs.get_mut(key) else { return effects };
+        config.as_of = config.as_of.max(as_of);
+        let before = std::mem::replace(
+            &mut config.known,
+            object.map_or(Known::Absent, |object| Known::Present(Box::new(envelope_of(config_type(key.kind), object)))),
+        );
+        let mut nodes: Vec<&String> = config.users.keys().collect();
+        nodes.sort_unstable();
+        match (&before, &config.known) {
+            (Known::Present(old), Known::Present(new))
+                if old.uid == new.uid && old.projection_hash == new.projection_hash => {}
+            (before, Known::Present(new)) => {
+                for node in nodes {
+                    // Recreated under the same name: the old one ends first.
+                    if let Known::Present(old) = before
+                        && old.uid != new.uid
+                    {
+                        effects.push(Effect::Tombstone(node.clone(), tombstone(old, as_of)));
+                    }
+                    effects.push(Effect::Upsert(node.clone(), upsert(new)));
+                }
+            }
+            (Known::Present(old), _) => {
+                for node in nodes {
+                    effects.push(Effect::Tombstone(node.clone(), tombstone(old, as_of)));
+                }
+            }
+            _ => {}
+        }
+        let mut released: Vec<PodKey> = self.waiting.remove(key).unwrap_or_default().into_iter().collect();
+        released.sort_unstable();
+        for pod in released {
+            self.release_if_ready(&pod, &mut effects);
+        }
+        effects
+    }
+
+    /// The watch of a ConfigMap or Secret has come to here.
+    pub fn config_bookmark(&mut self, key: &ConfigKey, version: u64) {
+        if let Some(config) = self.configs.get_mut(key) {
+            config.as_of = config.as_of.max(version);
+        }
+    }
+
+    /// Lets go of pods that have waited longer than [`HOLD`].
+    pub fn tick(&mut self, now: Duration) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        for entry in self.pods.values_mut() {
+            if entry.held_since.is_some_and(|since| now.saturating_sub(since) >= HOLD) {
+                entry.held_since = None;
+                effects.push(Effect::Upsert(entry.node.clone(), upsert(&entry.object)));
+            }
+        }
+        effects
+    }
+
+    /// Whether every kind is complete for this node.
+    pub fn is_complete(&self, node: &str) -> bool {
+        self.pods_as_of.is_some()
+            && self.pods_of(node).all(|pod| {
+                pod.held_since.is_none()
+                    && pod
+                        .names
+                        .iter()
+                        .all(|key| self.configs.get(key).is_some_and(|config| !matches!(config.known, Known::NotYet)))
+            })
+    }
+
+    /// Everything desired at one node, what is needed before what needs it.
+    pub fn snapshot(&self, node: &str) -> DesiredState {
+        let names: BTreeSet<&ConfigKey> = self.pods_of(node).flat_map(|pod| &pod.names).collect();
+        let config = |kind| {
+            let entries = || names.iter().filter(|key| key.kind == kind).filter_map(|key| self.configs.get(*key));
+            DesiredKind {
+                r#type: Some(config_type(kind)),
+                complete: self.pods_as_of.is_some() && entries().all(|config| !matches!(config.known, Known::NotYet)),
+                as_of: entries().map(|config| config.as_of).min().or(self.pods_as_of).unwrap_or(0),
+                objects: entries()
+                    .filter_map(|config| match &config.known {
+                        Known::Present(object) => Some(upsert(object)),
+                        Known::Absent | Known::NotYet => None,
+                    })
+                    .collect(),
+            }
+        };
+        let pods = DesiredKind {
+            r#type: Some(resource::pods()),
+            complete: self.pods_as_of.is_some() && self.pods_of(node).all(|pod| pod.held_since.is_none()),
+            as_of: self.pods_as_of.unwrap_or(0),
+            objects: self.pods_of(node).filter(|pod| pod.held_since.is_none()).map(|pod| upsert(&pod.object)).collect(),
+        };
+        DesiredState { kinds: vec![config(ConfigKind::ConfigMap), config(ConfigKind::Secret), pods] }
+    }
+
+    fn pods_of(&self, node: &str) -> impl Iterator<Item = &PodEntry> {
+        self.by_node.get(node).into_iter().flatten().filter_map(|key| self.pods.get(key))
+    }
+
+    fn apply_pod(&mut self, now: Duration, pod: Value, effects: &mut Vec<Effect>) {
+        let node = text(&pod, "/spec/nodeName").to_owned();
+        if node.is_empty() {
+            return;
+        }
+        let key = key_of(&pod);
+        let names = references(&pod);
+        let object = envelope_of(resource::pods(), pod);
+        if let Some(old) = self.pods.get_mut(&key) {
+            if old.object.uid == object.uid && old.object.projection_hash == object.projection_hash {
+                old.object.resource_version = object.resource_version;
+                return;
+            }
+            if old.object.uid != object.uid || old.node != node {
+                self.remove_pod(&key, object.version(), effects);
+            }
+        }
+        // New names first, so that an object both versions name is neither dropped nor sent again.
+        for name in &names {
+            self.add_user(name, &node, effects);
+        }
+        if let Some(old) = self.pods.remove(&key) {
+            for name in &old.names {
+                self.remove_user(name, &old.node, object.version(), effects);
+            }
+        }
+        self.by_node.entry(node.clone()).or_default().insert(key.clone());
+        let unknown: Vec<&ConfigKey> = names
+            .iter()
+            .filter(|name| self.configs.get(*name).is_some_and(|config| matches!(config.known, Known::NotYet)))
+            .collect();
+        let held_since = (!unknown.is_empty()).then_some(now);
+        for name in unknown {
+            self.waiting.entry(name.clone()).or_default().insert(key.clone());
+        }
+        if held_since.is_none() {
+            effects.push(Effect::Upsert(node.clone(), upsert(&object)));
+        }
+        self.pods.insert(key, PodEntry { node, object, names, held_since });
+    }
+
+    fn remove_pod(&mut self, key: &PodKey, as_of: u64, effects: &mut Vec<Effect>) {
+        let Some(entry) = self.pods.remove(key) else { return };
+        if let Some(pods) = self.by_node.get_mut(&entry.node) {
+            pods.remove(key);
+            if pods.is_empty() {
+                self.by_node.remove(&entry.node);
+            }
+        }
+        effects.push(Effect::Tombstone(entry.node.clone(), tombstone(&entry.object, as_of)));
+        for name in &entry.names {
+            if let Some(waiting) = self.waiting.get_mut(name) {
+                waiting.remove(key);
+                if waiting.is_empty() {
+                    self.waiting.remove(name);
+                }
+            }
+            self.remove_user(name, &entry.node, as_of, effects);
+        }
+    }
+
+    fn add_user(&mut self, key: &ConfigKey, node: &str, effects: &mut Vec<Effect>) {
+        let config = self.configs.entry(key.clone()).or_insert_with(|| {
+            effects.push(Effect::Watch(key.clone()));
+            ConfigEntry::default()
+        });
+        let users = config.users.entry(node.to_owned()).or_insert(0);
+        *users += 1;
+        if *users == 1
+            && let Known::Present(object) = &config.known
+        {
+            effects.push(Effect::Upsert(node.to_owned(), upsert(object)));
+        }
+    }
+
+    fn remove_user(&mut self, key: &ConfigKey, node: &str, as_of: u64, effects: &mut Vec<Effect>) {
+        let Some(config) = self.configs.get_mut(key) else { return };
+        let Some(users) = config.users.get_mut(node) else { return };
+        *users -= 1;
+        if *users > 0 {
+            return;
+        }
+        config.users.remove(node);
+        if let Known::Present(object) = &config.known {
+            effects.push(Effect::Tombstone(node.to_owned(), tombstone(object, as_of)));
+        }
+        if config.users.is_empty() {
+            self.configs.remove(key);
+            effects.push(Effect::Unwatch(key.clone()));
+        }
+    }
+
+    fn release_if_ready(&mut self, key: &PodKey, effects: &mut Vec<Effect>) {
+        let Some(entry) = self.pods.get_mut(key) else { return };
+        let known =
+            |name: &ConfigKey| self.configs.get(name).is_some_and(|config| !matches!(config.known, Known::NotYet));
+        if entry.held_since.is_some() && entry.names.iter().all(known) {
+            entry.held_since = None;
+            effects.push(Effect::Upsert(entry.node.clone(), upsert(&entry.object)));
+        }
+    }
+}
+
+fn config_type(kind: ConfigKind) -> ResourceType {
+    match kind {
+        ConfigKind::ConfigMap => resource::config_maps(),
+        ConfigKind::Secret => resource::secrets(),
+    }
+}
+
+fn upsert(object: &KubeObject) -> ObjectUpsert {
+    ObjectUpsert { object: Some(object.clone()), needs: Vec::new() }
+}
+
+fn tombstone(object: &KubeObject, as_of: u64) -> ObjectTombstone {
+    ObjectTombstone {
+        r#type: object.r#type.clone(),
+        key: object.key.clone(),
+        uid: object.uid.clone(),
+        resource_version: as_of.max(object.version()).to_string(),
+    }
+}
+
+/// Projects an object and puts it into its typed envelope.
+fn envelope_of(type_: ResourceType, mut object: Value) -> KubeObject {
+    let resource_version = text(&object, "/metadata/resourceVersion").to_owned();
+    let uid = text(&object, "/metadata/uid").to_owned();
+    let (namespace, name) = key_of(&object);
+    project(&mut object);
+    // Items of a list come without these two, events of a watch with them: the projection has them always.
+    if let Some(fields) = object.as_object_mut() {
+        fields.insert("apiVersion".into(), type_.api_version().into());
+        fields.insert("kind".into(), type_.kind.clone().into());
+    }
+    KubeObject {
+        r#type: Some(type_),
+        key: Some(ObjectKey { namespace, name }),
+        uid,
+        resource_version,
+        projection_hash: projection_hash(&object),
+        json: object.to_string().into(),
+    }
+}
+
+fn key_of(object: &Value) -> PodKey {
+    (text(object, "/metadata/namespace").to_owned(), text(object, "/metadata/name").to_owned())
+}
+
+fn version_of(object: &Value) -> u64 {
+    text(object, "/metadata/resourceVersion").parse().unwrap_or(0)
+}
+
+fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
+    object.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,176 @@
+//! List, then watch from the list's resourceVersion; list again when the watch is lost.
+//!
+//! `kube::runtime::watcher` does the same but keeps the list's resourceVersion to itself, and without it nobody may
+//! conclude that an object is gone.
+
+use std::time::Duration;
+
+use futures_util::{StreamExt, TryStreamExt};
+use kube::{
+    Client,
+    core::{
+        Request, WatchEvent,
+        params::{ListParams, WatchParams},
+    },
+};
+use serde::Deserialize;
+use serde_json::Value;
+use thiserror::Error;
+
+/// Objects asked for in one page of a list.
+const PAGE: u32 = 500;
+/// The server ends a watch after this long, in seconds; it is then taken up where it was.
+const WATCH_SECONDS: u32 = 290;
+/// A watch that says nothing for this much longer than it may live is dead.
+const WATCH_SILENCE: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 10);
+/// Back-off between failed attempts: doubled from the first to the last.
+const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+
+/// What is watched.
+#[derive(Clone, Debug)]
+pub struct Scope {
+    /// Path of the collection, e.g. `/api/v1/pods`.
+    pub path: String,
+    /// Field selector, e.g. `spec.nodeName!=`.
+    pub fields: String,
+}
+
+/// What a watch tells.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// The complete list at a resourceVersion.
+    Replaced(Vec<Value>, u64),
+    /// Added or modified.
+    Applied(Value),
+    /// Deleted.
+    Deleted(Value),
+    /// Everything up to this resourceVersion has been told.
+    Bookmark(u64),
+}
+
+/// Why a list or watch ended. Always followed by a new attempt.
+#[derive(Debug, Error)]
+enum Interrupted {
+    #[error("API server: {0}")]
+    Api(#[from] kube::Error),
+    #[error("request: {0}")]
+    Request(#[from] kube::core::request::Error),
+    #[error("watch: {code} {message}")]
+    Watch { code: u16, message: String },
+    #[error("watch was silent for {0:?}")]
+    Silent(Duration),
+    #[error("resourceVersion {0:?} is not a number")]
+    Version(String),
+}
+
+#[derive(Deserialize)]
+struct List {
+    #[serde(default)]
+    metadata: ListMeta,
+    items: Vec<Value>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ListMeta {
+    #[serde(default)]
+    resource_version: String,
+    #[serde(default, rename = "continue")]
+    next: String,
+}
+
+/// Runs until `tell` says that nobody listens any more (returns false).
+pub async fn run<F>(client: Client, scope: Scope, mut tell: impl FnMut(Change) -> F)
+where
+    F: Future<Output = bool>,
+{
+    let mut pause = RETRY.0;
+    loop {
+        let mut listening = true;
+        let ended = list_and_watch(&client, &scope, &mut tell, &mut listening, &mut pause).await;
+        if !listening {
+            return;
+        }
+        if let Err(error) = ended {
+            tracing::warn!(path = %scope.path, fields = %scope.fields, retry_in = ?pause, "watch interrupted: {error}");
+        }
+        let jitter = rand::random_range(0.5..1.0);
+        tokio::time::sleep(pause.mul_f64(jitter)).await;
+        pause = (pause * 2).min(RETRY.1);
+    }
+}
+
+async fn list_and_watch<F>(
+    client: &Client,
+    scope: &Scope,
+    tell: &mut impl FnMut(Change) -> F,
+    listening: &mut bool,
+    pause: &mut Duration,
+) -> Result<(), Interrupted>
+where
+    F: Future<Output = bool>,
+{
+    let (items, mut version) = list(client, scope).await?;
+    *listening = tell(Change::Replaced(items, version)).await;
+    *pause = RETRY.0;
+    while *listening {
+        let params =
+            WatchParams { field_selector: Some(scope.fields.clone()), ..WatchParams::default() }.timeout(WATCH_SECONDS);
+        let request = Request::new(&scope.path).watch(&params, &version.to_string())?;
+        let stream = client.request_events::<Value>(request).await?;
+        let mut stream = std::pin::pin!(stream.map_err(Interrupted::from));
+        loop {
+            let next = tokio::time::timeout(WATCH_SILENCE, stream.next()).await;
+            let event = match next {
+                Err(_) => return Err(Interrupted::Silent(WATCH_SILENCE)),
+                // The server's own time limit: go on from where it was.
+                Ok(None) => break,
+                Ok(Some(event)) => event?,
+            };
+            let change = match event {
+                WatchEvent::Added(object) | WatchEvent::Modified(object) => {
+                    version = version.max(version_of(&object)?);
+                    Change::Applied(object)
+                }
+                WatchEvent::Deleted(object) => {
+                    version = version.max(version_of(&object)?);
+                    Change::Deleted(object)
+                }
+                WatchEvent::Bookmark(bookmark) => {
+                    version = version.max(parse(&bookmark.metadata.resource_version)?);
+                    Change::Bookmark(version)
+                }
+                WatchEvent::Error(status) => {
+                    return Err(Interrupted::Watch { code: status.code, message: status.message.clone() });
+                }
+            };
+            *listening = tell(change).await;
+            if !*listening {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn list(client: &Client, scope: &Scope) -> Result<(Vec<Value>, u64), Interrupted> {
+    let mut all = Vec::new();
+    let mut params = ListParams::default().fields(&scope.fields).limit(PAGE);
+    loop {
+        let request = Request::new(&scope.path).list(&params)?;
+        let mut page: List = client.request(request).await?;
+        all.append(&mut page.items);
+        if page.metadata.next.is_empty() {
+            return Ok((all, parse(&page.metadata.resource_version)?));
+        }
+        params = params.continue_token(&page.metadata.next);
+    }
+}
+
+fn version_of(object: &Value) -> Result<u64, Interrupted> {
+    parse(object.pointer("/metadata/resourceVersion").and_then(Value::as_str).unwrap_or_default())
+}
+
+fn parse(version: &str) -> Result<u64, Interrupted> {
+    version.parse().map_err(|_| Interrupted::Version(version.to_owned()))
+}

@@ -1,0 +1,228 @@
+//! What of a status and of a Node belongs to the node that reports it. Pure.
+//!
+//! The cloud writes only these fields, so that a node's report never overwrites what others own: the scheduler's
+//! `PodScheduled`, readiness gates, the eviction API's `DisruptionTarget`, routes' `NetworkUnavailable`, attached
+//! volumes, users' labels and taints.
+
+use serde_json::{Map, Value, json};
+
+/// Fields of a pod's status that a kubelet owns. `conditions` is merged by type, see [`POD_CONDITIONS`].
+const POD_FIELDS: &[&str] = &[
+    "phase",
+    "message",
+    "reason",
+    "hostIP",
+    "hostIPs",
+    "podIP",
+    "podIPs",
+    "startTime",
+    "initContainerStatuses",
+    "containerStatuses",
+    "ephemeralContainerStatuses",
+    "qosClass",
+    "resize",
+    "observedGeneration",
+];
+
+/// Pod conditions that a kubelet owns.
+const POD_CONDITIONS: &[&str] = &[
+    "PodReadyToStartContainers",
+    "Initialized",
+    "ContainersReady",
+    "Ready",
+    "PodResizePending",
+    "PodResizeInProgress",
+];
+
+/// Fields of a node's status that a kubelet owns.
+const NODE_FIELDS: &[&str] = &["capacity", "allocatable", "addresses", "daemonEndpoints", "nodeInfo", "images"];
+
+/// Node conditions that a kubelet owns.
+const NODE_CONDITIONS: &[&str] = &["Ready", "MemoryPressure", "DiskPressure", "PIDPressure"];
+
+/// Label domains a node may set on itself, besides labels outside `kubernetes.io` and `k8s.io`.
+const NODE_LABELS: &[&str] = &[
+    "kubernetes.io/hostname",
+    "kubernetes.io/os",
+    "kubernetes.io/arch",
+    "beta.kubernetes.io/os",
+    "beta.kubernetes.io/arch",
+    "node.kubernetes.io/instance-type",
+    "node-role.kubernetes.io/edge",
+    "node-role.kubernetes.io/agent",
+    "topology.kubernetes.io/region",
+    "topology.kubernetes.io/zone",
+];
+
+/// Which object a status belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// A pod's status.
+    Pod,
+    /// A node's status.
+    Node,
+}
+
+/// The strategic merge patch that writes what a node owns of `reported` and nothing else.
+///
+/// `uid` makes the API server refuse the patch (409) when the object is another one by now.
+pub fn status_patch(owner: Owner, uid: &str, reported: &Value) -> Value {
+    let (fields, conditions) = match owner {
+        Owner::Pod => (POD_FIELDS, POD_CONDITIONS),
+        Owner::Node => (NODE_FIELDS, NODE_CONDITIONS),
+    };
+    let mut status = Map::new();
+    for field in fields {
+        match reported.get(*field) {
+            Some(value) => {
+                status.insert((*field).into(), replaced(field, value));
+            }
+            // A pod's reason and message go away again; a node's capacity does not.
+            None if owner == Owner::Pod && matches!(*field, "message" | "reason") => {
+                status.insert((*field).into(), Value::Null);
+            }
+            None => {}
+        }
+    }
+    let own: Vec<Value> = reported
+        .get("conditions")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+        .filter(|condition| {
+            condition.get("type").and_then(Value::as_str).is_some_and(|type_| conditions.contains(&type_))
+        })
+        .cloned()
+        .collect();
+    if !own.is_empty() {
+        status.insert("conditions".into(), own.into());
+    }
+    let mut metadata = Map::new();
+    if !uid.is_empty() {
+        metadata.insert("uid".into(), uid.into());
+    }
+    json!({"metadata": metadata, "status": status})
+}
+
+/// Lists that a strategic patch would merge by key are replaced whole: an address that is gone must go.
+fn replaced(field: &str, value: &Value) -> Value {
+    if !matches!(field, "podIPs" | "hostIPs" | "addresses") {
+        return value.clone();
+    }
+    let mut list = value.as_array().cloned().unwrap_or_default();
+    list.push(json!({"$patch": "replace"}));
+    list.into()
+}
+
+/// What a node may say of itself when it registers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Registration {
+    /// The Node to create.
+    pub node: Value,
+    /// The merge patch for a Node that is there already: labels and annotations, never taints.
+    pub patch: Value,
+    /// Labels that a node may not set on itself; left out.
+    pub refused_labels: Vec<String>,
+}
+
+/// Keeps of a self-made Node what the node may say of itself.
+pub fn registration(name: &str, reported: &Value) -> Registration {
+    let mut refused_labels = Vec::new();
+    let mut labels = Map::new();
+    for (label, value) in reported.pointer("/metadata/labels").and_then(Value::as_object).into_iter().flatten() {
+        if may_label(label) && value.is_string() {
+            labels.insert(label.clone(), value.clone());
+        } else {
+            refused_labels.push(label.clone());
+        }
+    }
+    let annotations = reported.pointer("/metadata/annotations").cloned().unwrap_or_else(|| json!({}));
+    let mut spec = Map::new();
+    for field in ["taints", "unschedulable"] {
+        if let Some(value) = reported.pointer(&format!("/spec/{field}")) {
+            spec.insert(field.into(), value.clone());
+        }
+    }
+    Registration {
+        node: json!({
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": name, "labels": labels, "annotations": annotations},
+            "spec": spec,
+        }),
+        patch: json!({"metadata": {"labels": labels, "annotations": annotations}}),
+        refused_labels,
+    }
+}
+
+fn may_label(label: &str) -> bool {
+    if NODE_LABELS.contains(&label) {
+        return true;
+    }
+    let domain = label.split_once('/').map_or("", |(domain, _)| domain);
+    let under = |parent: &str| domain == parent || domain.ends_with(&format!(".{parent}"));
+    domain == "kubelet.kubernetes.io"
+        || domain.ends_with(".kubelet.kubernetes.io")
+        || domain == "node.kubernetes.io"
+        || !(under("kubernetes.io") || under("k8s.io"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_own_of_a_pod_stays_out_of_the_patch() {
+        let reported = json!({
+            "phase": "Running",
+            "nominatedNodeName": "x",
+            "conditions": [{"type": "Ready", "status": "True"}, {"type": "PodScheduled", "status": "False"},
+                           {"type": "example.com/gate", "status": "True"}],
+            "podIPs": [{"ip": "10.0.0.2"}],
+        });
+        assert_eq!(
+            status_patch(Owner::Pod, "u1", &reported),
+            json!({
+                "metadata": {"uid": "u1"},
+                "status": {
+                    "phase": "Running", "message": null, "reason": null,
+                    "conditions": [{"type": "Ready", "status": "True"}],
+                    "podIPs": [{"ip": "10.0.0.2"}, {"$patch": "replace"}],
+                },
+            })
+        );
+    }
+
+    #[test]
+    fn a_node_keeps_its_hands_off_foreign_conditions_and_volumes() {
+        let reported = json!({
+            "capacity": {"cpu": "2"}, "volumesAttached": [],
+            "conditions": [{"type": "Ready", "status": "True"}, {"type": "NetworkUnavailable", "status": "False"}],
+        });
+        assert_eq!(
+            status_patch(Owner::Node, "u", &reported)["status"],
+            json!({"capacity": {"cpu": "2"}, "conditions": [{"type": "Ready", "status": "True"}]})
+        );
+    }
+
+    #[test]
+    fn a_node_labels_itself_only_where_it_may() {
+        let made = registration(
+            "e1",
+            &json!({
+                "metadata": {"name": "other", "labels": {
+                    "kubernetes.io/hostname": "e1", "site": "a", "example.com/x": "y",
+                    "node-role.kubernetes.io/edge": "", "node-role.kubernetes.io/control-plane": "",
+                    "node-restriction.kubernetes.io/a": "b", "x.k8s.io/y": "z", "bad": 1}},
+                "spec": {"taints": [{"key": "a", "effect": "NoSchedule"}], "podCIDR": "10.0.0.0/8"},
+            }),
+        );
+        assert_eq!(made.node["metadata"]["name"], "e1");
+        assert_eq!(
+            made.refused_labels,
+            ["bad", "node-restriction.kubernetes.io/a", "node-role.kubernetes.io/control-plane", "x.k8s.io/y"]
+        );
+        assert_eq!(made.node["spec"], json!({"taints": [{"key": "a", "effect": "NoSchedule"}]}));
+        assert!(made.patch.pointer("/spec").is_none(), "taints of a node that exists are its operator's");
+    }
+}

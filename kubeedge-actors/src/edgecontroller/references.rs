@@ -1,0 +1,116 @@
+//! Which ConfigMaps and Secrets a pod names.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+/// The two kinds that are watched one by one, for the pods that name them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ConfigKind {
+    /// `v1/configmaps`
+    ConfigMap,
+    /// `v1/secrets`
+    Secret,
+}
+
+/// One ConfigMap or Secret.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConfigKey {
+    /// Which of the two.
+    pub kind: ConfigKind,
+    /// Namespace: always the pod's own.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+/// Every ConfigMap and Secret that `pod` names: volumes, projected sources, `env`, `envFrom` (of init, ordinary and
+/// ephemeral containers alike) and `imagePullSecrets`.
+pub fn references(pod: &Value) -> BTreeSet<ConfigKey> {
+    let namespace = pod.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or_default();
+    let mut found = BTreeSet::new();
+    let mut add = |kind, name: Option<&Value>| {
+        if let Some(name) = name.and_then(Value::as_str).filter(|name| !name.is_empty()) {
+            found.insert(ConfigKey { kind, namespace: namespace.to_owned(), name: name.to_owned() });
+        }
+    };
+    let Some(spec) = pod.get("spec") else { return found };
+
+    for volume in items(spec, "volumes") {
+        add(ConfigKind::ConfigMap, volume.pointer("/configMap/name"));
+        add(ConfigKind::Secret, volume.pointer("/secret/secretName"));
+        if let Some(projected) = volume.get("projected") {
+            for source in items(projected, "sources") {
+                add(ConfigKind::ConfigMap, source.pointer("/configMap/name"));
+                add(ConfigKind::Secret, source.pointer("/secret/name"));
+            }
+        }
+    }
+    for list in ["initContainers", "containers", "ephemeralContainers"] {
+        for container in items(spec, list) {
+            for env in items(container, "env") {
+                add(ConfigKind::ConfigMap, env.pointer("/valueFrom/configMapKeyRef/name"));
+                add(ConfigKind::Secret, env.pointer("/valueFrom/secretKeyRef/name"));
+            }
+            for env in items(container, "envFrom") {
+                add(ConfigKind::ConfigMap, env.pointer("/configMapRef/name"));
+                add(ConfigKind::Secret, env.pointer("/secretRef/name"));
+            }
+        }
+    }
+    for secret in items(spec, "imagePullSecrets") {
+        add(ConfigKind::Secret, secret.get("name"));
+    }
+    found
+}
+
+fn items<'a>(value: &'a Value, field: &str) -> impl Iterator<Item = &'a Value> {
+    value.get(field).and_then(Value::as_array).into_iter().flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn every_place_that_can_name_a_config_is_read() {
+        let pod = json!({"metadata": {"namespace": "shop"}, "spec": {
+            "volumes": [
+                {"name": "a", "configMap": {"name": "cm-volume"}},
+                {"name": "b", "secret": {"secretName": "secret-volume"}},
+                {"name": "c", "projected": {"sources": [
+                    {"configMap": {"name": "cm-projected"}}, {"secret": {"name": "secret-projected"}},
+                    {"serviceAccountToken": {"path": "token"}}]}},
+                {"name": "d", "emptyDir": {}}],
+            "initContainers": [{"env": [{"name": "X", "valueFrom": {"configMapKeyRef": {"name": "cm-init"}}}]}],
+            "containers": [{
+                "env": [{"name": "X", "value": "1"}, {"valueFrom": {"secretKeyRef": {"name": "secret-env"}}}],
+                "envFrom": [{"configMapRef": {"name": "cm-from"}}, {"secretRef": {"name": "secret-from"}}]}],
+            "imagePullSecrets": [{"name": "pull"}]}});
+        let names: Vec<String> = references(&pod).into_iter().map(|key| key.name).collect();
+        assert_eq!(
+            names,
+            [
+                "cm-from",
+                "cm-init",
+                "cm-projected",
+                "cm-volume",
+                "pull",
+                "secret-env",
+                "secret-from",
+                "secret-projected",
+                "secret-volume"
+            ]
+        );
+        assert!(references(&pod).iter().all(|key| key.namespace == "shop"));
+    }
+
+    #[test]
+    fn a_pod_of_the_wrong_shape_names_nothing() {
+        for bad in [json!(null), json!({"spec": []}), json!({"spec": {"volumes": {"a": 1}, "containers": [1, "x"]}})] {
+            assert!(references(&bad).is_empty());
+        }
+    }
+}

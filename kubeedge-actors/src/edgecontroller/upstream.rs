@@ -1,0 +1,327 @@
+//! Writes what nodes report to the API server, and answers their calls. The shell around [`super::ownership`].
+
+use std::{sync::Arc, time::Duration};
+
+use kube::{
+    Client,
+    core::{
+        Request,
+        params::{DeleteParams, GetParams, Patch, PatchParams, PostParams, Preconditions},
+    },
+};
+use kubeedge_proto::{
+    NodeName, is_dns_subdomain, resource,
+    v1::{
+        CallReply, KubeObject, KubernetesEvent, ObjectKey, PodTerminated, RequestToken, ResourceType, Settled,
+        StatusUpdate, call_reply,
+    },
+};
+use serde_json::{Value, json};
+use thiserror::Error;
+use tokio::sync::Semaphore;
+
+use super::ownership::{Owner, registration, status_patch};
+
+/// Requests to the API server at a time, over all nodes.
+const CONCURRENT: usize = 64;
+/// Attempts for one write while the API server is overloaded or away; after them the node keeps its report and tries
+/// again itself.
+const ATTEMPTS: u32 = 5;
+/// Pause before the second attempt, doubled for each further one.
+const RETRY: Duration = Duration::from_millis(250);
+/// Who writes, in managed fields.
+const FIELD_MANAGER: &str = "kubeedge-edgecontroller";
+/// A Lease is valid for this long after a renewal, in seconds: the kubelet's own default.
+const LEASE_SECONDS: u32 = 40;
+/// Namespace of the nodes' Leases.
+const LEASE_NAMESPACE: &str = "kube-node-lease";
+
+/// The API server, as far as nodes' reports go.
+#[derive(Clone)]
+pub struct Upstream {
+    client: Client,
+    slots: Arc<Semaphore>,
+}
+
+/// Why a request did not come to an answer.
+#[derive(Debug, Error)]
+enum Failed {
+    #[error("{}", .0.message)]
+    Refused(Box<kube::core::Status>),
+    #[error("the API server does not answer: {0}")]
+    Away(String),
+}
+
+impl Failed {
+    fn code(&self) -> u16 {
+        match self {
+            Failed::Refused(status) => status.code,
+            Failed::Away(_) => 503,
+        }
+    }
+
+    fn settled(&self) -> Settled {
+        Settled::rejected(self.code().into(), self.to_string())
+    }
+
+    fn reply(&self) -> CallReply {
+        let reason = match self {
+            Failed::Refused(status) => status.reason.clone(),
+            Failed::Away(_) => "ServiceUnavailable".to_owned(),
+        };
+        CallReply::error(self.code().into(), reason, self.to_string())
+    }
+}
+
+type HttpRequest = Result<http::Request<Vec<u8>>, kube::core::request::Error>;
+
+impl Upstream {
+    /// Talks to the API server through `client`.
+    pub fn new(client: Client) -> Self {
+        Self { client, slots: Arc::new(Semaphore::new(CONCURRENT)) }
+    }
+
+    /// uid of the `kube-system` namespace, by which a cluster is told from another. `None` while it cannot be read.
+    pub async fn cluster_uid(&self) -> Option<String> {
+        match self.send(|| Request::new("/api/v1/namespaces").get("kube-system", &GetParams::default())).await {
+            Ok(namespace) => Some(text(&namespace, "/metadata/uid").to_owned()).filter(|uid| !uid.is_empty()),
+            Err(failed) => {
+                tracing::warn!("the cluster's identity (uid of namespace kube-system) cannot be read: {failed}");
+                None
+            }
+        }
+    }
+
+    /// Reads one object.
+    pub async fn get(&self, type_: &ResourceType, key: &ObjectKey) -> CallReply {
+        let request = || Request::new(type_.path(&key.namespace, None)).get(&key.name, &GetParams::default());
+        match self.send(request).await {
+            Ok(object) => object_reply(type_.clone(), &object),
+            Err(failed) => failed.reply(),
+        }
+    }
+
+    /// The node a pod is bound to, and its uid; `None` when there is no such pod.
+    pub async fn pod_binding(&self, key: &ObjectKey) -> Result<Option<(String, String)>, Settled> {
+        let path = resource::pods().path(&key.namespace, None);
+        match self.send(|| Request::new(&path).get(&key.name, &GetParams::default())).await {
+            Ok(pod) => Ok(Some((text(&pod, "/spec/nodeName").to_owned(), text(&pod, "/metadata/uid").to_owned()))),
+            Err(failed) if failed.code() == 404 => Ok(None),
+            Err(failed) => Err(failed.settled()),
+        }
+    }
+
+    /// Writes a node's or a pod's status. The caller has checked that it belongs to the reporting node.
+    pub async fn write_status(&self, owner: Owner, update: &StatusUpdate) -> Settled {
+        let Some(key) = &update.key else { return Settled::rejected(400, "a StatusUpdate names no object") };
+        match self.patch_status(owner, key, &update.uid, &update.status_json).await {
+            Ok(_) => Settled::applied(),
+            Err(settled) => settled,
+        }
+    }
+
+    /// Writes a pod's last status and lets the API object go, if it is being deleted and still the same pod.
+    pub async fn pod_terminated(&self, pod: &PodTerminated) -> Settled {
+        let Some(key) = &pod.key else { return Settled::rejected(400, "a PodTerminated names no pod") };
+        let written = match self.patch_status(Owner::Pod, key, &pod.uid, &pod.status_json).await {
+            Ok(object) => object,
+            // Gone, or another one by now: nothing is left to do for this one.
+            Err(settled) if matches!(settled.code, 404 | 409) => return Settled::superseded(),
+            Err(settled) => return settled,
+        };
+        if written.pointer("/metadata/deletionTimestamp").is_none() {
+            return Settled::applied();
+        }
+        let params = DeleteParams {
+            grace_period_seconds: Some(0),
+            preconditions: Some(Preconditions { uid: Some(pod.uid.clone()), resource_version: None }),
+            ..DeleteParams::default()
+        };
+        let path = resource::pods().path(&key.namespace, None);
+        match self.send(|| Request::new(&path).delete(&key.name, &params)).await {
+            Ok(_) => Settled::applied(),
+            Err(failed) if matches!(failed.code(), 404 | 409) => Settled::superseded(),
+            Err(failed) => failed.settled(),
+        }
+    }
+
+    /// Creates a Kubernetes Event; one that is there already under this name is brought up to date.
+    pub async fn event(&self, node: &NodeName, event: &KubernetesEvent) -> Settled {
+        let Some(object) = &event.event else { return Settled::rejected(400, "a KubernetesEvent carries no event") };
+        let Ok(mut body) = serde_json::from_slice::<Value>(&object.json) else {
+            return Settled::rejected(400, "the event is not JSON");
+        };
+        let namespace = text(&body, "/metadata/namespace").to_owned();
+        let name = text(&body, "/metadata/name").to_owned();
+        if !is_dns_subdomain(&namespace) || !is_dns_subdomain(&name) || !body.is_object() {
+            return Settled::rejected(400, "the event has no namespace and name");
+        }
+        // A node speaks for itself only.
+        body["source"]["host"] = node.as_str().into();
+        let path = resource::events().path(&namespace, None);
+        let bytes = body.to_string().into_bytes();
+        match self.send(|| Request::new(&path).create(&post(), bytes.clone())).await {
+            Ok(_) => Settled::applied(),
+            Err(failed) if failed.code() == 409 => {
+                let patch = Patch::Merge(json!({
+                    "count": body["count"], "lastTimestamp": body["lastTimestamp"], "message": body["message"],
+                }));
+                match self.send(|| Request::new(&path).patch(&name, &patch_params(), &patch)).await {
+                    Ok(_) => Settled::applied(),
+                    Err(failed) => failed.settled(),
+                }
+            }
+            Err(failed) => failed.settled(),
+        }
+    }
+
+    /// Creates the Node, or brings labels and annotations of an existing one up to date. Answers with the Node.
+    pub async fn register_node(&self, node: &NodeName, reported: &[u8]) -> CallReply {
+        let Ok(reported) = serde_json::from_slice::<Value>(reported) else {
+            return CallReply::error(400, "BadRequest", "the Node is not JSON");
+        };
+        let made = registration(node.as_str(), &reported);
+        if !made.refused_labels.is_empty() {
+            tracing::warn!(%node, labels = ?made.refused_labels, "a node may not set these labels on itself: left out");
+        }
+        let path = resource::nodes().path("", None);
+        let body = made.node.to_string().into_bytes();
+        let answer = match self.send(|| Request::new(&path).create(&post(), body.clone())).await {
+            Err(failed) if failed.code() == 409 => {
+                let patch = Patch::Merge(&made.patch);
+                self.send(|| Request::new(&path).patch(node.as_str(), &patch_params(), &patch)).await
+            }
+            other => other,
+        };
+        match answer {
+            Ok(object) => object_reply(resource::nodes(), &object),
+            Err(failed) => failed.reply(),
+        }
+    }
+
+    /// A token bound to a pod. The caller has checked that the pod is on the asking node.
+    pub async fn request_token(&self, wanted: &RequestToken) -> CallReply {
+        if !is_dns_subdomain(&wanted.namespace) || !is_dns_subdomain(&wanted.service_account) {
+            return CallReply::error(400, "BadRequest", "namespace and service account must be DNS-1123 names");
+        }
+        let body = json!({
+            "apiVersion": "authentication.k8s.io/v1",
+            "kind": "TokenRequest",
+            "spec": {
+                "audiences": wanted.audiences,
+                "expirationSeconds": wanted.expiration_seconds,
+                "boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": wanted.pod_name, "uid": wanted.pod_uid},
+            },
+        });
+        let path = resource::service_accounts().path(&wanted.namespace, None);
+        let bytes = body.to_string().into_bytes();
+        let request = || {
+            Request::new(&path).create_subresource(
+                "token",
+                &wanted.service_account,
+                &PostParams::default(),
+                bytes.clone(),
+            )
+        };
+        match self.send(request).await {
+            Ok(object) => {
+                let type_ = ResourceType {
+                    group: "authentication.k8s.io".into(),
+                    version: "v1".into(),
+                    resource: "tokenrequests".into(),
+                    kind: "TokenRequest".into(),
+                };
+                object_reply(type_, &object)
+            }
+            Err(failed) => failed.reply(),
+        }
+    }
+
+    /// Renews the node's Lease, making it where there is none. `now` is RFC 3339 with microseconds.
+    pub async fn renew_lease(&self, node: &NodeName, node_uid: Option<&str>, now: &str) -> Result<(), String> {
+        let path = resource::leases().path(LEASE_NAMESPACE, None);
+        let spec = json!({"holderIdentity": node.as_str(), "leaseDurationSeconds": LEASE_SECONDS, "renewTime": now});
+        let patch = Patch::Merge(json!({"spec": spec}));
+        match self.send(|| Request::new(&path).patch(node.as_str(), &patch_params(), &patch)).await {
+            Ok(_) => Ok(()),
+            Err(failed) if failed.code() == 404 => {
+                let mut metadata = json!({"name": node.as_str(), "namespace": LEASE_NAMESPACE});
+                if let Some(uid) = node_uid {
+                    metadata["ownerReferences"] =
+                        json!([{"apiVersion": "v1", "kind": "Node", "name": node.as_str(), "uid": uid}]);
+                }
+                let body = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec});
+                let bytes = body.to_string().into_bytes();
+                let made = self.send(|| Request::new(&path).create(&post(), bytes.clone())).await;
+                made.map(drop).map_err(|failed| failed.to_string())
+            }
+            Err(failed) => Err(failed.to_string()),
+        }
+    }
+
+    async fn patch_status(
+        &self,
+        owner: Owner,
+        key: &ObjectKey,
+        uid: &str,
+        status_json: &[u8],
+    ) -> Result<Value, Settled> {
+        let Ok(reported) = serde_json::from_slice::<Value>(status_json) else {
+            return Err(Settled::rejected(400, format!("the status of {key} is not JSON")));
+        };
+        let type_ = match owner {
+            Owner::Pod => resource::pods(),
+            Owner::Node => resource::nodes(),
+        };
+        let path = type_.path(&key.namespace, None);
+        let patch = Patch::Strategic(status_patch(owner, uid, &reported));
+        self.send(|| Request::new(&path).patch_subresource("status", &key.name, &PatchParams::default(), &patch))
+            .await
+            .map_err(|failed| failed.settled())
+    }
+
+    /// Sends a request, again after a pause when the API server is overloaded or away.
+    async fn send(&self, request: impl Fn() -> HttpRequest) -> Result<Value, Failed> {
+        let _slot = self.slots.acquire().await.map_err(|_| Failed::Away("shutting down".into()))?;
+        let mut attempt = 1;
+        loop {
+            let request = request().map_err(|error| Failed::Away(error.to_string()))?;
+            let failed = match self.client.request::<Value>(request).await {
+                Ok(answer) => return Ok(answer),
+                Err(kube::Error::Api(status)) => Failed::Refused(status),
+                Err(error) => Failed::Away(error.to_string()),
+            };
+            let passing = failed.code() == 429 || failed.code() >= 500;
+            if !passing || attempt == ATTEMPTS {
+                return Err(failed);
+            }
+            tokio::time::sleep(RETRY * 2u32.pow(attempt - 1)).await;
+            attempt += 1;
+        }
+    }
+}
+
+fn post() -> PostParams {
+    PostParams { field_manager: Some(FIELD_MANAGER.into()), ..PostParams::default() }
+}
+
+fn patch_params() -> PatchParams {
+    PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() }
+}
+
+fn object_reply(type_: ResourceType, object: &Value) -> CallReply {
+    CallReply {
+        result: Some(call_reply::Result::Object(KubeObject {
+            r#type: Some(type_),
+            key: Some(ObjectKey::new(text(object, "/metadata/namespace"), text(object, "/metadata/name"))),
+            uid: text(object, "/metadata/uid").to_owned(),
+            resource_version: text(object, "/metadata/resourceVersion").to_owned(),
+            json: object.to_string().into(),
+            projection_hash: 0,
+        })),
+    }
+}
+
+fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
+    object.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+}
