@@ -1,1 +1,20 @@
-//! One example per user story.
+//! What the examples and the integration tests share: a way to run real containers on one machine without touching
+//! the machine's own container runtime, and without a network.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`image`] | OCI images assembled in memory from the machine's static busybox |
+//! | [`registry`] | a pull-only registry on loopback that serves them |
+//! | [`containerd`] | a private containerd with its own root, sockets, bridge and subnet |
+//! | [`process`] | child processes that end with us |
+//! | [`leftovers`] | what a run left on the machine: mounts, processes, cgroups, links |
+//! | [`http`] | one HTTP request |
+//!
+//! The programs in `src/bin` are the user stories themselves.
+
+pub mod containerd;
+pub mod http;
+pub mod image;
+pub mod leftovers;
+pub mod process;
+pub mod registry;

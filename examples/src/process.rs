@@ -1,0 +1,235 @@
+//! Child processes with a log file each, that end with us: asked with SIGTERM, given time, then killed.
+
+use std::{
+    ffi::{OsStr, OsString},
+    fs::File,
+    io::{Read, Seek, SeekFrom},
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::process::{Child, Command};
+
+/// Where programs are looked for beside `PATH`: users other than root often lack the `sbin` folders.
+const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// `PATH` for us and our children.
+pub fn search_path() -> OsString {
+    match std::env::var_os("PATH") {
+        Some(mut path) if !path.is_empty() => {
+            path.push(":");
+            path.push(SYSTEM_PATH);
+            path
+        }
+        _ => SYSTEM_PATH.into(),
+    }
+}
+
+/// Finds a program by name.
+pub fn find_program(name: &str) -> Option<PathBuf> {
+    std::env::split_paths(&search_path())
+        .filter(|folder| folder.is_absolute())
+        .map(|folder| folder.join(name))
+        .find(|path| rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() && path.is_file())
+}
+
+/// A program about to be started.
+pub struct Launch {
+    name: &'static str,
+    program: PathBuf,
+    arguments: Vec<OsString>,
+    environment: Vec<(OsString, OsString)>,
+    log: PathBuf,
+}
+
+impl Launch {
+    /// `name` is for messages; standard output and error go to the file `log`.
+    pub fn new(name: &'static str, program: impl Into<PathBuf>, log: impl Into<PathBuf>) -> Self {
+        Self { name, program: program.into(), arguments: Vec::new(), environment: Vec::new(), log: log.into() }
+    }
+
+    /// Adds an argument.
+    #[must_use]
+    pub fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
+        self.arguments.push(argument.as_ref().to_owned());
+        self
+    }
+
+    /// Adds an environment variable.
+    #[must_use]
+    pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        self.environment.push((name.as_ref().to_owned(), value.as_ref().to_owned()));
+        self
+    }
+
+    /// Starts it in a process group of its own, so that Ctrl-C in a terminal reaches only us.
+    ///
+    /// The kernel sends it SIGTERM when the *thread* that called this ends, so call it from the main thread or one
+    /// that lives as long as the child should (needs `setpriv` of util-linux; without it an orphan lives on).
+    pub fn spawn(self) -> Result<Process> {
+        let open = || {
+            File::options()
+                .create(true)
+                .append(true)
+                .open(&self.log)
+                .with_context(|| format!("open {}", self.log.display()))
+        };
+        let log = open()?;
+        let start = log.metadata()?.len();
+        let mut command = match find_program("setpriv") {
+            Some(setpriv) => {
+                let mut command = Command::new(setpriv);
+                command.args(["--pdeathsig", "TERM", "--"]).arg(&self.program);
+                command
+            }
+            None => Command::new(&self.program),
+        };
+        let child = command
+            .args(&self.arguments)
+            .env("PATH", search_path())
+            .envs(self.environment)
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(open()?)
+            .process_group(0)
+            .kill_on_drop(true)
+            .spawn()
+            .with_context(|| format!("{}: start {}", self.name, self.program.display()))?;
+        Ok(Process { name: self.name, child, log: self.log, start })
+    }
+}
+
+/// A running child process. Dropped without [`Process::stop`], it is killed.
+pub struct Process {
+    name: &'static str,
+    child: Child,
+    log: PathBuf,
+    /// Where this run begins in the log.
+    start: u64,
+}
+
+impl Process {
+    /// The name given at launch.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The process id; `None` once it has ended and was waited for.
+    pub fn id(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    /// The log file.
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
+    /// Waits until it ends by itself.
+    pub async fn ended(&mut self) -> Result<ExitStatus> {
+        self.child.wait().await.with_context(|| format!("{}: wait", self.name))
+    }
+
+    /// An error that says it ended too early and shows the end of its log.
+    pub fn ended_early(&self, status: ExitStatus) -> anyhow::Error {
+        anyhow::anyhow!("{} ended ({status}); {} ends with:\n{}", self.name, self.log.display(), self.log_tail())
+    }
+
+    /// The last lines that this run wrote, at most 4 KiB.
+    pub fn log_tail(&self) -> String {
+        const TAIL: u64 = 4096;
+        let read = || -> std::io::Result<String> {
+            let mut file = File::open(&self.log)?;
+            let from = file.metadata()?.len().saturating_sub(TAIL).max(self.start);
+            file.seek(SeekFrom::Start(from))?;
+            let mut bytes = Vec::new();
+            file.take(TAIL).read_to_end(&mut bytes)?;
+            Ok(String::from_utf8_lossy(&bytes).into_owned())
+        };
+        read().unwrap_or_else(|error| format!("(log not readable: {error})"))
+    }
+
+    /// SIGTERM, up to `grace` to end in order, then SIGKILL. An error says that it had to be killed.
+    pub async fn stop(mut self, grace: Duration) -> Result<ExitStatus> {
+        if let Some(status) = self.child.try_wait()? {
+            return Ok(status);
+        }
+        self.signal(Signal::TERM)?;
+        match tokio::time::timeout(grace, self.child.wait()).await {
+            Ok(status) => status.with_context(|| format!("{}: wait", self.name)),
+            Err(_) => {
+                self.child.kill().await.with_context(|| format!("{}: kill", self.name))?;
+                bail!(
+                    "{} did not end within {grace:?} of SIGTERM and was killed; see {}",
+                    self.name,
+                    self.log.display()
+                )
+            }
+        }
+    }
+
+    /// SIGKILL at once, as a crash would end it.
+    pub async fn kill(mut self) -> Result<()> {
+        self.child.kill().await.with_context(|| format!("{}: kill", self.name))
+    }
+
+    /// Sends a signal; nothing happens once the child was waited for.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let Some(pid) = self.child.id().and_then(|id| Pid::from_raw(id.cast_signed())) else { return Ok(()) };
+        kill_process(pid, signal).with_context(|| format!("{}: send {signal:?}", self.name))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(folder: &Path, script: &str) -> Process {
+        Launch::new("script", "/bin/sh", folder.join("log")).arg("-c").arg(script).spawn().unwrap()
+    }
+
+    #[tokio::test]
+    async fn stop_gives_time_to_end_in_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let fifo = folder.path().join("ready");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        let script =
+            format!("trap 'echo bye; exit 3' TERM; echo up > {}; while :; do sleep 0.05; done", fifo.display());
+        let process = shell(folder.path(), &script);
+        assert_eq!(tokio::fs::read_to_string(&fifo).await.unwrap(), "up\n");
+        let log = process.log().to_owned();
+        assert_eq!(process.stop(Duration::from_secs(20)).await.unwrap().code(), Some(3));
+        assert_eq!(std::fs::read_to_string(log).unwrap(), "bye\n");
+    }
+
+    #[tokio::test]
+    async fn stop_kills_who_does_not_listen() {
+        let folder = tempfile::tempdir().unwrap();
+        let fifo = folder.path().join("ready");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        let script = format!("trap '' TERM; echo up > {}; while :; do sleep 0.05; done", fifo.display());
+        let process = shell(folder.path(), &script);
+        tokio::fs::read_to_string(&fifo).await.unwrap();
+        let pid = process.id().unwrap();
+        let error = process.stop(Duration::from_millis(100)).await.unwrap_err();
+        assert!(error.to_string().contains("was killed"), "{error}");
+        assert!(!Path::new(&format!("/proc/{pid}")).exists());
+    }
+
+    #[tokio::test]
+    async fn an_early_end_is_reported_with_the_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut process = shell(folder.path(), "echo no such thing >&2; exit 7");
+        let status = process.ended().await.unwrap();
+        let message = process.ended_early(status).to_string();
+        assert!(message.contains("script ended (exit status: 7)") && message.contains("no such thing"), "{message}");
+    }
+
+    #[test]
+    fn finds_programs_by_name_only() {
+        assert!(find_program("sh").is_some());
+        assert!(find_program("no-such-program-here").is_none());
+    }
+}

@@ -1,0 +1,168 @@
+//! A pull-only container registry on loopback: the OCI distribution API over images held in memory.
+
+use std::{
+    collections::HashMap,
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+};
+
+use actix_web::{App, HttpResponse, HttpServer, dev::ServerHandle, http::header, web};
+use anyhow::{Context, Result};
+use serde_json::json;
+use tokio::task::JoinHandle;
+
+use crate::image::{Blob, Image, check_repository};
+
+/// Images by name, filled before the registry is started.
+#[derive(Default)]
+pub struct Catalogue {
+    blobs: HashMap<String, Blob>,
+    /// repository -> tag or digest -> manifest digest
+    manifests: HashMap<String, HashMap<String, String>>,
+}
+
+impl Catalogue {
+    /// Adds `image` as `repository:tag`.
+    pub fn with(mut self, repository: &str, tag: &str, image: &Image) -> Result<Self> {
+        check_repository(repository)?;
+        let references = self.manifests.entry(repository.to_owned()).or_default();
+        for reference in [tag, &image.manifest.digest] {
+            references.insert(reference.to_owned(), image.manifest.digest.clone());
+        }
+        for blob in image.blobs.iter().chain([&image.manifest]) {
+            self.blobs.insert(blob.digest.clone(), blob.clone());
+        }
+        Ok(self)
+    }
+
+    fn manifest(&self, repository: &str, reference: &str) -> Option<&Blob> {
+        self.blobs.get(self.manifests.get(repository)?.get(reference)?)
+    }
+}
+
+/// A running registry.
+pub struct Registry {
+    address: SocketAddr,
+    handle: ServerHandle,
+    server: JoinHandle<std::io::Result<()>>,
+}
+
+impl Registry {
+    /// Serves `catalogue` on 127.0.0.1, on `port` (0: a free one). Needs a tokio runtime.
+    pub fn start(catalogue: Catalogue, port: u16) -> Result<Self> {
+        let catalogue = web::Data::from(Arc::new(catalogue));
+        let server = HttpServer::new(move || {
+            App::new()
+                .app_data(catalogue.clone())
+                // Nothing is uploaded.
+                .app_data(web::PayloadConfig::new(0))
+                .route("/v2/", web::get().to(version))
+                .route("/v2/", web::head().to(version))
+                .route("/v2/{path:.*}", web::get().to(pull))
+                .route("/v2/{path:.*}", web::head().to(pull))
+                .default_service(web::to(unsupported))
+        })
+        .workers(1)
+        .disable_signals()
+        .shutdown_timeout(1)
+        .bind((Ipv4Addr::LOCALHOST, port))
+        .with_context(|| format!("registry: listen on 127.0.0.1:{port}"))?;
+        let address = *server.addrs().first().context("registry: no address bound")?;
+        let server = server.run();
+        Ok(Self { address, handle: server.handle(), server: tokio::spawn(server) })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The full name of an image here, as a pod spells it: `127.0.0.1:5000/quickstart/busybox:1`.
+    pub fn image(&self, repository: &str, tag: &str) -> String {
+        format!("{}/{repository}:{tag}", self.address)
+    }
+
+    /// Stops listening and waits until the server is gone.
+    pub async fn stop(self) -> Result<()> {
+        self.handle.stop(true).await;
+        self.server.await.context("registry: server task")?.context("registry: serve")
+    }
+}
+
+async fn version() -> HttpResponse {
+    HttpResponse::Ok().insert_header(("docker-distribution-api-version", "registry/2.0")).json(json!({}))
+}
+
+async fn pull(path: web::Path<String>, catalogue: web::Data<Catalogue>) -> HttpResponse {
+    match find(&catalogue, &path) {
+        // To HEAD the server sends the same headers, the length among them, and no body.
+        Ok(blob) => HttpResponse::Ok()
+            .insert_header((header::CONTENT_TYPE, blob.media_type))
+            .insert_header(("docker-content-digest", blob.digest.as_str()))
+            .body(blob.bytes.clone()),
+        Err(code) => HttpResponse::NotFound().json(errors(code, &path)),
+    }
+}
+
+async fn unsupported() -> HttpResponse {
+    HttpResponse::MethodNotAllowed().json(errors("UNSUPPORTED", "this registry only serves pulls"))
+}
+
+fn errors(code: &str, message: &str) -> serde_json::Value {
+    json!({ "errors": [{ "code": code, "message": message }] })
+}
+
+/// `<repository>/manifests/<tag or digest>` or `<repository>/blobs/<digest>`; a repository may have slashes.
+fn find<'c>(catalogue: &'c Catalogue, path: &str) -> Result<&'c Blob, &'static str> {
+    let (rest, reference) = path.rsplit_once('/').ok_or("NAME_UNKNOWN")?;
+    let (repository, what) = rest.rsplit_once('/').ok_or("NAME_UNKNOWN")?;
+    match what {
+        "manifests" => catalogue.manifest(repository, reference).ok_or("MANIFEST_UNKNOWN"),
+        "blobs" if catalogue.manifests.contains_key(repository) => catalogue.blobs.get(reference).ok_or("BLOB_UNKNOWN"),
+        _ => Err("NAME_UNKNOWN"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{http, image::busybox_layer};
+
+    fn catalogue() -> (Catalogue, Image) {
+        let image = Image::new(&busybox_layer(b"program").unwrap(), &["/bin/sh"], &[]).unwrap();
+        (Catalogue::default().with("a/b", "1", &image).unwrap(), image)
+    }
+
+    #[test]
+    fn finds_by_tag_by_digest_and_nothing_else() {
+        let (catalogue, image) = catalogue();
+        let digest = &image.manifest.digest;
+        let found = |path: &str| find(&catalogue, path).map(|blob| blob.digest.clone());
+        assert_eq!(found("a/b/manifests/1").as_ref(), Ok(digest));
+        assert_eq!(found(&format!("a/b/manifests/{digest}")).as_ref(), Ok(digest));
+        assert_eq!(found(&format!("a/b/blobs/{}", image.blobs[1].digest)).as_ref(), Ok(&image.blobs[1].digest));
+        assert_eq!(found("a/b/manifests/2"), Err("MANIFEST_UNKNOWN"));
+        assert_eq!(found(&format!("other/blobs/{}", image.blobs[1].digest)), Err("NAME_UNKNOWN"));
+        assert_eq!(found("a"), Err("NAME_UNKNOWN"));
+    }
+
+    #[tokio::test]
+    async fn serves_manifests_and_blobs_over_http() {
+        let (catalogue, image) = catalogue();
+        let registry = Registry::start(catalogue, 0).unwrap();
+        let address = registry.address();
+        let get = |path: String| async move { http::request("GET", address, &path).await };
+        let manifest = get("/v2/a/b/manifests/1".to_owned()).await.unwrap();
+        assert_eq!((manifest.status, &manifest.body), (200, &image.manifest.bytes.to_vec()));
+        let layer = get(format!("/v2/a/b/blobs/{}", image.blobs[1].digest)).await.unwrap();
+        assert_eq!(crate::image::digest(&layer.body), image.blobs[1].digest);
+        let head = http::request("HEAD", registry.address(), "/v2/a/b/manifests/1").await.unwrap();
+        let length = format!("content-length: {}", image.manifest.bytes.len());
+        assert!(head.head.to_ascii_lowercase().contains(&length), "clients take the size from HEAD: {}", head.head);
+        assert!(head.body.is_empty());
+        let missing = get("/v2/a/b/manifests/9".to_owned()).await.unwrap();
+        assert_eq!(missing.status, 404);
+        assert!(String::from_utf8(missing.body).unwrap().contains("MANIFEST_UNKNOWN"));
+        registry.stop().await.unwrap();
+    }
+}
