@@ -1,1 +1,299 @@
-//! The cloudhub module.
+//! CloudHub: the cloud's end of the link, one session per node.
+//!
+//! | | |
+//! |---|---|
+//! | listens | the link (mutual TLS; the node's name comes from its certificate) |
+//! | answers | `SendToNode` (EdgeController) |
+//! | asks | `QueryCluster`, `QueryDesired`, `ApplyFromNode`, `CallFromNode` (EdgeController) |
+//! | tells | `NodeHeartbeat`, `NodeSessionChanged` (EdgeController) |
+//! | stores | nothing: what a node should hold is derived again at each hello |
+//! | a node offline | what is sent to it is dropped and counted; the digests of its next hello show what it lacks |
+//!
+//! [`crate::link::registry`] decides who holds a node, [`crate::link::session`] speaks the protocol, [`session`] carries
+//! one node's messages between it and the controllers. A node that cannot keep up costs bounded memory: when its queue
+//! is full its session ends, and it comes back and is compared anew.
+
+mod session;
+
+use std::{collections::HashMap, net::TcpListener, sync::Arc, time::Duration};
+
+use actix::{Actor, ActorFutureExt, AsyncContext, Handler, Message, MessageResult, ResponseActFuture, WrapFuture};
+use kubeedge_proto::{
+    NodeName,
+    v1::{
+        ApplyFromNode, CallFromNode, Goodbye, GoodbyeReason, Hello, NodeHeartbeat, NodeSessionChanged, QueryCluster,
+        QueryDesired, SendToNode,
+    },
+};
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::{
+    link::{
+        registry::{Admission, Registry, replaced},
+        session::Input,
+    },
+    system::{Component, Context, Contract, Port, Ports, Stage},
+};
+
+/// Where CloudHub listens and what it allows.
+#[derive(Clone)]
+pub struct CloudHubConfig {
+    /// The link's listener, bound before the system starts so that a port in use is a start-up error.
+    pub listener: Arc<TcpListener>,
+    /// Mutual TLS: this cloud's certificate, and the authority of the nodes'.
+    pub tls: Arc<rustls::ServerConfig>,
+    /// Sessions at a time.
+    pub node_limit: usize,
+    /// The protocol's numbers.
+    pub link: crate::link::session::Config,
+}
+
+/// The component. See the module's page.
+pub struct CloudHub {
+    config: CloudHubConfig,
+    ports: Controllers,
+    registry: Registry,
+    sessions: HashMap<NodeName, Live>,
+    accepting: Option<AbortOnDropHandle<()>>,
+    /// Messages for nodes without a session.
+    dropped: u64,
+}
+
+/// A node's session as the hub sees it.
+struct Live {
+    epoch: u64,
+    inputs: mpsc::Sender<Input>,
+}
+
+/// The controllers behind the hub.
+#[derive(Clone)]
+struct Controllers {
+    cluster: Port<QueryCluster>,
+    desired: Port<QueryDesired>,
+    apply: Port<ApplyFromNode>,
+    call: Port<CallFromNode>,
+    heartbeat: Port<NodeHeartbeat>,
+    changed: Port<NodeSessionChanged>,
+}
+
+impl CloudHub {
+    /// A hub on a bound listener.
+    pub fn new(config: CloudHubConfig, ports: &Ports) -> Self {
+        Self {
+            registry: Registry::new(config.node_limit),
+            config,
+            ports: Controllers {
+                cluster: ports.port(),
+                desired: ports.port(),
+                apply: ports.port(),
+                call: ports.port(),
+                heartbeat: ports.port(),
+                changed: ports.port(),
+            },
+            sessions: HashMap::new(),
+            accepting: None,
+            dropped: 0,
+        }
+    }
+
+    /// Ends a session from this side. A queue that is full does not keep it: dropping the sender ends it too.
+    fn end(live: Live, goodbye: Goodbye) {
+        if live.inputs.try_send(Input::Close(goodbye)).is_err() {
+            tracing::debug!(epoch = live.epoch, "the session's queue is full or it has ended already");
+        }
+    }
+
+    fn tell_changed(&self, change: NodeSessionChanged, ctx: &mut Context<Self>) {
+        let port = self.ports.changed.clone();
+        ctx.spawn(
+            async move {
+                if let Err(error) = port.tell(change).await {
+                    tracing::debug!("EdgeController is stopping: {error}");
+                }
+            }
+            .into_actor(self),
+        );
+    }
+}
+
+impl Actor for CloudHub {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        match session::accept(&self.config, self.ports.clone(), ctx.address()) {
+            Ok(accepting) => self.accepting = Some(accepting),
+            Err(error) => ctx.fail(format!("the link's listener: {error}")),
+        }
+    }
+}
+
+impl Component for CloudHub {
+    const NAME: &'static str = "cloudhub";
+    const STAGE: Stage = Stage::Link;
+
+    fn contract(contract: &mut Contract<Self>) {
+        contract.answers::<SendToNode>();
+        contract.asks::<QueryCluster>();
+        contract.asks::<QueryDesired>();
+        contract.asks::<ApplyFromNode>();
+        contract.asks::<CallFromNode>();
+        contract.asks::<NodeHeartbeat>();
+        contract.asks::<NodeSessionChanged>();
+    }
+
+    fn stop(&mut self, ctx: &mut Context<Self>) -> ResponseActFuture<Self, ()> {
+        let goodbye = Goodbye {
+            reason: GoodbyeReason::ShuttingDown.into(),
+            message: "cloudcore is stopping".into(),
+            retry_after_ms: 1_000,
+        };
+        let ended: Vec<_> = self
+            .sessions
+            .drain()
+            .map(|(_, live)| {
+                let inputs = live.inputs.clone();
+                Self::end(live, goodbye.clone());
+                // Closed when the session's task has said goodbye and ended.
+                async move { inputs.closed().await }
+            })
+            .collect();
+        let _ = ctx;
+        let accepting = self.accepting.take();
+        Box::pin(
+            async move {
+                let _ = tokio::time::timeout(Duration::from_secs(2), futures_util::future::join_all(ended)).await;
+                drop(accepting);
+            }
+            .into_actor(self),
+        )
+    }
+}
+
+impl Handler<SendToNode> for CloudHub {
+    type Result = ();
+
+    fn handle(&mut self, SendToNode { node, envelope }: SendToNode, _: &mut Context<Self>) {
+        let (Ok(name), Some(envelope)) = (node.parse::<NodeName>(), envelope) else { return };
+        let Some(live) = self.sessions.get(&name) else {
+            self.dropped += 1;
+            return;
+        };
+        if let Err(error) = live.inputs.try_send(Input::Submit(envelope)) {
+            // Its next hello is compared with what is desired then: nothing is lost, and nobody waits for it.
+            tracing::warn!(%node, "the node cannot keep up: its session ends and is made anew ({error})");
+            self.sessions.remove(&name);
+        }
+    }
+}
+
+/// A connection said hello. Answered with what its session is told.
+struct Admit {
+    node: NodeName,
+    hello: Hello,
+    inputs: mpsc::Sender<Input>,
+}
+
+impl Message for Admit {
+    type Result = (Option<u64>, Input);
+}
+
+impl Handler<Admit> for CloudHub {
+    type Result = ResponseActFuture<Self, (Option<u64>, Input)>;
+
+    fn handle(&mut self, Admit { node, hello, inputs }: Admit, _: &mut Context<Self>) -> Self::Result {
+        let cluster = self.ports.cluster.clone();
+        Box::pin(
+            async move { cluster.ask(QueryCluster {}, Duration::from_secs(5)).await }.into_actor(self).map(
+                move |cluster, this, _| {
+                    let cluster = match cluster {
+                        Ok(cluster) if !cluster.uid.is_empty() => cluster,
+                        _ => {
+                            let goodbye = Goodbye {
+                                reason: GoodbyeReason::Busy.into(),
+                                message: "the cloud does not reach its API server yet".into(),
+                                retry_after_ms: 2_000,
+                            };
+                            return (None, Input::Close(goodbye));
+                        }
+                    };
+                    match this.registry.admit(&node, &hello) {
+                        Admission::Refused(goodbye) => {
+                            tracing::warn!(%node, "a connection was refused: {}", goodbye.message);
+                            (None, Input::Close(goodbye))
+                        }
+                        Admission::Admitted { epoch, replaces } => {
+                            if let Some(old) = this.sessions.remove(&node) {
+                                tracing::info!(%node, old = old.epoch, new = epoch, ?replaces, "a newer connection takes over");
+                                Self::end(old, replaced());
+                            }
+                            // From here on the node gets what is sent to it; what came before is in the answer to
+                            // the question for its desired state, which the session asks next.
+                            this.sessions.insert(node.clone(), Live { epoch, inputs });
+                            let input = Input::Admit {
+                                epoch,
+                                cluster_uid: cluster.uid,
+                                resource_version: cluster.resource_version,
+                            };
+                            (Some(epoch), input)
+                        }
+                    }
+                },
+            ),
+        )
+    }
+}
+
+/// A session stands or has ended.
+struct SessionChanged {
+    node: NodeName,
+    epoch: u64,
+    connected: bool,
+    reason: String,
+}
+
+impl Message for SessionChanged {
+    type Result = ();
+}
+
+impl Handler<SessionChanged> for CloudHub {
+    type Result = ();
+
+    fn handle(&mut self, change: SessionChanged, ctx: &mut Context<Self>) {
+        let SessionChanged { node, epoch, connected, reason } = change;
+        if !connected {
+            // The teardown of a replaced session touches nothing of its successor.
+            if !self.registry.release(&node, epoch) {
+                return;
+            }
+            if self.sessions.get(&node).is_some_and(|live| live.epoch == epoch) {
+                self.sessions.remove(&node);
+            }
+        }
+        self.tell_changed(NodeSessionChanged { node: node.to_string(), epoch, connected, reason }, ctx);
+    }
+}
+
+/// How many sessions there are, and how many messages found no session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HubCounts {
+    /// Nodes with a session.
+    pub sessions: usize,
+    /// Messages for nodes without one, since the start.
+    pub dropped: u64,
+}
+
+/// Asks for [`HubCounts`].
+pub struct CountSessions;
+
+impl Message for CountSessions {
+    type Result = HubCounts;
+}
+
+impl Handler<CountSessions> for CloudHub {
+    type Result = MessageResult<CountSessions>;
+
+    fn handle(&mut self, _: CountSessions, _: &mut Context<Self>) -> Self::Result {
+        MessageResult(HubCounts { sessions: self.sessions.len(), dropped: self.dropped })
+    }
+}

@@ -255,7 +255,13 @@ impl Desired {
         for name in &names {
             self.add_user(name, &node, effects);
         }
-        if let Some(old) = self.pods.remove(&key) {
+        let old = self.pods.remove(&key);
+        // A pod the node has already is not held: its names hardly ever change, and it must not seem to go.
+        let hold_from = match &old {
+            None => Some(now),
+            Some(old) => old.held_since,
+        };
+        if let Some(old) = old {
             for name in &old.names {
                 self.remove_user(name, &old.node, object.version(), effects);
             }
@@ -265,7 +271,7 @@ impl Desired {
             .iter()
             .filter(|name| self.configs.get(*name).is_some_and(|config| matches!(config.known, Known::NotYet)))
             .collect();
-        let held_since = (!unknown.is_empty()).then_some(now);
+        let held_since = hold_from.filter(|_| !unknown.is_empty());
         for name in unknown {
             self.waiting.entry(name.clone()).or_default().insert(key.clone());
         }

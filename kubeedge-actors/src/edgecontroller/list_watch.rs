@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::StreamExt;
 use kube::{
     Client,
     core::{
@@ -118,7 +118,7 @@ where
             WatchParams { field_selector: Some(scope.fields.clone()), ..WatchParams::default() }.timeout(WATCH_SECONDS);
         let request = Request::new(&scope.path).watch(&params, &version.to_string())?;
         let stream = client.request_events::<Value>(request).await?;
-        let mut stream = std::pin::pin!(stream.map_err(Interrupted::from));
+        let mut stream = std::pin::pin!(stream);
         loop {
             let next = tokio::time::timeout(WATCH_SILENCE, stream.next()).await;
             let event = match next {

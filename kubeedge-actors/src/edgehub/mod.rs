@@ -1,1 +1,473 @@
-//! The edgehub module.
+//! EdgeHub: the edge's end of the link.
+//!
+//! | | |
+//! |---|---|
+//! | answers | `CallCloud`, `PublishEvent` (anyone at the edge), `ReportsPending` (MetaManager) |
+//! | asks | `DescribeStore`, `SessionStarted`, `ApplyState`, `ListInventory`, `CompleteInventory`, `StoreBookmark`, `PendingReports`, `ReportSettled` (MetaManager), `QueryProgress` (Edged, if there) |
+//! | tells | `LinkStateChanged` (Edged, if there) |
+//! | stores | nothing itself; what must survive is MetaManager's |
+//! | offline | calls fail at once with `Offline`, events are refused with 503, reports wait with MetaManager; it reconnects for ever, with full jitter |
+//!
+//! The protocol is [`crate::link::session`]; this is the shell that connects it with the transport and the components.
+//! A message of the cloud is acknowledged when MetaManager has it on disk.
+
+mod connection;
+pub mod reports;
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use actix::{Actor, ActorFutureExt, AsyncContext, Handler, Message, ResponseActFuture, ResponseFuture, WrapFuture};
+use bytes::Bytes;
+use kubeedge_proto::v1::{
+    ApplyState, CallCloud, CallReply, CompleteInventory, DescribeStore, Envelope, LinkStateChanged, ListInventory,
+    PendingReports, PublishEvent, QueryProgress, ReportSettled, ReportsPending, SessionStarted, Settled, StoreBookmark,
+    envelope::Body,
+};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::task::AbortOnDropHandle;
+
+use self::reports::{FETCH, InFlight};
+use crate::{
+    link::session::{Class, Input, Output},
+    system::{Component, Context, Contract, Port, Ports, Stage},
+};
+
+/// How long MetaManager may take for one message. Its disk decides; after this the message is not acknowledged.
+const STORE_WITHIN: Duration = Duration::from_secs(30);
+/// How long Edged may take to say how it does.
+const PROGRESS_WITHIN: Duration = Duration::from_secs(2);
+/// How often Edged is asked.
+const PROGRESS_EVERY: Duration = Duration::from_secs(5);
+/// Reports that the cloud could not take are sent again after this.
+const REPORT_AGAIN: Duration = Duration::from_secs(5);
+/// Calls and events of this edge that wait for the cloud at a time; further ones are refused.
+const MAX_WAITING: usize = 512;
+
+/// Where the cloud is, and who this is.
+#[derive(Clone)]
+pub struct EdgeHubConfig {
+    /// `host:port` of the link. The host is what the cloud's certificate is checked against.
+    pub address: String,
+    /// Mutual TLS: this node's certificate, and the cloud's pinned authority.
+    pub tls: Arc<rustls::ClientConfig>,
+    /// The protocol's numbers.
+    pub link: crate::link::session::Config,
+}
+
+/// The component. See the module's page.
+pub struct EdgeHub {
+    config: EdgeHubConfig,
+    meta: Meta,
+    progress: Option<Port<QueryProgress>>,
+    link_changed: Option<Port<LinkStateChanged>>,
+    /// Dropped with this value: a rebuilt EdgeHub begins anew.
+    connecting: Option<AbortOnDropHandle<()>>,
+    /// The session's inputs, while there is one.
+    session: Option<mpsc::Sender<Input>>,
+    established: bool,
+    cluster_uid: String,
+    calls: HashMap<Bytes, oneshot::Sender<CallReply>>,
+    events: HashMap<Bytes, oneshot::Sender<Settled>>,
+    reports: InFlight,
+}
+
+/// MetaManager, as EdgeHub needs it.
+#[derive(Clone)]
+struct Meta {
+    describe: Port<DescribeStore>,
+    started: Port<SessionStarted>,
+    apply: Port<ApplyState>,
+    list: Port<ListInventory>,
+    complete: Port<CompleteInventory>,
+    bookmark: Port<StoreBookmark>,
+    pending: Port<PendingReports>,
+    settled: Port<ReportSettled>,
+}
+
+impl EdgeHub {
+    /// A hub for one cloud.
+    pub fn new(config: EdgeHubConfig, ports: &Ports) -> Self {
+        Self {
+            config,
+            meta: Meta {
+                describe: ports.port(),
+                started: ports.port(),
+                apply: ports.port(),
+                list: ports.port(),
+                complete: ports.port(),
+                bookmark: ports.port(),
+                pending: ports.port(),
+                settled: ports.port(),
+            },
+            progress: ports.optional(),
+            link_changed: ports.optional(),
+            connecting: None,
+            session: None,
+            established: false,
+            cluster_uid: String::new(),
+            calls: HashMap::new(),
+            events: HashMap::new(),
+            reports: InFlight::default(),
+        }
+    }
+
+    /// Runs `work` beside everything else and gives its outcome to the session of now.
+    fn answer(&self, ctx: &mut Context<Self>, work: impl Future<Output = Option<Input>> + 'static) {
+        let Some(session) = self.session.clone() else { return };
+        ctx.spawn(
+            async move {
+                if let Some(input) = work.await
+                    && session.send(input).await.is_err()
+                {
+                    tracing::debug!("the session ended before an answer of this edge");
+                }
+            }
+            .into_actor(self),
+        );
+    }
+
+    fn fetch_reports(&mut self, ctx: &mut Context<Self>) {
+        if !self.established {
+            return;
+        }
+        let pending = self.meta.pending.clone();
+        ctx.spawn(
+            async move { pending.ask(PendingReports { limit: FETCH }, STORE_WITHIN).await }.into_actor(self).then(
+                |fetched, this, _| {
+                    let bodies = match fetched {
+                        Ok(list) if this.established => this.reports.take(list.reports),
+                        Ok(_) => Vec::new(),
+                        Err(error) => {
+                            tracing::warn!("reports could not be fetched: {error}");
+                            Vec::new()
+                        }
+                    };
+                    let session = this.session.clone();
+                    async move {
+                        let Some(session) = session else { return };
+                        for body in bodies {
+                            let envelope = Envelope::new("metamanager", unix_ms(), body);
+                            if session.send(Input::Submit(envelope)).await.is_err() {
+                                return;
+                            }
+                        }
+                    }
+                    .into_actor(this)
+                },
+            ),
+        );
+    }
+
+    fn tell_link_state(&self, ctx: &mut Context<Self>, connected: bool, reason: String) {
+        let Some(port) = self.link_changed.clone() else { return };
+        ctx.spawn(
+            async move {
+                if let Err(error) = port.tell(LinkStateChanged { connected, reason }).await {
+                    tracing::debug!("nobody listens to the link's state any more: {error}");
+                }
+            }
+            .into_actor(self),
+        );
+    }
+}
+
+impl Actor for EdgeHub {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        let run = connection::run(self.config.clone(), self.meta.describe.clone(), ctx.address());
+        self.connecting = Some(AbortOnDropHandle::new(tokio::task::spawn_local(run)));
+        ctx.run_interval(PROGRESS_EVERY, |this, ctx| {
+            let Some(port) = this.progress.clone() else { return };
+            this.answer(ctx, async move {
+                // No answer is an answer: the session lets the age grow.
+                let progress = port.ask(QueryProgress {}, PROGRESS_WITHIN).await.ok()?;
+                Some(Input::Progress { age_ms: progress.age_ms })
+            });
+        });
+    }
+}
+
+impl Component for EdgeHub {
+    const NAME: &'static str = "edgehub";
+    const STAGE: Stage = Stage::Link;
+
+    fn contract(contract: &mut Contract<Self>) {
+        contract.answers::<CallCloud>();
+        contract.answers::<PublishEvent>();
+        contract.answers::<ReportsPending>();
+        contract.asks::<DescribeStore>();
+        contract.asks::<SessionStarted>();
+        contract.asks::<ApplyState>();
+        contract.asks::<ListInventory>();
+        contract.asks::<CompleteInventory>();
+        contract.asks::<StoreBookmark>();
+        contract.asks::<PendingReports>();
+        contract.asks::<ReportSettled>();
+        contract.may_ask::<QueryProgress>();
+        contract.may_ask::<LinkStateChanged>();
+    }
+}
+
+/// The transport stands; the session begins.
+struct LinkUp {
+    session: mpsc::Sender<Input>,
+}
+
+impl Message for LinkUp {
+    type Result = ();
+}
+
+impl Handler<LinkUp> for EdgeHub {
+    type Result = ();
+
+    fn handle(&mut self, LinkUp { session }: LinkUp, _: &mut Context<Self>) {
+        self.session = Some(session);
+        self.established = false;
+        self.reports.clear();
+    }
+}
+
+/// The session has ended.
+struct LinkDown {
+    reason: String,
+}
+
+impl Message for LinkDown {
+    type Result = ();
+}
+
+impl Handler<LinkDown> for EdgeHub {
+    type Result = ();
+
+    fn handle(&mut self, LinkDown { reason }: LinkDown, ctx: &mut Context<Self>) {
+        self.session = None;
+        self.reports.clear();
+        for (_, caller) in self.calls.drain() {
+            // A caller that gave up needs no answer.
+            let _ = caller.send(offline());
+        }
+        for (_, publisher) in self.events.drain() {
+            let _ = publisher.send(Settled::rejected(503, "the link broke before the cloud had it"));
+        }
+        if std::mem::take(&mut self.established) {
+            tracing::warn!("the link is down: {reason}");
+            self.tell_link_state(ctx, false, reason);
+        }
+    }
+}
+
+/// What the session wants.
+struct FromSession(Output);
+
+impl Message for FromSession {
+    type Result = ();
+}
+
+impl Handler<FromSession> for EdgeHub {
+    /// The next output is taken when this is done: nothing is applied before its session is on disk.
+    type Result = ResponseActFuture<Self, ()>;
+
+    fn handle(&mut self, FromSession(output): FromSession, ctx: &mut Context<Self>) -> Self::Result {
+        let meta = self.meta.clone();
+        match output {
+            Output::Established(session) => {
+                self.cluster_uid = session.cluster_uid.clone();
+                let message = SessionStarted { epoch: session.epoch, cluster_uid: session.cluster_uid.clone() };
+                return Box::pin(async move { meta.started.ask(message, STORE_WITHIN).await }.into_actor(self).map(
+                    move |stored, this, ctx| {
+                        match stored {
+                            Ok(_) => {}
+                            Err(error) => tracing::warn!("the session is not on disk: {error}"),
+                        }
+                        tracing::info!(epoch = session.epoch, cluster = session.cluster_uid, "the link is up");
+                        this.established = true;
+                        this.tell_link_state(ctx, true, String::new());
+                        this.fetch_reports(ctx);
+                    },
+                ));
+            }
+            Output::Deliver { class: Class::Call, seq, .. } => {
+                let reply = CallReply::error(501, "Unsupported", "this edge answers no calls of this type");
+                self.answer(ctx, async move { Some(Input::Reply { seq, reply }) });
+            }
+            Output::Deliver { class: class @ Class::Event, seq, .. } => {
+                let settled = Settled::rejected(501, "this edge takes no events of this type");
+                self.answer(ctx, async move { Some(Input::Settle { class, seq, settled }) });
+            }
+            Output::Deliver { class: class @ Class::State, seq, envelope } => self.answer(ctx, async move {
+                match meta.apply.ask(ApplyState { envelope: Some(envelope) }, STORE_WITHIN).await {
+                    Ok(settled) => Some(Input::Settle { class, seq, settled }),
+                    Err(error) => {
+                        // Whether it is on disk is not known: the digests will tell at the next hello.
+                        let settled = Settled::rejected(500, format!("MetaManager: {error}"));
+                        Some(Input::Settle { class, seq, settled })
+                    }
+                }
+            }),
+            Output::NeedInventory(type_) => self.answer(ctx, async move {
+                let list = meta.list.ask(ListInventory { r#type: Some(type_.clone()) }, STORE_WITHIN).await;
+                match list {
+                    Ok(list) => Some(Input::InventoryKnown { type_, entries: list.entries }),
+                    Err(error) => {
+                        tracing::warn!("the inventory of {type_} could not be read: {error}");
+                        None
+                    }
+                }
+            }),
+            Output::Completed(complete) => {
+                let cluster_uid = self.cluster_uid.clone();
+                return Box::pin(
+                    async move {
+                        let message = CompleteInventory { complete: Some(complete), cluster_uid };
+                        match meta.complete.ask(message, STORE_WITHIN).await {
+                            Ok(settled) if settled.code == 0 => {}
+                            Ok(settled) => tracing::warn!("a kind stays incomplete: {}", settled.reason),
+                            Err(error) => tracing::warn!("a kind stays incomplete: MetaManager: {error}"),
+                        }
+                    }
+                    .into_actor(self),
+                );
+            }
+            Output::Bookmark(bookmark) => {
+                return Box::pin(
+                    async move {
+                        let message = StoreBookmark { bookmark: Some(bookmark) };
+                        if let Err(error) = meta.bookmark.ask(message, STORE_WITHIN).await {
+                            tracing::warn!("a bookmark is not on disk: {error}");
+                        }
+                    }
+                    .into_actor(self),
+                );
+            }
+            Output::Settled { envelope, settled, .. } => self.settled(envelope, settled, ctx),
+            Output::Coalesced { .. } => {}
+            Output::Refused { envelope, why } => match self.events.remove(&envelope.id) {
+                Some(publisher) => {
+                    let _ = publisher.send(Settled::rejected(429, why.to_string()));
+                }
+                None => {
+                    tracing::warn!("a report did not get into the link's queue: {why}");
+                    self.reports.forget(&envelope);
+                }
+            },
+            Output::Reply { id, reply } => {
+                if let Some(caller) = self.calls.remove(&id) {
+                    let _ = caller.send(reply);
+                }
+            }
+            Output::CallFailed { id, why } => {
+                if let Some(caller) = self.calls.remove(&id) {
+                    let _ = caller.send(why.to_reply());
+                }
+            }
+            Output::OpenStreams => {
+                tracing::info!("the cloud asks for a stream connection, which this edge does not serve yet");
+            }
+            // The driver's own, the cloud's side, and what `connection` has seen already.
+            Output::Send(_)
+            | Output::HelloReceived(_)
+            | Output::NeedDesired
+            | Output::Heartbeat { .. }
+            | Output::Closed(_) => {}
+        }
+        Box::pin(actix::fut::ready(()))
+    }
+}
+
+impl EdgeHub {
+    fn settled(&mut self, envelope: Envelope, settled: Settled, ctx: &mut Context<Self>) {
+        if let Some(publisher) = self.events.remove(&envelope.id) {
+            let _ = publisher.send(settled);
+            return;
+        }
+        if settled.code != 0 {
+            tracing::warn!(code = settled.code, "the cloud refused a report: {}", settled.reason);
+        }
+        let again = settled.code == 429 || settled.code >= 500;
+        let Some(message) = self.reports.settled(&envelope, settled) else { return };
+        let port = self.meta.settled.clone();
+        ctx.spawn(
+            async move {
+                if let Err(error) = port.tell(message).await {
+                    tracing::debug!("MetaManager is stopping: {error}");
+                }
+            }
+            .into_actor(self),
+        );
+        if again {
+            ctx.run_later(REPORT_AGAIN, |this, ctx| this.fetch_reports(ctx));
+        } else if self.reports.wants_more() {
+            self.fetch_reports(ctx);
+        }
+    }
+}
+
+impl Handler<ReportsPending> for EdgeHub {
+    type Result = ();
+
+    fn handle(&mut self, _: ReportsPending, ctx: &mut Context<Self>) {
+        self.fetch_reports(ctx);
+    }
+}
+
+impl Handler<CallCloud> for EdgeHub {
+    type Result = ResponseFuture<CallReply>;
+
+    fn handle(&mut self, message: CallCloud, _: &mut Context<Self>) -> Self::Result {
+        let (Some(envelope), Some(session), true) = (message.envelope, self.session.clone(), self.established) else {
+            return Box::pin(std::future::ready(offline()));
+        };
+        if self.calls.len() >= MAX_WAITING {
+            let text = format!("{MAX_WAITING} calls wait for the cloud already");
+            return Box::pin(std::future::ready(CallReply::error(429, "TooManyRequests", text)));
+        }
+        let (caller, answer) = oneshot::channel();
+        self.calls.insert(envelope.id.clone(), caller);
+        Box::pin(async move {
+            if session.send(Input::Submit(envelope)).await.is_err() {
+                return offline();
+            }
+            // The session answers every call, be it with a failure; without it the link is down.
+            answer.await.unwrap_or_else(|_| offline())
+        })
+    }
+}
+
+impl Handler<PublishEvent> for EdgeHub {
+    type Result = ResponseFuture<Settled>;
+
+    fn handle(&mut self, message: PublishEvent, _: &mut Context<Self>) -> Self::Result {
+        let refuse = |code, text: &str| -> ResponseFuture<Settled> {
+            Box::pin(std::future::ready(Settled::rejected(code, text)))
+        };
+        let Some(envelope) = message.envelope else { return refuse(400, "a PublishEvent carries no envelope") };
+        if !matches!(envelope.body, Some(Body::KubernetesEvent(_) | Body::UserMessage(_))) {
+            return refuse(400, "only Kubernetes events and user messages are published");
+        }
+        let (Some(session), true) = (self.session.clone(), self.established) else {
+            return refuse(503, "the link is down");
+        };
+        if self.events.len() >= MAX_WAITING {
+            return refuse(429, "too many events wait for the cloud already");
+        }
+        let (publisher, answer) = oneshot::channel();
+        self.events.insert(envelope.id.clone(), publisher);
+        Box::pin(async move {
+            let down = || Settled::rejected(503, "the link broke before the cloud had it");
+            if session.send(Input::Submit(envelope)).await.is_err() {
+                return down();
+            }
+            answer.await.unwrap_or_else(|_| down())
+        })
+    }
+}
+
+fn offline() -> CallReply {
+    CallReply::error(503, "Offline", "the link to the cloud is down")
+}
+
+fn unix_ms() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}

@@ -31,6 +31,8 @@ use crate::{
     system::{Component, Context, Contract, Port, Ports, Stage},
 };
 
+crate::message_records!(BoxRecord, KindRecord, KubeObject, ReportStatus);
+
 /// Reports kept for the cloud at most; one per object, so only a node with more objects than this comes here. The
 /// newest is then refused and the reporter tries again with its next status.
 const MAX_REPORTS: usize = 10_000;
@@ -129,7 +131,7 @@ impl MetaManager {
     }
 
     fn object_key(type_: &ResourceType, key: &ObjectKey) -> Vec<u8> {
-        [&type_.to_string(), &key.namespace, &key.name].map(String::as_bytes).join(&0)
+        [type_.to_string().as_bytes(), key.namespace.as_bytes(), key.name.as_bytes()].join(&0)
     }
 
     /// Commits `batch`, then tells `changes`. The answer comes when both are done.
@@ -465,7 +467,7 @@ impl Handler<ReportSettled> for MetaManager {
     type Result = ResponseActFuture<Self, ()>;
 
     fn handle(&mut self, message: ReportSettled, _: &mut Context<Self>) -> Self::Result {
-        let nothing = || Box::pin(std::future::ready(()).into_actor(self));
+        let nothing = || -> ResponseActFuture<Self, ()> { Box::pin(actix::fut::ready(())) };
         let (Some(type_), Some(key)) = (&message.r#type, &message.key) else { return nothing() };
         if message.settled.as_ref().is_some_and(|settled| settled.code == 429 || settled.code >= 500) {
             // The cloud could not take it now: it stays and goes again.

@@ -22,7 +22,8 @@ impl ReportKey {
 
     /// The key of reports about one object.
     pub fn new(type_: &ResourceType, key: &ObjectKey, uid: &str) -> Self {
-        Self([&type_.to_string(), &key.namespace, &key.name, uid].map(String::as_bytes).join(&0))
+        let type_ = type_.to_string();
+        Self([type_.as_str(), &key.namespace, &key.name, uid].map(str::as_bytes).join(&0))
     }
 
     /// As it stands in the table.

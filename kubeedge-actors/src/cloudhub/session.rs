@@ -1,0 +1,201 @@
+//! One node's connection: carries messages between its session and the controllers.
+
+use std::time::Duration;
+
+use actix::Addr;
+use kubeedge_proto::{
+    NodeName,
+    v1::{
+        ApplyFromNode, CallFromNode, CallReply, DesiredState, Envelope, Goodbye, GoodbyeReason, NodeHeartbeat,
+        QueryDesired, Settled,
+    },
+};
+use tokio::{sync::mpsc, task::JoinSet};
+
+use super::{Admit, CloudHub, Controllers, SessionChanged};
+use crate::link::{
+    FrameSink, FrameStream, driver,
+    session::{Class, Input, Output, Session},
+};
+
+/// How long the API server may take for one message of a node, all attempts together.
+const APPLY_WITHIN: Duration = Duration::from_secs(30);
+/// How long the controller may take to say what a node should hold.
+const DESIRED_WITHIN: Duration = Duration::from_secs(15);
+/// While what a node should hold is not completely known, it is asked for again after this.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+
+/// Serves one connection until it ends.
+pub(super) async fn serve(
+    node: NodeName,
+    (sink, stream): (FrameSink, FrameStream),
+    config: crate::link::Config,
+    controllers: Controllers,
+    hub: Addr<CloudHub>,
+) {
+    let session = Session::cloud(config.stamped());
+    let (inputs, commands) = mpsc::channel(driver::COMMANDS);
+    let (events, outputs) = mpsc::channel(driver::EVENTS);
+    let serving = Serving { node, controllers, hub, inputs: inputs.downgrade(), epoch: None, tasks: JoinSet::new() };
+    tokio::join!(driver::run(session, sink, stream, commands, events), serving.run(outputs, inputs));
+}
+
+struct Serving {
+    node: NodeName,
+    controllers: Controllers,
+    hub: Addr<CloudHub>,
+    /// Weak: when the hub lets go of the session, nothing here keeps it.
+    inputs: mpsc::WeakSender<Input>,
+    epoch: Option<u64>,
+    /// Answers under way, ended with the session: a superseded session writes nothing more. The session's windows bound
+    /// them.
+    tasks: JoinSet<()>,
+}
+
+impl Serving {
+    async fn run(mut self, mut outputs: mpsc::Receiver<Output>, inputs: mpsc::Sender<Input>) {
+        let mut hello = Some(inputs);
+        let mut reason = String::from("ended");
+        while let Some(output) = outputs.recv().await {
+            while self.tasks.try_join_next().is_some() {}
+            match output {
+                Output::HelloReceived(message) => {
+                    let Some(inputs) = hello.take() else { continue };
+                    let admit = Admit { node: self.node.clone(), hello: message, inputs: inputs.clone() };
+                    let (epoch, input) = match self.hub.send(admit).await {
+                        Ok(answer) => answer,
+                        Err(_) => break,
+                    };
+                    self.epoch = epoch;
+                    if inputs.send(input).await.is_err() {
+                        break;
+                    }
+                }
+                Output::Established(_) => self.tell_hub(true, String::new()).await,
+                Output::NeedDesired => self.send_desired(),
+                Output::Deliver { class: Class::Call, seq, envelope } => self.call(seq, envelope),
+                Output::Deliver { class, seq, envelope } => self.apply(class, seq, envelope),
+                Output::Heartbeat { progress_age_ms } => {
+                    let Some(epoch) = self.epoch else { continue };
+                    let beat = NodeHeartbeat { node: self.node.to_string(), epoch, progress_age_ms };
+                    // A controller that is behind has older beats to go by.
+                    if let Err(error) = self.controllers.heartbeat.try_tell(beat) {
+                        tracing::debug!(node = %self.node, "a heartbeat was not passed on: {error}");
+                    }
+                }
+                Output::Settled { envelope, settled, .. } if settled.code != 0 => {
+                    tracing::warn!(
+                        node = %self.node, code = settled.code, message = %describe(&envelope),
+                        "the node refused a message: {}", settled.reason
+                    );
+                }
+                Output::Refused { why, .. } => {
+                    // The next hello shows what is missing.
+                    tracing::warn!(node = %self.node, "a message did not get into the link's queue: {why}");
+                    break;
+                }
+                Output::Closed(closed) => reason = closed.to_string(),
+                // The driver's own, the edge's side, and what needs nothing done.
+                Output::Settled { .. }
+                | Output::Coalesced { .. }
+                | Output::Send(_)
+                | Output::NeedInventory(_)
+                | Output::Completed(_)
+                | Output::Bookmark(_)
+                | Output::OpenStreams
+                | Output::Reply { .. }
+                | Output::CallFailed { .. } => {}
+            }
+        }
+        drop(outputs);
+        self.tasks.shutdown().await;
+        self.tell_hub(false, reason).await;
+    }
+
+    async fn tell_hub(&self, connected: bool, reason: String) {
+        let Some(epoch) = self.epoch else { return };
+        let change = SessionChanged { node: self.node.clone(), epoch, connected, reason };
+        if self.hub.send(change).await.is_err() {
+            tracing::debug!(node = %self.node, "CloudHub has stopped or was rebuilt");
+        }
+    }
+
+    /// Runs `work` beside everything else and gives its outcome to the session.
+    fn answer(&mut self, work: impl Future<Output = Input> + 'static) {
+        let inputs = self.inputs.clone();
+        self.tasks.spawn_local(async move {
+            let input = work.await;
+            if let Some(inputs) = inputs.upgrade()
+                && inputs.send(input).await.is_err()
+            {
+                tracing::debug!("the session ended before an answer of this cloud");
+            }
+        });
+    }
+
+    fn send_desired(&mut self) {
+        let port = self.controllers.desired.clone();
+        let node = self.node.to_string();
+        let inputs = self.inputs.clone();
+        self.answer(async move {
+            let state = match port.ask(QueryDesired { node: node.clone() }, DESIRED_WITHIN).await {
+                Ok(state) => state,
+                Err(error) => {
+                    tracing::warn!(node, "what the node should hold is not known: {error}");
+                    DesiredState::default()
+                }
+            };
+            if state.kinds.is_empty() || state.kinds.iter().any(|kind| !kind.complete) {
+                tracing::info!(node, "the lists are not complete yet: nothing is deleted, and compared again later");
+                tokio::task::spawn_local(async move {
+                    tokio::time::sleep(ASK_AGAIN).await;
+                    if let Some(inputs) = inputs.upgrade() {
+                        // Ended meanwhile: then there is nothing to compare.
+                        let _ = inputs.send(Input::Recheck).await;
+                    }
+                });
+            }
+            Input::DesiredKnown(state)
+        });
+    }
+
+    fn apply(&mut self, class: Class, seq: u64, envelope: Envelope) {
+        let Some(epoch) = self.epoch else { return };
+        let port = self.controllers.apply.clone();
+        let message = ApplyFromNode { node: self.node.to_string(), epoch, envelope: Some(envelope) };
+        self.answer(async move {
+            let settled = match port.ask(message, APPLY_WITHIN).await {
+                Ok(settled) => settled,
+                // Not written as far as is known: the node keeps it and sends it again.
+                Err(error) => Settled::rejected(503, format!("EdgeController: {error}")),
+            };
+            Input::Settle { class, seq, settled }
+        });
+    }
+
+    fn call(&mut self, seq: u64, envelope: Envelope) {
+        let Some(epoch) = self.epoch else { return };
+        let port = self.controllers.call.clone();
+        let message = CallFromNode { node: self.node.to_string(), epoch, envelope: Some(envelope) };
+        self.answer(async move {
+            let reply = match port.ask(message, APPLY_WITHIN).await {
+                Ok(reply) => reply,
+                Err(error) => CallReply::error(503, "ServiceUnavailable", format!("EdgeController: {error}")),
+            };
+            Input::Reply { seq, reply }
+        });
+    }
+}
+
+/// What a message is about, for the log.
+fn describe(envelope: &Envelope) -> String {
+    match envelope.body.as_ref().and_then(|body| body.state_key()) {
+        Some(key) => format!("{} {}", key.type_, key.key),
+        None => envelope.origin.clone(),
+    }
+}
+
+/// What a node hears that knocks while the hub is full or stopping.
+pub(super) fn busy(message: &str) -> Goodbye {
+    Goodbye { reason: GoodbyeReason::Busy.into(), message: message.into(), retry_after_ms: 5_000 }
+}
