@@ -1,1 +1,29 @@
-//! The link module.
+//! The link between CloudHub and EdgeHub: one mutually authenticated gRPC stream per node, opened by the edge.
+//!
+//! | module | what it is | I/O |
+//! |---|---|---|
+//! | [`session`] | one end of one session, the same code at both ends: sequences, windows, acks, coalescing, priorities, deadlines, liveness | none |
+//! | [`resync`] | what to send after a reconnect: the difference of what is desired and what the edge holds | none |
+//! | [`registry`] | which connection of a node is its session; epochs | none |
+//! | [`backoff`] | when to try again | none |
+//! | [`transport`] | a sink and a stream of frames, over TLS sockets or in memory | the ends of a connection |
+//! | [`driver`] | runs a session over a transport and talks to the actor that owns it | timer, channels |
+//!
+//! An owner (CloudHub, EdgeHub) gives [`session::Input`]s and takes [`session::Output`]s. Nothing is stored here: what is
+//! not settled when a session ends comes back in [`session::Remains`], and the owner derives or sends it again.
+//! Offline there is no session: a Call fails at once with `Offline`, State and Events stay with their owner.
+
+pub mod backoff;
+pub mod config;
+pub mod driver;
+pub mod registry;
+pub mod resync;
+pub mod session;
+pub mod transport;
+
+mod ids;
+
+pub use config::{Config, KeyRate, Window, Windows};
+pub use ids::{ObjectId, TypeId};
+pub use session::{CallFailure, Class, Closed, Input, Output, Refusal, Remains, Session};
+pub use transport::{FrameSink, FrameStream};

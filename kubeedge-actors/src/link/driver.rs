@@ -1,0 +1,216 @@
+//! Runs a session over a transport and talks to the actor that owns it.
+//!
+//! ```text
+//!                    commands: Input                    Send(frame)
+//!   CloudHub  ---------------------------->  run()  ------------------>  FrameSink
+//!   or EdgeHub <---------------------------          <-----------------   FrameStream
+//!                    events: Output                     Input::Frame
+//! ```
+//! The owner makes the session, the transport and two bounded channels, spawns [`run`], and handles the events until that
+//! channel ends; the last thing on it is [`Output::Closed`] and the failures of open Calls. What was not settled comes as
+//! the value of the task.
+//!
+//! ```no_run
+//! # use kubeedge_actors::link::{driver, session::{Input, Output, Session}, Config, FrameSink, FrameStream};
+//! # async fn connect() -> (FrameSink, FrameStream) { unimplemented!() }
+//! # async fn example(hello: kubeedge_proto::v1::Hello) -> Result<(), Box<dyn std::error::Error>> {
+//! let (sink, stream) = connect().await;
+//! let session = Session::edge(hello, Config::default().stamped());
+//! let (commands, inputs) = tokio::sync::mpsc::channel(driver::COMMANDS);
+//! let (outputs, mut events) = tokio::sync::mpsc::channel(driver::EVENTS);
+//! let task = tokio::spawn(driver::run(session, sink, stream, inputs, outputs));
+//! while let Some(event) = events.recv().await {
+//!     if let Output::Deliver { class, seq, envelope } = event {
+//!         let settled = kubeedge_proto::v1::Settled::applied(); // once the component has committed it
+//!         # let _ = envelope;
+//!         commands.send(Input::Settle { class, seq, settled }).await?;
+//!     }
+//! }
+//! let ended = task.await?;
+//! println!("{}, {} State messages to send again", ended.closed, ended.remains.state.len());
+//! # Ok(()) }
+//! ```
+//! Bounds: an owner that does not take its events is waited for; frames are read no further while
+//! [`PENDING_EVENTS`] wait. Windows keep deliveries far below that, so that heartbeats go on while a component is slow.
+//! An owner that stands still for longer than the session's `dead_after` loses it.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use futures_util::FutureExt;
+use kubeedge_proto::v1::{Goodbye, GoodbyeReason};
+use tokio::sync::mpsc;
+
+use super::{
+    session::{Closed, Input, Output, Remains, Session, Stats},
+    transport::{FrameSink, FrameStream, SinkError},
+};
+
+/// A good capacity for the channel of commands.
+pub const COMMANDS: usize = 256;
+/// A good capacity for the channel of events.
+pub const EVENTS: usize = 256;
+/// Events that may wait for the owner before no more frames are read.
+pub const PENDING_EVENTS: usize = 2048;
+/// Inputs handled in one round, before what follows from them is sent.
+const ROUND: usize = 128;
+/// After a Goodbye of this end: how long the peer may take to close.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// A session that is over.
+#[derive(Debug)]
+pub struct Ended {
+    /// How.
+    pub closed: Closed,
+    /// What was submitted and not settled, oldest first. The owner sends it again or derives it anew.
+    pub remains: Remains,
+    /// Counts.
+    pub stats: Stats,
+}
+
+/// Runs the session until it is over. Closing `commands` or dropping the receiver of `events` ends it in order.
+///
+/// The session's time begins now: it should be made right before.
+pub async fn run(
+    mut session: Session,
+    sink: FrameSink,
+    mut stream: FrameStream,
+    mut commands: mpsc::Receiver<Input>,
+    events: mpsc::Sender<Output>,
+) -> Ended {
+    let start = Instant::now();
+    let mut driver = Driver { outputs: Vec::new(), pending: VecDeque::new(), closed: None };
+    session.poll(start.elapsed(), &mut driver.outputs);
+    driver.take_outputs(&mut session, start.elapsed(), &sink);
+
+    while driver.closed.is_none() {
+        let read = driver.pending.len() < PENDING_EVENTS;
+        let deadline = session.next_deadline().map(|at| tokio::time::Instant::from_std(start + at));
+        let input = tokio::select! {
+            frame = stream.next(), if read => received(frame),
+            command = commands.recv() => command.unwrap_or_else(owner_gone),
+            drained = sink.drained() => Input::Drained { frames: drained.frames, bytes: drained.bytes },
+            permit = events.reserve(), if !driver.pending.is_empty() => {
+                match (permit, driver.pending.pop_front()) {
+                    (Ok(permit), Some(event)) => {
+                        permit.send(event);
+                        driver.offer(&events);
+                        continue;
+                    }
+                    _ => owner_gone(),
+                }
+            }
+            () = events.closed() => owner_gone(),
+            () = sleep_until(deadline) => {
+                session.poll(start.elapsed(), &mut driver.outputs);
+                driver.take_outputs(&mut session, start.elapsed(), &sink);
+                continue;
+            }
+        };
+        let now = start.elapsed();
+        session.handle(now, input, &mut driver.outputs);
+        // Whatever else is there already belongs to the same round.
+        for _ in 0..ROUND {
+            let more = commands.try_recv().ok();
+            let frame = if read { stream.next().now_or_never().map(received) } else { None };
+            if more.is_none() && frame.is_none() {
+                break;
+            }
+            for input in more.into_iter().chain(frame) {
+                session.handle(now, input, &mut driver.outputs);
+            }
+            if session.is_closed() {
+                break;
+            }
+        }
+        session.poll(now, &mut driver.outputs);
+        driver.take_outputs(&mut session, now, &sink);
+        driver.offer(&events);
+    }
+
+    let closed = driver.closed.unwrap_or_else(|| Closed::Transport("ended".into()));
+    for event in driver.pending {
+        if events.send(event).await.is_err() {
+            break;
+        }
+    }
+    drop(events);
+    drop(sink);
+    if matches!(closed, Closed::ByUs(_)) {
+        // Lets the Goodbye arrive: a connection that is torn down may take what is under way with it.
+        let rest = async { while let Ok(Some(_)) = stream.next().await {} };
+        if tokio::time::timeout(LINGER, rest).await.is_err() {
+            tracing::debug!("the peer did not close within {LINGER:?} after Goodbye");
+        }
+    }
+    Ended { closed, stats: session.stats(), remains: session.finish() }
+}
+
+struct Driver {
+    outputs: Vec<Output>,
+    pending: VecDeque<Output>,
+    closed: Option<Closed>,
+}
+
+impl Driver {
+    /// Frames to the sink, events into the line.
+    fn take_outputs(&mut self, session: &mut Session, now: Duration, sink: &FrameSink) {
+        let mut full = false;
+        for output in self.outputs.drain(..) {
+            match output {
+                Output::Send(frame) => match sink.send(frame) {
+                    Ok(()) => {}
+                    Err(SinkError::Full) => full = true,
+                    // Nobody reads any more. What the peer said last is still to be read from the stream, which ends
+                    // then; if it does not, the session's liveness ends it.
+                    Err(SinkError::Closed) => tracing::debug!("a frame has nowhere to go: the connection is closing"),
+                },
+                Output::Closed(closed) => {
+                    self.pending.push_back(Output::Closed(closed.clone()));
+                    self.closed = Some(closed);
+                }
+                event => self.pending.push_back(event),
+            }
+        }
+        // A session hands out fewer frames than fit: see Config::socket_frames.
+        if full && self.closed.is_none() {
+            session.handle(now, Input::TransportEnded(SinkError::Full.to_string()), &mut self.outputs);
+            self.take_outputs(session, now, sink);
+        }
+    }
+
+    /// As many events as the owner has room for.
+    fn offer(&mut self, events: &mpsc::Sender<Output>) {
+        while let Some(event) = self.pending.pop_front() {
+            if let Err(error) = events.try_send(event) {
+                self.pending.push_front(error.into_inner());
+                return;
+            }
+        }
+    }
+}
+
+fn received(frame: Result<Option<kubeedge_proto::v1::Frame>, super::transport::TransportError>) -> Input {
+    match frame {
+        Ok(Some(frame)) => Input::Frame(frame),
+        Ok(None) => Input::TransportEnded("the peer has ended the stream".into()),
+        Err(error) => Input::TransportEnded(error.to_string()),
+    }
+}
+
+fn owner_gone() -> Input {
+    Input::Close(Goodbye {
+        reason: GoodbyeReason::ShuttingDown.into(),
+        message: "this end stops".into(),
+        retry_after_ms: 0,
+    })
+}
+
+async fn sleep_until(deadline: Option<tokio::time::Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,280 @@
+//! What the peer sent and is not settled: sequences, reassembly, acks, and marks that wait for the State before them.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::{Bytes, BytesMut};
+use kubeedge_proto::v1::{self, Envelope, Settled, data::Payload, envelope::Body};
+use prost::Message;
+
+use super::types::{Class, Violation};
+use crate::link::{
+    config::{ACK_BYTES, Config, MAX_MARKS, MAX_REASON_BYTES, Window},
+    ids::TypeId,
+};
+
+#[derive(Debug)]
+struct Open {
+    cost: u64,
+    assembly: Option<Assembly>,
+    /// For State that is complete: the type whose marks wait for it.
+    type_: Option<TypeId>,
+}
+
+#[derive(Debug)]
+struct Assembly {
+    next: u32,
+    total: usize,
+    data: BytesMut,
+}
+
+#[derive(Debug)]
+struct Lane {
+    /// What the peer was told.
+    announced: Window,
+    /// What it may come to.
+    window: Window,
+    /// The highest sequence that has begun.
+    begun: u64,
+    open: BTreeMap<u64, Open>,
+    /// Settled, not yet said in an Ack; with what it still counts in the window.
+    to_ack: BTreeMap<u64, (Settled, u64)>,
+    /// What `open` and `to_ack` count for.
+    cost: u64,
+}
+
+/// Handed over in the order it came, after the State of its type that came before it is settled.
+#[derive(Debug)]
+pub(crate) enum Mark {
+    Complete(v1::InventoryComplete),
+    Bookmark(v1::Bookmark),
+}
+
+#[derive(Debug)]
+struct Held {
+    type_: TypeId,
+    after: u64,
+    mark: Mark,
+}
+
+/// A message that is all there.
+#[derive(Debug)]
+pub(crate) struct Arrived {
+    pub(crate) class: Class,
+    pub(crate) seq: u64,
+    pub(crate) envelope: Envelope,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    lanes: [Lane; 3],
+    max_message: usize,
+    held: VecDeque<Held>,
+}
+
+impl Inbox {
+    pub(crate) fn new(config: &Config) -> Self {
+        let lane = |window| Lane {
+            announced: window,
+            window,
+            begun: 0,
+            open: BTreeMap::new(),
+            to_ack: BTreeMap::new(),
+            cost: 0,
+        };
+        let mut lanes = [config.windows.state, config.windows.event, config.windows.call].map(lane);
+        // Requests and replies share the sequence of Call; each has the window to itself, and either may go over it in
+        // bytes by the one message that fills it.
+        let Window { messages, bytes } = config.windows.call;
+        lanes[Class::Call as usize].window =
+            Window { messages: messages.saturating_mul(2), bytes: bytes.saturating_mul(3) };
+        Self { lanes, max_message: config.max_message_bytes, held: VecDeque::new() }
+    }
+
+    /// A message or a piece of it. `Some` when a message is all there.
+    pub(crate) fn data(&mut self, data: v1::Data) -> Result<Option<Arrived>, Violation> {
+        let class = Class::from_wire(data.class())
+            .ok_or_else(|| Violation::field("Data.class", data.class, "STATE, EVENT or CALL"))?;
+        let max_message = self.max_message;
+        let lane = &mut self.lanes[class as usize];
+        let seq = data.seq;
+        let envelope = match data.payload {
+            Some(Payload::Envelope(envelope)) => {
+                lane.begin(seq, envelope.encoded_len(), max_message)?;
+                envelope
+            }
+            Some(Payload::Chunk(chunk)) => {
+                if chunk.index == 0 {
+                    let total = chunk.total_bytes as usize;
+                    lane.begin(seq, total, max_message)?;
+                    if let Some(open) = lane.open.get_mut(&seq) {
+                        open.assembly = Some(Assembly { next: 0, total, data: BytesMut::new() });
+                    }
+                }
+                let Some(whole) = lane.chunk(seq, chunk)? else { return Ok(None) };
+                Envelope::decode(whole).map_err(|error| Violation::field("Data.chunk", error, "an encoded Envelope"))?
+            }
+            None => return Err(Violation::field("Data.payload", "nothing", "an envelope or a chunk")),
+        };
+        if let Some(body) = &envelope.body
+            && body.class() != class.to_wire()
+        {
+            let expected = format!("{:?}, which its body is", body.class());
+            return Err(Violation::field("Data.class", format!("{class:?}"), expected));
+        }
+        if class == Class::State
+            && let Some(open) = lane.open.get_mut(&seq)
+        {
+            open.type_ = state_type(envelope.body.as_ref());
+        }
+        Ok(Some(Arrived { class, seq, envelope }))
+    }
+
+    /// The owner is done with a message. False when it is not open.
+    pub(crate) fn settle(&mut self, class: Class, seq: u64, mut settled: Settled) -> bool {
+        let lane = &mut self.lanes[class as usize];
+        if lane.open.get(&seq).is_none_or(|open| open.assembly.is_some()) {
+            return false;
+        }
+        if settled.reason.len() > MAX_REASON_BYTES {
+            let cut = (0..=MAX_REASON_BYTES).rev().find(|at| settled.reason.is_char_boundary(*at)).unwrap_or(0);
+            settled.reason.truncate(cut);
+        }
+        if let Some(open) = lane.open.remove(&seq) {
+            lane.to_ack.insert(seq, (settled, open.cost));
+        }
+        true
+    }
+
+    /// The next Ack, if there is something to say.
+    pub(crate) fn next_ack(&mut self) -> Option<v1::Ack> {
+        let class = Class::ALL.into_iter().find(|class| !self.lanes[*class as usize].to_ack.is_empty())?;
+        Some(self.lanes[class as usize].ack(class))
+    }
+
+    /// A mark came. It is handed over by [`Inbox::release`].
+    pub(crate) fn hold(&mut self, type_: TypeId, mark: Mark) -> Result<(), Violation> {
+        if self.held.len() >= MAX_MARKS {
+            let limit = MAX_MARKS as u64;
+            return Err(Violation::Limit { what: "completions and bookmarks", got: limit + 1, limit });
+        }
+        self.held.push_back(Held { type_, after: self.lanes[Class::State as usize].begun, mark });
+        Ok(())
+    }
+
+    /// The next mark whose State is settled; marks of one type keep their order.
+    pub(crate) fn release(&mut self) -> Option<Mark> {
+        let open = &self.lanes[Class::State as usize].open;
+        let mut blocked: Vec<&TypeId> = Vec::new();
+        let at = self.held.iter().position(|held| {
+            let waits = blocked.contains(&&held.type_)
+                || open.range(..=held.after).any(|(_, open)| open.type_.as_ref() == Some(&held.type_));
+            if waits {
+                blocked.push(&held.type_);
+            }
+            !waits
+        })?;
+        self.held.remove(at).map(|held| held.mark)
+    }
+
+    /// Bytes that wait to become a message.
+    #[cfg(test)]
+    pub(crate) fn assembling(&self) -> usize {
+        let open = self.lanes.iter().flat_map(|lane| lane.open.values());
+        open.filter_map(|open| open.assembly.as_ref()).map(|assembly| assembly.data.len()).sum()
+    }
+}
+
+fn state_type(body: Option<&Body>) -> Option<TypeId> {
+    match body? {
+        Body::ObjectUpsert(upsert) => upsert.object.as_ref()?.r#type.as_ref().map(TypeId::of),
+        Body::ObjectTombstone(gone) => gone.r#type.as_ref().map(TypeId::of),
+        _ => None,
+    }
+}
+
+impl Lane {
+    /// A new sequence: the next one, within the window and the limit.
+    fn begin(&mut self, seq: u64, bytes: usize, max_message: usize) -> Result<(), Violation> {
+        if seq != self.begun + 1 {
+            return Err(Violation::field("Data.seq", seq, format!("{}: the next in order", self.begun + 1)));
+        }
+        if bytes > max_message {
+            let (got, limit) = (bytes as u64, max_message as u64);
+            return Err(Violation::Limit { what: "bytes of a message", got, limit });
+        }
+        let messages = (self.open.len() + self.to_ack.len()) as u64;
+        if !self.window.is_open(messages, self.cost) {
+            let by_messages = messages >= self.window.messages.into();
+            let limit = if by_messages { self.window.messages.into() } else { self.window.bytes };
+            let what = if by_messages { "unsettled messages of a class" } else { "unsettled bytes of a class" };
+            return Err(Violation::Limit { what, got: if by_messages { messages + 1 } else { self.cost }, limit });
+        }
+        let cost = self.announced.cost(bytes);
+        self.begun = seq;
+        self.cost += cost;
+        self.open.insert(seq, Open { cost, assembly: None, type_: None });
+        Ok(())
+    }
+
+    fn chunk(&mut self, seq: u64, chunk: v1::Chunk) -> Result<Option<Bytes>, Violation> {
+        let open = self.open.get_mut(&seq);
+        let Some((open, assembly)) = open.and_then(|open| open.assembly.take().map(|assembly| (open, assembly))) else {
+            return Err(Violation::field("Data.seq", seq, "a message of which pieces are missing"));
+        };
+        let mut assembly = assembly;
+        if chunk.index != assembly.next {
+            return Err(Violation::field("Chunk.index", chunk.index, assembly.next));
+        }
+        let length = assembly.data.len() + chunk.data.len();
+        if chunk.total_bytes as usize != assembly.total || length > assembly.total || chunk.data.is_empty() {
+            let got = format!("{} more bytes of {}", chunk.data.len(), chunk.total_bytes);
+            let expected = format!("1 to {} of {}", assembly.total - assembly.data.len(), assembly.total);
+            return Err(Violation::field("Chunk", got, expected));
+        }
+        if chunk.last != (length == assembly.total) {
+            return Err(Violation::field("Chunk.last", chunk.last, length == assembly.total));
+        }
+        // Grows with what has come, not with what was announced.
+        assembly.data.extend_from_slice(&chunk.data);
+        assembly.next += 1;
+        if chunk.last {
+            return Ok(Some(assembly.data.freeze()));
+        }
+        open.assembly = Some(assembly);
+        Ok(None)
+    }
+
+    fn ack(&mut self, class: Class) -> v1::Ack {
+        let mut ranges: Vec<v1::AckRange> = Vec::new();
+        let mut size = 0;
+        while size < ACK_BYTES
+            && let Some((seq, (settled, cost))) = self.to_ack.pop_first()
+        {
+            self.cost -= cost;
+            match ranges.last_mut() {
+                Some(range)
+                    if range.last + 1 == seq
+                        && range.disposition == settled.disposition
+                        && range.code == settled.code
+                        && range.reason == settled.reason =>
+                {
+                    range.last = seq;
+                }
+                _ => {
+                    size += settled.reason.len() + 32;
+                    ranges.push(v1::AckRange {
+                        first: seq,
+                        last: seq,
+                        disposition: settled.disposition,
+                        code: settled.code,
+                        reason: settled.reason,
+                    });
+                }
+            }
+        }
+        let first_open = self.open.first_key_value().map(|(seq, _)| *seq);
+        let first_unsaid = self.to_ack.first_key_value().map(|(seq, _)| *seq);
+        let floor = first_open.into_iter().chain(first_unsaid).min().unwrap_or(self.begun + 1) - 1;
+        v1::Ack { class: class.to_wire().into(), floor, ranges }
+    }
+}

@@ -1,0 +1,192 @@
+//! The two ends of a connection as a session's driver sees them: a sink and a stream of frames.
+
+use std::{
+    fmt,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
+};
+
+use futures_util::{Stream, StreamExt};
+use kubeedge_proto::v1::Frame;
+use prost::Message;
+use thiserror::Error;
+use tokio::{
+    sync::{Notify, mpsc, oneshot},
+    task::JoinHandle,
+};
+
+/// Frames that fit between a session and its transport: what a session hands out at most, and room for a Goodbye.
+pub const SINK_FRAMES: usize = 320;
+
+/// The transport broke, or refused what the peer sent.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{0}")]
+pub struct TransportError(pub String);
+
+/// What has gone from the sink into the transport since it was last asked.
+#[derive(Debug, Default)]
+struct Meter {
+    frames: AtomicUsize,
+    bytes: AtomicUsize,
+    changed: Notify,
+}
+
+/// Frames and bytes that the transport took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Drained {
+    /// Frames.
+    pub frames: usize,
+    /// Their encoded bytes.
+    pub bytes: usize,
+}
+
+/// Where a session's frames go. Dropping it ends this direction in order.
+#[derive(Debug)]
+pub struct FrameSink {
+    sender: mpsc::Sender<Frame>,
+    meter: Arc<Meter>,
+}
+
+/// Why a frame was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum SinkError {
+    /// More frames than a session may hand out: see [`SINK_FRAMES`].
+    #[error("the sink holds {SINK_FRAMES} frames already")]
+    Full,
+    /// The connection is gone.
+    #[error("the connection is closed")]
+    Closed,
+}
+
+impl FrameSink {
+    /// A sink, and the stream that the transport reads it by.
+    pub fn new() -> (Self, Outgoing) {
+        let (sender, receiver) = mpsc::channel(SINK_FRAMES);
+        let meter = Arc::new(Meter::default());
+        (Self { sender, meter: Arc::clone(&meter) }, Outgoing { receiver, meter, done: None })
+    }
+
+    /// Hands over a frame.
+    pub fn send(&self, frame: Frame) -> Result<(), SinkError> {
+        self.sender.try_send(frame).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => SinkError::Full,
+            mpsc::error::TrySendError::Closed(_) => SinkError::Closed,
+        })
+    }
+
+    /// Waits until the transport has taken frames since the last call. May be dropped and called again.
+    pub async fn drained(&self) -> Drained {
+        loop {
+            let changed = self.meter.changed.notified();
+            let frames = self.meter.frames.swap(0, Relaxed);
+            // A frame whose bytes are counted a moment later is reported by the next call.
+            let bytes = self.meter.bytes.swap(0, Relaxed);
+            if frames > 0 || bytes > 0 {
+                return Drained { frames, bytes };
+            }
+            changed.await;
+        }
+    }
+
+    /// Waits until the transport has dropped its end.
+    pub async fn closed(&self) {
+        self.sender.closed().await;
+    }
+}
+
+/// The transport's end of a [`FrameSink`].
+#[derive(Debug)]
+pub struct Outgoing {
+    receiver: mpsc::Receiver<Frame>,
+    meter: Arc<Meter>,
+    /// Told, by being dropped, that the transport needs no more frames.
+    done: Option<oneshot::Sender<()>>,
+}
+
+impl Outgoing {
+    /// `done` resolves when the transport has dropped this.
+    pub(crate) fn with_done(mut self) -> (Self, oneshot::Receiver<()>) {
+        let (sender, receiver) = oneshot::channel();
+        self.done = Some(sender);
+        (self, receiver)
+    }
+}
+
+impl Stream for Outgoing {
+    type Item = Frame;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Frame>> {
+        let frame = std::task::ready!(self.receiver.poll_recv(cx));
+        if let Some(frame) = &frame {
+            self.meter.bytes.fetch_add(frame.encoded_len(), Relaxed);
+            self.meter.frames.fetch_add(1, Relaxed);
+            self.meter.changed.notify_one();
+        }
+        Poll::Ready(frame)
+    }
+}
+
+/// Ends a task when dropped.
+#[derive(Debug)]
+pub(crate) struct TaskGuard(pub(crate) JoinHandle<()>);
+
+impl Drop for TaskGuard {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+enum Incoming {
+    Grpc(Box<tonic::Streaming<Frame>>),
+    Memory(Outgoing),
+}
+
+/// Where the peer's frames come from. At the edge, dropping it closes the connection.
+pub struct FrameStream {
+    incoming: Incoming,
+    _connection: Option<TaskGuard>,
+}
+
+impl fmt::Debug for FrameStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FrameStream").finish_non_exhaustive()
+    }
+}
+
+impl FrameStream {
+    pub(crate) fn grpc(stream: tonic::Streaming<Frame>, connection: Option<TaskGuard>) -> Self {
+        Self { incoming: Incoming::Grpc(Box::new(stream)), _connection: connection }
+    }
+
+    /// The next frame; `None` when the peer has ended its direction in order. May be dropped and called again.
+    pub async fn next(&mut self) -> Result<Option<Frame>, TransportError> {
+        match &mut self.incoming {
+            Incoming::Grpc(stream) => stream.message().await.map_err(|status| TransportError(describe(&status))),
+            Incoming::Memory(stream) => Ok(stream.next().await),
+        }
+    }
+}
+
+/// A gRPC status with what is behind it, such as the broken connection.
+pub(crate) fn describe(status: &tonic::Status) -> String {
+    let mut text = format!("{:?}: {}", status.code(), status.message());
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}
+
+/// Two ends of a connection in memory, for tests and for cloud and edge in one process.
+pub fn memory_pair() -> ((FrameSink, FrameStream), (FrameSink, FrameStream)) {
+    let (a_sink, to_b) = FrameSink::new();
+    let (b_sink, to_a) = FrameSink::new();
+    let stream = |outgoing| FrameStream { incoming: Incoming::Memory(outgoing), _connection: None };
+    ((a_sink, stream(to_a)), (b_sink, stream(to_b)))
+}
