@@ -23,29 +23,49 @@ pub(crate) struct Committer {
     engine: Arc<dyn Engine>,
     /// Number of the last commit; also names the generation of chunks.
     last: u64,
+    /// The commit before this one failed: where the engine stands is to be read again.
+    failed: bool,
 }
 
 impl Committer {
     /// Reads where the engine stands.
     pub(crate) fn new(engine: Arc<dyn Engine>) -> Result<Self, StoreError> {
         let last = last_commit(&*engine)?.unwrap_or(0);
-        Ok(Self { engine, last })
+        Ok(Self { engine, last, failed: false })
     }
 
     /// For an engine that is known to be empty.
     pub(crate) fn fresh(engine: Arc<dyn Engine>) -> Self {
-        Self { engine, last: 0 }
+        Self { engine, last: 0, failed: false }
     }
 
     /// Applies batches in their order as one durable commit, or nothing of them.
     pub(crate) fn commit(&mut self, batches: impl IntoIterator<Item = Changes>) -> Result<(), StoreError> {
+        if self.failed {
+            self.engine.recover()?;
+            // The failed commit may be on disk all the same (its sync failed): its number must not be used again.
+            let found = last_commit(&*self.engine)?.unwrap_or(0);
+            if found < self.last {
+                let (last, lost) = (self.last, self.last - found);
+                return Err(StoreError::Engine(format!("{lost} acknowledged commits are missing: {found} of {last}")));
+            }
+            self.last = found;
+        }
+        // Also for the case that the engine panics.
+        self.failed = true;
         let mut merged = Changes::new();
         for batch in batches {
             merged.extend(batch);
         }
+        let result = self.apply(merged);
+        self.failed = result.is_err();
+        result
+    }
+
+    fn apply(&mut self, changes: Changes) -> Result<(), StoreError> {
         let number = self.last + 1;
         let mut writes = Writes::new();
-        for (key, value) in merged {
+        for (key, value) in changes {
             self.clear_chunks(&key, &mut writes)?;
             let entry = value.map(|value| {
                 let (head, chunks) = record::wrap(&key, &value, number);
@@ -55,19 +75,9 @@ impl Committer {
             writes.insert(key, entry);
         }
         writes.insert(keys::HEADER.to_vec(), Some(header(number)));
-        match self.engine.commit(number, writes) {
-            Ok(()) => {
-                self.last = number;
-                Ok(())
-            }
-            Err(error) => {
-                // The failed commit may be on disk all the same (its sync failed): its number must not be used again.
-                if let Ok(Some(last)) = last_commit(&*self.engine) {
-                    self.last = last;
-                }
-                Err(error)
-            }
-        }
+        self.engine.commit(number, writes)?;
+        self.last = number;
+        Ok(())
     }
 
     /// The chunks of the value that is about to be replaced go with it.

@@ -15,6 +15,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use io::ErrorKind::{
+    FileTooLarge, Interrupted, OutOfMemory, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull,
+    WouldBlock,
+};
+
 use super::{
     StoreError,
     engine::{Engine, Entries, Writes},
@@ -30,6 +35,8 @@ const WRITE_AMPLIFICATION: u64 = 4;
 const FLUSH_PATIENCE: Duration = Duration::from_secs(2);
 /// How often it is asked for before the commit is given up.
 const FLUSH_ATTEMPTS: usize = 15;
+/// Size of the file that keeps room for opening, bytes: sled writes when it opens, also on a disk that others filled.
+const RESERVE: u64 = 1024 * 1024;
 /// How long the file lock of a sled instance that was just dropped may take to go away.
 const REOPEN_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -73,10 +80,6 @@ pub(crate) enum SledFailure {
 
 impl From<sled::Error> for SledFailure {
     fn from(error: sled::Error) -> Self {
-        use io::ErrorKind::{
-            FileTooLarge, Interrupted, OutOfMemory, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull,
-            WouldBlock,
-        };
         match error {
             sled::Error::Io(error) => match error.kind() {
                 StorageFull | QuotaExceeded | FileTooLarge | ReadOnlyFilesystem | PermissionDenied | OutOfMemory
@@ -109,10 +112,36 @@ fn open_sled(path: &Path, cache_bytes: u64) -> Result<Handle, SledFailure> {
     Ok(Handle { tree, data, blobs, synced_blob: std::sync::atomic::AtomicI64::new(-1) })
 }
 
+/// Opens sled; on a full disk with the room that was reserved for that.
+fn open_with_reserve(path: &Path, cache_bytes: u64) -> Result<Handle, SledFailure> {
+    let reserve = path.join("reserve");
+    let opened = match open_sled(path, cache_bytes) {
+        Err(SledFailure::Environment(error)) if matches!(error.kind(), StorageFull | QuotaExceeded) => {
+            match std::fs::remove_file(&reserve) {
+                Ok(()) => open_sled(path, cache_bytes),
+                Err(_) => Err(SledFailure::Environment(error)),
+            }
+        }
+        other => other,
+    };
+    if opened.is_ok()
+        && let Err(error) = keep_reserve(&reserve)
+    {
+        tracing::debug!(%error, "no room is reserved for opening the store on a full disk");
+    }
+    opened
+}
+
+fn keep_reserve(reserve: &Path) -> io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let file = File::options().write(true).create(true).truncate(false).mode(0o600).open(reserve)?;
+    Ok(rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, RESERVE)?)
+}
+
 impl Disk {
     /// Opens sled in a directory that exists and is locked by `lock`.
     pub(crate) fn open(path: &Path, cache_bytes: u64, acknowledged: File, lock: File) -> Result<Self, SledFailure> {
-        let handle = open_sled(path, cache_bytes)?;
+        let handle = open_with_reserve(path, cache_bytes)?;
         let state = RwLock::new(State::Open(handle));
         Ok(Self { path: path.to_owned(), cache_bytes, state, acknowledged, lock })
     }
@@ -153,7 +182,7 @@ impl Disk {
         }
         let deadline = Instant::now() + REOPEN_PATIENCE;
         loop {
-            match open_sled(&self.path, self.cache_bytes) {
+            match open_with_reserve(&self.path, self.cache_bytes) {
                 Ok(handle) => {
                     *state = State::Open(handle);
                     return Ok(());
@@ -244,16 +273,16 @@ impl Engine for Disk {
         })
     }
 
-    fn commit(&self, number: u64, writes: Writes) -> Result<(), StoreError> {
+    fn recover(&self) -> Result<(), StoreError> {
         let broken = match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
-            State::Open(_) => None,
-            State::Broken(why) => Some(why.clone()),
-            State::Closed => return Err(StoreError::Closed),
+            State::Open(_) | State::Closed => return Ok(()),
+            State::Broken(why) => why.clone(),
         };
+        self.reopen(&broken)
+    }
+
+    fn commit(&self, number: u64, writes: Writes) -> Result<(), StoreError> {
         self.check_room(&writes)?;
-        if let Some(why) = broken {
-            self.reopen(&why)?;
-        }
         if let Err(error) = self.write(writes) {
             tracing::error!(store = %self.path.display(), %error, "a commit failed, the store is opened again");
             if let Err(again) = self.reopen(&error) {

@@ -24,6 +24,9 @@ pub(crate) trait Engine: Send + Sync {
     /// The first `limit` entries of a range (empty `end`: no end). Fewer than `limit` means there are no more.
     fn page(&self, range: &Range<Vec<u8>>, limit: usize) -> Result<Entries, StoreError>;
 
+    /// Called before a commit that follows a failed one: makes the engine usable again if it is not.
+    fn recover(&self) -> Result<(), StoreError>;
+
     /// Applies all of `writes` or nothing. When it returns `Ok` they survive a power cut. `number` is the commit's.
     fn commit(&self, number: u64, writes: Writes) -> Result<(), StoreError>;
 
@@ -56,6 +59,10 @@ impl Engine for Memory {
             .take(limit)
             .map(|(key, value)| (key.clone(), value.clone()))
             .collect())
+    }
+
+    fn recover(&self) -> Result<(), StoreError> {
+        Ok(())
     }
 
     fn commit(&self, _number: u64, writes: Writes) -> Result<(), StoreError> {

@@ -5,6 +5,7 @@
 //! | `format` | the store's format, as text; read before anything else |
 //! | `lock` | locked while open, holds the process id |
 //! | `acknowledged` | number of the last acknowledged commit: a store that is behind it has lost commits |
+//! | `reserve` | room for opening the store when the disk is full |
 //! | `db` `conf` `blobs` `snap.*` | sled's |
 
 use std::{

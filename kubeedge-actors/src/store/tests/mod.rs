@@ -2,6 +2,8 @@
 
 mod crash;
 mod damage;
+mod disk_full;
+mod measure;
 mod model;
 mod twins;
 
