@@ -46,7 +46,7 @@ pub struct CloudHubConfig {
     /// Sessions at a time.
     pub node_limit: usize,
     /// The protocol's numbers.
-    pub link: crate::link::session::Config,
+    pub link: crate::link::Config,
 }
 
 /// The component. See the module's page.

@@ -51,7 +51,7 @@ pub struct EdgeHubConfig {
     /// Mutual TLS: this node's certificate, and the cloud's pinned authority.
     pub tls: Arc<rustls::ClientConfig>,
     /// The protocol's numbers.
-    pub link: crate::link::session::Config,
+    pub link: crate::link::Config,
 }
 
 /// The component. See the module's page.
