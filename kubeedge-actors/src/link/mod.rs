@@ -8,20 +8,26 @@
 //! | [`backoff`] | when to try again | none |
 //! | [`transport`] | a sink and a stream of frames, over TLS sockets or in memory | the ends of a connection |
 //! | [`driver`] | runs a session over a transport and talks to the actor that owns it | timer, channels |
+//! | [`server`], [`client`] | mutual TLS, sockets, gRPC | sockets |
 //!
 //! An owner (CloudHub, EdgeHub) gives [`session::Input`]s and takes [`session::Output`]s. Nothing is stored here: what is
 //! not settled when a session ends comes back in [`session::Remains`], and the owner derives or sends it again.
 //! Offline there is no session: a Call fails at once with `Offline`, State and Events stay with their owner.
 
 pub mod backoff;
+pub mod client;
 pub mod config;
 pub mod driver;
 pub mod registry;
 pub mod resync;
+pub mod server;
 pub mod session;
 pub mod transport;
 
 mod ids;
+#[cfg(test)]
+mod sim;
+mod socket;
 
 pub use config::{Config, KeyRate, Window, Windows};
 pub use ids::{ObjectId, TypeId};

@@ -49,6 +49,8 @@ pub struct Drained {
 pub struct FrameSink {
     sender: mpsc::Sender<Frame>,
     meter: Arc<Meter>,
+    /// Its receiver resolves when this sink is dropped.
+    _dropped: oneshot::Sender<()>,
 }
 
 /// Why a frame was not taken.
@@ -65,9 +67,17 @@ pub enum SinkError {
 impl FrameSink {
     /// A sink, and the stream that the transport reads it by.
     pub fn new() -> (Self, Outgoing) {
+        let (sink, outgoing, _) = Self::watched();
+        (sink, outgoing)
+    }
+
+    /// Also tells when the sink has been dropped, which is when its session has ended.
+    pub(crate) fn watched() -> (Self, Outgoing, oneshot::Receiver<()>) {
         let (sender, receiver) = mpsc::channel(SINK_FRAMES);
+        let (dropped, ended) = oneshot::channel();
         let meter = Arc::new(Meter::default());
-        (Self { sender, meter: Arc::clone(&meter) }, Outgoing { receiver, meter, done: None })
+        let sink = Self { sender, meter: Arc::clone(&meter), _dropped: dropped };
+        (sink, Outgoing { receiver, meter }, ended)
     }
 
     /// Hands over a frame.
@@ -103,17 +113,6 @@ impl FrameSink {
 pub struct Outgoing {
     receiver: mpsc::Receiver<Frame>,
     meter: Arc<Meter>,
-    /// Told, by being dropped, that the transport needs no more frames.
-    done: Option<oneshot::Sender<()>>,
-}
-
-impl Outgoing {
-    /// `done` resolves when the transport has dropped this.
-    pub(crate) fn with_done(mut self) -> (Self, oneshot::Receiver<()>) {
-        let (sender, receiver) = oneshot::channel();
-        self.done = Some(sender);
-        (self, receiver)
-    }
 }
 
 impl Stream for Outgoing {

@@ -1,0 +1,295 @@
+//! The cloud's sockets: the link, over mutual TLS 1.3, and enrolment, over TLS with the server's certificate only.
+//!
+//! Both run until their future is dropped, which closes every connection; end the sessions first, so that their
+//! Goodbyes arrive.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures_util::{StreamExt, stream::Map};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    service::TowerToHyperService,
+};
+use kubeedge_proto::{
+    NodeName,
+    v1::{
+        Frame, Goodbye, GoodbyeReason, StreamFrame,
+        enrolment_server::{Enrolment, EnrolmentServer},
+        frame::Frame as F,
+        link_server::{Link, LinkServer},
+    },
+};
+use rustls::{ProtocolVersion, ServerConfig, pki_types::CertificateDer};
+use thiserror::Error;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, mpsc, oneshot},
+    task::JoinSet,
+    time::timeout,
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{
+    config::MAX_FRAME_BYTES,
+    socket::{HANDSHAKE, SEND_BUFFER, STREAM_WINDOW, tune},
+    transport::{FrameSink, FrameStream, Outgoing},
+};
+
+/// Enrolment requests and answers are certificates: this is plenty, in bytes.
+const MAX_ENROLMENT_BYTES: usize = 64 * 1024;
+/// From a connection for enrolment to its end.
+const ENROLMENT_TIME: Duration = Duration::from_secs(30);
+/// After a session's end: for its last frames to leave.
+const LINGER: Duration = Duration::from_secs(5);
+/// After accept has failed, for want of file descriptors say.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A node has opened its link.
+#[derive(Debug)]
+pub struct Accepted {
+    /// Out of its certificate.
+    pub node: NodeName,
+    /// Where it comes from.
+    pub peer: SocketAddr,
+    /// To it. Dropping it ends the connection.
+    pub sink: FrameSink,
+    /// From it.
+    pub stream: FrameStream,
+}
+
+/// Reads the node's name out of a verified certificate chain, leaf first.
+pub type Identify = Arc<dyn Fn(&[CertificateDer<'_>]) -> Result<NodeName, String> + Send + Sync>;
+
+/// Bounds of a listener.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Handshakes at a time; more wait in the kernel's backlog.
+    pub handshakes: usize,
+    /// Connections at a time; more are closed at once.
+    pub connections: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { handshakes: 64, connections: 20_000 }
+    }
+}
+
+/// Why a connection did not come about.
+#[derive(Debug, Error)]
+enum Refused {
+    #[error("socket: {0}")]
+    Io(#[from] std::io::Error),
+    #[error("no TLS handshake within {HANDSHAKE:?}")]
+    Slow,
+    #[error("TLS 1.3 is needed, the peer speaks {0:?}")]
+    OldTls(Option<ProtocolVersion>),
+    #[error("the peer showed no certificate")]
+    NoCertificate,
+    #[error("the peer's certificate: {0}")]
+    Identity(String),
+    #[error("HTTP/2: {0}")]
+    Http(#[from] hyper::Error),
+    #[error("no session within {HANDSHAKE:?}")]
+    NoSession,
+}
+
+/// Serves the link. Every node that connects comes out of `accepted`; when that channel is full the node is asked to come
+/// back. `tls` must ask for client certificates and verify them; its ALPN is set here.
+pub async fn serve_link(
+    listener: TcpListener,
+    tls: Arc<ServerConfig>,
+    identify: Identify,
+    accepted: mpsc::Sender<Accepted>,
+    limits: Limits,
+) {
+    accept(listener, with_h2(&tls), limits, move |stream, peer| {
+        let (identify, accepted) = (Arc::clone(&identify), accepted.clone());
+        async move {
+            let chain = stream.get_ref().1.peer_certificates().ok_or(Refused::NoCertificate)?;
+            let node = identify(chain).map_err(Refused::Identity)?;
+            serve_node(stream, node, peer, accepted).await
+        }
+    })
+    .await;
+}
+
+/// Serves enrolment. The handler decides; nobody is known here.
+pub async fn serve_enrolment<T: Enrolment>(
+    listener: TcpListener,
+    tls: Arc<ServerConfig>,
+    handler: Arc<T>,
+    limits: Limits,
+) {
+    accept(listener, with_h2(&tls), limits, move |stream, _| {
+        let service = EnrolmentServer::from_arc(Arc::clone(&handler)).max_decoding_message_size(MAX_ENROLMENT_BYTES);
+        async move {
+            let connection = http2().serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+            match timeout(ENROLMENT_TIME, connection).await {
+                Ok(result) => Ok(result?),
+                Err(_) => Err(Refused::NoSession),
+            }
+        }
+    })
+    .await;
+}
+
+fn with_h2(tls: &ServerConfig) -> TlsAcceptor {
+    let mut tls = tls.clone();
+    tls.alpn_protocols = vec![b"h2".to_vec()];
+    Arc::new(tls).into()
+}
+
+fn http2() -> hyper::server::conn::http2::Builder<TokioExecutor> {
+    let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    builder
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(2 * STREAM_WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
+        .max_concurrent_streams(4)
+        .max_header_list_size(8 * 1024);
+    builder
+}
+
+/// Accepts, shakes hands, and runs `serve` for each connection.
+async fn accept<S, F>(listener: TcpListener, tls: TlsAcceptor, limits: Limits, serve: S)
+where
+    S: Fn(TlsStream<TcpStream>, SocketAddr) -> F,
+    F: Future<Output = Result<(), Refused>> + Send + 'static,
+    S: Clone + Send + 'static,
+{
+    let handshakes = Arc::new(Semaphore::new(limits.handshakes));
+    let mut connections = JoinSet::new();
+    loop {
+        // Never closed, so that this waits and does not fail.
+        let Ok(permit) = Arc::clone(&handshakes).acquire_owned().await else { return };
+        let (stream, peer) = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            },
+            Some(_) = connections.join_next() => continue,
+        };
+        if connections.len() >= limits.connections {
+            tracing::warn!(%peer, limit = limits.connections, "connection closed: the limit is reached");
+            continue;
+        }
+        let (tls, serve) = (tls.clone(), serve.clone());
+        connections.spawn(async move {
+            let served = async move {
+                let stream = shake_hands(stream, tls).await?;
+                drop(permit);
+                serve(stream, peer).await
+            };
+            if let Err(error) = served.await {
+                tracing::info!(%peer, %error, "connection ended");
+            }
+        });
+    }
+}
+
+async fn shake_hands(stream: TcpStream, tls: TlsAcceptor) -> Result<TlsStream<TcpStream>, Refused> {
+    tune(&stream)?;
+    let stream = timeout(HANDSHAKE, tls.accept(stream)).await.map_err(|_| Refused::Slow)??;
+    match stream.get_ref().1.protocol_version() {
+        Some(ProtocolVersion::TLSv1_3) => Ok(stream),
+        other => Err(Refused::OldTls(other)),
+    }
+}
+
+/// One node's connection, from its handshake to its end.
+async fn serve_node(
+    stream: TlsStream<TcpStream>,
+    node: NodeName,
+    peer: SocketAddr,
+    accepted: mpsc::Sender<Accepted>,
+) -> Result<(), Refused> {
+    let (begun, begins) = oneshot::channel();
+    let handler = NodeConnection { node, peer, accepted, begun: Mutex::new(Some(begun)) };
+    let service = LinkServer::new(handler).max_decoding_message_size(MAX_FRAME_BYTES);
+    let connection = http2().serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+    tokio::pin!(connection);
+    let session_ended = async {
+        match timeout(HANDSHAKE, begins).await {
+            Ok(Ok(ended)) => {
+                // An error says that the sink was dropped, and that is all it can say.
+                ended.await.ok();
+                Ok(())
+            }
+            _ => Err(Refused::NoSession),
+        }
+    };
+    let ended = tokio::select! {
+        result = connection.as_mut() => return Ok(result?),
+        ended = session_ended => ended,
+    };
+    connection.as_mut().graceful_shutdown();
+    // A peer that reads nothing any more is not waited for.
+    match timeout(LINGER, connection).await {
+        Ok(result) => result?,
+        Err(_) => tracing::debug!(%peer, "connection dropped: the peer did not close it within {LINGER:?}"),
+    }
+    ended
+}
+
+/// The gRPC service of one connection; its name comes from its certificate.
+struct NodeConnection {
+    node: NodeName,
+    peer: SocketAddr,
+    accepted: mpsc::Sender<Accepted>,
+    /// Taken by the one session that a connection carries.
+    begun: Mutex<Option<oneshot::Sender<oneshot::Receiver<()>>>>,
+}
+
+impl fmt::Debug for NodeConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "NodeConnection({} from {})", self.node, self.peer)
+    }
+}
+
+/// The frames of a response.
+type Frames = Map<Outgoing, fn(Frame) -> Result<Frame, Status>>;
+
+#[tonic::async_trait]
+impl Link for NodeConnection {
+    type ConnectStream = Frames;
+    type StreamsStream = tokio_stream::Empty<Result<StreamFrame, Status>>;
+
+    async fn connect(&self, request: Request<Streaming<Frame>>) -> Result<Response<Frames>, Status> {
+        let begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let begun = begun.ok_or_else(|| Status::already_exists("this connection has its session: open another one"))?;
+        let (sink, outgoing, ended) = FrameSink::watched();
+        let stream = FrameStream::grpc(request.into_inner(), None);
+        let accepted = Accepted { node: self.node.clone(), peer: self.peer, sink, stream };
+        if let Err(error) = self.accepted.try_send(accepted) {
+            let (reason, message) = match &error {
+                mpsc::error::TrySendError::Full(_) => (GoodbyeReason::Busy, "too many nodes connect at once"),
+                mpsc::error::TrySendError::Closed(_) => (GoodbyeReason::ShuttingDown, "the cloud stops"),
+            };
+            let goodbye = Goodbye { reason: reason.into(), message: message.into(), retry_after_ms: 5_000 };
+            let refused = error.into_inner();
+            // The sink is new and empty, and its other end is right here.
+            refused.sink.send(Frame { frame: Some(F::Goodbye(goodbye)) }).ok();
+        }
+        // The other end lives as long as the connection that this belongs to.
+        begun.send(ended).ok();
+        Ok(Response::new(outgoing.map(Ok as fn(Frame) -> Result<Frame, Status>)))
+    }
+
+    async fn streams(
+        &self,
+        _request: Request<Streaming<StreamFrame>>,
+    ) -> Result<Response<Self::StreamsStream>, Status> {
+        Err(Status::unimplemented("streams are not served by this version"))
+    }
+}
