@@ -121,7 +121,7 @@ impl Actor for CloudHub {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        match session::accept(&self.config, self.ports.clone(), ctx.address()) {
+        match session::listen(&self.config, self.ports.clone(), ctx.address()) {
             Ok(accepting) => self.accepting = Some(accepting),
             Err(error) => ctx.fail(format!("the link's listener: {error}")),
         }

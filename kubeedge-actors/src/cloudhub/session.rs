@@ -1,20 +1,19 @@
 //! One node's connection: carries messages between its session and the controllers.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use actix::Addr;
 use kubeedge_proto::{
     NodeName,
-    v1::{
-        ApplyFromNode, CallFromNode, CallReply, DesiredState, Envelope, Goodbye, GoodbyeReason, NodeHeartbeat,
-        QueryDesired, Settled,
-    },
+    v1::{ApplyFromNode, CallFromNode, CallReply, DesiredState, Envelope, NodeHeartbeat, QueryDesired, Settled},
 };
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{net::TcpListener, sync::mpsc, task::JoinSet};
+use tokio_util::task::AbortOnDropHandle;
 
-use super::{Admit, CloudHub, Controllers, SessionChanged};
+use super::{Admit, CloudHub, CloudHubConfig, Controllers, SessionChanged};
 use crate::link::{
     FrameSink, FrameStream, driver,
+    server::{Accepted, Identify, Limits, serve_link},
     session::{Class, Input, Output, Session},
 };
 
@@ -25,10 +24,58 @@ const DESIRED_WITHIN: Duration = Duration::from_secs(15);
 /// While what a node should hold is not completely known, it is asked for again after this.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 
+/// Connections that have shaken hands and wait for their turn; beyond it nodes are asked to come back.
+const BACKLOG: usize = 64;
+
+/// Listens and serves every connection in a task of its own, until the handle is dropped.
+pub(super) fn listen(
+    config: &CloudHubConfig,
+    controllers: Controllers,
+    hub: Addr<CloudHub>,
+) -> std::io::Result<AbortOnDropHandle<()>> {
+    let listener = config.listener.try_clone()?;
+    listener.set_nonblocking(true)?;
+    let listener = TcpListener::from_std(listener)?;
+    let (accepted, mut connections) = mpsc::channel::<Accepted>(BACKLOG);
+    // A session more than the limit is refused by the registry, with a word; beyond that there is no word.
+    let limits = Limits { connections: config.node_limit.saturating_mul(2).max(64), ..Limits::default() };
+    let serve_link = serve_link(listener, config.tls.clone(), identify(), accepted, limits);
+    let link = config.link.clone();
+    let serve_sessions = async move {
+        let mut sessions = JoinSet::new();
+        loop {
+            tokio::select! {
+                connection = connections.recv() => match connection {
+                    Some(Accepted { node, peer, sink, stream }) => {
+                        tracing::debug!(%node, %peer, "connected");
+                        sessions.spawn_local(serve(node, sink, stream, link.clone(), controllers.clone(), hub.clone()));
+                    }
+                    None => return,
+                },
+                Some(ended) = sessions.join_next() => {
+                    if let Err(error) = ended {
+                        tracing::error!("a session's task failed: {error}");
+                    }
+                }
+            }
+        }
+    };
+    let both = async move {
+        tokio::join!(serve_link, serve_sessions);
+    };
+    Ok(AbortOnDropHandle::new(tokio::task::spawn_local(both)))
+}
+
+/// The node's name out of its certificate.
+fn identify() -> Identify {
+    Arc::new(|chain| crate::identity::peer_node_name(chain).map_err(|error| error.to_string()))
+}
+
 /// Serves one connection until it ends.
-pub(super) async fn serve(
+async fn serve(
     node: NodeName,
-    (sink, stream): (FrameSink, FrameStream),
+    sink: FrameSink,
+    stream: FrameStream,
     config: crate::link::Config,
     controllers: Controllers,
     hub: Addr<CloudHub>,
@@ -193,9 +240,4 @@ fn describe(envelope: &Envelope) -> String {
         Some(key) => format!("{} {}", key.type_, key.key),
         None => envelope.origin.clone(),
     }
-}
-
-/// What a node hears that knocks while the hub is full or stopping.
-pub(super) fn busy(message: &str) -> Goodbye {
-    Goodbye { reason: GoodbyeReason::Busy.into(), message: message.into(), retry_after_ms: 5_000 }
 }

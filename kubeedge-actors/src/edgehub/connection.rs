@@ -38,7 +38,7 @@ pub(super) async fn run(config: EdgeHubConfig, describe: Port<DescribeStore>, hu
 
 async fn attempt(config: &EdgeHubConfig, describe: &Port<DescribeStore>, hub: &Addr<EdgeHub>) -> Attempt {
     let failed = |reason: String| Attempt { established: false, goodbye: None, reason };
-    let transport = match client::connect(&config.address, config.tls.clone()).await {
+    let transport = match client::connect(&config.address, None, &config.tls).await {
         Ok(transport) => transport,
         Err(error) => return failed(error.to_string()),
     };
