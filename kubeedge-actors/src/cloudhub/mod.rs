@@ -2,7 +2,7 @@
 //!
 //! | | |
 //! |---|---|
-//! | listens | the link (mutual TLS; the node's name comes from its certificate) |
+//! | listens | the link (mutual TLS; the node's name comes from its certificate), and enrolment (a join token for a certificate) |
 //! | answers | `SendToNode` (EdgeController) |
 //! | asks | `QueryCluster`, `QueryDesired`, `ApplyFromNode`, `CallFromNode` (EdgeController) |
 //! | tells | `NodeHeartbeat`, `NodeSessionChanged` (EdgeController) |
@@ -13,6 +13,7 @@
 //! one node's messages between it and the controllers. A node that cannot keep up costs bounded memory: when its queue
 //! is full its session ends, and it comes back and is compared anew.
 
+pub mod enrolment;
 mod session;
 
 use std::{collections::HashMap, net::TcpListener, sync::Arc, time::Duration};
@@ -47,6 +48,19 @@ pub struct CloudHubConfig {
     pub node_limit: usize,
     /// The protocol's numbers.
     pub link: crate::link::Config,
+    /// Where boxes join; `None` where certificates come by another way.
+    pub enrolment: Option<EnrolmentConfig>,
+}
+
+/// Where boxes join.
+#[derive(Clone)]
+pub struct EnrolmentConfig {
+    /// Its listener, bound before the system starts.
+    pub listener: Arc<TcpListener>,
+    /// TLS with this cloud's certificate; nobody is asked for one here.
+    pub tls: Arc<rustls::ServerConfig>,
+    /// Decides.
+    pub service: Arc<enrolment::EnrolmentService>,
 }
 
 /// The component. See the module's page.
@@ -56,6 +70,7 @@ pub struct CloudHub {
     registry: Registry,
     sessions: HashMap<NodeName, Live>,
     accepting: Option<AbortOnDropHandle<()>>,
+    enrolling: Option<AbortOnDropHandle<()>>,
     /// Messages for nodes without a session.
     dropped: u64,
 }
@@ -93,6 +108,7 @@ impl CloudHub {
             },
             sessions: HashMap::new(),
             accepting: None,
+            enrolling: None,
             dropped: 0,
         }
     }
@@ -125,6 +141,12 @@ impl Actor for CloudHub {
             Ok(accepting) => self.accepting = Some(accepting),
             Err(error) => ctx.fail(format!("the link's listener: {error}")),
         }
+        if let Some(config) = &self.config.enrolment {
+            match session::enrol(config) {
+                Ok(enrolling) => self.enrolling = Some(enrolling),
+                Err(error) => ctx.fail(format!("the enrolment listener: {error}")),
+            }
+        }
     }
 }
 
@@ -142,7 +164,7 @@ impl Component for CloudHub {
         contract.asks::<NodeSessionChanged>();
     }
 
-    fn stop(&mut self, ctx: &mut Context<Self>) -> ResponseActFuture<Self, ()> {
+    fn stop(&mut self, _: &mut Context<Self>) -> ResponseActFuture<Self, ()> {
         let goodbye = Goodbye {
             reason: GoodbyeReason::ShuttingDown.into(),
             message: "cloudcore is stopping".into(),
@@ -158,8 +180,7 @@ impl Component for CloudHub {
                 async move { inputs.closed().await }
             })
             .collect();
-        let _ = ctx;
-        let accepting = self.accepting.take();
+        let accepting = (self.accepting.take(), self.enrolling.take());
         Box::pin(
             async move {
                 let _ = tokio::time::timeout(Duration::from_secs(2), futures_util::future::join_all(ended)).await;

@@ -10,10 +10,10 @@ use kubeedge_proto::{
 use tokio::{net::TcpListener, sync::mpsc, task::JoinSet};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Admit, CloudHub, CloudHubConfig, Controllers, SessionChanged};
+use super::{Admit, CloudHub, CloudHubConfig, Controllers, EnrolmentConfig, SessionChanged};
 use crate::link::{
     FrameSink, FrameStream, driver,
-    server::{Accepted, Identify, Limits, serve_link},
+    server::{Accepted, Identify, Limits, serve_enrolment, serve_link},
     session::{Class, Input, Output, Session},
 };
 
@@ -64,6 +64,16 @@ pub(super) fn listen(
         tokio::join!(serve_link, serve_sessions);
     };
     Ok(AbortOnDropHandle::new(tokio::task::spawn_local(both)))
+}
+
+/// Serves enrolment until the handle is dropped.
+pub(super) fn enrol(config: &EnrolmentConfig) -> std::io::Result<AbortOnDropHandle<()>> {
+    let listener = config.listener.try_clone()?;
+    listener.set_nonblocking(true)?;
+    let listener = TcpListener::from_std(listener)?;
+    let limits = Limits { handshakes: 16, connections: 64 };
+    let serve = serve_enrolment(listener, config.tls.clone(), config.service.clone(), limits);
+    Ok(AbortOnDropHandle::new(tokio::task::spawn_local(serve)))
 }
 
 /// The node's name out of its certificate.

@@ -12,6 +12,7 @@
 //! A message of the cloud is acknowledged when MetaManager has it on disk.
 
 mod connection;
+pub mod join;
 pub mod reports;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};

@@ -10,9 +10,7 @@ use std::{
 
 use hyper::{body::Incoming, client::conn::http2::SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use kubeedge_proto::v1::{
-    EnrolRequest, EnrolResponse, enrolment_client::EnrolmentClient, link_client::LinkClient,
-};
+use kubeedge_proto::v1::{EnrolRequest, EnrolResponse, enrolment_client::EnrolmentClient, link_client::LinkClient};
 use rustls::{ClientConfig, ProtocolVersion, pki_types::ServerName};
 use thiserror::Error;
 use tokio::{net::TcpStream, time::timeout};
