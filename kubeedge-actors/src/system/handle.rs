@@ -1,0 +1,257 @@
+//! The system: building, starting, observing and stopping a set of components.
+
+use super::{
+    Component, Exit, Observation, Port, Ports, RestartPolicy, Stage, WiringError, WiringFault,
+    launch::{Here, There, Unwired},
+    port::Watched,
+    restart::stage_share,
+    vitals::{Command, Failures},
+    wiring::{Needs, Registry},
+};
+use actix::Message;
+use actix_rt::ArbiterHandle;
+use futures_util::future::join_all;
+use std::{collections::HashSet, future::Future, sync::Arc, time::Duration};
+use tokio::{
+    sync::{OnceCell, watch},
+    time::{Instant, timeout_at},
+};
+
+/// How long the stop that follows a component's final failure may take.
+const STOP_AFTER_FAILURE: Duration = Duration::from_secs(10);
+
+/// How long a component that was told to go may take to be dropped; longer, and its arbiter itself is stuck.
+const DROP_GRACE: Duration = Duration::from_secs(1);
+
+/// A set of components, wired.
+pub struct SystemBuilder {
+    name: String,
+    components: Vec<Box<dyn Unwired>>,
+    outside: Needs,
+    policy: RestartPolicy,
+    stop_after_failure: Duration,
+}
+
+impl SystemBuilder {
+    /// Adds a component for the arbiter that starts the system. The factory runs at start, after wiring, and again
+    /// after each failure.
+    pub fn component<A, F>(mut self, factory: F) -> Self
+    where
+        A: Component,
+        F: Fn(&Ports) -> A + 'static,
+    {
+        self.components.push(Box::new(Here(factory)));
+        self
+    }
+
+    /// Adds a component that lives on another arbiter. A wiring fault of its factory cannot be returned by
+    /// [`start`](Self::start): it ends the component as `Failed`.
+    pub fn component_on<A, F>(mut self, arbiter: &ArbiterHandle, factory: F) -> Self
+    where
+        A: Component,
+        F: Fn(&Ports) -> A + Send + 'static,
+    {
+        self.components.push(Box::new(There(factory, arbiter.clone())));
+        self
+    }
+
+    /// Declares that the program around the system sends `M` through [`System::port`]: checked at start.
+    pub fn asks<M: Message + Send + 'static>(mut self) -> Self {
+        self.outside.ask::<M>();
+        self
+    }
+
+    /// How failed components are built again.
+    pub fn restart_policy(mut self, policy: RestartPolicy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// How long the stop may take that follows a component's final failure. Default 10 s.
+    pub fn stop_after_failure(mut self, deadline: Duration) -> Self {
+        self.stop_after_failure = deadline;
+        self
+    }
+
+    /// Checks the wiring, builds every component and starts them, in a running actix system.
+    pub fn start(self) -> Result<System, WiringError> {
+        let failures: Arc<Failures> = Arc::new(watch::Sender::new(None));
+        let mut registry = Registry::default();
+        let mut faults = Vec::new();
+        let mut entered = Vec::with_capacity(self.components.len());
+        let mut names = HashSet::new();
+        for component in self.components {
+            let component = component.enter(&mut registry, &failures, &mut faults);
+            if !names.insert(component.name) {
+                faults.push(WiringFault::NamedTwice { name: component.name });
+            }
+            entered.push(component);
+        }
+        for component in &entered {
+            registry.check(component.name, &component.needs, &mut faults);
+        }
+        registry.check("the program around the system", &self.outside, &mut faults);
+        if !faults.is_empty() {
+            return Err(WiringError { faults });
+        }
+
+        let registry = Arc::new(registry);
+        let mut components = Vec::with_capacity(entered.len());
+        let mut built = Vec::with_capacity(entered.len());
+        for component in entered {
+            let ports = Ports::new(component.name, component.needs, Arc::clone(&registry));
+            match (component.build)(ports.clone(), self.policy) {
+                Ok(begin) => built.push(begin),
+                Err(fault) => faults.push(fault),
+            }
+            faults.extend(ports.faults());
+            components.push(component.watched);
+        }
+        if !faults.is_empty() {
+            return Err(WiringError { faults });
+        }
+
+        let system =
+            System(Arc::new(Inner { name: self.name, components, registry, failures, exits: OnceCell::new() }));
+        for begin in built {
+            if let Err(fault) = begin() {
+                // What has begun is told to go; nobody waits for it.
+                system.0.components.iter().for_each(|component| component.vitals().order(Command::Abort));
+                return Err(WiringError { faults: vec![fault] });
+            }
+        }
+        actix_rt::spawn(system.clone().stop_when_failed(self.stop_after_failure));
+        tracing::info!(system = system.0.name, components = system.0.components.len(), "started");
+        Ok(system)
+    }
+}
+
+/// A running set of components. Cheap to clone; dropping it stops nothing.
+#[derive(Clone)]
+pub struct System(Arc<Inner>);
+
+struct Inner {
+    name: String,
+    components: Vec<Arc<dyn Watched>>,
+    registry: Arc<Registry>,
+    failures: Arc<Failures>,
+    exits: OnceCell<Vec<(&'static str, Exit)>>,
+}
+
+impl System {
+    /// Begins a system; the name is for logs.
+    pub fn builder(name: impl Into<String>) -> SystemBuilder {
+        SystemBuilder {
+            name: name.into(),
+            components: Vec::new(),
+            outside: Needs::default(),
+            policy: RestartPolicy::default(),
+            stop_after_failure: STOP_AFTER_FAILURE,
+        }
+    }
+
+    /// The port for `M`. If no component answers it, that is logged and the port refuses every message as stopped:
+    /// declare it with [`SystemBuilder::asks`] to have it checked at start.
+    pub fn port<M>(&self) -> Port<M>
+    where
+        M: Message + Send + 'static,
+        M::Result: Send,
+    {
+        self.0.registry.port().unwrap_or_else(|| {
+            tracing::error!(system = self.0.name, message = std::any::type_name::<M>(), "no component answers it");
+            Port::nowhere()
+        })
+    }
+
+    /// Every component as it is now, in the order in which they were added.
+    pub fn observe(&self) -> Vec<Observation> {
+        self.0.components.iter().map(|component| component.observe()).collect()
+    }
+
+    /// Resolves when a component has failed more often than its restart budget allows: its name and its exit. The
+    /// system stops in order by itself; await [`stop`](Self::stop) for the exits.
+    pub fn failed(&self) -> impl Future<Output = (&'static str, Exit)> + Send + use<> {
+        let mut failures = self.0.failures.subscribe();
+        let keep = Arc::clone(&self.0);
+        async move {
+            let failed = match failures.wait_for(Option::is_some).await {
+                Ok(failed) => failed.clone(),
+                Err(_) => None,
+            };
+            drop(keep);
+            match failed {
+                Some(failed) => failed,
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Stops every component, stage by stage: sources, processors, links, stores. Each finishes its queue and the
+    /// replies under way and runs its `stop`; then the next stage begins.
+    ///
+    /// The deadline is for all stages together, and no stage may use more than half of what remains while others wait
+    /// behind it. Who does not make it is dropped ([`Exit::Stuck`]). A second call waits for the first and returns the
+    /// same, in the order in which the components were added.
+    pub async fn stop(&self, deadline: Duration) -> Vec<(&'static str, Exit)> {
+        self.0.exits.get_or_init(|| self.stop_stages(deadline)).await.clone()
+    }
+
+    async fn stop_stages(&self, deadline: Duration) -> Vec<(&'static str, Exit)> {
+        tracing::info!(system = self.0.name, ?deadline, "stopping");
+        let now = Instant::now();
+        let end = now.checked_add(deadline).unwrap_or(now);
+        let stages: Vec<Vec<&Arc<dyn Watched>>> = Stage::ORDER
+            .iter()
+            .map(|stage| self.0.components.iter().filter(|component| component.vitals().stage == *stage).collect())
+            .filter(|stage: &Vec<_>| !stage.is_empty())
+            .collect();
+        for (i, stage) in stages.iter().enumerate() {
+            let now = Instant::now();
+            let share = stage_share(end.saturating_duration_since(now), stages.len() - 1 - i);
+            join_all(stage.iter().map(|component| stop_one(component, now + share))).await;
+        }
+        self.0
+            .components
+            .iter()
+            .map(|component| {
+                let exit = component.vitals().exit().borrow().clone();
+                (component.vitals().name, exit.unwrap_or(Exit::Stuck))
+            })
+            .collect()
+    }
+
+    async fn stop_when_failed(self, deadline: Duration) {
+        let mut failures = self.0.failures.subscribe();
+        let mut exits: Vec<_> = self.0.components.iter().map(|component| component.vitals().exit()).collect();
+        let all_ended = join_all(exits.iter_mut().map(|exit| exit.wait_for(Option::is_some)));
+        let failed = tokio::select! {
+            failed = failures.wait_for(Option::is_some) => failed.ok().and_then(|failed| failed.clone()),
+            _ = all_ended => None,
+        };
+        if let Some((component, exit)) = failed {
+            tracing::error!(system = self.0.name, component, %exit, "a component ended for good: the system stops");
+            self.stop(deadline).await;
+        }
+    }
+}
+
+impl std::fmt::Debug for System {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("System").field("name", &self.0.name).finish_non_exhaustive()
+    }
+}
+
+async fn stop_one(component: &Arc<dyn Watched>, deadline: Instant) {
+    let vitals = component.vitals();
+    let mut exit = vitals.exit();
+    vitals.order(Command::Stop);
+    if timeout_at(deadline, exit.wait_for(Option::is_some)).await.is_ok() {
+        return;
+    }
+    tracing::error!(component = vitals.name, "did not stop within its deadline and is dropped");
+    vitals.order(Command::Abort);
+    let dropped = tokio::time::timeout(DROP_GRACE, exit.wait_for(Option::is_some)).await;
+    if dropped.is_err() {
+        tracing::error!(component = vitals.name, "cannot even be dropped: its arbiter is stuck");
+    }
+}

@@ -1,0 +1,127 @@
+//! From a factory to a running component, on this arbiter or another.
+
+use super::{
+    Component, Contract, Ports, RestartPolicy, WiringFault,
+    context::panic_text,
+    driver::{Factory, Plan, Shell},
+    letter::Letter,
+    port::{Gate, Watched},
+    vitals::{Failures, Vitals},
+    wiring::{Needs, Registry},
+};
+use actix_rt::ArbiterHandle;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    rc::Rc,
+    sync::Arc,
+};
+use tokio::sync::mpsc;
+
+/// A component that is yet to be wired.
+pub(crate) trait Unwired {
+    /// Makes its queue and enters what it answers.
+    fn enter(
+        self: Box<Self>,
+        registry: &mut Registry,
+        failures: &Arc<Failures>,
+        faults: &mut Vec<WiringFault>,
+    ) -> Entered;
+}
+
+/// A component whose queue exists: others can be wired to it.
+pub(crate) struct Entered {
+    pub(crate) name: &'static str,
+    pub(crate) watched: Arc<dyn Watched>,
+    pub(crate) needs: Needs,
+    pub(crate) build: Box<dyn FnOnce(Ports, RestartPolicy) -> Result<Built, WiringFault>>,
+}
+
+/// A component that is there, and begins when this is called.
+pub(crate) type Built = Box<dyn FnOnce() -> Result<(), WiringFault>>;
+
+/// A component for this arbiter.
+pub(crate) struct Here<F>(pub(crate) F);
+
+/// A component for another arbiter.
+pub(crate) struct There<F>(pub(crate) F, pub(crate) ArbiterHandle);
+
+type Entrance<A> = (mpsc::Receiver<Letter<A>>, Arc<Gate<A>>, Arc<Vitals>, Needs);
+
+fn entrance<A: Component>(
+    registry: &mut Registry,
+    failures: &Arc<Failures>,
+    faults: &mut Vec<WiringFault>,
+) -> Entrance<A> {
+    let vitals = Arc::new(Vitals::new(A::NAME, A::STAGE, Arc::clone(failures)));
+    let (sender, queue) = mpsc::channel(A::CAPACITY.max(1));
+    let gate = Arc::new(Gate::new(sender, Arc::clone(&vitals)));
+    let contract = Contract::<A>::of_component();
+    registry.enter(&contract, &gate, faults);
+    (queue, gate, vitals, contract.into_needs())
+}
+
+fn construct<A: Component>(factory: &dyn Fn(&Ports) -> A, ports: &Ports) -> Result<A, WiringFault> {
+    catch_unwind(AssertUnwindSafe(|| factory(ports)))
+        .map_err(|panic| WiringFault::Unbuildable { component: A::NAME, text: panic_text(&*panic).to_owned() })
+}
+
+impl<A, F> Unwired for Here<F>
+where
+    A: Component,
+    F: Fn(&Ports) -> A + 'static,
+{
+    fn enter(
+        self: Box<Self>,
+        registry: &mut Registry,
+        failures: &Arc<Failures>,
+        faults: &mut Vec<WiringFault>,
+    ) -> Entered {
+        let (queue, gate, vitals, needs) = entrance::<A>(registry, failures, faults);
+        let build = Box::new(move |ports: Ports, policy| {
+            let factory: Factory<A> = Rc::new(self.0);
+            let component = construct(&*factory, &ports)?;
+            let plan = Plan { queue, factory, ports, policy, vitals };
+            Ok(Box::new(move || {
+                actix_rt::spawn(Shell::new(component, plan));
+                Ok(())
+            }) as Built)
+        });
+        Entered { name: A::NAME, watched: gate, needs, build }
+    }
+}
+
+impl<A, F> Unwired for There<F>
+where
+    A: Component,
+    F: Fn(&Ports) -> A + Send + 'static,
+{
+    fn enter(
+        self: Box<Self>,
+        registry: &mut Registry,
+        failures: &Arc<Failures>,
+        faults: &mut Vec<WiringFault>,
+    ) -> Entered {
+        let (queue, gate, vitals, needs) = entrance::<A>(registry, failures, faults);
+        let build = Box::new(move |ports: Ports, policy| {
+            let There(factory, arbiter) = *self;
+            Ok(Box::new(move || {
+                let placed = arbiter.spawn_fn(move || {
+                    let factory: Factory<A> = Rc::new(factory);
+                    // Too late to refuse the start: the fault ends the component and with it the system.
+                    let built = construct(&*factory, &ports);
+                    let faults = ports.faults();
+                    match (built, faults.first()) {
+                        (Ok(component), None) => {
+                            let plan = Plan { queue, factory, ports, policy, vitals };
+                            actix_rt::spawn(Shell::new(component, plan));
+                        }
+                        (Err(fault), _) => vitals.exited(super::Exit::Failed(fault.to_string())),
+                        (_, Some(fault)) => vitals.exited(super::Exit::Failed(fault.to_string())),
+                    }
+                });
+                if placed { Ok(()) } else { Err(WiringFault::NoArbiter { component: A::NAME }) }
+            }) as Built)
+        });
+        Entered { name: A::NAME, watched: gate, needs, build }
+    }
+}

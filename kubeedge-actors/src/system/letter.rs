@@ -1,0 +1,130 @@
+//! A message in a queue: what is done around each handler call.
+
+use super::{Component, Context, context::panic_text, port::Reply, vitals::InHand, wiring::short_name};
+use actix::{
+    Handler, Message, ResponseFuture,
+    dev::{EnvelopeProxy, MessageResponse, ToEnvelope},
+};
+use futures_util::FutureExt;
+use std::{
+    any::{Any, TypeId, type_name},
+    panic::{AssertUnwindSafe, catch_unwind},
+};
+
+/// A message of any type that `A` handles, in `A`'s queue.
+pub(crate) type Letter<A> = Box<dyn Sealed<A>>;
+
+/// A message with where its answer goes.
+pub(crate) trait Sealed<A: Component>: EnvelopeProxy<A> + Send {
+    /// The message's type, for logs.
+    fn message(&self) -> &'static str;
+}
+
+pub(crate) struct Envelope<M: Message> {
+    message: Option<M>,
+    reply: Option<Reply<M>>,
+}
+
+impl<M> Envelope<M>
+where
+    M: Message + Send + 'static,
+    M::Result: Send,
+{
+    pub(crate) fn letter<A: Component + Handler<M>>(message: M, reply: Option<Reply<M>>) -> Letter<A> {
+        Box::new(Self { message: Some(message), reply })
+    }
+}
+
+impl<A, M> Sealed<A> for Envelope<M>
+where
+    A: Component + Handler<M>,
+    M: Message + Send + 'static,
+    M::Result: Send,
+{
+    fn message(&self) -> &'static str {
+        short_name(type_name::<M>())
+    }
+}
+
+impl<A, M> EnvelopeProxy<A> for Envelope<M>
+where
+    A: Component + Handler<M>,
+    M: Message + Send + 'static,
+    M::Result: Send,
+{
+    fn handle(&mut self, act: &mut A, ctx: &mut Context<A>) {
+        let reply = self.reply.take();
+        if reply.as_ref().is_some_and(|reply| reply.is_closed()) {
+            ctx.vitals().expired();
+            return;
+        }
+        let Some(message) = self.message.take() else { return };
+        let span = tracing::debug_span!("handle", component = A::NAME, message = short_name(type_name::<M>()));
+        let _entered = span.enter();
+        // The component is rebuilt after a panic, so what it leaves behind is never seen again.
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            let response = Handler::handle(act, message, ctx);
+            respond::<A, M>(response, ctx, reply);
+        }));
+        if let Err(panic) = outcome {
+            ctx.crashed(panic_text(&*panic));
+        }
+    }
+}
+
+/// Gives the answer, now or by a future.
+///
+/// actix spawns a `ResponseFuture` on the runtime, out of our sight; we spawn it ourselves, so that its panic is
+/// counted, its asker told, and an ordered stop waits for it. The comparison of types costs nothing at run time.
+fn respond<A, M>(response: <A as Handler<M>>::Result, ctx: &mut Context<A>, reply: Option<Reply<M>>)
+where
+    A: Component + Handler<M>,
+    M: Message + Send + 'static,
+    M::Result: Send,
+{
+    if TypeId::of::<<A as Handler<M>>::Result>() == TypeId::of::<ResponseFuture<M::Result>>() {
+        let mut response = Some(response);
+        let future =
+            (&mut response as &mut dyn Any).downcast_mut::<Option<ResponseFuture<M::Result>>>().and_then(Option::take);
+        if let Some(future) = future {
+            let in_hand = InHand::new(ctx.vitals());
+            let vitals = std::sync::Arc::clone(ctx.vitals());
+            let span = tracing::Span::current();
+            actix_rt::spawn(tracing::Instrument::instrument(
+                async move {
+                    match AssertUnwindSafe(future).catch_unwind().await {
+                        // An asker that left is no fault of ours.
+                        Ok(answer) => drop(reply.map(|reply| reply.send(answer))),
+                        Err(panic) => {
+                            vitals.panicked();
+                            tracing::error!(
+                                component = vitals.name,
+                                message = short_name(type_name::<M>()),
+                                panic = panic_text(&*panic),
+                                "a reply panicked; its asker was told, the component goes on"
+                            );
+                        }
+                    }
+                    drop(in_hand);
+                },
+                span,
+            ));
+        }
+    } else {
+        ctx.replying(true);
+        response.handle(ctx, reply);
+        ctx.replying(false);
+    }
+}
+
+/// For actix addresses (`ctx.address()`): the same care around a message as through a port.
+impl<A, M> ToEnvelope<A, M> for Context<A>
+where
+    A: Component + Handler<M>,
+    M: Message + Send + 'static,
+    M::Result: Send,
+{
+    fn pack(message: M, reply: Option<Reply<M>>) -> actix::dev::Envelope<A> {
+        actix::dev::Envelope::with_proxy(Box::new(Envelope { message: Some(message), reply }))
+    }
+}

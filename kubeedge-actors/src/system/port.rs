@@ -1,0 +1,274 @@
+//! The typed, bounded way to whoever answers a message.
+
+use super::{
+    Component,
+    letter::{Envelope, Letter},
+    vitals::{Observation, Phase, Vitals},
+};
+use actix::{Handler, Message};
+use std::{fmt, future::Future, pin::Pin, sync::Arc, task::Poll, time::Duration};
+use tokio::{
+    sync::{mpsc, mpsc::error::TrySendError, oneshot},
+    time::{Instant, timeout_at},
+};
+
+/// Longest deadline that is told apart from "never": an hour-scale clock cannot overflow on it.
+const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+
+/// Why an ask has no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AskError {
+    /// Neither room nor an answer within the deadline. The message may or may not have been handled: if it was still
+    /// queued it will not be.
+    #[error("no answer within the deadline")]
+    Timeout,
+    /// The component failed, or gave the message up, before it answered. It is being built again.
+    #[error("the component failed before it answered")]
+    Crashed,
+    /// The component has ended, or was never there.
+    #[error("the component has stopped")]
+    Stopped,
+}
+
+/// Why a message was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TellError {
+    /// The component has ended, or was never there.
+    #[error("the component has stopped")]
+    Stopped,
+}
+
+/// Why a message was not taken at once; carries the message back.
+#[derive(PartialEq, Eq, thiserror::Error)]
+pub enum TryTellError<M> {
+    /// The queue is full.
+    #[error("the component's queue is full")]
+    Full(M),
+    /// The component has ended, or was never there.
+    #[error("the component has stopped")]
+    Stopped(M),
+}
+
+/// Without the message: it may be a secret, and need not be `Debug`.
+impl<M> fmt::Debug for TryTellError<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            TryTellError::Full(_) => "Full(..)",
+            TryTellError::Stopped(_) => "Stopped(..)",
+        })
+    }
+}
+
+impl<M> TryTellError<M> {
+    /// The message that was not taken.
+    pub fn into_inner(self) -> M {
+        match self {
+            TryTellError::Full(message) | TryTellError::Stopped(message) => message,
+        }
+    }
+}
+
+pub(crate) type Reply<M> = oneshot::Sender<<M as Message>::Result>;
+
+/// A message that was not taken, with where its answer would have gone.
+pub(crate) struct Refused<M: Message> {
+    message: M,
+    reply: Option<Reply<M>>,
+    stopped: bool,
+}
+
+type Waiting<'a> = Pin<Box<dyn Future<Output = Result<(), TellError>> + Send + 'a>>;
+
+/// A component's queue, seen by one of its message types.
+pub(crate) trait Door<M: Message>: Send + Sync {
+    /// Takes the message if there is room now.
+    fn put(&self, message: M, reply: Option<Reply<M>>) -> Result<(), Refused<M>>;
+    /// Waits for room, first come first served. Dropped before it resolves, the message was not taken.
+    fn put_waiting<'a>(&'a self, message: M, reply: Option<Reply<M>>) -> Waiting<'a>
+    where
+        M: 'a;
+    /// Why a message that was taken has no answer.
+    fn why_unanswered(&self) -> AskError;
+}
+
+/// The sending half of a component's queue. Made before the component, so that components can ask each other.
+pub(crate) struct Gate<A: Component> {
+    queue: mpsc::Sender<Letter<A>>,
+    vitals: Arc<Vitals>,
+}
+
+impl<A: Component> Gate<A> {
+    pub(crate) fn new(queue: mpsc::Sender<Letter<A>>, vitals: Arc<Vitals>) -> Self {
+        Self { queue, vitals }
+    }
+}
+
+/// What the system asks of a component of any type.
+pub(crate) trait Watched: Send + Sync {
+    fn vitals(&self) -> &Arc<Vitals>;
+    fn observe(&self) -> Observation;
+}
+
+impl<A: Component> Watched for Gate<A> {
+    fn vitals(&self) -> &Arc<Vitals> {
+        &self.vitals
+    }
+
+    fn observe(&self) -> Observation {
+        let capacity = self.queue.max_capacity();
+        let queued = if self.queue.is_closed() { 0 } else { capacity.saturating_sub(self.queue.capacity()) };
+        self.vitals.observe(queued, capacity)
+    }
+}
+
+impl<A, M> Door<M> for Gate<A>
+where
+    A: Component + Handler<M>,
+    M: Message + Send + 'static,
+    M::Result: Send,
+{
+    fn put(&self, message: M, reply: Option<Reply<M>>) -> Result<(), Refused<M>> {
+        match self.queue.try_reserve() {
+            Ok(room) => {
+                room.send(Envelope::letter(message, reply));
+                Ok(())
+            }
+            Err(refusal) => {
+                let stopped = matches!(refusal, TrySendError::Closed(()));
+                Err(Refused { message, reply, stopped })
+            }
+        }
+    }
+
+    fn put_waiting<'a>(&'a self, message: M, reply: Option<Reply<M>>) -> Waiting<'a>
+    where
+        M: 'a,
+    {
+        Box::pin(async move {
+            let room = self.queue.reserve().await.map_err(|_| TellError::Stopped)?;
+            room.send(Envelope::letter(message, reply));
+            Ok(())
+        })
+    }
+
+    fn why_unanswered(&self) -> AskError {
+        self.vitals.unanswered();
+        if self.vitals.phase() == Phase::Exited { AskError::Stopped } else { AskError::Crashed }
+    }
+}
+
+/// Where messages go that no component answers: refused as if it had stopped.
+pub(crate) struct Nowhere;
+
+impl<M: Message + Send> Door<M> for Nowhere
+where
+    M::Result: Send,
+{
+    fn put(&self, message: M, reply: Option<Reply<M>>) -> Result<(), Refused<M>> {
+        Err(Refused { message, reply, stopped: true })
+    }
+
+    fn put_waiting<'a>(&'a self, _: M, _: Option<Reply<M>>) -> Waiting<'a>
+    where
+        M: 'a,
+    {
+        Box::pin(async { Err(TellError::Stopped) })
+    }
+
+    fn why_unanswered(&self) -> AskError {
+        AskError::Stopped
+    }
+}
+
+/// The typed, bounded way to whoever answers `M` in this system. Cheap to clone; usable from any thread.
+///
+/// It stays valid while its component is built again. Messages of one sender through one port arrive in order.
+pub struct Port<M: Message> {
+    door: Arc<dyn Door<M>>,
+}
+
+impl<M: Message> Clone for Port<M> {
+    fn clone(&self) -> Self {
+        Self { door: Arc::clone(&self.door) }
+    }
+}
+
+impl<M: Message> fmt::Debug for Port<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Port<{}>", std::any::type_name::<M>())
+    }
+}
+
+impl<M: Message + Send + 'static> Port<M>
+where
+    M::Result: Send,
+{
+    pub(crate) fn new(door: Arc<dyn Door<M>>) -> Self {
+        Self { door }
+    }
+
+    pub(crate) fn nowhere() -> Self {
+        Self { door: Arc::new(Nowhere) }
+    }
+
+    /// Sends and waits for the answer; the deadline covers waiting for room and the answer.
+    ///
+    /// An ask whose future is dropped, or whose deadline passes, while the message is still queued is not handled.
+    pub async fn ask(&self, message: M, deadline: Duration) -> Result<M::Result, AskError> {
+        let now = Instant::now();
+        let deadline = now.checked_add(deadline.min(FAR)).unwrap_or(now);
+        let (reply, mut answer) = oneshot::channel();
+        match self.door.put(message, Some(reply)) {
+            Ok(()) => {}
+            Err(refused) if refused.stopped => return Err(AskError::Stopped),
+            Err(Refused { message, reply, .. }) => {
+                match timeout_at(deadline, self.door.put_waiting(message, reply)).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(TellError::Stopped)) => return Err(AskError::Stopped),
+                    Err(_) => return Err(AskError::Timeout),
+                }
+            }
+        }
+        // A neighbour on the same arbiter answers before this task's next turn: only then is a timer worth its price.
+        let answered = match next_turn(&mut answer).await {
+            Some(answered) => answered,
+            None => timeout_at(deadline, answer).await.map_err(|_| AskError::Timeout)?,
+        };
+        answered.map_err(|_| self.door.why_unanswered())
+    }
+
+    /// Sends without waiting for an answer; waits for room. Once this returns `Ok` the message is in the queue, and it
+    /// is handled unless the component ends first.
+    ///
+    /// Dropped before it returns, the message was not sent.
+    pub async fn tell(&self, message: M) -> Result<(), TellError> {
+        match self.door.put(message, None) {
+            Ok(()) => Ok(()),
+            Err(refused) if refused.stopped => Err(TellError::Stopped),
+            Err(refused) => self.door.put_waiting(refused.message, None).await,
+        }
+    }
+
+    /// Sends without waiting, for an answer or for room: a full queue refuses and hands the message back.
+    pub fn try_tell(&self, message: M) -> Result<(), TryTellError<M>> {
+        self.door.put(message, None).map_err(|refused| match refused.stopped {
+            true => TryTellError::Stopped(refused.message),
+            false => TryTellError::Full(refused.message),
+        })
+    }
+}
+
+/// The future's output if it is ready now or after every other runnable task had a turn.
+async fn next_turn<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
+    let mut waited = false;
+    std::future::poll_fn(|cx| match Pin::new(&mut *future).poll(cx) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending if waited => Poll::Ready(None),
+        Poll::Pending => {
+            waited = true;
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        }
+    })
+    .await
+}

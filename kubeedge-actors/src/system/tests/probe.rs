@@ -1,0 +1,204 @@
+//! A component that does what its messages say, and a log of what happened.
+
+use crate::system::{Component, Context, Contract, Port, Ports, RestartPolicy, Stage, System, SystemBuilder};
+use actix::{Actor, AtomicResponse, Handler, Message, ResponseActFuture, ResponseFuture};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+pub(super) const SECOND: Duration = Duration::from_secs(1);
+/// Longer than anything in a test with paused time takes.
+pub(super) const LONG: Duration = Duration::from_secs(3600);
+
+/// What happened, in order.
+#[derive(Clone, Default)]
+pub(super) struct Log(Arc<Mutex<Vec<String>>>);
+
+impl Log {
+    pub(super) fn add(&self, what: impl Into<String>) {
+        self.0.lock().unwrap().push(what.into());
+    }
+
+    pub(super) fn all(&self) -> Vec<String> {
+        self.0.lock().unwrap().clone()
+    }
+
+    pub(super) fn count(&self, what: &str) -> usize {
+        self.all().iter().filter(|entry| *entry == what).count()
+    }
+}
+
+/// Runs in the component at `started` and at `stop`.
+type Hook<const N: usize> = Arc<dyn Fn(&mut Probe<N>, &mut Context<Probe<N>>) + Send + Sync>;
+type StopHook<const N: usize> = Arc<dyn Fn() -> ResponseActFuture<Probe<N>, ()> + Send + Sync>;
+
+/// The component of stage `N`: `p0` a source, `p1` a processor, `p2` a link, `p3` a store; all hold 4 messages.
+pub(super) struct Probe<const N: usize> {
+    pub(super) log: Log,
+    /// Lost when the component is built again.
+    pub(super) sum: u32,
+    on_start: Option<Hook<N>>,
+    on_stop: Option<StopHook<N>>,
+}
+
+pub(super) const CAPACITY: usize = 4;
+
+impl<const N: usize> Probe<N> {
+    pub(super) fn new(log: &Log) -> Self {
+        log.add(format!("p{N} built"));
+        Self { log: log.clone(), sum: 0, on_start: None, on_stop: None }
+    }
+
+    pub(super) fn on_start(mut self, hook: impl Fn(&mut Self, &mut Context<Self>) + Send + Sync + 'static) -> Self {
+        self.on_start = Some(Arc::new(hook));
+        self
+    }
+
+    pub(super) fn on_stop(mut self, hook: impl Fn() -> ResponseActFuture<Self, ()> + Send + Sync + 'static) -> Self {
+        self.on_stop = Some(Arc::new(hook));
+        self
+    }
+}
+
+impl<const N: usize> Actor for Probe<N> {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        self.log.add(format!("p{N} started"));
+        if let Some(hook) = self.on_start.clone() {
+            hook(self, ctx);
+        }
+    }
+}
+
+impl<const N: usize> Component for Probe<N> {
+    const NAME: &'static str = ["p0", "p1", "p2", "p3"][N];
+    const STAGE: Stage = Stage::ORDER[N];
+    const CAPACITY: usize = CAPACITY;
+    const IN_HAND: usize = 8;
+
+    fn contract(contract: &mut Contract<Self>) {
+        contract.answers::<Add<N>>().answers::<Run<N>>().answers::<Later<N>>().answers::<Apart<N>>();
+        contract.answers::<Alone<N>>();
+    }
+
+    fn stop(&mut self, _ctx: &mut Context<Self>) -> ResponseActFuture<Self, ()> {
+        self.log.add(format!("p{N} stopped"));
+        match self.on_stop.clone() {
+            Some(hook) => hook(),
+            None => Box::pin(actix::fut::ready(())),
+        }
+    }
+}
+
+/// Adds to the sum, logs it, answers the sum.
+#[derive(Message)]
+#[rtype(result = "u32")]
+pub(super) struct Add<const N: usize>(pub(super) u32);
+
+impl<const N: usize> Handler<Add<N>> for Probe<N> {
+    type Result = u32;
+
+    fn handle(&mut self, message: Add<N>, _: &mut Context<Self>) -> u32 {
+        self.log.add(format!("p{N} add {}", message.0));
+        self.sum += message.0;
+        self.sum
+    }
+}
+
+type Nothing = ();
+
+macro_rules! doing {
+    ($(#[$doc:meta])* $name:ident, $answer:ty, $result:ty) => {
+        $(#[$doc])*
+        pub(super) struct $name<const N: usize>(Box<dyn FnOnce(&mut Probe<N>, &mut Context<Probe<N>>) -> $result + Send>);
+
+        impl<const N: usize> $name<N> {
+            pub(super) fn new(
+                what: impl FnOnce(&mut Probe<N>, &mut Context<Probe<N>>) -> $result + Send + 'static,
+            ) -> Self {
+                Self(Box::new(what))
+            }
+        }
+
+        impl<const N: usize> Message for $name<N> {
+            type Result = $answer;
+        }
+    };
+}
+
+doing!(/** Runs in the handler. */ Run, (), Nothing);
+doing!(/** Answered by a future with the component in hand. */ Later, u32, ResponseActFuture<Probe<N>, u32>);
+doing!(/** Answered by a future apart from the component. */ Apart, u32, ResponseFuture<u32>);
+doing!(/** Answered by a future that keeps other messages out. */ Alone, u32, ResponseActFuture<Probe<N>, u32>);
+
+impl<const N: usize> Handler<Run<N>> for Probe<N> {
+    type Result = ();
+
+    fn handle(&mut self, message: Run<N>, ctx: &mut Context<Self>) {
+        (message.0)(self, ctx);
+    }
+}
+
+impl<const N: usize> Handler<Later<N>> for Probe<N> {
+    type Result = ResponseActFuture<Self, u32>;
+
+    fn handle(&mut self, message: Later<N>, ctx: &mut Context<Self>) -> Self::Result {
+        (message.0)(self, ctx)
+    }
+}
+
+impl<const N: usize> Handler<Apart<N>> for Probe<N> {
+    type Result = ResponseFuture<u32>;
+
+    fn handle(&mut self, message: Apart<N>, ctx: &mut Context<Self>) -> Self::Result {
+        (message.0)(self, ctx)
+    }
+}
+
+impl<const N: usize> Handler<Alone<N>> for Probe<N> {
+    type Result = AtomicResponse<Self, u32>;
+
+    fn handle(&mut self, message: Alone<N>, ctx: &mut Context<Self>) -> Self::Result {
+        AtomicResponse::new((message.0)(self, ctx))
+    }
+}
+
+/// One probe, the source, with no more than the log.
+pub(super) fn one(log: &Log) -> System {
+    with_one(log, |probe| probe).start().unwrap()
+}
+
+/// One probe, dressed by the test.
+pub(super) fn with_one(log: &Log, dress: impl Fn(Probe<0>) -> Probe<0> + 'static) -> SystemBuilder {
+    let log = log.clone();
+    System::builder("test").component(move |_: &Ports| dress(Probe::<0>::new(&log)))
+}
+
+/// Restarts without delay that a test may use up.
+pub(super) fn quick(budget: u32) -> RestartPolicy {
+    RestartPolicy { base: Duration::from_millis(1), budget, ..RestartPolicy::default() }
+}
+
+/// Holds the component's arbiter-side attention until the returned sender is used or dropped: messages pile up.
+pub(super) async fn hold<const N: usize>(system: &System) -> tokio::sync::oneshot::Sender<()> {
+    let (release, released) = tokio::sync::oneshot::channel::<()>();
+    let (taken, is_taken) = tokio::sync::oneshot::channel();
+    let port: Port<Alone<N>> = system.port();
+    let holding = Alone::new(move |_, _| {
+        taken.send(()).unwrap();
+        Box::pin(actix::fut::wrap_future(async move {
+            let _ = released.await;
+            0
+        }))
+    });
+    port.tell(holding).await.unwrap();
+    is_taken.await.unwrap();
+    release
+}
+
+/// Everything told before this has been handled.
+pub(super) async fn flush<const N: usize>(system: &System) {
+    system.port::<Run<N>>().ask(Run::new(|_, _| ()), LONG).await.unwrap();
+}

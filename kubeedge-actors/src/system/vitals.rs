@@ -1,0 +1,244 @@
+//! What is known about a component from outside its arbiter: counters, phase, exit, and the way to tell it to stop.
+
+use super::{Exit, Stage};
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering},
+    },
+    task::Waker,
+    time::Duration,
+};
+use tokio::sync::watch;
+
+/// Where a component is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// It handles messages.
+    Running,
+    /// It failed and waits to be built again; its queue takes messages until it is full.
+    BackingOff,
+    /// It takes no new messages and finishes what it has.
+    Stopping,
+    /// It is gone.
+    Exited,
+}
+
+/// A component as seen from outside, at one moment.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Observation {
+    /// The component's name.
+    pub name: &'static str,
+    /// Its place in the stop order.
+    pub stage: Stage,
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// How it ended, once it has.
+    pub exit: Option<Exit>,
+    /// Messages in its queue.
+    pub queued: usize,
+    /// Messages its queue holds at most.
+    pub capacity: usize,
+    /// Asynchronous replies under way.
+    pub in_hand: usize,
+    /// Messages handled, the ones that crashed included.
+    pub handled: u64,
+    /// Asks that were not handled because nobody waited for the answer any more.
+    pub expired: u64,
+    /// Asks that ended without an answer.
+    pub unanswered: u64,
+    /// Panics, in handlers, futures and replies.
+    pub panics: u64,
+    /// Times it was built again.
+    pub restarts: u64,
+    /// Mean time a message held the arbiter: the synchronous part of its handler.
+    pub mean_handling: Duration,
+}
+
+/// What a component has been told from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub(crate) enum Command {
+    Run = 0,
+    Stop = 1,
+    Abort = 2,
+}
+
+/// The first component whose failure ended it: the reason the system stops.
+pub(crate) type Failures = watch::Sender<Option<(&'static str, Exit)>>;
+
+pub(crate) struct Vitals {
+    pub(crate) name: &'static str,
+    pub(crate) stage: Stage,
+    phase: AtomicU8,
+    command: AtomicU8,
+    task: Mutex<Option<Waker>>,
+    in_hand: AtomicUsize,
+    in_hand_watched: AtomicBool,
+    // Written by the component's own task only, so a load and a store do.
+    handled: AtomicU64,
+    busy_nanos: AtomicU64,
+    expired: AtomicU64,
+    unanswered: AtomicU64,
+    panics: AtomicU64,
+    restarts: AtomicU64,
+    exit: watch::Sender<Option<Exit>>,
+    failures: Arc<Failures>,
+}
+
+/// Adds to a counter that only one task writes.
+fn add(counter: &AtomicU64, n: u64) {
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+}
+
+impl Vitals {
+    pub(crate) fn new(name: &'static str, stage: Stage, failures: Arc<Failures>) -> Self {
+        Self {
+            name,
+            stage,
+            phase: AtomicU8::new(Phase::Running as u8),
+            command: AtomicU8::new(Command::Run as u8),
+            task: Mutex::new(None),
+            in_hand: AtomicUsize::new(0),
+            in_hand_watched: AtomicBool::new(false),
+            handled: AtomicU64::new(0),
+            busy_nanos: AtomicU64::new(0),
+            expired: AtomicU64::new(0),
+            unanswered: AtomicU64::new(0),
+            panics: AtomicU64::new(0),
+            restarts: AtomicU64::new(0),
+            exit: watch::Sender::new(None),
+            failures,
+        }
+    }
+
+    // ---- for the component's own task
+
+    pub(crate) fn set_phase(&self, phase: Phase) {
+        self.phase.store(phase as u8, Ordering::Release);
+    }
+
+    pub(crate) fn handled(&self, took: Duration) {
+        add(&self.handled, 1);
+        add(&self.busy_nanos, u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    pub(crate) fn expired(&self) {
+        add(&self.expired, 1);
+    }
+
+    pub(crate) fn restarted(&self) {
+        add(&self.restarts, 1);
+    }
+
+    pub(crate) fn panicked(&self) {
+        self.panics.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Remembers the task to wake for a command or an ended reply.
+    pub(crate) fn listen(&self, waker: &Waker) {
+        *self.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(waker.clone());
+    }
+
+    pub(crate) fn command(&self) -> Command {
+        match self.command.load(Ordering::SeqCst) {
+            0 => Command::Run,
+            1 => Command::Stop,
+            _ => Command::Abort,
+        }
+    }
+
+    pub(crate) fn in_hand(&self) -> usize {
+        self.in_hand.load(Ordering::SeqCst)
+    }
+
+    /// Asks to be woken when a reply ends; look at `in_hand` again afterwards.
+    pub(crate) fn watch_in_hand(&self) {
+        self.in_hand_watched.store(true, Ordering::SeqCst);
+    }
+
+    /// The component is gone. To be called before its queue is dropped, so that askers learn why.
+    pub(crate) fn exited(&self, exit: Exit) {
+        self.set_phase(Phase::Exited);
+        if exit.escalates() {
+            let _ = self.failures.send_if_modified(|first| {
+                let is_first = first.is_none();
+                if is_first {
+                    *first = Some((self.name, exit.clone()));
+                }
+                is_first
+            });
+        }
+        self.exit.send_replace(Some(exit));
+    }
+
+    // ---- for everybody
+
+    pub(crate) fn phase(&self) -> Phase {
+        match self.phase.load(Ordering::Acquire) {
+            0 => Phase::Running,
+            1 => Phase::BackingOff,
+            2 => Phase::Stopping,
+            _ => Phase::Exited,
+        }
+    }
+
+    pub(crate) fn unanswered(&self) {
+        self.unanswered.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Tells the component to stop or to be dropped; never takes back a stronger command.
+    pub(crate) fn order(&self, command: Command) {
+        self.command.fetch_max(command as u8, Ordering::SeqCst);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        if let Some(task) = self.task.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            task.wake_by_ref();
+        }
+    }
+
+    pub(crate) fn exit(&self) -> watch::Receiver<Option<Exit>> {
+        self.exit.subscribe()
+    }
+
+    pub(crate) fn observe(&self, queued: usize, capacity: usize) -> Observation {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let handled = count(&self.handled);
+        Observation {
+            name: self.name,
+            stage: self.stage,
+            phase: self.phase(),
+            exit: self.exit.borrow().clone(),
+            queued,
+            capacity,
+            in_hand: self.in_hand(),
+            handled,
+            expired: count(&self.expired),
+            unanswered: count(&self.unanswered),
+            panics: count(&self.panics),
+            restarts: count(&self.restarts),
+            mean_handling: Duration::from_nanos(count(&self.busy_nanos).checked_div(handled).unwrap_or(0)),
+        }
+    }
+}
+
+/// One asynchronous reply under way.
+pub(crate) struct InHand(Arc<Vitals>);
+
+impl InHand {
+    pub(crate) fn new(vitals: &Arc<Vitals>) -> Self {
+        vitals.in_hand.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(vitals))
+    }
+}
+
+impl Drop for InHand {
+    fn drop(&mut self) {
+        self.0.in_hand.fetch_sub(1, Ordering::SeqCst);
+        if self.0.in_hand_watched.load(Ordering::SeqCst) && self.0.in_hand_watched.swap(false, Ordering::SeqCst) {
+            self.0.wake();
+        }
+    }
+}
