@@ -1,0 +1,161 @@
+//! CRI's answers as the small types that decisions are made from.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use kubeedge_proto::cri::{self, ContainerState, PodSandboxState};
+
+use crate::edged::{
+    labels,
+    runtime::{ImageUser, Instance, InstanceState, LocalImage, PodSummary, RuntimeError, RuntimeHealth, Sandbox},
+};
+
+/// Nanoseconds since 1970; `None` for 0, which is CRI's "not set".
+fn time(nanoseconds: i64) -> Option<Timestamp> {
+    if nanoseconds <= 0 {
+        return None;
+    }
+    Timestamp::from_nanosecond(i128::from(nanoseconds)).ok()
+}
+
+pub(super) fn id(call: &'static str, id: String) -> Result<String, RuntimeError> {
+    if id.is_empty() {
+        return Err(RuntimeError::BadAnswer { call, message: "it has no id".to_owned() });
+    }
+    Ok(id)
+}
+
+pub(super) fn health(status: cri::RuntimeStatus) -> RuntimeHealth {
+    let wrong = |type_: &str| match status.conditions.iter().find(|condition| condition.r#type == type_) {
+        None => Some(format!("the runtime does not report {type_}")),
+        Some(condition) if condition.status => None,
+        Some(condition) => Some(format!("{}: {}", condition.reason, condition.message)),
+    };
+    RuntimeHealth { runtime: wrong("RuntimeReady"), network: wrong("NetworkReady") }
+}
+
+pub(super) fn state(state: i32) -> InstanceState {
+    match ContainerState::try_from(state) {
+        Ok(ContainerState::ContainerCreated) => InstanceState::Created,
+        Ok(ContainerState::ContainerRunning) => InstanceState::Running,
+        Ok(ContainerState::ContainerExited) => InstanceState::Exited,
+        Ok(ContainerState::ContainerUnknown) | Err(_) => InstanceState::Unknown,
+    }
+}
+
+fn is_ready(state: i32) -> bool {
+    state == i32::from(PodSandboxState::SandboxReady)
+}
+
+/// Pods by uid; what has no pod's labels is somebody else's and left out.
+pub(super) fn summaries(sandboxes: Vec<cri::PodSandbox>, containers: Vec<cri::Container>) -> Vec<PodSummary> {
+    let mut pods: BTreeMap<String, PodSummary> = BTreeMap::new();
+    let mut pod_of_sandbox: BTreeMap<String, String> = BTreeMap::new();
+    for mut sandbox in sandboxes {
+        let Some(uid) = sandbox.labels.remove(labels::POD_UID) else { continue };
+        let pod = pods.entry(uid.clone()).or_insert_with(|| PodSummary {
+            namespace: sandbox.labels.remove(labels::POD_NAMESPACE).unwrap_or_default(),
+            name: sandbox.labels.remove(labels::POD_NAME).unwrap_or_default(),
+            uid: uid.clone(),
+            sandboxes: BTreeMap::new(),
+            containers: BTreeMap::new(),
+            grace_seconds: None,
+        });
+        pod.sandboxes.insert(sandbox.id.clone(), is_ready(sandbox.state));
+        pod_of_sandbox.insert(sandbox.id, uid);
+    }
+    for container in containers {
+        let pod = pod_of_sandbox.get(&container.pod_sandbox_id).and_then(|uid| pods.get_mut(uid));
+        let Some(pod) = pod else { continue };
+        let grace = container.annotations.get(labels::GRACE_PERIOD).and_then(|text| text.parse().ok());
+        pod.grace_seconds = pod.grace_seconds.max(grace);
+        pod.containers.insert(container.id, state(container.state));
+    }
+    pods.into_values().collect()
+}
+
+pub(super) fn sandbox(status: cri::PodSandboxStatus) -> Result<Sandbox, RuntimeError> {
+    let metadata = status.metadata.unwrap_or_default();
+    let network = status.network.unwrap_or_default();
+    let ips = std::iter::once(network.ip).chain(network.additional_ips.into_iter().map(|ip| ip.ip));
+    Ok(Sandbox {
+        id: id("PodSandboxStatus", status.id)?,
+        attempt: metadata.attempt,
+        ready: is_ready(status.state),
+        created_at: time(status.created_at).unwrap_or(Timestamp::UNIX_EPOCH),
+        ips: ips.filter(|ip| !ip.is_empty()).collect(),
+        pod_start: status.annotations.get(labels::POD_START).and_then(|text| text.parse().ok()),
+    })
+}
+
+pub(super) fn instance(status: cri::ContainerStatus, sandbox_id: String) -> Result<Instance, RuntimeError> {
+    let metadata = status.metadata.unwrap_or_default();
+    let name = status.labels.get(labels::CONTAINER_NAME).cloned().unwrap_or(metadata.name);
+    let mut annotations = status.annotations;
+    Ok(Instance {
+        id: id("ContainerStatus", status.id)?,
+        sandbox_id,
+        name,
+        attempt: metadata.attempt,
+        state: state(status.state),
+        created_at: time(status.created_at).unwrap_or(Timestamp::UNIX_EPOCH),
+        started_at: time(status.started_at),
+        finished_at: time(status.finished_at),
+        exit_code: status.exit_code,
+        reason: status.reason,
+        message: status.message,
+        image: status.image.map(|image| image.image).unwrap_or_default(),
+        image_id: status.image_ref,
+        spec_image: annotations.remove(labels::SPEC_IMAGE),
+        termination_message_path: annotations.remove(labels::TERMINATION_MESSAGE_PATH),
+    })
+}
+
+pub(super) fn image(image: cri::Image) -> LocalImage {
+    let user = match (image.uid, image.username) {
+        (Some(uid), _) => ImageUser::Uid(uid.value),
+        (None, name) if name.is_empty() => ImageUser::Unset,
+        (None, name) => ImageUser::Name(name),
+    };
+    let names = image.repo_digests.into_iter().chain(image.repo_tags).collect();
+    LocalImage { id: image.id, names, size_bytes: image.size, user }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_are_told_apart_by_uid_and_strangers_left_out() {
+        let labelled = |uid: &str| {
+            [(labels::POD_UID, uid), (labels::POD_NAMESPACE, "ns"), (labels::POD_NAME, "p")]
+                .into_iter()
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .collect()
+        };
+        let sandboxes = vec![
+            cri::PodSandbox { id: "s1".into(), labels: labelled("u1"), ..Default::default() },
+            cri::PodSandbox { id: "s2".into(), labels: labelled("u2"), state: 1, ..Default::default() },
+            cri::PodSandbox { id: "s3".into(), ..Default::default() },
+        ];
+        let containers = vec![
+            cri::Container { id: "c1".into(), pod_sandbox_id: "s1".into(), state: 1, ..Default::default() },
+            cri::Container { id: "c3".into(), pod_sandbox_id: "s3".into(), state: 1, ..Default::default() },
+        ];
+        let pods = summaries(sandboxes, containers);
+        let uids: Vec<_> = pods.iter().map(|pod| (pod.uid.as_str(), pod.name.as_str())).collect();
+        assert_eq!(uids, [("u1", "p"), ("u2", "p")]);
+        assert_eq!(pods[0].containers["c1"], InstanceState::Running);
+        assert!(pods[0].sandboxes["s1"] && !pods[1].sandboxes["s2"]);
+    }
+
+    #[test]
+    fn a_state_of_tomorrow_may_run() {
+        assert!(state(17).may_run());
+    }
+
+    #[test]
+    fn a_condition_that_is_not_reported_does_not_hold() {
+        assert!(health(cri::RuntimeStatus::default()).runtime.is_some());
+    }
+}

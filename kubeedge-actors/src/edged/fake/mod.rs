@@ -1,0 +1,308 @@
+//! A container runtime in memory, for tests: what it is told happens at once, unless it was told to fail.
+
+pub mod model;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use kubeedge_proto::cri;
+
+use self::model::{Model, TERMINATED};
+use super::{
+    labels,
+    runtime::{
+        Answer, InstanceState, LocalImage, ObservedPod, PodSummary, Runtime, RuntimeError, RuntimeHealth,
+        RuntimeVersion,
+    },
+};
+
+/// The time, given by the test.
+pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+
+#[derive(Default)]
+struct State {
+    model: Model,
+    images: BTreeSet<String>,
+    registry: BTreeSet<String>,
+    failures: BTreeMap<&'static str, Vec<String>>,
+    calls: Vec<String>,
+    configs: BTreeMap<String, cri::ContainerConfig>,
+    sandbox_configs: Vec<cri::PodSandboxConfig>,
+    /// Containers of this name do not end before their grace period has passed.
+    stubborn: BTreeSet<String>,
+}
+
+/// A container runtime in memory. Clones share their state.
+#[derive(Clone)]
+pub struct FakeRuntime {
+    state: Arc<Mutex<State>>,
+    clock: Clock,
+}
+
+impl FakeRuntime {
+    /// An empty runtime with a clock.
+    pub fn new(clock: Clock) -> Self {
+        Self { state: Arc::default(), clock }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A test that panicked while it held the lock has failed already.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts an image on the node.
+    pub fn add_image(&self, image: &str) {
+        self.state().images.insert(image.to_owned());
+    }
+
+    /// Makes an image available to pulls.
+    pub fn publish_image(&self, image: &str) {
+        self.state().registry.insert(image.to_owned());
+    }
+
+    /// The next call of this name (`run_sandbox`, `start_container` ...) fails with the message. May be repeated.
+    pub fn fail_next(&self, call: &'static str, message: &str) {
+        self.state().failures.entry(call).or_default().push(message.to_owned());
+    }
+
+    /// Containers of this name take their whole grace period to end.
+    pub fn make_stubborn(&self, container: &str) {
+        self.state().stubborn.insert(container.to_owned());
+    }
+
+    /// The calls so far that change something, with their subject.
+    pub fn calls(&self) -> Vec<String> {
+        self.state().calls.clone()
+    }
+
+    /// Steps that no caller may ask for, in words; empty for a correct caller.
+    pub fn violations(&self) -> Vec<String> {
+        self.state().model.violations.clone()
+    }
+
+    /// Everything of one pod.
+    pub fn pod(&self, uid: &str) -> ObservedPod {
+        self.state().model.observe(uid)
+    }
+
+    /// The configuration a container was made with.
+    pub fn config(&self, id: &str) -> Option<cri::ContainerConfig> {
+        self.state().configs.get(id).cloned()
+    }
+
+    /// The configurations of all sandboxes that were run, oldest first.
+    pub fn sandbox_configs(&self) -> Vec<cri::PodSandboxConfig> {
+        self.state().sandbox_configs.clone()
+    }
+
+    /// The running instance of a pod's container ends by itself. False when none runs.
+    pub fn exit(&self, uid: &str, container: &str, code: i32) -> bool {
+        let now = (self.clock)();
+        let mut state = self.state();
+        let running = state
+            .model
+            .observe(uid)
+            .instances
+            .into_iter()
+            .find(|instance| instance.name == container && instance.state == InstanceState::Running);
+        if let Some(instance) = &running {
+            state.model.exit(&instance.id, code, now);
+        }
+        running.is_some()
+    }
+
+    /// All sandboxes of a pod die, and what runs in them.
+    pub fn lose_sandbox(&self, uid: &str) {
+        let now = (self.clock)();
+        let mut state = self.state();
+        for sandbox in state.model.observe(uid).sandboxes {
+            state.model.lose_sandbox(&sandbox.id, now);
+        }
+    }
+
+    fn begin(&self, call: &'static str, subject: &str) -> Result<MutexGuard<'_, State>, RuntimeError> {
+        let mut state = self.state();
+        state.calls.push(format!("{call} {subject}"));
+        match state.failures.get_mut(call).filter(|queue| !queue.is_empty()).map(|queue| queue.remove(0)) {
+            Some(message) => Err(RuntimeError::Failed { call, message }),
+            None => Ok(state),
+        }
+    }
+}
+
+impl Runtime for FakeRuntime {
+    fn version(&self) -> Answer<'_, RuntimeVersion> {
+        Box::pin(async { Ok(RuntimeVersion { name: "fake".to_owned(), version: "0".to_owned() }) })
+    }
+
+    fn health(&self) -> Answer<'_, RuntimeHealth> {
+        Box::pin(async { Ok(RuntimeHealth::default()) })
+    }
+
+    fn list_pods(&self) -> Answer<'_, Vec<PodSummary>> {
+        Box::pin(async {
+            let state = self.state();
+            if let Some(queue) = state.failures.get("list_pods").filter(|queue| !queue.is_empty()) {
+                return Err(RuntimeError::Failed { call: "list_pods", message: queue[0].clone() });
+            }
+            let mut pods: BTreeMap<String, PodSummary> = BTreeMap::new();
+            for known in &state.model.sandboxes {
+                let (namespace, name, uid) = known.pod.clone();
+                let observed = state.model.observe(&uid);
+                pods.entry(uid.clone()).or_insert_with(|| PodSummary {
+                    namespace,
+                    name,
+                    uid,
+                    sandboxes: observed.sandboxes.iter().map(|s| (s.id.clone(), s.ready)).collect(),
+                    containers: observed.instances.iter().map(|i| (i.id.clone(), i.state)).collect(),
+                    grace_seconds: known.grace_seconds,
+                });
+            }
+            Ok(pods.into_values().collect())
+        })
+    }
+
+    fn observe<'a>(&'a self, pod_uid: &'a str) -> Answer<'a, ObservedPod> {
+        Box::pin(async move { Ok(self.pod(pod_uid)) })
+    }
+
+    fn run_sandbox<'a>(&'a self, config: &'a cri::PodSandboxConfig, _handler: &'a str) -> Answer<'a, String> {
+        Box::pin(async move {
+            let metadata = config.metadata.clone().unwrap_or_default();
+            let mut state = self.begin("run_sandbox", &metadata.uid)?;
+            let pod = (metadata.namespace, metadata.name, metadata.uid);
+            state.sandbox_configs.push(config.clone());
+            let id = state.model.run_sandbox(pod, metadata.attempt, (self.clock)());
+            let pod_start = config.annotations.get(labels::POD_START).and_then(|text| text.parse().ok());
+            if let Some(known) = state.model.sandboxes.last_mut() {
+                known.sandbox.pod_start = pod_start;
+            }
+            Ok(id)
+        })
+    }
+
+    fn stop_sandbox<'a>(&'a self, id: &'a str) -> Answer<'a, ()> {
+        Box::pin(async move {
+            self.begin("stop_sandbox", id)?.model.stop_sandbox(id, (self.clock)());
+            Ok(())
+        })
+    }
+
+    fn remove_sandbox<'a>(&'a self, id: &'a str) -> Answer<'a, ()> {
+        Box::pin(async move {
+            self.begin("remove_sandbox", id)?.model.remove_sandbox(id);
+            Ok(())
+        })
+    }
+
+    fn create_container<'a>(
+        &'a self,
+        sandbox_id: &'a str,
+        config: &'a cri::ContainerConfig,
+        _sandbox: &'a cri::PodSandboxConfig,
+    ) -> Answer<'a, String> {
+        Box::pin(async move {
+            let metadata = config.metadata.clone().unwrap_or_default();
+            let image = config.image.clone().unwrap_or_default().image;
+            let mut state = self.begin("create_container", &metadata.name)?;
+            if !state.images.contains(&image) {
+                let message = format!("image {image} is not there");
+                return Err(RuntimeError::NotFound { call: "create_container", message });
+            }
+            let made = state.model.create(sandbox_id, &metadata.name, metadata.attempt, &image, (self.clock)());
+            let id = made.ok_or_else(|| RuntimeError::NotFound {
+                call: "create_container",
+                message: format!("sandbox {sandbox_id} is not ready"),
+            })?;
+            if let Some(instance) = state.model.instances.last_mut() {
+                instance.spec_image = config.annotations.get(labels::SPEC_IMAGE).cloned();
+                instance.termination_message_path = config.annotations.get(labels::TERMINATION_MESSAGE_PATH).cloned();
+            }
+            let grace = config.annotations.get(labels::GRACE_PERIOD).and_then(|text| text.parse().ok());
+            for known in state.model.sandboxes.iter_mut().filter(|known| known.sandbox.id == sandbox_id) {
+                known.grace_seconds = known.grace_seconds.max(grace);
+            }
+            state.configs.insert(id.clone(), config.clone());
+            Ok(id)
+        })
+    }
+
+    fn start_container<'a>(&'a self, id: &'a str) -> Answer<'a, ()> {
+        Box::pin(async move {
+            let now = (self.clock)();
+            match self.begin("start_container", id) {
+                Ok(mut state) => {
+                    state.model.start(id, now);
+                    Ok(())
+                }
+                // As containerd does: the instance is there, ended.
+                Err(error) => {
+                    let mut state = self.state();
+                    state.model.exit(id, 128, now);
+                    for instance in state.model.instances.iter_mut().filter(|instance| instance.id == id) {
+                        "StartError".clone_into(&mut instance.reason);
+                        instance.message = error.to_string();
+                    }
+                    Err(error)
+                }
+            }
+        })
+    }
+
+    fn stop_container<'a>(&'a self, id: &'a str, grace: Duration) -> Answer<'a, ()> {
+        Box::pin(async move {
+            let stubborn = {
+                let state = self.begin("stop_container", &format!("{id} {}", grace.as_secs()))?;
+                state.model.instances.iter().any(|i| i.id == id && state.stubborn.contains(&i.name))
+            };
+            if stubborn {
+                tokio::time::sleep(grace).await;
+            }
+            let code = if stubborn { model::KILLED } else { TERMINATED };
+            self.state().model.exit(id, code, (self.clock)());
+            Ok(())
+        })
+    }
+
+    fn remove_container<'a>(&'a self, id: &'a str) -> Answer<'a, ()> {
+        Box::pin(async move {
+            self.begin("remove_container", id)?.model.remove_container(id);
+            Ok(())
+        })
+    }
+
+    fn image<'a>(&'a self, image: &'a str) -> Answer<'a, Option<LocalImage>> {
+        Box::pin(async move {
+            let found = self.state().images.contains(image);
+            Ok(found.then(|| LocalImage { id: format!("sha256:{image}"), ..LocalImage::default() }))
+        })
+    }
+
+    fn images(&self) -> Answer<'_, Vec<LocalImage>> {
+        Box::pin(async move {
+            let images = self.state().images.clone();
+            Ok(images.into_iter().map(|name| LocalImage { names: vec![name], ..LocalImage::default() }).collect())
+        })
+    }
+
+    fn pull_image<'a>(
+        &'a self,
+        image: &'a str,
+        _auth: Option<cri::AuthConfig>,
+        _sandbox: &'a cri::PodSandboxConfig,
+    ) -> Answer<'a, ()> {
+        Box::pin(async move {
+            let mut state = self.begin("pull_image", image)?;
+            if !state.registry.contains(image) {
+                let message = format!("{image}: not found");
+                return Err(RuntimeError::NotFound { call: "pull_image", message });
+            }
+            state.images.insert(image.to_owned());
+            Ok(())
+        })
+    }
+}

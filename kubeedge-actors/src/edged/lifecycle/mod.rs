@@ -1,0 +1,24 @@
+//! The life of a pod on this node, as pure functions.
+//!
+//! [`decide`] looks at what is wanted, what the runtime has and what happened before, and says what to do next. It is
+//! level-triggered: after each step the worker looks again, so it does not matter who did what in between, nor whether
+//! edgecore was restarted half-way. What holds for every history of faults (the tests of this module check it):
+//!
+//! - there is never a second ready sandbox of a pod, and no container starts while an instance of it may run;
+//! - what its restart policy ends stays ended;
+//! - a pod ends in order: containers, network, containers' remains, sandbox, volumes, report;
+//! - with a runtime that works again, every pod comes to run, to its end, or to nothing.
+
+mod decide;
+mod history;
+mod plan;
+#[cfg(test)]
+mod tests;
+mod verdict;
+
+pub use decide::{Action, Decision, Input, VolumeState, Want, decide};
+pub use history::{
+    CRASH_FIRST, CRASH_MAX, CRASH_RESET, ContainerHistory, Failure, History, Reason, Step, StepFailure, later,
+};
+pub use plan::{ContainerPlan, DEFAULT_GRACE_SECONDS, InvalidPod, PodPlan, RestartPolicy, Role, container};
+pub use verdict::{Initialization, Verdict, current_sandbox, initialization, instances, is_over, newest, verdict};

@@ -1,0 +1,244 @@
+//! What Edged needs of a container runtime, and what it sees there.
+//!
+//! [`Runtime`] is implemented by the CRI client ([`super::cri`]) and by a fake for tests. What to create is said in
+//! CRI's own types; what is seen comes back in small types of our own, all that a decision may depend on.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+use kubeedge_proto::cri;
+use thiserror::Error;
+
+/// Why a call to the runtime failed.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum RuntimeError {
+    /// Nobody answers at the endpoint: tried again with every next step.
+    #[error("the container runtime at {endpoint} cannot be reached: {message}; is it running?")]
+    Unreachable {
+        /// The address that was tried.
+        endpoint: String,
+        /// What the transport said.
+        message: String,
+    },
+    /// The call did not end in time; what it began may still come true, so the next step looks first.
+    #[error("the container runtime did not finish {call} within {after:?}")]
+    Timeout {
+        /// The CRI call.
+        call: &'static str,
+        /// How long it was waited for.
+        after: Duration,
+    },
+    /// The sandbox, container or image is not there (any more).
+    #[error("{call}: not found: {message}")]
+    NotFound {
+        /// The CRI call.
+        call: &'static str,
+        /// What the runtime said.
+        message: String,
+    },
+    /// The runtime refused or failed.
+    #[error("{call} failed: {message}")]
+    Failed {
+        /// The CRI call.
+        call: &'static str,
+        /// What the runtime said.
+        message: String,
+    },
+    /// The runtime answered something that CRI does not allow.
+    #[error("{call}: the runtime's answer is not usable: {message}")]
+    BadAnswer {
+        /// The CRI call.
+        call: &'static str,
+        /// What is wrong with it.
+        message: String,
+    },
+}
+
+/// What the runtime says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RuntimeVersion {
+    /// Its name, the scheme of container ids in a status: `containerd`.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+}
+
+/// Whether the runtime can run pods.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RuntimeHealth {
+    /// `None` when containers can run; otherwise what the runtime says is wrong.
+    pub runtime: Option<String>,
+    /// `None` when pods get a network; otherwise what the runtime says is wrong.
+    pub network: Option<String>,
+}
+
+/// One pod as a cheap list shows it: enough to see that something changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodSummary {
+    /// Namespace of the pod.
+    pub namespace: String,
+    /// Name of the pod.
+    pub name: String,
+    /// Uid of the pod.
+    pub uid: String,
+    /// Ids of its sandboxes, each with whether it is ready.
+    pub sandboxes: BTreeMap<String, bool>,
+    /// Ids of its containers, each with its state.
+    pub containers: BTreeMap<String, InstanceState>,
+    /// Seconds that its containers may take to end, where known.
+    pub grace_seconds: Option<u32>,
+}
+
+/// Everything the runtime has of one pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ObservedPod {
+    /// Its sandboxes, ready or not.
+    pub sandboxes: Vec<Sandbox>,
+    /// Every instance of its containers, over all sandboxes.
+    pub instances: Vec<Instance>,
+}
+
+/// A pod sandbox.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sandbox {
+    /// The runtime's id.
+    pub id: String,
+    /// How many sandboxes the pod had before.
+    pub attempt: u32,
+    /// Whether containers can run in it.
+    pub ready: bool,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// Its addresses; empty on the node's network and when it is not ready.
+    pub ips: Vec<String>,
+    /// When this node took up the pod, as the sandbox remembers it.
+    pub pod_start: Option<Timestamp>,
+}
+
+/// The state of an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum InstanceState {
+    /// Made, never started.
+    Created,
+    /// Its process runs.
+    Running,
+    /// Its process ended.
+    Exited,
+    /// The runtime does not know; it may run.
+    Unknown,
+}
+
+impl InstanceState {
+    /// Whether a process of this instance may be alive.
+    pub fn may_run(self) -> bool {
+        matches!(self, Self::Running | Self::Unknown)
+    }
+}
+
+/// One instance of a container: a restart makes a new one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instance {
+    /// The runtime's id.
+    pub id: String,
+    /// The sandbox it is in.
+    pub sandbox_id: String,
+    /// The container's name in the pod's spec.
+    pub name: String,
+    /// How many instances of this container there were before.
+    pub attempt: u32,
+    /// Its state.
+    pub state: InstanceState,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it started.
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    pub finished_at: Option<Timestamp>,
+    /// Its exit code, once it has ended.
+    pub exit_code: i32,
+    /// The runtime's word for how it ended (`Completed`, `Error`, `OOMKilled`, `StartError`); may be empty.
+    pub reason: String,
+    /// The runtime's words, or the container's own last words.
+    pub message: String,
+    /// The image by name.
+    pub image: String,
+    /// The image by content.
+    pub image_id: String,
+    /// The image as the pod's spec had it when this was made; unknown for what others made.
+    pub spec_image: Option<String>,
+    /// Where in the container its last words are written.
+    pub termination_message_path: Option<String>,
+}
+
+/// An image that is on the node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LocalImage {
+    /// The runtime's id.
+    pub id: String,
+    /// Its names: tags and digests.
+    pub names: Vec<String>,
+    /// Bytes on disk.
+    pub size_bytes: u64,
+    /// The user its containers run as unless told otherwise.
+    pub user: ImageUser,
+}
+
+/// The user an image names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ImageUser {
+    /// None: root.
+    #[default]
+    Unset,
+    /// By number.
+    Uid(i64),
+    /// By name, which only the image's own `/etc/passwd` can resolve.
+    Name(String),
+}
+
+/// The answer of a call to the runtime.
+pub type Answer<'a, T> = BoxFuture<'a, Result<T, RuntimeError>>;
+
+/// A container runtime. Calls may be repeated: stopping or removing what is gone is no error.
+pub trait Runtime: Send + Sync {
+    /// Name and version.
+    fn version(&self) -> Answer<'_, RuntimeVersion>;
+    /// Whether it can run pods.
+    fn health(&self) -> Answer<'_, RuntimeHealth>;
+    /// All pods, cheaply.
+    fn list_pods(&self) -> Answer<'_, Vec<PodSummary>>;
+    /// Everything about one pod.
+    fn observe<'a>(&'a self, pod_uid: &'a str) -> Answer<'a, ObservedPod>;
+
+    /// Makes and starts a sandbox; answers its id.
+    fn run_sandbox<'a>(&'a self, config: &'a cri::PodSandboxConfig, handler: &'a str) -> Answer<'a, String>;
+    /// Ends what runs in a sandbox and releases its network.
+    fn stop_sandbox<'a>(&'a self, id: &'a str) -> Answer<'a, ()>;
+    /// Removes a stopped sandbox.
+    fn remove_sandbox<'a>(&'a self, id: &'a str) -> Answer<'a, ()>;
+    /// Makes a container in a sandbox; answers its id.
+    fn create_container<'a>(
+        &'a self,
+        sandbox_id: &'a str,
+        config: &'a cri::ContainerConfig,
+        sandbox: &'a cri::PodSandboxConfig,
+    ) -> Answer<'a, String>;
+    /// Starts a container that was made.
+    fn start_container<'a>(&'a self, id: &'a str) -> Answer<'a, ()>;
+    /// Asks a container to end and kills it after `grace`; returns when it has ended.
+    fn stop_container<'a>(&'a self, id: &'a str, grace: Duration) -> Answer<'a, ()>;
+    /// Removes a container that has ended.
+    fn remove_container<'a>(&'a self, id: &'a str) -> Answer<'a, ()>;
+
+    /// Looks for an image on the node.
+    fn image<'a>(&'a self, image: &'a str) -> Answer<'a, Option<LocalImage>>;
+    /// Every image on the node.
+    fn images(&self) -> Answer<'_, Vec<LocalImage>>;
+    /// Fetches an image.
+    fn pull_image<'a>(
+        &'a self,
+        image: &'a str,
+        auth: Option<cri::AuthConfig>,
+        sandbox: &'a cri::PodSandboxConfig,
+    ) -> Answer<'a, ()>;
+}
