@@ -6,5 +6,7 @@ mod expansion;
 pub mod facts;
 pub mod objects;
 pub mod quantity;
+pub mod resources;
+pub mod volumes;
 
 pub use expansion::expand;

@@ -207,7 +207,7 @@ fn scaled(whole: &[u8], fraction: &[u8], scale: Scale) -> i128 {
         Scale::Two(power) => {
             let unit = NANO << power;
             let whole = whole.iter().fold(0_i128, |value, digit| (value * 10 + i128::from(*digit)).min(MAX));
-            // Long division from the last decimal on: floor((d + floor(x)) / 10) is floor((d + x) / 10), so it is exact.
+            // Long division from the last decimal on; floor((d + floor(x)) / 10) is floor((d + x) / 10): exact.
             let mut rest: i128 = 0;
             let mut beyond = false;
             for digit in fraction.iter().rev() {
