@@ -1,9 +1,19 @@
 //! Edged: the part of the node that runs pods.
 
 pub mod cri;
+pub mod downward;
+pub mod env;
+mod expansion;
+pub mod facts;
 #[cfg(any(test, feature = "fake-runtime"))]
 pub mod fake;
 pub mod labels;
 pub mod lifecycle;
+pub mod objects;
+pub mod quantity;
+pub mod resources;
 pub mod runtime;
 pub mod status;
+pub mod volumes;
+
+pub use expansion::expand;

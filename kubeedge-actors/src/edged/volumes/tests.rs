@@ -1,0 +1,574 @@
+//! Volumes as a whole, on a real file system.
+
+use std::{
+    os::unix::fs::{MetadataExt as _, symlink},
+    sync::atomic::{AtomicI64, Ordering},
+};
+
+use serde_json::{Value, json};
+
+use super::{super::objects::MemoryObjects, mount_table::may_mount, *};
+use crate::edged::{
+    env::ContainerEnv,
+    facts::Allocatable,
+    objects::{ObjectError, Token},
+    quantity::Quantity,
+};
+
+const UID: &str = "0b9c1a52-0000-4000-8000-000000000001";
+const START: i64 = 1_700_000_000;
+
+struct Site {
+    root: tempfile::TempDir,
+    objects: Arc<MemoryObjects>,
+    clock: Arc<AtomicI64>,
+    volumes: Volumes,
+}
+
+impl Site {
+    fn new() -> Self {
+        let root = tempfile::tempdir().unwrap();
+        let objects = Arc::new(MemoryObjects::default());
+        let clock = Arc::new(AtomicI64::new(START));
+        let now = clock.clone();
+        let clock_fn = Arc::new(move || Timestamp::from_second(now.load(Ordering::Acquire)).unwrap());
+        let volumes = Volumes::with_clock(root.path(), objects.clone(), clock_fn);
+        Self { root, objects, clock, volumes }
+    }
+
+    /// As after a restart of the process: the disk is as it was.
+    fn restarted(&mut self) {
+        let now = self.clock.clone();
+        let clock_fn = Arc::new(move || Timestamp::from_second(now.load(Ordering::Acquire)).unwrap());
+        self.volumes = Volumes::with_clock(self.root.path(), self.objects.clone(), clock_fn);
+    }
+
+    fn pass(&self, seconds: i64) {
+        self.clock.fetch_add(seconds, Ordering::AcqRel);
+    }
+
+    fn config_map(&self, name: &str, data: Value) {
+        let object = json!({"metadata": {"name": name, "namespace": "ns"}, "data": data});
+        self.objects.put_config_map(serde_json::from_value(object).unwrap());
+    }
+
+    fn secret(&self, name: &str, data: Value) {
+        let object = json!({"metadata": {"name": name, "namespace": "ns"}, "data": data});
+        self.objects.put_secret(serde_json::from_value(object).unwrap());
+    }
+
+    fn token(&self, text: &str) {
+        let expires_at = Timestamp::from_second(self.clock.load(Ordering::Acquire) + 3600).unwrap();
+        self.objects.set_token(Token { token: text.to_owned(), expires_at });
+    }
+
+    fn volume(&self, kind: &str, name: &str) -> PathBuf {
+        self.root.path().join(format!("pods/{UID}/volumes/kubernetes.io~{kind}/{name}"))
+    }
+
+    fn text(&self, kind: &str, path: &str) -> String {
+        fs::read_to_string(self.volume(kind, path)).unwrap()
+    }
+
+    async fn set_up(&self, pod: &Pod) -> Result<MountedVolumes, VolumeError> {
+        self.volumes.set_up(pod, &facts()).await
+    }
+
+    async fn mounts(&self, pod: &Pod, env: &[(&str, &str)]) -> Result<Vec<Mount>, VolumeError> {
+        let mounted = self.set_up(pod).await?;
+        let vars = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let env = ContainerEnv { vars, skipped: Vec::new() };
+        let container = pod.spec.as_ref().unwrap().containers[0].clone();
+        self.volumes.mounts(pod, &container, &facts(), &env, &mounted).await
+    }
+
+    async fn error(&self, pod: &Pod) -> (String, bool) {
+        let error = self.set_up(pod).await.unwrap_err();
+        (error.to_string(), error.is_final())
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        mount_table::unmount_below(self.root.path()).unwrap();
+    }
+}
+
+fn facts() -> PodFacts {
+    PodFacts {
+        pod_ips: vec!["10.0.0.5".parse().unwrap()],
+        cluster_domain: "cluster.local".to_owned(),
+        allocatable: Allocatable { memory: Quantity::bytes(1 << 30), ..Allocatable::default() },
+        ..PodFacts::default()
+    }
+}
+
+/// A pod with these volumes, all of them mounted at `/<name>`.
+fn pod(volumes: Value) -> Pod {
+    let names: Vec<&str> = volumes.as_array().unwrap().iter().map(|volume| volume["name"].as_str().unwrap()).collect();
+    let mounts: Vec<Value> = names.iter().map(|name| json!({"name": name, "mountPath": format!("/{name}")})).collect();
+    pod_with(volumes, json!([{"name": "c", "volumeMounts": mounts}]))
+}
+
+fn pod_with(volumes: Value, containers: Value) -> Pod {
+    serde_json::from_value(json!({
+        "metadata": {"name": "p", "namespace": "ns", "uid": UID, "labels": {"a": "b"}},
+        "spec": {"serviceAccountName": "sa", "containers": containers, "volumes": volumes},
+    }))
+    .unwrap()
+}
+
+fn with_security(mut pod: Pod, context: Value) -> Pod {
+    pod.spec.as_mut().unwrap().security_context = Some(serde_json::from_value(context).unwrap());
+    pod
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().mode() & 0o7777
+}
+
+#[tokio::test]
+async fn a_config_map_is_there_with_its_modes_and_follows_changes() {
+    let site = Site::new();
+    site.config_map("cm", json!({"a": "1", "b": "2"}));
+    let pod = pod(json!([
+        {"name": "all", "configMap": {"name": "cm"}},
+        {"name": "some", "configMap": {"name": "cm", "defaultMode": 0o400, "items": [
+            {"key": "a", "path": "deep/er/a.conf"}, {"key": "b", "path": "b", "mode": 0o555}]}},
+    ]));
+    site.set_up(&pod).await.unwrap();
+    assert_eq!((site.text("configmap", "all/a"), site.text("configmap", "all/b")), ("1".into(), "2".into()));
+    assert_eq!(mode(&site.volume("configmap", "all/a")), 0o644);
+    assert_eq!(site.text("configmap", "some/deep/er/a.conf"), "1");
+    assert_eq!(mode(&site.volume("configmap", "some/deep/er/a.conf")), 0o400);
+    assert_eq!(mode(&site.volume("configmap", "some/b")), 0o555);
+
+    assert!(!site.volumes.refresh(&pod, &facts()).await.unwrap());
+    site.config_map("cm", json!({"a": "changed", "b": "2", "c": "3"}));
+    assert!(site.volumes.refresh(&pod, &facts()).await.unwrap());
+    assert_eq!((site.text("configmap", "all/a"), site.text("configmap", "all/c")), ("changed".into(), "3".into()));
+    assert!(!site.volumes.refresh(&pod, &facts()).await.unwrap());
+}
+
+#[tokio::test]
+async fn what_is_missing_is_told_in_the_kubelets_words_and_waited_for() {
+    let site = Site::new();
+    site.config_map("cm", json!({"a": "1"}));
+    site.secret("s", json!({"a": "MQ=="}));
+    let prefix = "MountVolume.SetUp failed for volume \"v\" :";
+    for (volume, message) in [
+        (json!({"configMap": {"name": "y"}}), "configmap \"y\" not found"),
+        (json!({"secret": {"secretName": "y"}}), "secret \"y\" not found"),
+        (
+            json!({"configMap": {"name": "cm", "items": [{"key": "k", "path": "p"}]}}),
+            "references non-existent config key: k",
+        ),
+        (
+            json!({"secret": {"secretName": "s", "items": [{"key": "k", "path": "p"}]}}),
+            "references non-existent secret key: k",
+        ),
+        (json!({"projected": {"sources": [{"configMap": {"name": "y"}}]}}), "configmap \"y\" not found"),
+        (
+            json!({"hostPath": {"path": "/nonexistent-path", "type": "Directory"}}),
+            "hostPath type check failed: /nonexistent-path is not a directory",
+        ),
+    ] {
+        let mut volume = volume;
+        volume["name"] = json!("v");
+        assert_eq!(site.error(&pod(json!([volume]))).await, (format!("{prefix} {message}"), false));
+    }
+    site.objects.set_offline(true);
+    let (message, is_final) = site.error(&pod(json!([{"name": "v", "configMap": {"name": "cm"}}]))).await;
+    assert!(message.ends_with("configmap \"ns/cm\" cannot be fetched: the cloud cannot be reached"), "{message}");
+    assert!(!is_final);
+}
+
+#[tokio::test]
+async fn what_no_waiting_mends_is_final_and_names_the_volume() {
+    let site = Site::new();
+    site.config_map("cm", json!({"a": "1"}));
+    for (volume, part) in [
+        (json!({"persistentVolumeClaim": {"claimName": "x"}}), "persistentVolumeClaim is not supported"),
+        (json!({"nfs": {"server": "x", "path": "/"}}), "nfs is not supported"),
+        (json!({"csi": {"driver": "x"}}), "csi is not supported"),
+        (json!({"projected": {"sources": [{"clusterTrustBundle": {"path": "x"}}]}}), "clusterTrustBundle"),
+        (json!({"emptyDir": {"medium": "HugePages"}}), "HugePages"),
+        (json!({"emptyDir": {"medium": "Tape"}}), "emptyDir.medium"),
+        (json!({"hostPath": {"path": "/a/../b"}}), "hostPath.path"),
+        (json!({"configMap": {"name": "cm", "items": [{"key": "a", "path": "../../../etc/passwd"}]}}), "path"),
+        (json!({"configMap": {"name": "cm", "items": [{"key": "a", "path": "/etc/passwd"}]}}), "path"),
+        (json!({"configMap": {"name": "cm", "defaultMode": 0o4755}}), "mode"),
+        (json!({"downwardAPI": {"items": [{"path": "x", "fieldRef": {"fieldPath": "nope"}}]}}), "unsupported"),
+    ] {
+        let mut volume = volume;
+        volume["name"] = json!("v");
+        let (message, is_final) = site.error(&pod(json!([volume.clone()]))).await;
+        assert!(is_final && message.contains("volume \"v\"") && message.contains(part), "{volume}: {message}");
+    }
+    let mut bad = pod(json!([]));
+    for uid in ["", "../../etc", "a/b"] {
+        bad.metadata.uid = Some(uid.to_owned());
+        assert!(matches!(site.set_up(&bad).await, Err(VolumeError::Name(_))));
+        assert!(matches!(site.volumes.tear_down(uid).await, Err(VolumeError::Name(_))));
+    }
+    assert!(matches!(site.set_up(&pod(json!([{"name": "../x", "emptyDir": {}}]))).await, Err(VolumeError::Name(_))));
+}
+
+#[tokio::test]
+async fn a_volume_that_nobody_mounts_is_not_made() {
+    let site = Site::new();
+    let pod = pod_with(json!([{"name": "v", "persistentVolumeClaim": {"claimName": "x"}}]), json!([{"name": "c"}]));
+    site.set_up(&pod).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_optional_may_be_absent_and_come_later() {
+    let site = Site::new();
+    let pod = pod(json!([
+        {"name": "c", "configMap": {"name": "cm", "optional": true}},
+        {"name": "k", "configMap": {"name": "k", "optional": true, "items": [{"key": "no", "path": "no"}]}},
+        {"name": "s", "secret": {"secretName": "s", "optional": true}},
+    ]));
+    site.config_map("k", json!({"a": "1"}));
+    site.set_up(&pod).await.unwrap();
+    assert!(!site.volume("configmap", "c/a").exists());
+    site.config_map("cm", json!({"a": "1"}));
+    assert!(site.volumes.refresh(&pod, &facts()).await.unwrap());
+    assert_eq!(site.text("configmap", "c/a"), "1");
+}
+
+#[tokio::test]
+async fn one_bad_volume_does_not_keep_the_others_from_being_refreshed() {
+    let site = Site::new();
+    site.config_map("gone", json!({"a": "1"}));
+    site.config_map("cm", json!({"a": "1"}));
+    let pod = pod(json!([
+        {"name": "gone", "configMap": {"name": "gone"}}, {"name": "c", "configMap": {"name": "cm"}},
+    ]));
+    site.set_up(&pod).await.unwrap();
+    site.objects.remove_config_map("ns", "gone");
+    site.config_map("cm", json!({"a": "2"}));
+    let error = site.volumes.refresh(&pod, &facts()).await.unwrap_err();
+    assert!(error.to_string().contains("configmap \"gone\" not found"), "{error}");
+    assert_eq!(site.text("configmap", "c/a"), "2");
+    assert_eq!(site.text("configmap", "gone/a"), "1", "what a container reads is not taken away");
+}
+
+#[tokio::test]
+async fn secrets_are_on_a_tmpfs() {
+    if !may_mount("secrets_are_on_a_tmpfs") {
+        return;
+    }
+    let site = Site::new();
+    site.secret("s", json!({"password": "aHVudGVyMg=="}));
+    let pod = pod(json!([{"name": "s", "secret": {"secretName": "s", "defaultMode": 0o400}}]));
+    site.set_up(&pod).await.unwrap();
+    site.set_up(&pod).await.unwrap();
+    let dir = site.volume("secret", "s");
+    assert_eq!(site.text("secret", "s/password"), "hunter2");
+    assert_eq!(mode(&dir.join("password")), 0o400);
+    assert_ne!(fs::metadata(&dir).unwrap().dev(), fs::metadata(site.root.path()).unwrap().dev());
+    // As a reboot does it: the tmpfs is gone, the directory is there.
+    mount_table::unmount_below(&dir).unwrap();
+    assert!(!dir.join("password").exists());
+    site.set_up(&pod).await.unwrap();
+    assert_eq!(site.text("secret", "s/password"), "hunter2");
+    site.volumes.tear_down(UID).await.unwrap();
+    assert!(!dir.exists());
+}
+
+#[tokio::test]
+async fn a_projected_volume_holds_token_config_and_fields() {
+    let site = Site::new();
+    site.config_map("kube-root-ca.crt", json!({"ca.crt": "PEM"}));
+    site.secret("s", json!({"x": "eA=="}));
+    site.token("jwt-1");
+    let pod = pod(json!([{"name": "kube-api-access", "projected": {"defaultMode": 0o644, "sources": [
+        {"serviceAccountToken": {"path": "token", "expirationSeconds": 3600}},
+        {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+        {"downwardAPI": {"items": [
+            {"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}},
+            {"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}, "mode": 0o600}]}},
+        {"secret": {"name": "s", "items": [{"key": "x", "path": "secret/x"}]}},
+    ]}}]));
+    site.set_up(&pod).await.unwrap();
+    let text = |name: &str| site.text("projected", &format!("kube-api-access/{name}"));
+    assert_eq!(
+        (text("token"), text("ca.crt"), text("namespace"), text("labels"), text("secret/x")),
+        ("jwt-1".into(), "PEM".into(), "ns".into(), "a=\"b\"".into(), "x".into())
+    );
+    let asked = site.objects.tokens_asked();
+    assert_eq!((asked.len(), asked[0].service_account.as_str(), asked[0].pod_uid.as_str()), (1, "sa", UID));
+    assert!(asked[0].audiences.is_empty());
+}
+
+#[tokio::test]
+async fn a_token_is_renewed_at_80_percent_and_the_old_one_stays_while_offline() {
+    let mut site = Site::new();
+    site.token("jwt-1");
+    let pod = pod(json!([{"name": "t", "projected": {"sources": [
+        {"serviceAccountToken": {"path": "token", "audience": "vault", "expirationSeconds": 3600}}]}}]));
+    site.set_up(&pod).await.unwrap();
+    site.pass(2800);
+    assert!(!site.volumes.refresh(&pod, &facts()).await.unwrap());
+    assert_eq!(site.objects.tokens_asked().len(), 1);
+
+    site.pass(100);
+    site.objects.set_offline(true);
+    assert!(!site.volumes.refresh(&pod, &facts()).await.unwrap());
+    // A reboot while offline, long after it expired: the pod comes up with what it had.
+    site.pass(10_000);
+    mount_table::unmount_below(site.root.path()).unwrap();
+    site.restarted();
+    site.set_up(&pod).await.unwrap();
+    assert_eq!(site.text("projected", "t/token"), "jwt-1");
+
+    site.objects.set_offline(false);
+    site.token("jwt-2");
+    assert!(site.volumes.refresh(&pod, &facts()).await.unwrap());
+    assert_eq!(site.text("projected", "t/token"), "jwt-2");
+    assert_eq!(site.objects.tokens_asked().len(), 2);
+    assert_eq!(site.objects.tokens_asked()[1].audiences, ["vault"]);
+}
+
+#[tokio::test]
+async fn a_pod_that_waits_for_something_else_asks_for_one_token_only() {
+    let site = Site::new();
+    site.token("jwt-1");
+    let pod = pod(json!([
+        {"name": "t", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}},
+        {"name": "c", "configMap": {"name": "late"}},
+    ]));
+    for _ in 0..3 {
+        assert!(matches!(site.set_up(&pod).await, Err(VolumeError::SetUp { .. })));
+    }
+    assert_eq!(site.objects.tokens_asked().len(), 1);
+}
+
+#[tokio::test]
+async fn without_any_token_a_pod_waits() {
+    let site = Site::new();
+    site.objects.set_offline(true);
+    let pod = pod(json!([{"name": "t", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}}]));
+    match site.set_up(&pod).await {
+        Err(VolumeError::SetUp { source: SetUpError::Object(ObjectError::Offline { .. }), .. }) => {}
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn the_fs_group_may_read_files_and_write_empty_dirs() {
+    if !may_mount("the_fs_group_may_read_files_and_write_empty_dirs") {
+        return;
+    }
+    let site = Site::new();
+    site.config_map("cm", json!({"a": "1"}));
+    site.token("jwt");
+    let volumes = json!([
+        {"name": "c", "configMap": {"name": "cm", "defaultMode": 0o400, "items": [{"key": "a", "path": "d/a"}]}},
+        {"name": "t", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}},
+        {"name": "e", "emptyDir": {}},
+    ]);
+    let pod = with_security(pod(volumes), json!({"fsGroup": 4711, "runAsUser": 1234}));
+    site.set_up(&pod).await.unwrap();
+    let owner = |path: PathBuf| {
+        let metadata = fs::metadata(path).unwrap();
+        (metadata.uid(), metadata.gid(), metadata.mode() & 0o7777)
+    };
+    assert_eq!(owner(site.volume("configmap", "c/d/a")), (0, 4711, 0o440));
+    assert_eq!(owner(site.volume("configmap", "c/d")), (0, 4711, 0o2755));
+    assert_eq!(owner(site.volume("projected", "t/token")), (1234, 4711, 0o640));
+    assert_eq!(owner(site.volume("empty-dir", "e")), (0, 4711, 0o2777));
+    assert!(!site.volumes.refresh(&pod, &facts()).await.unwrap(), "the same modes are no change");
+}
+
+#[tokio::test]
+async fn an_empty_dir_keeps_its_content_over_restarts() {
+    let site = Site::new();
+    let pod = pod(json!([{"name": "e", "emptyDir": {}}]));
+    site.set_up(&pod).await.unwrap();
+    let file = site.volume("empty-dir", "e/file");
+    assert_eq!(mode(&site.volume("empty-dir", "e")), 0o777);
+    fs::write(&file, "kept").unwrap();
+    fs::set_permissions(site.volume("empty-dir", "e"), fs::Permissions::from_mode(0o700)).unwrap();
+    site.set_up(&pod).await.unwrap();
+    assert_eq!(fs::read_to_string(&file).unwrap(), "kept");
+    assert_eq!(mode(&site.volume("empty-dir", "e")), 0o700, "what the container changed stays");
+}
+
+#[tokio::test]
+async fn a_memory_dir_is_bounded_and_comes_back_after_a_reboot() {
+    if !may_mount("a_memory_dir_is_bounded_and_comes_back_after_a_reboot") {
+        return;
+    }
+    let site = Site::new();
+    let pod = pod(json!([{"name": "m", "emptyDir": {"medium": "Memory", "sizeLimit": "64Ki"}}]));
+    site.set_up(&pod).await.unwrap();
+    let dir = site.volume("empty-dir", "m");
+    fs::write(dir.join("small"), [0; 1000]).unwrap();
+    let error = fs::write(dir.join("big"), vec![0; 1 << 20]).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+    site.set_up(&pod).await.unwrap();
+    assert!(dir.join("small").exists());
+    mount_table::unmount_below(&dir).unwrap();
+    site.set_up(&pod).await.unwrap();
+    assert!(!dir.join("small").exists() && mount_table::is_mount_point(&dir).unwrap());
+}
+
+#[test]
+fn a_memory_dir_takes_the_least_of_its_bounds() {
+    use super::empty_dir::EmptyDir;
+    let plan = |limit: Option<&str>, memory: Value, facts: &PodFacts| {
+        let source = serde_json::from_value(json!({"medium": "Memory", "sizeLimit": limit})).unwrap();
+        let pod = pod_with(json!([]), json!([{"name": "c", "resources": {"limits": memory}}]));
+        EmptyDir::plan(&source, &pod, facts)
+    };
+    let memory = |bytes| EmptyDir::Memory(bytes);
+    assert_eq!(plan(None, json!({}), &facts()).unwrap(), memory(1 << 30));
+    assert_eq!(plan(Some("1Mi"), json!({}), &facts()).unwrap(), memory(1 << 20));
+    assert_eq!(plan(Some("1Mi"), json!({"memory": "64Ki"}), &facts()).unwrap(), memory(1 << 16));
+    assert_eq!(plan(Some("0"), json!({"memory": "64Ki"}), &facts()).unwrap(), memory(1 << 16));
+    assert!(plan(None, json!({}), &PodFacts::default()).is_err());
+}
+
+#[tokio::test]
+async fn a_container_gets_its_volumes_hosts_file_and_termination_log() {
+    let site = Site::new();
+    site.config_map("cm", json!({"a": "1"}));
+    let pod = pod_with(
+        json!([{"name": "e", "emptyDir": {}}, {"name": "c", "configMap": {"name": "cm"}},
+               {"name": "h", "hostPath": {"path": "/tmp", "type": "Directory"}}]),
+        json!([{"name": "c", "volumeMounts": [
+            {"name": "e", "mountPath": "data"},
+            {"name": "c", "mountPath": "/etc/app"},
+            {"name": "h", "mountPath": "/host", "readOnly": true, "mountPropagation": "HostToContainer"},
+        ]}]),
+    );
+    let mounts = site.mounts(&pod, &[]).await.unwrap();
+    let shown: Vec<_> = mounts.iter().map(|m| (m.container_path.as_str(), m.read_only, m.selinux_relabel)).collect();
+    assert_eq!(
+        shown,
+        [
+            ("/data", false, true),
+            ("/etc/app", true, true),
+            ("/host", true, false),
+            ("/etc/hosts", false, true),
+            ("/dev/termination-log", false, true),
+        ]
+    );
+    assert_eq!(mounts[2].host_path, Path::new("/tmp"));
+    assert_eq!(mounts[2].propagation, Propagation::HostToContainer);
+    assert!(fs::read_to_string(&mounts[3].host_path).unwrap().ends_with("10.0.0.5\tp\n"));
+    assert_eq!(mode(&mounts[4].host_path), 0o666);
+
+    // Each start has a log of its own, and only the latest stay.
+    let mut last = PathBuf::new();
+    for _ in 0..9 {
+        last = site.mounts(&pod, &[]).await.unwrap().pop().unwrap().host_path;
+    }
+    assert!(last.exists() && last != mounts[4].host_path);
+    assert_eq!(fs::read_dir(last.parent().unwrap()).unwrap().count(), 5);
+}
+
+#[tokio::test]
+async fn a_container_may_bring_its_own_hosts_file_and_no_termination_log() {
+    let site = Site::new();
+    let pod = pod_with(
+        json!([{"name": "e", "emptyDir": {}}]),
+        json!([{"name": "c", "terminationMessagePath": "",
+                "volumeMounts": [{"name": "e", "mountPath": "/etc/hosts"}]}]),
+    );
+    let mounts = site.mounts(&pod, &[]).await.unwrap();
+    assert_eq!(mounts.len(), 1);
+}
+
+#[tokio::test]
+async fn mounts_that_cannot_be_granted_are_refused() {
+    let site = Site::new();
+    let volumes = json!([{"name": "e", "emptyDir": {}}]);
+    for (mount, part) in [
+        (json!({"mountPropagation": "Bidirectional"}), "only to privileged"),
+        (json!({"mountPropagation": "Sideways"}), "invalid MountPropagation mode"),
+        (json!({"subPath": "/etc"}), "subPath \"/etc\" is not valid"),
+        (json!({"subPath": "a/../../x"}), "is not valid"),
+        (json!({"subPathExpr": "$(NONE)/x"}), "missing value for \"NONE\""),
+        (json!({"subPathExpr": "$(UP)/x"}), "is not valid"),
+        (json!({"readOnly": true, "recursiveReadOnly": "Enabled"}), "does not support it"),
+        (json!({"recursiveReadOnly": "IfPossible"}), "not readOnly"),
+    ] {
+        let mut mount = mount;
+        mount["name"] = json!("e");
+        mount["mountPath"] = json!("/e");
+        let pod = pod_with(volumes.clone(), json!([{"name": "c", "volumeMounts": [mount]}]));
+        let error = site.mounts(&pod, &[("UP", "..")]).await.unwrap_err();
+        assert!(error.is_final() && error.to_string().contains(part), "{error}");
+    }
+    let pod = pod_with(volumes, json!([{"name": "c", "volumeMounts": [{"name": "x", "mountPath": "/x"}]}]));
+    let error = site.mounts(&pod, &[]).await.unwrap_err();
+    assert_eq!(error.to_string(), "cannot find volume \"x\" to mount into container \"c\"");
+}
+
+#[tokio::test]
+async fn sub_paths_are_bound_and_do_not_leave_the_volume() {
+    if !may_mount("sub_paths_are_bound_and_do_not_leave_the_volume") {
+        return;
+    }
+    let site = Site::new();
+    site.config_map("cm", json!({"app.conf": "1"}));
+    let volumes = json!([{"name": "c", "configMap": {"name": "cm"}}, {"name": "e", "emptyDir": {}}]);
+    let pod = pod_with(
+        volumes.clone(),
+        json!([{"name": "c", "volumeMounts": [
+            {"name": "c", "mountPath": "/etc/app.conf", "subPath": "app.conf"},
+            {"name": "e", "mountPath": "/logs", "subPathExpr": "$(POD)/logs"},
+        ]}]),
+    );
+    let mounts = site.mounts(&pod, &[("POD", "p-1")]).await.unwrap();
+    assert_eq!(fs::read_to_string(&mounts[0].host_path).unwrap(), "1");
+    assert!(mounts[0].host_path.ends_with("volume-subpaths/c/c/0"));
+    fs::write(mounts[1].host_path.join("x"), "").unwrap();
+    assert!(site.volume("empty-dir", "e/p-1/logs/x").exists());
+
+    // The container restarts after its configuration changed: it gets the new file.
+    site.config_map("cm", json!({"app.conf": "2"}));
+    let mounts = site.mounts(&pod, &[("POD", "p-1")]).await.unwrap();
+    assert_eq!(fs::read_to_string(&mounts[0].host_path).unwrap(), "2");
+
+    symlink("/etc", site.volume("empty-dir", "e/escape")).unwrap();
+    let pod = pod_with(
+        volumes,
+        json!([{"name": "c", "volumeMounts": [{"name": "e", "mountPath": "/x", "subPath": "escape"}]}]),
+    );
+    let error = site.mounts(&pod, &[]).await.unwrap_err();
+    assert!(error.to_string().contains("does not stay inside the volume"), "{error}");
+    site.volumes.tear_down(UID).await.unwrap();
+    assert!(!site.root.path().join("pods").join(UID).exists());
+    assert!(Path::new("/etc/passwd").exists());
+}
+
+#[tokio::test]
+async fn tear_down_leaves_the_host_path_and_other_pods_alone() {
+    let site = Site::new();
+    site.secret("s", json!({"a": "MQ=="}));
+    let host = tempfile::tempdir().unwrap();
+    fs::write(host.path().join("precious"), "").unwrap();
+    let mut pod = pod(json!([
+        {"name": "h", "hostPath": {"path": host.path()}}, {"name": "e", "emptyDir": {}},
+        {"name": "s", "secret": {"secretName": "s"}},
+    ]));
+    site.set_up(&pod).await.unwrap();
+    symlink(host.path(), site.volume("empty-dir", "e/link")).unwrap();
+    let other = "0b9c1a52-0000-4000-8000-000000000002";
+    pod.metadata.uid = Some(other.to_owned());
+    site.set_up(&pod).await.unwrap();
+
+    fs::write(site.root.path().join("pods/not_a_pod"), "").unwrap();
+    let known = HashSet::from([other.to_owned()]);
+    assert_eq!(site.volumes.orphans(&known).await.unwrap(), [UID]);
+    site.volumes.tear_down(UID).await.unwrap();
+    site.volumes.tear_down(UID).await.unwrap();
+    assert!(host.path().join("precious").exists());
+    assert!(site.volumes.orphans(&known).await.unwrap().is_empty());
+    assert_eq!(site.volumes.orphans(&HashSet::new()).await.unwrap(), [other]);
+    assert!(site.root.path().join("pods").join(other).exists());
+}
