@@ -38,12 +38,15 @@ pub struct Kind {
     /// What is wrong with a new status.
     pub validate_status: fn(&Value, &Value) -> Vec<FieldError>,
     /// Field selectors beside `metadata.name` and `metadata.namespace`, with how to read each.
-    pub selectable: &'static [(&'static str, fn(&Value) -> String)],
+    pub selectable: &'static [Selectable],
     /// Columns of `kubectl get`, without `Name`'s metadata: name, type, format, priority, description.
     pub columns: &'static [Column],
     /// One object's cells, in the order of `columns`; `now` is seconds since 1970.
     pub cells: fn(&Value, i64) -> Vec<Value>,
 }
+
+/// A field selector's name and how to read the field.
+pub type Selectable = (&'static str, fn(&Value) -> String);
 
 /// One column of a table.
 pub struct Column {
@@ -70,6 +73,6 @@ pub struct Decoded {
 /// A value of a wrong type.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DecodeError {
-    /// What a Go decoder would say, after `json: `.
+    /// What a Go decoder would say, e.g. `json: cannot unmarshal string into Go struct field ...`.
     pub message: String,
 }

@@ -1,0 +1,81 @@
+//! The kinds the server serves, one file each, and what the generic code reads of them: a row of a table.
+//!
+//! A kind decides nothing about storage, watches or HTTP: it decodes ([`decode`]), sets defaults, finds what is wrong
+//! and prints table cells, all as pure functions of JSON objects. Adding a kind is one file and one line in the table.
+
+mod configmap;
+pub(crate) mod decode;
+mod event;
+pub(crate) mod fields;
+mod lease;
+pub mod names;
+pub mod namespace;
+pub mod node;
+mod pod;
+pub mod quantity;
+pub(crate) mod schema;
+mod secret;
+pub mod serviceaccount;
+mod table;
+pub(crate) mod time;
+mod zero;
+
+use super::kind::Kind;
+
+static KINDS: [Kind; 8] = [
+    configmap::KIND,
+    event::KIND,
+    namespace::KIND,
+    node::KIND,
+    pod::KIND,
+    secret::KIND,
+    serviceaccount::KIND,
+    lease::KIND,
+];
+
+/// All kinds, core first, in the order of their plural names.
+pub fn kinds() -> &'static [Kind] {
+    &KINDS
+}
+
+/// The kind of a resource, e.g. `("", "v1", "pods")`.
+pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Kind> {
+    KINDS.iter().find(|kind| kind.group == group && kind.version == version && kind.plural == plural)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn rows_are_found_by_group_version_and_plural() {
+        for kind in kinds() {
+            let found = find(kind.group, kind.version, kind.plural).map(|k| k.kind);
+            assert_eq!(found, Some(kind.kind));
+        }
+        assert!(find("", "v1", "leases").is_none() && find("", "v1", "Pods").is_none());
+    }
+
+    #[test]
+    fn every_kind_decodes_defaults_and_prints_a_minimal_object() {
+        for kind in kinds() {
+            let api_version = if kind.group.is_empty() {
+                kind.version.to_owned()
+            } else {
+                format!("{}/{}", kind.group, kind.version)
+            };
+            let minimal = json!({"apiVersion": api_version, "kind": kind.kind, "metadata": {"name": "x"}});
+            let mut object = (kind.decode)(minimal).expect("a minimal object decodes").object;
+            (kind.default)(&mut object);
+            assert_eq!((kind.cells)(&object, 0).len(), kind.columns.len(), "{}", kind.kind);
+            // What defaults put in is of the kind's own schema, and setting them again changes nothing.
+            let decoded = (kind.decode)(object.clone()).expect("the stored form decodes");
+            assert_eq!(decoded.unknown_fields, Vec::<String>::new(), "{}", kind.kind);
+            let mut again = decoded.object;
+            (kind.default)(&mut again);
+            assert_eq!(again, object, "{}", kind.kind);
+        }
+    }
+}

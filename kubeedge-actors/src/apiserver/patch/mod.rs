@@ -1,0 +1,3 @@
+//! Ways to change an object by saying only what changes.
+
+pub mod strategic;
