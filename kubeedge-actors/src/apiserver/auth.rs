@@ -1,0 +1,146 @@
+//! Who asks, and what that one may do.
+//!
+//! There is one administrator, who holds a bearer token and may do everything, and there are service accounts, whose
+//! signed tokens say who they are. A service account may read what the API offers and ask about itself; nothing else,
+//! as in a cluster where nobody gave it a role.
+
+use super::request::Path;
+use super::status::Status;
+use super::verbs::Method;
+
+/// The one behind a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct User {
+    pub(crate) name: String,
+    pub(crate) uid: String,
+    pub(crate) groups: Vec<String>,
+    pub(crate) admin: bool,
+}
+
+impl User {
+    /// The holder of the administrator's token.
+    pub(crate) fn admin() -> Self {
+        Self {
+            name: "kubernetes-admin".into(),
+            uid: String::new(),
+            groups: vec!["system:masters".into(), "system:authenticated".into()],
+            admin: true,
+        }
+    }
+
+    /// A service account.
+    pub(crate) fn service_account(namespace: &str, name: &str, uid: &str) -> Self {
+        Self {
+            name: format!("system:serviceaccount:{namespace}:{name}"),
+            uid: uid.to_owned(),
+            groups: vec![
+                "system:serviceaccounts".into(),
+                format!("system:serviceaccounts:{namespace}"),
+                "system:authenticated".into(),
+            ],
+            admin: false,
+        }
+    }
+}
+
+/// The administrator's token, kept as its hash: comparing hashes takes the same time for every wrong token.
+#[derive(Clone)]
+pub(crate) struct AdminToken([u8; 32]);
+
+impl AdminToken {
+    pub(crate) fn new(token: &str) -> Self {
+        Self(hash(token))
+    }
+
+    pub(crate) fn is(&self, token: &str) -> bool {
+        !token.is_empty() && self.0 == hash(token)
+    }
+}
+
+fn hash(text: &str) -> [u8; 32] {
+    let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
+    let mut out = [0; 32];
+    out.copy_from_slice(digest.as_ref());
+    out
+}
+
+/// The token of an `Authorization` header.
+pub(crate) fn bearer(header: Option<&str>) -> Option<&str> {
+    let (scheme, token) = header?.trim().split_once(' ')?;
+    (scheme.eq_ignore_ascii_case("bearer")).then(|| token.trim()).filter(|token| !token.is_empty())
+}
+
+/// Refuses what this user may not do, in Kubernetes' words.
+pub(crate) fn authorize(user: &User, method: Method, path: &Path, watch: bool) -> Result<(), Status> {
+    if user.admin {
+        return Ok(());
+    }
+    let Path::Resource(resource) = path else { return Ok(()) };
+    let asks_about_itself =
+        matches!(resource.resource.as_str(), "selfsubjectaccessreviews" | "selfsubjectreviews");
+    if asks_about_itself && method == Method::Post {
+        return Ok(());
+    }
+    let verb = match (method, &resource.name) {
+        (Method::Get, Some(_)) => "get",
+        (Method::Get, None) if watch => "watch",
+        (Method::Get, None) => "list",
+        (Method::Post, _) => "create",
+        (Method::Put, _) => "update",
+        (Method::Patch, _) => "patch",
+        (Method::Delete, Some(_)) => "delete",
+        (Method::Delete, None) => "deletecollection",
+    };
+    let what = match &resource.subresource {
+        Some(subresource) => format!("{}/{subresource}", resource.resource),
+        None => resource.resource.clone(),
+    };
+    let place = match &resource.namespace {
+        Some(namespace) => format!("in the namespace \"{namespace}\""),
+        None => "at the cluster scope".into(),
+    };
+    let name = resource.name.as_deref().map(|name| format!(" \"{name}\"")).unwrap_or_default();
+    let qualified =
+        if resource.group.is_empty() { what.clone() } else { format!("{}.{}", resource.resource, resource.group) };
+    let message = format!(
+        "{qualified}{name} is forbidden: User \"{}\" cannot {verb} resource \"{what}\" in API group \"{}\" {place}",
+        user.name, resource.group
+    );
+    let mut details = serde_json::json!({"kind": resource.resource});
+    for (key, value) in [("name", resource.name.as_deref()), ("group", Some(resource.group.as_str()))] {
+        if let Some(value) = value.filter(|value| !value.is_empty()) {
+            details[key] = value.into();
+        }
+    }
+    Err(Status { details: Some(details), ..Status::new(403, "Forbidden", message) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_whole_token_opens() {
+        let token = AdminToken::new("secret");
+        assert!(token.is("secret"));
+        assert!(!token.is("secre") && !token.is("") && !AdminToken::new("").is(""));
+        assert_eq!(bearer(Some("Bearer  x ")), Some("x"));
+        assert_eq!(bearer(Some("bearer x")), Some("x"));
+        assert_eq!(bearer(Some("Basic x")), None);
+        assert_eq!(bearer(Some("Bearer ")), None);
+    }
+
+    #[test]
+    fn a_service_account_sees_the_offer_and_not_the_objects() {
+        let user = User::service_account("a", "default", "u");
+        let path = |text| Path::parse(text).unwrap();
+        assert!(authorize(&user, Method::Get, &path("/api/v1"), false).is_ok());
+        let refused = authorize(&user, Method::Get, &path("/api/v1/namespaces/a/pods"), false).unwrap_err();
+        assert_eq!(
+            refused.message,
+            "pods is forbidden: User \"system:serviceaccount:a:default\" cannot list resource \"pods\" in API group \
+             \"\" in the namespace \"a\""
+        );
+        assert!(authorize(&User::admin(), Method::Delete, &path("/api/v1/nodes/x"), false).is_ok());
+    }
+}

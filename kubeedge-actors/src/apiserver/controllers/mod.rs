@@ -1,0 +1,109 @@
+//! What keeps going by itself: the bootstrap namespaces, emptying namespaces, binding pods, collecting garbage.
+//!
+//! Each controller is level-triggered: woken by any change of the kinds it looks at, it compares what is with what
+//! should be and writes the difference. What it misses while it works it sees the next time.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::Api;
+use super::status::Status;
+use super::storage::KindId;
+
+mod namespaces;
+
+/// Time after which a controller that failed, or that waits for time to pass, looks again.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// The controllers of one server.
+pub(super) struct Running {
+    tasks: JoinSet<()>,
+    bootstrapped: watch::Receiver<bool>,
+}
+
+impl Running {
+    /// Resolves when the bootstrap namespaces are there, or the server stops.
+    pub(super) async fn bootstrapped(&self) {
+        // An error means that the controller has ended: there is nothing to wait for.
+        let _ = self.bootstrapped.clone().wait_for(|done| *done).await;
+    }
+
+    /// Waits until all have ended, after the storage is closing.
+    pub(super) async fn join(mut self) {
+        while let Some(ended) = self.tasks.join_next().await {
+            if let Err(error) = ended {
+                tracing::error!(%error, "a controller of the API server failed");
+            }
+        }
+    }
+}
+
+/// Starts them all.
+pub(super) fn start(api: &Arc<Api>) -> Running {
+    let mut tasks = JoinSet::new();
+    let (done, bootstrapped) = watch::channel(false);
+    let everything: Vec<KindId> = api.storage.kinds().map(|(id, _)| id).collect();
+    tasks.spawn(run("namespaces", api.clone(), everything, move |api| {
+        let done = done.clone();
+        async move {
+            let outcome = namespaces::reconcile(&api).await;
+            if outcome.is_ok() {
+                done.send_replace(true);
+            }
+            outcome
+        }
+    }));
+    Running { tasks, bootstrapped }
+}
+
+/// Calls `reconcile` now and after every change of `kinds`, until the server stops.
+async fn run<F, R>(name: &'static str, api: Arc<Api>, kinds: Vec<KindId>, mut reconcile: F)
+where
+    F: FnMut(Arc<Api>) -> R,
+    R: Future<Output = Result<Again, Status>>,
+{
+    let closing = api.storage.closing().clone();
+    let mut changes: Vec<watch::Receiver<u64>> = kinds.into_iter().map(|id| api.storage.subscribe(id)).collect();
+    loop {
+        for change in &mut changes {
+            change.borrow_and_update();
+        }
+        let outcome = tokio::select! {
+            outcome = reconcile(api.clone()) => outcome,
+            () = closing.cancelled() => return,
+        };
+        let again = match outcome {
+            Ok(Again::OnChange) => None,
+            Ok(Again::After(time)) => Some(time),
+            Err(error) => {
+                tracing::warn!(controller = name, %error, "trying again");
+                Some(RETRY)
+            }
+        };
+        let retry = async {
+            match again {
+                Some(time) => tokio::time::sleep(time).await,
+                None => std::future::pending().await,
+            }
+        };
+        let changed = futures_util::future::select_all(changes.iter_mut().map(|change| Box::pin(change.changed())));
+        tokio::select! {
+            _ = changed => {}
+            () = retry => {}
+            () = closing.cancelled() => return,
+        }
+    }
+}
+
+/// When a controller looks again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Again {
+    /// When something changes.
+    OnChange,
+    /// When something changes, and after this time.
+    After(Duration),
+}

@@ -1,0 +1,93 @@
+//! Namespaces: the four of the bootstrap, what each has from the start, and their end.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::super::object::{Key, member};
+use super::super::request::Target;
+use super::super::status::Status;
+use super::super::storage::Change;
+use super::super::verbs::delete::{DeleteOptions, deletions};
+use super::super::verbs::update::may_go;
+use super::super::{Api, admission, clock, object};
+use super::Again;
+
+/// The namespaces that are always there.
+const BOOTSTRAP: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
+/// Objects changed in one commit at most.
+const BATCH: usize = 200;
+
+/// Makes what is missing, empties what is ending.
+pub(super) async fn reconcile(api: &Arc<Api>) -> Result<Again, Status> {
+    let Some(id) = api.storage.core("namespaces") else { return Ok(Again::OnChange) };
+    let kind = api.storage.kind(id);
+    for name in BOOTSTRAP {
+        let key = Key::new("", name);
+        if api.storage.get(id, &key).is_some() {
+            continue;
+        }
+        let writer = api.storage.write().await;
+        let mut namespace = json!({"metadata": {
+            "name": name, "uid": uuid::Uuid::new_v4().to_string(), "creationTimestamp": clock::rfc3339(api.now()),
+        }});
+        object::add_type(&mut namespace, kind);
+        (kind.default)(&mut namespace);
+        let mut changes = vec![Change::Put(id, namespace)];
+        changes.extend(admission::namespace_contents(api, name));
+        writer.commit(changes).await?;
+    }
+    let (_, namespaces) = api.storage.list(id, None);
+    for namespace in namespaces {
+        let name = &namespace.key.name;
+        if namespace.deleting {
+            finish(api, name).await?;
+        } else if !admission::namespace_contents(api, name).is_empty() {
+            let writer = api.storage.write().await;
+            // The account of a namespace that has begun to end in the meantime is not made again.
+            if writer.get(id, &namespace.key).is_some_and(|now| !now.deleting) {
+                let missing = admission::namespace_contents(api, name);
+                writer.commit(missing).await?;
+            }
+        }
+    }
+    Ok(Again::OnChange)
+}
+
+/// Deletes the contents of an ending namespace; when nothing is left, the namespace.
+async fn finish(api: &Arc<Api>, name: &str) -> Result<(), Status> {
+    let mut left = 0;
+    for (id, kind) in api.storage.kinds().filter(|(_, kind)| kind.namespaced) {
+        let target = Target { id, kind, namespace: Some(name.to_owned()), name: None, subresource: None };
+        loop {
+            let writer = api.storage.write().await;
+            let (_, items) = api.storage.list(id, Some(name));
+            let mut changes = deletions(api, &target, &items, &DeleteOptions::default())?;
+            let more = changes.len() > BATCH;
+            changes.truncate(BATCH);
+            writer.commit(changes).await?;
+            if !more {
+                break;
+            }
+        }
+        left += api.storage.list(id, Some(name)).1.len();
+    }
+    if left > 0 {
+        tracing::debug!(namespace = name, left, "waiting for what ends in its own time");
+        return Ok(());
+    }
+    let Some(id) = api.storage.core("namespaces") else { return Ok(()) };
+    let kind = api.storage.kind(id);
+    let writer = api.storage.write().await;
+    let Some(namespace) = writer.get(id, &Key::new("", name)) else { return Ok(()) };
+    let mut value = namespace.value(kind);
+    let remaining: Vec<Value> =
+        value["spec"]["finalizers"].as_array().into_iter().flatten().filter(|one| *one != "kubernetes").cloned().collect();
+    if remaining.len() == value["spec"]["finalizers"].as_array().map_or(0, Vec::len) {
+        return Ok(());
+    }
+    member(&mut value, "spec").insert("finalizers".into(), Value::Array(remaining));
+    let change = if may_go(kind, &value) { Change::Delete(id, value) } else { Change::Put(id, value) };
+    writer.commit(vec![change]).await?;
+    Ok(())
+}

@@ -1,0 +1,154 @@
+//! From HTTP to verbs and back.
+
+use std::sync::Arc;
+
+use actix_web::http::StatusCode;
+use actix_web::http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderName, RETRY_AFTER, WARNING};
+use actix_web::{HttpRequest, HttpResponse, web};
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt as _;
+use serde_json::json;
+
+use super::body::MAX_BODY;
+use super::request::{Path, Query, Target};
+use super::status::Status;
+use super::verbs::{Answer, Method, Request, Stream, serve, serve_virtual};
+use super::{Api, auth, negotiate};
+
+const JSON: &str = "application/json";
+
+/// Every request comes here: the paths are data, not routes.
+pub(super) async fn handle(api: web::Data<Arc<Api>>, http: HttpRequest, payload: web::Payload) -> HttpResponse {
+    match answer(api.get_ref(), &http, payload).await {
+        Ok(response) => response,
+        Err(status) => error(&status),
+    }
+}
+
+async fn answer(api: &Arc<Api>, http: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, Status> {
+    let path = http.path();
+    if let Some(response) = health(api, http) {
+        return Ok(response);
+    }
+    let token = auth::bearer(header(http, &AUTHORIZATION));
+    let user = token.and_then(|token| api.authenticate(token)).ok_or_else(Status::unauthorized)?;
+    let method = method(http)?;
+    let Some(parsed) = Path::parse(path) else {
+        return Ok(page_not_found());
+    };
+    let query = Query(
+        web::Query::<Vec<(String, String)>>::from_query(http.query_string())
+            .map_err(|error| Status::bad_request(format!("cannot read the query: {error}")))?
+            .into_inner(),
+    );
+    auth::authorize(&user, method, &parsed, query.flag("watch"))?;
+    let form = negotiate::choose(header(http, &ACCEPT))?;
+    let content_type = header(http, &CONTENT_TYPE).map(str::to_owned);
+    let body = if method == Method::Get { Bytes::new() } else { read(payload).await? };
+    let request = Request { method, path: parsed, query, content_type, form, body, user };
+    if let Some(answer) = serve_virtual(api, &request).await {
+        return answer.map(respond);
+    }
+    let Path::Resource(resource) = &request.path else {
+        return Ok(page_not_found());
+    };
+    match Target::find(&api.storage, resource.clone()) {
+        Some(target) => serve(api, &request, &target).await.map(respond),
+        None if api.storage.kinds().any(|(_, kind)| kind.group == resource.group && kind.version == resource.version) => {
+            Err(Status::no_such_resource())
+        }
+        None => Ok(page_not_found()),
+    }
+}
+
+fn method(http: &HttpRequest) -> Result<Method, Status> {
+    match http.method().as_str() {
+        "GET" => Ok(Method::Get),
+        "POST" => Ok(Method::Post),
+        "PUT" => Ok(Method::Put),
+        "PATCH" => Ok(Method::Patch),
+        "DELETE" => Ok(Method::Delete),
+        _ => Err(Status::method_not_allowed()),
+    }
+}
+
+fn header<'a>(http: &'a HttpRequest, name: &HeaderName) -> Option<&'a str> {
+    http.headers().get(name)?.to_str().ok()
+}
+
+/// Reads a body up to its bound.
+async fn read(mut payload: web::Payload) -> Result<Bytes, Status> {
+    let mut body = BytesMut::new();
+    while let Some(chunk) = payload.next().await {
+        let chunk = chunk.map_err(|error| Status::bad_request(format!("cannot read the body: {error}")))?;
+        if body.len() + chunk.len() > MAX_BODY {
+            return Err(Status::too_large(MAX_BODY));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body.freeze())
+}
+
+/// What is answered to anyone: whether the server is there, and which one it is.
+fn health(api: &Api, http: &HttpRequest) -> Option<HttpResponse> {
+    let text = |body: String| HttpResponse::Ok().content_type("text/plain; charset=utf-8").body(body);
+    match http.path() {
+        "/version" | "/version/" => Some(json_response(200, super::server::version().to_string().into())),
+        path @ ("/healthz" | "/livez" | "/readyz") => {
+            if api.storage.closing().is_cancelled() && path == "/readyz" {
+                let body = "[-]shutdown failed: the server is stopping\nreadyz check failed\n";
+                return Some(HttpResponse::InternalServerError().content_type("text/plain; charset=utf-8").body(body));
+            }
+            let verbose = http.query_string().split('&').any(|part| part == "verbose" || part.starts_with("verbose="));
+            if !verbose {
+                return Some(text("ok".into()));
+            }
+            let checks = ["ping", "log", "storage", "shutdown"];
+            let lines: String = checks.iter().map(|check| format!("[+]{check} ok\n")).collect();
+            Some(text(format!("{lines}{} check passed\n", &path[1..])))
+        }
+        _ => None,
+    }
+}
+
+fn page_not_found() -> HttpResponse {
+    HttpResponse::NotFound().content_type("text/plain; charset=utf-8").body("404 page not found\n")
+}
+
+fn json_response(code: u16, body: Bytes) -> HttpResponse {
+    HttpResponse::build(status_code(code)).content_type(JSON).body(body)
+}
+
+fn status_code(code: u16) -> StatusCode {
+    StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+}
+
+fn error(status: &Status) -> HttpResponse {
+    let mut response = HttpResponse::build(status_code(status.code));
+    if let Some(seconds) = status.retry_after() {
+        response.insert_header((RETRY_AFTER, seconds.to_string()));
+    }
+    response.content_type(JSON).body(status.body().to_string())
+}
+
+fn respond(answer: Answer) -> HttpResponse {
+    match answer {
+        Answer::Json { code, body, warnings } => {
+            let mut response = HttpResponse::build(status_code(code));
+            for warning in warnings {
+                // RFC 7234 warn-text: a quoted string, without what a header cannot hold.
+                let plain: String = warning.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+                response.append_header((WARNING, format!("299 - {}", json!(plain))));
+            }
+            response.content_type(JSON).body(body)
+        }
+        Answer::Watch(stream) => HttpResponse::Ok().content_type(JSON).streaming(lines(stream)),
+    }
+}
+
+fn lines(stream: Stream) -> impl futures_util::Stream<Item = Result<Bytes, actix_web::Error>> {
+    futures_util::stream::unfold(stream, |mut stream| async move {
+        let line = stream.next().await?;
+        Some((Ok(line), stream))
+    })
+}

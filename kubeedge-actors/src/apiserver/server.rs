@@ -1,0 +1,186 @@
+//! The server as a value: started from a configuration, stopped in order.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_web::dev::ServerHandle;
+use actix_web::{App, HttpServer, web};
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+
+use super::auth::AdminToken;
+use super::kinds;
+use super::storage::{Disk, Storage};
+use super::{Api, clock, controllers, http};
+use crate::store::{Store, StoreError};
+
+/// Where the server listens.
+#[derive(Clone)]
+pub enum Listen {
+    /// TLS, HTTP/1.1.
+    Tls {
+        /// Port 0 takes a free one.
+        address: SocketAddr,
+        /// Certificate and key.
+        config: Arc<rustls::ServerConfig>,
+    },
+    /// Without TLS on 127.0.0.1, for tests: whoever reads the loopback interface reads the tokens.
+    InsecureLoopback {
+        /// Port 0 takes a free one.
+        port: u16,
+    },
+}
+
+/// What a server is started with.
+#[derive(Clone)]
+pub struct Config {
+    /// Where the objects are kept.
+    pub store: Store,
+    /// Where it listens.
+    pub listen: Listen,
+    /// The administrator's bearer token.
+    pub admin_token: String,
+    /// PEM of the authority of the server's certificate: goes into `kube-root-ca.crt`.
+    pub root_ca: String,
+    /// Watches open at the same time; one more is answered 429. A watch takes about 2 KB beside its connection.
+    pub max_watches: usize,
+    /// Threads that serve requests.
+    pub workers: usize,
+    /// Seconds since 1970.
+    pub clock: fn() -> i64,
+}
+
+impl Config {
+    /// Defaults: two workers, 4096 watches, the system's clock.
+    pub fn new(store: Store, listen: Listen, admin_token: String, root_ca: String) -> Self {
+        Self { store, listen, admin_token, root_ca, max_watches: 4096, workers: 2, clock: clock::system }
+    }
+
+    /// Objects in memory and plain HTTP on a free port of the loopback interface, for tests; the token is `admin`.
+    pub fn in_memory() -> Self {
+        let listen = Listen::InsecureLoopback { port: 0 };
+        Self { workers: 1, ..Self::new(Store::in_memory(), listen, "admin".into(), String::new()) }
+    }
+}
+
+/// Why the server did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The objects cannot be read.
+    #[error("cannot read the API server's objects: {0}")]
+    Store(#[from] StoreError),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// An administrator's token that anyone could guess.
+    #[error("the administrator's token is empty: set one")]
+    NoToken,
+}
+
+/// Seconds that running requests get at a stop.
+const SHUTDOWN_SECONDS: u64 = 5;
+/// Connections a worker takes at most.
+const MAX_CONNECTIONS: usize = 4096;
+/// Time a client has to send the head of its request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The API server.
+pub struct Server;
+
+/// A running server.
+pub struct Handle {
+    address: SocketAddr,
+    http: ServerHandle,
+    serving: JoinHandle<std::io::Result<()>>,
+    controllers: controllers::Running,
+    api: Arc<Api>,
+}
+
+impl Server {
+    /// Loads the objects, listens, serves, and starts the controllers, on the current tokio runtime.
+    pub async fn start(config: Config) -> Result<Handle, StartError> {
+        if config.admin_token.is_empty() {
+            return Err(StartError::NoToken);
+        }
+        let disk = Disk::new(config.store.clone());
+        let storage = Storage::open(kinds::kinds(), disk)?;
+        let api = Arc::new(Api {
+            storage,
+            admin: AdminToken::new(&config.admin_token),
+            root_ca: config.root_ca.clone(),
+            clock: config.clock,
+            watches: Arc::new(Semaphore::new(config.max_watches)),
+        });
+        let data = web::Data::new(api.clone());
+        let server = HttpServer::new(move || {
+            App::new().app_data(data.clone()).default_service(web::to(http::handle))
+        })
+        .workers(config.workers.max(1))
+        .max_connections(MAX_CONNECTIONS)
+        .client_request_timeout(HEAD_TIMEOUT)
+        .shutdown_timeout(SHUTDOWN_SECONDS)
+        .disable_signals();
+        let (address, server) = match config.listen {
+            Listen::Tls { address, config } => (address, server.bind_rustls_0_23(address, (*config).clone())),
+            Listen::InsecureLoopback { port } => {
+                let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+                (address, server.bind(address))
+            }
+        };
+        let server = server.map_err(|source| StartError::Listen { address, source })?;
+        let address = server.addrs().first().copied().unwrap_or(address);
+        let server = server.run();
+        let http = server.handle();
+        let serving = tokio::spawn(server);
+        let controllers = controllers::start(&api);
+        controllers.bootstrapped().await;
+        Ok(Handle { address, http, serving, controllers, api })
+    }
+}
+
+impl Handle {
+    /// The address it listens on.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The resourceVersion of the last change.
+    pub fn resource_version(&self) -> u64 {
+        self.api.storage.resource_version()
+    }
+
+    /// Ends watches and controllers, lets running requests finish, and returns when nothing writes any more.
+    pub async fn stop(self) {
+        self.api.storage.closing().cancel();
+        self.http.stop(true).await;
+        self.controllers.join().await;
+        if let Err(error) = self.serving.await {
+            tracing::error!(%error, "the API server did not end by itself");
+        }
+        drop(self.api.storage.write().await);
+    }
+}
+
+/// `/version`: what clients choose their behaviour by.
+pub(super) fn version() -> Value {
+    json!({
+        "major": "1", "minor": "33", "gitVersion": "v1.33.0+kubeedge", "gitCommit": "", "gitTreeState": "",
+        "buildDate": "1970-01-01T00:00:00Z", "goVersion": "", "compiler": "rustc",
+        "platform": format!("{}/{}", std::env::consts::OS, go_arch()),
+    })
+}
+
+fn go_arch() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}

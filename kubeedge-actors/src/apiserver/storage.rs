@@ -1,0 +1,291 @@
+//! The objects: one writer, the disk before the answer, memory for every read.
+//!
+//! A writer holds the journal's lock from reading the present state to publishing the new one, so that read, check and
+//! write are one step. A commit runs in a task of its own: a client that goes away leaves either nothing or everything.
+//! Every change gets the next resourceVersion of one counter, which is on disk in the same batch.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use bytes::Bytes;
+use serde_json::Value;
+use tokio::sync::{Mutex, OwnedMutexGuard, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::kind::Kind;
+use super::object::{Key, Object, metadata};
+use super::status::Status;
+use super::watch::{Event, EventLog, TooOld};
+use crate::store::StoreError;
+
+mod disk;
+
+pub(crate) use disk::Disk;
+
+/// A kind by its place in the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct KindId(pub(crate) usize);
+
+/// One change of a batch.
+#[derive(Debug)]
+pub(crate) enum Change {
+    /// Create or replace; the resourceVersion is set by the commit.
+    Put(KindId, Value),
+    /// Remove; the value is the last state, for watchers.
+    Delete(KindId, Value),
+}
+
+struct Shelf {
+    objects: BTreeMap<Key, Arc<Object>>,
+    log: EventLog,
+}
+
+struct State {
+    resource_version: u64,
+    shelves: Vec<Shelf>,
+}
+
+/// All objects of all kinds.
+pub(crate) struct Storage {
+    kinds: &'static [Kind],
+    state: RwLock<State>,
+    journal: Arc<Mutex<Disk>>,
+    /// One signal a kind, carrying the last published resourceVersion.
+    signals: Vec<watch::Sender<u64>>,
+    closing: CancellationToken,
+}
+
+impl Storage {
+    /// Loads everything that `disk` holds of `kinds`.
+    pub(crate) fn open(kinds: &'static [Kind], disk: Disk) -> Result<Arc<Self>, StoreError> {
+        let loaded = disk.load(kinds)?;
+        for why in &loaded.damaged {
+            tracing::error!(why, "an object is lost: create it again");
+        }
+        let shelves = loaded
+            .objects
+            .into_iter()
+            .zip(loaded.last_changes)
+            .map(|(objects, last)| Shelf { objects, log: EventLog::new(last) })
+            .collect();
+        Ok(Arc::new(Self {
+            kinds,
+            state: RwLock::new(State { resource_version: loaded.resource_version, shelves }),
+            journal: Arc::new(Mutex::new(disk)),
+            signals: kinds.iter().map(|_| watch::Sender::new(loaded.resource_version)).collect(),
+            closing: CancellationToken::new(),
+        }))
+    }
+
+    pub(crate) fn kind(&self, id: KindId) -> &'static Kind {
+        &self.kinds[id.0]
+    }
+
+    /// Every kind with its id.
+    pub(crate) fn kinds(&self) -> impl Iterator<Item = (KindId, &'static Kind)> + use<> {
+        self.kinds.iter().enumerate().map(|(index, kind)| (KindId(index), kind))
+    }
+
+    /// The kind served under this group, version and plural name.
+    pub(crate) fn find(&self, group: &str, version: &str, plural: &str) -> Option<KindId> {
+        self.kinds
+            .iter()
+            .position(|kind| kind.group == group && kind.version == version && kind.plural == plural)
+            .map(KindId)
+    }
+
+    /// A kind of the core group by its plural name.
+    pub(crate) fn core(&self, plural: &str) -> Option<KindId> {
+        self.find("", "v1", plural)
+    }
+
+    pub(crate) fn get(&self, kind: KindId, key: &Key) -> Option<Arc<Object>> {
+        self.read(|state| state.shelves[kind.0].objects.get(key).cloned())
+    }
+
+    /// The objects of a kind, in one namespace or in all, in the order of their keys, with the resourceVersion.
+    pub(crate) fn list(&self, kind: KindId, namespace: Option<&str>) -> (u64, Vec<Arc<Object>>) {
+        self.read(|state| {
+            let objects = scope(&state.shelves[kind.0].objects, namespace, None).map(|(_, o)| o.clone()).collect();
+            (state.resource_version, objects)
+        })
+    }
+
+    /// Calls `visit` with each object after `start`, as they were at `position`; it says when to stop. `None` is now.
+    /// Gives the resourceVersion of that state.
+    pub(crate) fn scan(
+        &self,
+        kind: KindId,
+        namespace: Option<&str>,
+        position: Option<u64>,
+        start: Option<&Key>,
+        mut visit: impl FnMut(&Arc<Object>) -> bool,
+    ) -> Result<u64, TooOld> {
+        self.read(|state| {
+            let shelf = &state.shelves[kind.0];
+            let past = match position {
+                Some(position) => shelf.log.undo(position)?,
+                None => BTreeMap::new(),
+            };
+            let mut present = scope(&shelf.objects, namespace, start).peekable();
+            let mut past = scope(&past, namespace, start).peekable();
+            loop {
+                // A merge of two sorted streams; where both have a key, the past one stands.
+                let take_past = match (present.peek(), past.peek()) {
+                    (None, None) => break,
+                    (Some(_), None) => false,
+                    (None, Some(_)) => true,
+                    (Some((now, _)), Some((then, _))) => then <= now,
+                };
+                let object = if take_past {
+                    let Some((key, object)) = past.next() else { break };
+                    present.next_if(|(now, _)| *now == key);
+                    object.as_ref()
+                } else {
+                    present.next().map(|(_, object)| object)
+                };
+                if object.is_some_and(|object| !visit(object)) {
+                    break;
+                }
+            }
+            Ok(position.unwrap_or(state.resource_version))
+        })
+    }
+
+    /// Up to `limit` events of a kind after `position`, with the position reached: everything up to it is in the answer.
+    pub(crate) fn events(
+        &self,
+        kind: KindId,
+        position: u64,
+        limit: usize,
+    ) -> Result<(Vec<Event>, u64), TooOld> {
+        self.read(|state| {
+            let events: Vec<Event> = state.shelves[kind.0].log.after(position)?.take(limit).cloned().collect();
+            let reached = match events.last() {
+                Some(last) if events.len() == limit => last.resource_version,
+                _ => state.resource_version.max(position),
+            };
+            Ok((events, reached))
+        })
+    }
+
+    pub(crate) fn resource_version(&self) -> u64 {
+        self.read(|state| state.resource_version)
+    }
+
+    /// Resolves `changed` after each change of the kind.
+    pub(crate) fn subscribe(&self, kind: KindId) -> watch::Receiver<u64> {
+        self.signals[kind.0].subscribe()
+    }
+
+    /// Cancelled when the server stops: watches and controllers end.
+    pub(crate) fn closing(&self) -> &CancellationToken {
+        &self.closing
+    }
+
+    /// Waits for the turn to write.
+    pub(crate) async fn write(self: &Arc<Self>) -> Writer {
+        let journal = self.journal.clone().lock_owned().await;
+        Writer { storage: self.clone(), journal }
+    }
+
+    fn read<R>(&self, look: impl FnOnce(&State) -> R) -> R {
+        // A panic under the lock cannot leave it half changed: `publish` prepares everything before.
+        look(&self.state.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn publish(&self, prepared: Vec<Prepared>) -> Vec<Arc<Object>> {
+        let mut touched = Vec::new();
+        let mut results = Vec::with_capacity(prepared.len());
+        {
+            let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+            for Prepared { kind, object, deleted } in prepared {
+                let resource_version = object.resource_version;
+                let shelf = &mut state.shelves[kind.0];
+                let previous = if deleted {
+                    shelf.objects.remove(&object.key)
+                } else {
+                    shelf.objects.insert(object.key.clone(), object.clone())
+                };
+                shelf.log.push(Event { resource_version, previous, object: object.clone(), deleted });
+                state.resource_version = resource_version;
+                touched.push(kind);
+                results.push(object);
+            }
+        }
+        let now = results.last().map(|object| object.resource_version).unwrap_or_default();
+        for kind in touched {
+            self.signals[kind.0].send_replace(now);
+        }
+        results
+    }
+}
+
+fn scope<'a, T>(
+    map: &'a BTreeMap<Key, T>,
+    namespace: Option<&'a str>,
+    after: Option<&Key>,
+) -> impl Iterator<Item = (&'a Key, &'a T)> {
+    use std::ops::Bound;
+    let first = Key::new(namespace.unwrap_or_default(), "");
+    let lower = match after {
+        Some(key) => Bound::Excluded(key.clone()),
+        None => Bound::Included(first),
+    };
+    map.range((lower, Bound::Unbounded)).take_while(move |(key, _)| namespace.is_none_or(|ns| key.namespace == ns))
+}
+
+struct Prepared {
+    kind: KindId,
+    object: Arc<Object>,
+    deleted: bool,
+}
+
+/// The turn to write: what it reads stays so until its commit.
+pub(crate) struct Writer {
+    storage: Arc<Storage>,
+    journal: OwnedMutexGuard<Disk>,
+}
+
+impl Writer {
+    pub(crate) fn get(&self, kind: KindId, key: &Key) -> Option<Arc<Object>> {
+        self.storage.get(kind, key)
+    }
+
+    /// Makes the changes durable, then visible, all or none, and gives the objects as they are now.
+    pub(crate) async fn commit(self, changes: Vec<Change>) -> Result<Vec<Arc<Object>>, Status> {
+        let Self { storage, mut journal } = self;
+        let mut resource_version = storage.resource_version();
+        let mut prepared = Vec::with_capacity(changes.len());
+        let mut batch = disk::Batch::default();
+        let mut present = BTreeMap::new();
+        for change in changes {
+            resource_version += 1;
+            let (kind, mut value, deleted) = match change {
+                Change::Put(kind, value) => (kind, value, false),
+                Change::Delete(kind, value) => (kind, value, true),
+            };
+            metadata(&mut value).insert("resourceVersion".into(), resource_version.to_string().into());
+            let object = Arc::new(Object::new(storage.kind(kind), &value));
+            let stored: Option<Bytes> = (!deleted).then(|| object.stored().clone());
+            batch.set(storage.kind(kind), &object.key, stored, resource_version);
+            let before = storage.get(kind, &object.key).map(|before| before.stored().clone());
+            present.insert(Disk::key(storage.kind(kind), &object.key), before);
+            prepared.push(Prepared { kind, object, deleted });
+        }
+        if prepared.is_empty() {
+            return Ok(Vec::new());
+        }
+        // Not tied to the request: dropping it between disk and memory would let them differ.
+        let commit = tokio::spawn(async move {
+            journal.commit(batch, present).await.map_err(|error| {
+                tracing::error!(%error, "cannot write to the store");
+                Status::internal(error)
+            })?;
+            let published = storage.publish(prepared);
+            drop(journal);
+            Ok(published)
+        });
+        commit.await.unwrap_or_else(|error| Err(Status::internal(error)))
+    }
+}

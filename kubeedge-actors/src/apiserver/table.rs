@@ -1,0 +1,177 @@
+//! How objects are written as an answer: plain, as a `Table`, as `PartialObjectMetadata`.
+
+use std::sync::Arc;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use serde_json::{Map, Value, json};
+
+use super::kind::Kind;
+use super::negotiate::Form;
+use super::object::Object;
+
+const META: &str = "meta.k8s.io/v1";
+
+/// What stands beside the cells of a row (`includeObject`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Include {
+    None,
+    #[default]
+    Metadata,
+    Object,
+}
+
+impl Include {
+    pub(crate) fn parse(text: Option<&str>) -> Self {
+        match text {
+            Some("None") => Self::None,
+            Some("Object") => Self::Object,
+            _ => Self::Metadata,
+        }
+    }
+}
+
+/// How one request wants its objects.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct View {
+    pub(crate) kind: &'static Kind,
+    pub(crate) form: Form,
+    pub(crate) include: Include,
+    /// Seconds since 1970, for ages.
+    pub(crate) now: i64,
+}
+
+/// `metadata` of a list.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ListMeta {
+    pub(crate) resource_version: u64,
+    pub(crate) continue_: Option<String>,
+    pub(crate) remaining: Option<usize>,
+}
+
+impl ListMeta {
+    fn value(&self) -> Value {
+        let mut meta = json!({"resourceVersion": self.resource_version.to_string()});
+        if let Some(token) = &self.continue_ {
+            meta["continue"] = token.as_str().into();
+        }
+        if let Some(remaining) = self.remaining {
+            meta["remainingItemCount"] = remaining.into();
+        }
+        meta
+    }
+}
+
+impl View {
+    /// One object.
+    pub(crate) fn object(&self, object: &Object) -> Bytes {
+        match self.form {
+            Form::Plain => object.wire(self.kind),
+            Form::Partial => partial(&object.value(self.kind)).to_string().into(),
+            Form::Table => self.one_row(&object.value(self.kind), true).to_string().into(),
+        }
+    }
+
+    /// A list. The items of a plain one are spliced, not parsed.
+    pub(crate) fn list(&self, meta: &ListMeta, items: &[Arc<Object>]) -> Bytes {
+        let (kind, version) = match self.form {
+            Form::Plain => (format!("{}List", self.kind.kind), super::object::api_version(self.kind)),
+            Form::Partial => ("PartialObjectMetadataList".into(), META.into()),
+            Form::Table => {
+                let rows = items.iter().map(|item| self.row(&item.value(self.kind))).collect();
+                return self.table(meta.value(), rows, true).to_string().into();
+            }
+        };
+        let size: usize = items.iter().map(|item| item.stored().len() + 1).sum();
+        let mut out = BytesMut::with_capacity(size + 256);
+        // Names and versions are identifiers of the table: nothing to escape.
+        let head = format!(r#"{{"kind":"{kind}","apiVersion":"{version}","metadata":{},"items":["#, meta.value());
+        out.put_slice(head.as_bytes());
+        for (index, item) in items.iter().enumerate() {
+            if index > 0 {
+                out.put_u8(b',');
+            }
+            match self.form {
+                Form::Partial => out.put_slice(partial(&item.value(self.kind)).to_string().as_bytes()),
+                _ => out.put_slice(item.stored()),
+            }
+        }
+        out.put_slice(b"]}");
+        out.freeze()
+    }
+
+    /// The `object` of a watch event; `first` is the first of its watch.
+    pub(crate) fn write_event(&self, name: &str, object: &Object, first: bool, out: &mut BytesMut) {
+        out.put_slice(br#"{"type":""#);
+        out.put_slice(name.as_bytes());
+        out.put_slice(br#"","object":"#);
+        match self.form {
+            Form::Plain => object.write_wire(self.kind, out),
+            Form::Partial => out.put_slice(partial(&object.value(self.kind)).to_string().as_bytes()),
+            Form::Table => {
+                out.put_slice(self.one_row(&object.value(self.kind), first).to_string().as_bytes());
+            }
+        }
+        out.put_slice(b"}\n");
+    }
+
+    /// A bookmark: only a position, and whether it ends the initial events.
+    pub(crate) fn bookmark(&self, resource_version: u64, initial_end: bool) -> Bytes {
+        let mut meta = json!({"resourceVersion": resource_version.to_string(), "creationTimestamp": null});
+        if initial_end {
+            meta["annotations"] = json!({"k8s.io/initial-events-end": "true"});
+        }
+        let object = match self.form {
+            Form::Plain => {
+                json!({"kind": self.kind.kind, "apiVersion": super::object::api_version(self.kind), "metadata": meta})
+            }
+            Form::Partial => json!({"kind": "PartialObjectMetadata", "apiVersion": META, "metadata": meta}),
+            Form::Table => {
+                let mut cells = vec![Value::Null; self.kind.columns.len()];
+                if let Some(first) = cells.first_mut() {
+                    *first = "".into();
+                }
+                let object = json!({"kind": "PartialObjectMetadata", "apiVersion": META, "metadata": meta});
+                let row = json!({"cells": cells, "object": object});
+                self.table(json!({"resourceVersion": resource_version.to_string()}), vec![row], false)
+            }
+        };
+        format!("{}\n", json!({"type": "BOOKMARK", "object": object})).into()
+    }
+
+    fn one_row(&self, object: &Value, columns: bool) -> Value {
+        let mut meta = Map::new();
+        if let Some(version) = object["metadata"].get("resourceVersion") {
+            meta.insert("resourceVersion".into(), version.clone());
+        }
+        self.table(meta.into(), vec![self.row(object)], columns)
+    }
+
+    fn table(&self, meta: Value, rows: Vec<Value>, columns: bool) -> Value {
+        let definitions: Value = if columns {
+            let define = |column: &super::kind::Column| {
+                json!({
+                    "name": column.name, "type": column.type_, "format": column.format,
+                    "description": column.description, "priority": column.priority,
+                })
+            };
+            self.kind.columns.iter().map(define).collect()
+        } else {
+            Value::Null
+        };
+        json!({"kind": "Table", "apiVersion": META, "metadata": meta, "columnDefinitions": definitions, "rows": rows})
+    }
+
+    fn row(&self, object: &Value) -> Value {
+        let mut row = json!({"cells": (self.kind.cells)(object, self.now)});
+        match self.include {
+            Include::None => {}
+            Include::Metadata => row["object"] = partial(object),
+            Include::Object => row["object"] = object.clone(),
+        }
+        row
+    }
+}
+
+fn partial(object: &Value) -> Value {
+    json!({"kind": "PartialObjectMetadata", "apiVersion": META, "metadata": object["metadata"]})
+}

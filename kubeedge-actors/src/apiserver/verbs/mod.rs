@@ -1,0 +1,219 @@
+//! What a request does, one file a verb, apart from HTTP: from a parsed target to an answer.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use super::Api;
+use super::auth::User;
+use super::kind::Kind;
+use super::negotiate::Form;
+use super::object::{Key, Object};
+use super::request::{ListOptions, Path, Query, Target};
+use super::status::Status;
+use super::storage::{Change, KindId};
+use super::table::{Include, View};
+
+mod bind;
+mod create;
+pub(crate) mod delete;
+mod list;
+mod patch;
+mod review;
+pub(crate) mod update;
+mod watch;
+
+pub(crate) use watch::Stream;
+
+/// The methods that are served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Method {
+    Get,
+    Post,
+    Put,
+    Patch,
+    Delete,
+}
+
+/// One request, its body read.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) method: Method,
+    pub(crate) path: Path,
+    pub(crate) query: Query,
+    pub(crate) content_type: Option<String>,
+    pub(crate) form: Form,
+    pub(crate) body: Bytes,
+    pub(crate) user: User,
+}
+
+/// What is sent back.
+pub(crate) enum Answer {
+    /// A JSON body.
+    Json { code: u16, body: Bytes, warnings: Vec<String> },
+    /// A watch.
+    Watch(Stream),
+}
+
+impl Answer {
+    pub(crate) fn ok(body: Bytes) -> Self {
+        Self::Json { code: 200, body, warnings: Vec::new() }
+    }
+
+    pub(crate) fn value(code: u16, value: &Value) -> Self {
+        Self::Json { code, body: value.to_string().into(), warnings: Vec::new() }
+    }
+
+    /// `Status` of a success, as binding and eviction give it.
+    fn success(code: u16) -> Self {
+        Self::value(
+            code,
+            &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": code}),
+        )
+    }
+}
+
+/// An object as a write left it.
+pub(crate) struct Written {
+    pub(crate) code: u16,
+    pub(crate) object: Arc<Object>,
+    pub(crate) warnings: Vec<String>,
+}
+
+impl Request {
+    fn view(&self, api: &Api, kind: &'static Kind) -> View {
+        View { kind, form: self.form, include: Include::parse(self.query.get("includeObject")), now: api.now() }
+    }
+
+    fn written(&self, api: &Api, kind: &'static Kind, written: Written) -> Answer {
+        let body = self.view(api, kind).object(&written.object);
+        Answer::Json { code: written.code, body, warnings: written.warnings }
+    }
+}
+
+/// Serves a resource: the verb follows from method, name and subresource.
+pub(crate) async fn serve(api: &Arc<Api>, request: &Request, target: &Target) -> Result<Answer, Status> {
+    let kind = target.kind;
+    if let Some(subresource) = &target.subresource {
+        return subresource_verb(api, request, target, subresource).await;
+    }
+    match (request.method, &target.name) {
+        (Method::Get, Some(name)) => {
+            let object = existing(api, target, name)?;
+            Ok(Answer::ok(request.view(api, kind).object(&object)))
+        }
+        (Method::Get, None) => {
+            let options = ListOptions::parse(kind, &request.query)?;
+            let view = request.view(api, kind);
+            if options.watch { watch::watch(api, target, view, options) } else { list::list(api, target, view, &options) }
+        }
+        (Method::Post, None) if kind.namespaced && target.namespace.is_none() => Err(Status::method_not_allowed()),
+        (Method::Post, None) => Ok(request.written(api, kind, create::create(api, request, target).await?)),
+        (Method::Put, Some(name)) => {
+            let written = update::put(api, request, target, name, update::Part::Main).await?;
+            Ok(request.written(api, kind, written))
+        }
+        (Method::Patch, Some(name)) => {
+            let written = patch::patch(api, request, target, name, update::Part::Main).await?;
+            Ok(request.written(api, kind, written))
+        }
+        (Method::Delete, Some(name)) => delete::delete(api, request, target, name).await,
+        (Method::Delete, None) if kind.plural == "namespaces" || (kind.namespaced && target.namespace.is_none()) => {
+            Err(Status::method_not_allowed())
+        }
+        (Method::Delete, None) => delete::collection(api, request, target).await,
+        _ => Err(Status::method_not_allowed()),
+    }
+}
+
+async fn subresource_verb(
+    api: &Arc<Api>,
+    request: &Request,
+    target: &Target,
+    subresource: &str,
+) -> Result<Answer, Status> {
+    let kind = target.kind;
+    let Some(name) = &target.name else {
+        return Err(Status::no_such_resource());
+    };
+    let core = if kind.group.is_empty() { kind.plural } else { "" };
+    match (core, subresource, request.method) {
+        (_, "status", _) if kind.status_subresource => match request.method {
+            Method::Get => {
+                let object = existing(api, target, name)?;
+                Ok(Answer::ok(request.view(api, kind).object(&object)))
+            }
+            Method::Put => {
+                let written = update::put(api, request, target, name, update::Part::Status).await?;
+                Ok(request.written(api, kind, written))
+            }
+            Method::Patch => {
+                let written = patch::patch(api, request, target, name, update::Part::Status).await?;
+                Ok(request.written(api, kind, written))
+            }
+            _ => Err(Status::method_not_allowed()),
+        },
+        ("namespaces", "finalize", Method::Put) => {
+            let written = update::put(api, request, target, name, update::Part::Finalizers).await?;
+            Ok(request.written(api, kind, written))
+        }
+        ("pods", "binding", Method::Post) => bind::bind(api, request, target, Some(name)).await,
+        ("pods", "eviction", Method::Post) => bind::evict(api, request, target, name).await,
+        ("namespaces", "finalize", _) | ("pods", "binding" | "eviction", _) | ("serviceaccounts", "token", _) => {
+            Err(Status::method_not_allowed())
+        }
+        _ => Err(Status::no_such_resource()),
+    }
+}
+
+/// What is served without being stored: `bindings` and reviews. `None` when it is neither.
+pub(crate) async fn serve_virtual(api: &Arc<Api>, request: &Request) -> Option<Result<Answer, Status>> {
+    let Path::Resource(path) = &request.path else { return None };
+    if path.name.is_some() {
+        return None;
+    }
+    match (path.group.as_str(), path.version.as_str(), path.resource.as_str(), &path.namespace) {
+        ("", "v1", "bindings", Some(namespace)) => {
+            let pods = api.storage.core("pods")?;
+            let target = Target {
+                id: pods,
+                kind: api.storage.kind(pods),
+                namespace: Some(namespace.clone()),
+                name: None,
+                subresource: None,
+            };
+            Some(if request.method == Method::Post {
+                bind::bind(api, request, &target, None).await
+            } else {
+                Err(Status::method_not_allowed())
+            })
+        }
+        ("authorization.k8s.io", "v1", "selfsubjectaccessreviews", None) => Some(review::self_access(request)),
+        ("authentication.k8s.io", "v1", "selfsubjectreviews", None) => Some(review::self_subject(request)),
+        ("authentication.k8s.io", "v1", "tokenreviews", None) => Some(review::token(api, request)),
+        _ => None,
+    }
+}
+
+/// The object that the path names.
+pub(crate) fn existing(api: &Api, target: &Target, name: &str) -> Result<Arc<Object>, Status> {
+    api.storage
+        .get(target.id, &Key::new(target.scope(), name))
+        .ok_or_else(|| Status::not_found(target.kind, name))
+}
+
+/// What a value would be as an object: the answer to a dry run.
+pub(crate) fn not_stored(kind: &Kind, value: &Value) -> Arc<Object> {
+    Arc::new(Object::new(kind, value))
+}
+
+/// Commits one change and gives its object.
+pub(crate) async fn commit_one(
+    writer: super::storage::Writer,
+    kind: KindId,
+    change: impl FnOnce(KindId) -> Change,
+) -> Result<Arc<Object>, Status> {
+    let mut objects = writer.commit(vec![change(kind)]).await?;
+    objects.pop().ok_or_else(|| Status::internal("the commit gave no object"))
+}
