@@ -13,8 +13,10 @@ use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
+pub mod discovery;
 pub mod kind;
 pub mod kinds;
+pub mod openapi;
 pub mod patch;
 pub mod status;
 

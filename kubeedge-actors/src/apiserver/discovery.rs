@@ -1,0 +1,286 @@
+//! What the server tells clients about the resources it has: `/api`, `/apis`, resource lists and the aggregated form.
+//!
+//! All of it comes from the table of kinds and the table of subresources below; answers are built at each request (some
+//! twenty small objects) and hold nothing in memory.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use ring::digest::{SHA256, SHA512, digest};
+use serde_json::{Value, json};
+
+use super::kind::Kind;
+use super::kinds::kinds;
+
+/// A path below a resource, or a resource that is only written to (`bindings`).
+#[derive(Debug)]
+pub struct Subresource {
+    /// Group of the resource.
+    pub group: &'static str,
+    /// Version of the resource.
+    pub version: &'static str,
+    /// Plural of the resource.
+    pub plural: &'static str,
+    /// Last part of the path, e.g. `status`.
+    pub name: &'static str,
+    /// Whether the resource lives in namespaces.
+    pub namespaced: bool,
+    /// Group, version and kind of what is sent and answered.
+    pub kind: (&'static str, &'static str, &'static str),
+    /// Verbs, sorted.
+    pub verbs: &'static [&'static str],
+}
+
+const STATUS_VERBS: &[&str] = &["get", "patch", "update"];
+const CORE: (&str, &str) = ("", "v1");
+
+const fn core(
+    plural: &'static str,
+    name: &'static str,
+    namespaced: bool,
+    kind: (&'static str, &'static str, &'static str),
+    verbs: &'static [&'static str],
+) -> Subresource {
+    Subresource { group: CORE.0, version: CORE.1, plural, name, namespaced, kind, verbs }
+}
+
+/// All subresources that are served.
+pub static SUBRESOURCES: &[Subresource] = &[
+    core("namespaces", "finalize", false, ("", "v1", "Namespace"), &["update"]),
+    core("namespaces", "status", false, ("", "v1", "Namespace"), STATUS_VERBS),
+    core("nodes", "status", false, ("", "v1", "Node"), STATUS_VERBS),
+    core("pods", "binding", true, ("", "v1", "Binding"), &["create"]),
+    core("pods", "eviction", true, ("policy", "v1", "Eviction"), &["create"]),
+    core("pods", "status", true, ("", "v1", "Pod"), STATUS_VERBS),
+    core("serviceaccounts", "token", true, ("authentication.k8s.io", "v1", "TokenRequest"), &["create"]),
+];
+
+/// `bindings` can be created and nothing else.
+pub static BINDINGS: Subresource = core("bindings", "", true, ("", "v1", "Binding"), &["create"]);
+
+/// Media type of the aggregated form, without its version.
+const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io";
+
+/// The version of the aggregated form that a client asks for: `v2`, `v2beta1` or none.
+pub fn aggregated_version(accept: &str) -> Option<&'static str> {
+    let wants = |version: &str| {
+        accept.split(',').any(|range| {
+            let mut parameters = range.split(';').map(str::trim).skip(1);
+            range.contains("as=APIGroupDiscoveryList") && parameters.any(|p| p == format!("v={version}"))
+        })
+    };
+    ["v2", "v2beta1"].into_iter().find(|version| wants(version))
+}
+
+/// `Content-Type` of an aggregated answer.
+pub fn aggregated_content_type(version: &str) -> String {
+    format!("{AGGREGATED};v={version};as=APIGroupDiscoveryList")
+}
+
+/// A strong entity tag of an answer: clients send it back and get 304 while nothing changed.
+pub fn etag(body: &[u8]) -> String {
+    let hex: String = digest(&SHA512, body).as_ref().iter().map(|byte| format!("{byte:02X}")).collect();
+    format!("\"{hex}\"")
+}
+
+/// `/api`: the versions of the core group; `address` is where the server is reached (`host:port`).
+pub fn versions(address: &str) -> Value {
+    json!({
+        "kind": "APIVersions",
+        "versions": [CORE.1],
+        "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": address}],
+    })
+}
+
+/// Group and version of everything served outside the core group, without repetition.
+fn group_versions() -> Vec<(&'static str, &'static str)> {
+    let mut all: Vec<_> = Vec::new();
+    for kind in kinds().iter().filter(|kind| !kind.group.is_empty()) {
+        if !all.contains(&(kind.group, kind.version)) {
+            all.push((kind.group, kind.version));
+        }
+    }
+    all
+}
+
+fn group_value(group: &str) -> Value {
+    let versions: Vec<Value> = group_versions()
+        .into_iter()
+        .filter(|(name, _)| *name == group)
+        .map(|(group, version)| json!({"groupVersion": format!("{group}/{version}"), "version": version}))
+        .collect();
+    let preferred = versions.first().cloned().unwrap_or_default();
+    json!({"name": group, "versions": versions, "preferredVersion": preferred})
+}
+
+/// `/apis`: the groups.
+pub fn groups() -> Value {
+    let mut names: Vec<&str> = group_versions().into_iter().map(|(group, _)| group).collect();
+    names.dedup();
+    let groups: Vec<Value> = names.into_iter().map(group_value).collect();
+    json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
+}
+
+/// `/apis/<group>`; `None` when the group is not served.
+pub fn group(group: &str) -> Option<Value> {
+    group_versions().iter().find(|(name, _)| *name == group)?;
+    let mut value = group_value(group);
+    value["kind"] = json!("APIGroup");
+    value["apiVersion"] = json!("v1");
+    Some(value)
+}
+
+/// `/api/v1` and `/apis/<group>/<version>`; `None` when the version is not served.
+pub fn resources(group: &str, version: &str) -> Option<Value> {
+    let served: Vec<&Kind> = kinds().iter().filter(|k| k.group == group && k.version == version).collect();
+    if served.is_empty() {
+        return None;
+    }
+    let mut list = Vec::new();
+    if (group, version) == CORE {
+        let (_, _, kind) = BINDINGS.kind;
+        list.push(json!({"name": BINDINGS.plural, "singularName": "binding", "namespaced": BINDINGS.namespaced,
+            "kind": kind, "verbs": BINDINGS.verbs}));
+    }
+    for kind in served {
+        let mut resource = json!({"name": kind.plural, "singularName": kind.singular, "namespaced": kind.namespaced,
+            "kind": kind.kind, "verbs": verbs(kind), "storageVersionHash": storage_version_hash(kind)});
+        add_names(&mut resource, kind);
+        list.push(resource);
+        for sub in of(kind) {
+            let (group, version, name) = sub.kind;
+            let mut resource = json!({"name": format!("{}/{}", sub.plural, sub.name), "singularName": "",
+                "namespaced": sub.namespaced, "kind": name, "verbs": sub.verbs});
+            if (group, version) != (kind.group, kind.version) {
+                resource["group"] = json!(group);
+                resource["version"] = json!(version);
+            }
+            list.push(resource);
+        }
+    }
+    let mut answer = json!({"kind": "APIResourceList", "groupVersion": version, "resources": list});
+    if !group.is_empty() {
+        answer["groupVersion"] = json!(format!("{group}/{version}"));
+        answer["apiVersion"] = json!("v1");
+    }
+    Some(answer)
+}
+
+/// `/api` in the aggregated form of `version` (`v2` or `v2beta1`).
+pub fn aggregated_core(version: &str) -> Value {
+    aggregated(version, vec![json!({"metadata": {}, "versions": [aggregated_resources(CORE.0, CORE.1)]})])
+}
+
+/// `/apis` in the aggregated form of `version` (`v2` or `v2beta1`).
+pub fn aggregated_groups(version: &str) -> Value {
+    let mut names: Vec<&str> = group_versions().into_iter().map(|(group, _)| group).collect();
+    names.dedup();
+    let items = names
+        .into_iter()
+        .map(|name| {
+            let versions: Vec<Value> = group_versions()
+                .into_iter()
+                .filter(|(group, _)| *group == name)
+                .map(|(group, version)| aggregated_resources(group, version))
+                .collect();
+            json!({"metadata": {"name": name}, "versions": versions})
+        })
+        .collect();
+    aggregated(version, items)
+}
+
+fn aggregated(version: &str, items: Vec<Value>) -> Value {
+    json!({"kind": "APIGroupDiscoveryList", "apiVersion": format!("apidiscovery.k8s.io/{version}"), "metadata": {},
+        "items": items})
+}
+
+/// One version of a group in the aggregated form.
+fn aggregated_resources(group: &str, version: &str) -> Value {
+    // A kind of the resource's own group and version is named without them.
+    let response_kind = |kind: (&str, &str, &str)| match kind {
+        (g, v, kind) if (g, v) == (group, version) && group.is_empty() => {
+            json!({"group": "", "version": "", "kind": kind})
+        }
+        (group, version, kind) => json!({"group": group, "version": version, "kind": kind}),
+    };
+    let scope = |namespaced: bool| if namespaced { "Namespaced" } else { "Cluster" };
+    let mut list = Vec::new();
+    if (group, version) == CORE {
+        list.push(json!({"resource": BINDINGS.plural, "responseKind": response_kind(BINDINGS.kind),
+            "scope": scope(BINDINGS.namespaced), "singularResource": "binding", "verbs": BINDINGS.verbs}));
+    }
+    for kind in kinds().iter().filter(|k| k.group == group && k.version == version) {
+        let mut resource = json!({"resource": kind.plural,
+            "responseKind": response_kind((kind.group, kind.version, kind.kind)), "scope": scope(kind.namespaced),
+            "singularResource": kind.singular, "verbs": verbs(kind)});
+        add_names(&mut resource, kind);
+        let subresources: Vec<Value> = of(kind)
+            .map(|sub| json!({"subresource": sub.name, "responseKind": response_kind(sub.kind), "verbs": sub.verbs}))
+            .collect();
+        if !subresources.is_empty() {
+            resource["subresources"] = json!(subresources);
+        }
+        list.push(resource);
+    }
+    json!({"version": version, "resources": list, "freshness": "Current"})
+}
+
+/// The subresources of a kind, by name.
+pub fn of(kind: &Kind) -> impl Iterator<Item = &'static Subresource> {
+    let (group, version, plural) = (kind.group, kind.version, kind.plural);
+    SUBRESOURCES.iter().filter(move |s| s.group == group && s.version == version && s.plural == plural)
+}
+
+/// The verbs of a kind, sorted. Namespaces are not deleted by the dozen.
+pub fn verbs(kind: &Kind) -> Vec<&'static str> {
+    ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
+        .into_iter()
+        .filter(|verb| *verb != "deletecollection" || kind.plural != "namespaces")
+        .collect()
+}
+
+fn add_names(resource: &mut Value, kind: &Kind) {
+    if !kind.short_names.is_empty() {
+        resource["shortNames"] = json!(kind.short_names);
+    }
+    if !kind.categories.is_empty() {
+        resource["categories"] = json!(kind.categories);
+    }
+}
+
+/// Tells clients when the stored form of a kind changes: Kubernetes' hash of group, version and kind.
+fn storage_version_hash(kind: &Kind) -> String {
+    let name = format!("{}/{}/{}", kind.group, kind.version, kind.kind);
+    let hash = digest(&SHA256, name.as_bytes());
+    STANDARD.encode(&hash.as_ref()[..8])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_storage_version_hash_is_that_of_kubernetes() {
+        let hash = |plural| kinds().iter().find(|k| k.plural == plural).map(storage_version_hash);
+        assert_eq!(hash("pods").as_deref(), Some("xPOwRZ+Yhw8="));
+        assert_eq!(hash("leases").as_deref(), Some("gqkMMb/YqFM="));
+    }
+
+    #[test]
+    fn the_aggregated_form_is_given_to_those_who_ask() {
+        let kubectl = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,\
+            application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList,application/json";
+        assert_eq!(aggregated_version(kubectl), Some("v2"));
+        let older = "application/json;as=APIGroupDiscoveryList;v=v2beta1;g=apidiscovery.k8s.io,application/json";
+        assert_eq!(aggregated_version(older), Some("v2beta1"));
+        assert_eq!(aggregated_version("application/json"), None);
+        assert_eq!(aggregated_version("application/json;v=v2"), None);
+    }
+
+    #[test]
+    fn every_served_group_version_is_listed_and_no_other() {
+        assert!(resources("", "v1").is_some() && resources("coordination.k8s.io", "v1").is_some());
+        assert!(resources("apps", "v1").is_none() && group("apps").is_none() && resources("", "v2").is_none());
+        assert_eq!(groups()["groups"][0]["preferredVersion"]["groupVersion"], "coordination.k8s.io/v1");
+        assert_eq!(aggregated_groups("v2")["items"][0]["metadata"]["name"], "coordination.k8s.io");
+    }
+}
