@@ -6,6 +6,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`system`] | the actor kit: component, port, wiring, supervision, ordered stop |
+//! | `config` | KubeEdge's own YAML files, read into types |
 //! | `store` | typed tables on disk with group commit |
 //! | `identity` | certificate authority, certificates, join tokens |
 //! | `link` | the cloud-edge link: a pure state machine and its gRPC shell |
@@ -13,6 +14,9 @@
 //! | `edgehub` `metamanager` `edged` | the edge's components |
 
 pub mod system;
+
+#[cfg(feature = "config")]
+pub mod config;
 
 #[cfg(feature = "store")]
 pub mod store;
