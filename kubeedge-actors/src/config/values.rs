@@ -133,6 +133,12 @@ impl fmt::Display for HostPort {
     }
 }
 
+impl From<(IpAddr, u16)> for HostPort {
+    fn from((address, port): (IpAddr, u16)) -> Self {
+        Self { host: address.to_string(), port }
+    }
+}
+
 impl FromStr for HostPort {
     type Err = InvalidValue;
 
