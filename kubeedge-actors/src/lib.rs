@@ -6,6 +6,8 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`system`] | the actor kit: component, port, wiring, supervision, ordered stop |
+//! | `config` | KubeEdge's own YAML files, read into types |
+//! | `program` | the log and the stop signals of a program |
 //! | `store` | typed tables on disk with group commit |
 //! | `identity` | certificate authority, certificates, join tokens |
 //! | `link` | the cloud-edge link: a pure state machine and its gRPC shell |
@@ -13,6 +15,12 @@
 //! | `edgehub` `metamanager` `edged` | the edge's components |
 
 pub mod system;
+
+#[cfg(feature = "config")]
+pub mod config;
+
+#[cfg(feature = "program")]
+pub mod program;
 
 #[cfg(feature = "store")]
 pub mod store;

@@ -1,2 +1,7 @@
-//! The stock binary.
-fn main() {}
+//! The stock cloud binary.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    kubeedge_cloud::cli::main()
+}

@@ -1,2 +1,7 @@
-//! The stock binary.
-fn main() {}
+//! The stock edge binary.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    kubeedge_edge::cli::main()
+}

@@ -1,0 +1,361 @@
+//! Reading KubeEdge's own YAML files (`cloudcore.yaml`, `edgecore.yaml`) into types.
+//!
+//! A [`Document`] holds the fields that mean something here. Of the others, those that KubeEdge knows are listed as
+//! [`Loaded::without_effect`], and those that nobody knows as [`Loaded::unknown`]: a warning, so that a file of another
+//! version never bricks a remote box, or an error where the operator asks for a strict reading. A wrong type or an
+//! impossible value is always an error with file, line, column and field.
+//!
+//! No state, no messages; nothing here goes to the network.
+
+mod values;
+
+use std::{fs::File, io::Read, path::Path};
+
+use serde::de::{DeserializeOwned, Error as _};
+use thiserror::Error;
+
+pub use values::{HostPort, InvalidValue, Seconds, Taint, TaintEffect, UnixEndpoint, optional, or_default, parsed};
+
+/// Larger files are refused: real ones have some 10 KiB.
+pub const MAX_FILE: u64 = 1024 * 1024;
+
+/// A configuration file's type.
+pub trait Document: DeserializeOwned + Default {
+    /// The `kind` that the file must have, such as `EdgeCore`.
+    const KIND: &'static str;
+    /// The group that its `apiVersion` must have; any version of it is read.
+    const GROUP: &'static str;
+    /// Fields that KubeEdge knows and that change nothing here, as paths: `modules.edgeHub.messageQPS`. A path stands
+    /// for everything below it.
+    const WITHOUT_EFFECT: &'static [&'static str];
+}
+
+/// A file that was read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Loaded<T> {
+    /// What it says, with defaults for what it does not say.
+    pub value: T,
+    /// Fields of the file that KubeEdge knows and that change nothing here.
+    pub without_effect: Vec<String>,
+    /// Fields of the file that nobody knows.
+    pub unknown: Vec<String>,
+}
+
+/// Why a file was not read.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file is not there or not readable.
+    #[error("{file}: cannot be read: {source}")]
+    Read {
+        /// The file's name.
+        file: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is too large to be a configuration.
+    #[error("{file}: larger than {MAX_FILE} bytes; expected a configuration file")]
+    TooLarge {
+        /// The file's name.
+        file: String,
+    },
+    /// A wrong type, an impossible value, or not YAML.
+    #[error("{file}:{line}:{column}: {field}: {problem}")]
+    Invalid {
+        /// The file's name.
+        file: String,
+        /// Line, from 1; 0 when the place is not known.
+        line: u64,
+        /// Column, from 1; 0 when the place is not known.
+        column: u64,
+        /// The field as a path, or `document`.
+        field: String,
+        /// What is wrong and what was expected.
+        problem: String,
+    },
+    /// Strict reading only.
+    #[error("{file}: unknown fields: {}; check the spelling or remove them", fields.join(", "))]
+    Unknown {
+        /// The file's name.
+        file: String,
+        /// Their paths.
+        fields: Vec<String>,
+    },
+}
+
+impl<T: Document> Loaded<T> {
+    /// Refuses unknown fields.
+    pub fn strict(self, file: &Path) -> Result<Self, ConfigError> {
+        if self.unknown.is_empty() {
+            Ok(self)
+        } else {
+            Err(ConfigError::Unknown { file: file.display().to_string(), fields: self.unknown })
+        }
+    }
+}
+
+/// Reads `file`.
+pub fn load<T: Document>(file: &Path) -> Result<Loaded<T>, ConfigError> {
+    let name = file.display().to_string();
+    let mut text = String::new();
+    let read = File::open(file).and_then(|file| file.take(MAX_FILE + 1).read_to_string(&mut text));
+    match read {
+        Err(source) => Err(ConfigError::Read { file: name, source }),
+        Ok(length) if length as u64 > MAX_FILE => Err(ConfigError::TooLarge { file: name }),
+        Ok(_) => parse(&name, &text),
+    }
+}
+
+/// Reads `text`; `file` is only for messages.
+pub fn parse<T: Document>(file: &str, text: &str) -> Result<Loaded<T>, ConfigError> {
+    let mut ignored = Vec::new();
+    let mut field = None;
+    let options = serde_saphyr::options! {
+        // Kubernetes writes file modes as 0644.
+        legacy_octal_numbers: true,
+        with_snippet: false,
+    };
+    let value = serde_saphyr::with_deserializer_from_str_with_options(text, options, |deserializer| {
+        let mut track = serde_path_to_error::Track::new();
+        let deserializer = serde_path_to_error::Deserializer::new(deserializer, &mut track);
+        let mut note = |path: serde_ignored::Path<'_>| ignored.push(plain(&path.to_string()));
+        let read = serde_ignored::deserialize::<_, _, Headed<T>>(deserializer, &mut note);
+        if read.is_err() {
+            field = Some(plain(&track.path().to_string()));
+        }
+        read
+    });
+    match value {
+        Ok(Headed(value)) => {
+            let (without_effect, unknown) =
+                ignored.into_iter().partition(|path| T::WITHOUT_EFFECT.contains(&path.as_str()));
+            Ok(Loaded { value, without_effect, unknown })
+        }
+        Err(error) => {
+            let place = error.location();
+            Err(ConfigError::Invalid {
+                file: file.to_owned(),
+                line: place.map_or(0, |place| place.line()),
+                column: place.map_or(0, |place| place.column()),
+                field: field
+                    .filter(|field| !matches!(field.as_str(), "" | "."))
+                    .unwrap_or_else(|| "document".to_owned()),
+                problem: problem(&error),
+            })
+        }
+    }
+}
+
+/// A path without the marks that the trackers set for optional values.
+fn plain(path: &str) -> String {
+    path.split('.').filter(|part| *part != "?").collect::<Vec<_>>().join(".")
+}
+
+/// What is wrong in words of the file, without the place, which is said before them.
+fn problem(error: &serde_saphyr::Error) -> String {
+    use serde_saphyr::Error;
+    match error {
+        Error::Message { msg, .. } => msg.clone(),
+        Error::InvalidScalar { ty, .. } => {
+            let expected = match *ty {
+                "bool" => "true or false".to_owned(),
+                "u8" => format!("a whole number from 0 to {}", u8::MAX),
+                "u16" => format!("a whole number from 0 to {}", u16::MAX),
+                "u32" => format!("a whole number from 0 to {}", u32::MAX),
+                other => format!("a value of type {other}"),
+            };
+            format!("expected {expected}")
+        }
+        Error::Unexpected { expected, .. } => {
+            let expected = match *expected {
+                "sequence start" => "a list",
+                "mapping start" => "a mapping of names to values",
+                "string scalar" => "a text",
+                other => other,
+            };
+            format!("expected {expected}")
+        }
+        Error::DuplicateMappingKey { key, .. } => {
+            format!("{} is given twice, expected each name once", key.as_deref().unwrap_or("a name"))
+        }
+        other => {
+            let mut text = other.render_with_formatter(&serde_saphyr::DefaultMessageFormatter);
+            if let Some(place) = other.location() {
+                let suffix = format!(" at line {}, column {}", place.line(), place.column());
+                text.truncate(text.strip_suffix(&suffix).unwrap_or(&text).len());
+            }
+            text
+        }
+    }
+}
+
+/// A document with its `apiVersion` and `kind`, which are checked and dropped.
+struct Headed<T>(T);
+
+impl<'de, T: Document> serde::Deserialize<'de> for Headed<T> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor<T>(std::marker::PhantomData<T>);
+
+        impl<'de, T: Document> serde::de::Visitor<'de> for Visitor<T> {
+            type Value = T;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                write!(f, "a {} document", T::KIND)
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+                T::deserialize(serde::de::value::MapAccessDeserializer::new(Header {
+                    map,
+                    kind: T::KIND,
+                    group: T::GROUP,
+                }))
+            }
+
+            // An empty file says nothing: everything has its default.
+            fn visit_unit<E>(self) -> Result<T, E> {
+                Ok(T::default())
+            }
+        }
+
+        deserializer.deserialize_any(Visitor(std::marker::PhantomData)).map(Self)
+    }
+}
+
+/// A value that says which document this is: refused where it stands, so that the place is known.
+struct Expect(&'static str, fn(&str, &str) -> bool);
+
+impl<'de> serde::de::DeserializeSeed<'de> for Expect {
+    type Value = ();
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        let Self(expected, fits) = self;
+        let value = <String as serde::Deserialize>::deserialize(deserializer)?;
+        if fits(&value, expected) {
+            Ok(())
+        } else {
+            Err(D::Error::custom(format!("{value:?} is another document, expected {expected:?}")))
+        }
+    }
+}
+
+/// Passes on a document's entries, and takes out its header.
+struct Header<A> {
+    map: A,
+    kind: &'static str,
+    group: &'static str,
+}
+
+impl<'de, A: serde::de::MapAccess<'de>> serde::de::MapAccess<'de> for Header<A> {
+    type Error = A::Error;
+
+    fn next_key_seed<K: serde::de::DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, A::Error> {
+        while let Some(key) = self.map.next_key::<String>()? {
+            match key.as_str() {
+                "kind" => self.map.next_value_seed(Expect(self.kind, |kind, expected| kind == expected))?,
+                "apiVersion" => self.map.next_value_seed(Expect(self.group, |version, group| {
+                    version.split_once('/').is_some_and(|(before, _)| before == group)
+                }))?,
+                _ => return seed.deserialize(serde::de::value::StringDeserializer::new(key)).map(Some),
+            }
+        }
+        Ok(None)
+    }
+
+    fn next_value_seed<V: serde::de::DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, A::Error> {
+        self.map.next_value_seed(seed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Default, PartialEq, serde::Deserialize)]
+    #[serde(default, rename_all = "camelCase")]
+    struct Door {
+        #[serde(deserialize_with = "or_default")]
+        bolts: Vec<Bolt>,
+        #[serde(deserialize_with = "or_default")]
+        frame: Frame,
+        mode: u32,
+        label: String,
+    }
+
+    #[derive(Debug, Default, PartialEq, serde::Deserialize)]
+    struct Bolt {
+        size: u8,
+    }
+
+    #[derive(Debug, Default, PartialEq, serde::Deserialize)]
+    #[serde(default)]
+    struct Frame {
+        width: Option<Seconds>,
+    }
+
+    impl Document for Door {
+        const KIND: &'static str = "Door";
+        const GROUP: &'static str = "door.example";
+        const WITHOUT_EFFECT: &'static [&'static str] = &["paint", "frame.wood"];
+    }
+
+    fn refusal(text: &str) -> String {
+        parse::<Door>("door.yaml", text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn known_unknown_and_without_effect_are_told_apart() {
+        let text = "kind: Door\napiVersion: door.example/v1\nmode: 0644\npaint: {colour: red}\nframe: {wood: oak, widht: 1}\n\
+            bolts: [{size: 1, sise: 2}]\nhinge: 2\n";
+        let loaded = parse::<Door>("door.yaml", text).unwrap();
+        assert_eq!(loaded.value.mode, 0o644);
+        assert_eq!(loaded.without_effect, ["paint", "frame.wood"]);
+        assert_eq!(loaded.unknown, ["frame.widht", "bolts.0.sise", "hinge"]);
+        let strict = loaded.strict(Path::new("door.yaml")).unwrap_err().to_string();
+        assert!(strict.contains("door.yaml") && strict.contains("frame.widht, bolts.0.sise, hinge"), "{strict}");
+    }
+
+    #[test]
+    fn nothing_means_defaults() {
+        for text in ["", "---\n", "# only a comment\n", "kind: Door\nframe:\nbolts:\n"] {
+            assert_eq!(parse::<Door>("door.yaml", text).unwrap().value, Door::default(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_names_file_line_column_field_and_what_is_expected() {
+        for (text, said) in [
+            ("label: x\nmode: high\n", "2:7: mode: expected a whole number from 0 to 4294967295"),
+            ("mode: -1\n", "1:7: mode: expected a whole number from 0 to 4294967295"),
+            ("frame:\n  width: 0\n", "2:10: frame.width: 0 is not valid, expected a number of seconds of at least 1"),
+            ("bolts:\n- size: 1\n- size: 256\n", "3:9: bolts[1].size: expected a whole number from 0 to 255"),
+            ("bolts: {a: b}\n", "1:8: bolts: expected a list"),
+            ("bolts: [{}]\n", "1:9: bolts[0]: missing field `size`"),
+            ("label: a\nlabel: b\n", "2:1: document: label is given twice, expected each name once"),
+            ("label: [a]\n", "1:8: label: expected a text"),
+            ("kind: Window\n", "1:7: kind: \"Window\" is another document, expected \"Door\""),
+            (
+                "apiVersion: window/v1\n",
+                "1:13: apiVersion: \"window/v1\" is another document, expected \"door.example\"",
+            ),
+            ("- a\n", "0:0: document: invalid type: sequence, expected a Door document"),
+        ] {
+            assert_eq!(refusal(text), format!("door.yaml:{said}"), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_or_too_large_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("door.yaml");
+        assert!(load::<Door>(&file).unwrap_err().to_string().contains("door.yaml: cannot be read"));
+        std::fs::write(&file, vec![b'#'; MAX_FILE as usize + 1]).unwrap();
+        assert!(matches!(load::<Door>(&file), Err(ConfigError::TooLarge { .. })));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_read_or_refused(text in "(?s)[ -~\n]{0,120}|\\PC{0,60}") {
+            // A panic fails the test.
+            let _ = parse::<Door>("door.yaml", &text);
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! What a program needs around its actors: a log on standard error, and the signals that ask it to stop.
+
+use std::{future::pending, io};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
+
+/// Writes log lines to standard error. `RUST_LOG` chooses what: a level, or `target=level` pairs with commas between;
+/// what cannot be read is reported and `info` is used. A second call changes nothing.
+pub fn log() {
+    let asked = std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned());
+    let (filter, fault) = match asked.parse::<Targets>() {
+        Ok(filter) => (filter, None),
+        Err(error) => (Targets::new().with_default(tracing::Level::INFO), Some(error)),
+    };
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(rustix::termios::isatty(io::stderr()));
+    if tracing_subscriber::registry().with(lines).with(filter).try_init().is_ok()
+        && let Some(error) = fault
+    {
+        tracing::warn!(RUST_LOG = asked, %error, "not a filter; using info");
+    }
+}
+
+/// SIGTERM and SIGINT, caught from the moment this is made.
+pub struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    /// Catches them from now on. Needs a tokio runtime.
+    pub fn listen() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// The next one, by name. Call it again while stopping: a second signal means that the person is in a hurry.
+    pub async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            Some(()) = self.terminate.recv() => "SIGTERM",
+            Some(()) = self.interrupt.recv() => "SIGINT",
+            // The runtime is ending: nobody is left to be told.
+            else => pending().await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_signal_sent_to_us_is_told() {
+        let mut signals = StopSignals::listen().unwrap();
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM).unwrap();
+        assert_eq!(signals.next().await, "SIGTERM");
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::INT).unwrap();
+        assert_eq!(signals.next().await, "SIGINT");
+    }
+}

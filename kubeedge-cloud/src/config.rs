@@ -1,0 +1,285 @@
+//! `cloudcore.yaml`: the fields of KubeEdge's own file that mean something here, with KubeEdge's defaults, and
+//! `standalone`, which is ours.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
+
+use kubeedge_actors::config::{Document, HostPort, Seconds, optional, or_default};
+use serde::{Deserialize, Deserializer, de::Error as _};
+
+/// Where the file is looked for when no flag names another.
+pub const DEFAULT_FILE: &str = "/etc/kubeedge/config/cloudcore.yaml";
+/// The document that `--defaultconfig` prints.
+pub const DEFAULT_TEXT: &str = include_str!("config/default.yaml");
+/// The document that `--minconfig` prints.
+pub const MIN_TEXT: &str = include_str!("config/min.yaml");
+
+/// The document.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct CloudCore {
+    /// Which cluster.
+    #[serde(rename = "kubeAPIConfig", deserialize_with = "or_default")]
+    pub kube_api_config: KubeApi,
+    /// The components.
+    #[serde(deserialize_with = "or_default")]
+    pub modules: Modules,
+    /// The embedded API server, and the folder where cloudcore keeps its own state.
+    #[serde(deserialize_with = "or_default")]
+    pub standalone: Standalone,
+}
+
+impl Document for CloudCore {
+    const KIND: &'static str = "CloudCore";
+    const GROUP: &'static str = "cloudcore.config.kubeedge.io";
+    const WITHOUT_EFFECT: &'static [&'static str] = without_effect::FIELDS;
+}
+
+/// `kubeAPIConfig`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct KubeApi {
+    /// A kubeconfig file. Without it: the pod's own service account, or the embedded API server.
+    #[serde(deserialize_with = "optional")]
+    pub kube_config: Option<PathBuf>,
+}
+
+/// `modules`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Modules {
+    /// The link's server.
+    #[serde(deserialize_with = "or_default")]
+    pub cloud_hub: CloudHub,
+    /// Nodes, pods and their configuration.
+    #[serde(deserialize_with = "or_default")]
+    pub edge_controller: EdgeController,
+}
+
+/// `modules.cloudHub`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct CloudHub {
+    /// Whether nodes can connect.
+    pub enable: bool,
+    /// A node that is silent for longer is not connected any more.
+    pub keepalive_interval: Seconds,
+    /// How many nodes may be connected at once.
+    #[serde(deserialize_with = "node_limit")]
+    pub node_limit: u32,
+    /// Certificate of the authority, PEM. If it is not there, an authority is made in the data folder. The server's
+    /// own certificate is issued at every start.
+    #[serde(rename = "tlsCAFile")]
+    pub tls_ca_file: PathBuf,
+    /// Its key.
+    #[serde(rename = "tlsCAKeyFile")]
+    pub tls_ca_key_file: PathBuf,
+    /// Addresses by which nodes reach this cloud: the server's certificate is for them.
+    #[serde(deserialize_with = "or_default")]
+    pub advertise_address: Vec<IpAddr>,
+    /// The same by name.
+    #[serde(deserialize_with = "names")]
+    pub dns_names: Vec<String>,
+    /// How long a node's certificate is valid, in days.
+    pub edge_cert_signing_duration: Days,
+    /// Half of the time that a join token is valid unless told otherwise, in hours.
+    pub token_refresh_duration: Hours,
+    /// Where the link is served; the name is KubeEdge's, the link is gRPC.
+    #[serde(deserialize_with = "or_default")]
+    pub websocket: Link,
+    /// Where enrolment is served.
+    #[serde(deserialize_with = "or_default")]
+    pub https: Enrolment,
+}
+
+impl Default for CloudHub {
+    fn default() -> Self {
+        Self {
+            enable: true,
+            keepalive_interval: Seconds::new(30),
+            node_limit: 500,
+            tls_ca_file: "/etc/kubeedge/ca/rootCA.crt".into(),
+            tls_ca_key_file: "/etc/kubeedge/ca/rootCA.key".into(),
+            advertise_address: Vec::new(),
+            dns_names: Vec::new(),
+            edge_cert_signing_duration: Days(365),
+            token_refresh_duration: Hours(12),
+            websocket: Link::default(),
+            https: Enrolment::default(),
+        }
+    }
+}
+
+impl CloudHub {
+    /// How long a join token is valid unless told otherwise: KubeEdge's rule.
+    pub fn token_validity(&self) -> Duration {
+        self.token_refresh_duration.duration() * 2
+    }
+}
+
+/// `modules.cloudHub.websocket`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Link {
+    /// The address to listen on.
+    pub address: IpAddr,
+    /// The port; 0 takes a free one.
+    pub port: u16,
+}
+
+impl Default for Link {
+    fn default() -> Self {
+        Self { address: Ipv4Addr::UNSPECIFIED.into(), port: 10000 }
+    }
+}
+
+impl Link {
+    /// Both.
+    pub fn socket(&self) -> SocketAddr {
+        (self.address, self.port).into()
+    }
+}
+
+/// `modules.cloudHub.https`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Enrolment {
+    /// Whether boxes can enrol.
+    pub enable: bool,
+    /// The address to listen on.
+    pub address: IpAddr,
+    /// The port; 0 takes a free one.
+    pub port: u16,
+}
+
+impl Default for Enrolment {
+    fn default() -> Self {
+        Self { enable: true, address: Ipv4Addr::UNSPECIFIED.into(), port: 10002 }
+    }
+}
+
+impl Enrolment {
+    /// Both.
+    pub fn socket(&self) -> SocketAddr {
+        (self.address, self.port).into()
+    }
+}
+
+/// `modules.edgeController`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct EdgeController {
+    /// Whether nodes get pods and their configuration.
+    pub enable: bool,
+}
+
+impl Default for EdgeController {
+    fn default() -> Self {
+        Self { enable: true }
+    }
+}
+
+/// `standalone`: ours, not KubeEdge's.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Standalone {
+    /// Whether the embedded API server runs; `--standalone` switches it on.
+    pub enable: bool,
+    /// The address it listens on.
+    pub address: IpAddr,
+    /// The port; 0 takes a free one.
+    pub port: u16,
+    /// The folder of everything that cloudcore keeps, with and without the API server: authority, tokens, objects,
+    /// the control socket. `--data-dir` names another.
+    pub data_dir: PathBuf,
+}
+
+impl Default for Standalone {
+    fn default() -> Self {
+        Self {
+            enable: false,
+            address: Ipv4Addr::LOCALHOST.into(),
+            port: 6443,
+            data_dir: "/var/lib/kubeedge/cloudcore".into(),
+        }
+    }
+}
+
+impl Standalone {
+    /// Address and port.
+    pub fn socket(&self) -> SocketAddr {
+        (self.address, self.port).into()
+    }
+}
+
+macro_rules! span {
+    ($(#[$doc:meta])* $name:ident, $unit:literal, $seconds:literal, $max:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub struct $name(u32);
+
+        impl $name {
+            /// As a duration.
+            pub fn duration(self) -> Duration {
+                Duration::from_secs(u64::from(self.0) * $seconds)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                match u32::deserialize(deserializer)? {
+                    count @ 1..=$max => Ok(Self(count)),
+                    count => Err(D::Error::custom(format!(
+                        concat!("{} is not valid, expected a number of ", $unit, " from 1 to ", $max),
+                        count
+                    ))),
+                }
+            }
+        }
+    };
+}
+
+span!(
+    /// Whole days, from 1 to 100 years.
+    Days, "days", 86_400, 36_500
+);
+span!(
+    /// Whole hours, from 1 to a year.
+    Hours, "hours", 3_600, 8_760
+);
+
+fn node_limit<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    match u32::deserialize(deserializer)? {
+        0 => Err(D::Error::custom("0 is not valid, expected a number of nodes of at least 1")),
+        nodes => Ok(nodes),
+    }
+}
+
+/// DNS names; KubeEdge writes an empty one where there is none.
+fn names<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let names: Vec<Name> = or_default(deserializer)?;
+    Ok(names.into_iter().map(|Name(name)| name).filter(|name| !name.is_empty()).collect())
+}
+
+/// One of them, checked where it stands.
+struct Name(String);
+
+impl<'de> Deserialize<'de> for Name {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        if name.is_empty() || HostPort::from_str(&format!("{name}:1")).is_ok() {
+            Ok(Self(name))
+        } else {
+            Err(D::Error::custom(format!("{name:?} is not valid, expected a host name such as \"cloud.example\"")))
+        }
+    }
+}
+
+mod without_effect;
+
+#[cfg(test)]
+mod tests;

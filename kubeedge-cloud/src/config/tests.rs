@@ -1,0 +1,62 @@
+use kubeedge_actors::config::{Loaded, parse};
+
+use super::*;
+
+const KUBEEDGE: &str = include_str!("kubeedge.yaml");
+
+fn read(text: &str) -> Loaded<CloudCore> {
+    parse("cloudcore.yaml", text).unwrap()
+}
+
+#[test]
+fn a_full_file_of_kubeedge_has_no_unknown_field() {
+    let Loaded { value, unknown, without_effect } = read(KUBEEDGE);
+    assert_eq!(unknown, [const { String::new() }; 0]);
+    for field in ["commonConfig", "modules.cloudHub.authorization", "modules.edgeController.load"] {
+        assert!(without_effect.iter().any(|path| path == field), "{field}");
+    }
+    assert_eq!(value.kube_api_config.kube_config, Some("/root/.kube/config".into()));
+    let hub = value.modules.cloud_hub;
+    assert_eq!(hub.advertise_address, [IpAddr::from([192, 0, 2, 10])]);
+    assert_eq!(hub.dns_names, [const { String::new() }; 0]);
+    assert_eq!((hub.node_limit, hub.token_validity().as_secs()), (1000, 24 * 3600));
+    assert_eq!(hub.edge_cert_signing_duration.duration().as_secs(), 365 * 86_400);
+    assert_eq!(hub.websocket.socket().to_string(), "0.0.0.0:10000");
+    assert_eq!(hub.https.socket().to_string(), "0.0.0.0:10002");
+    assert_eq!(value.standalone, Standalone::default(), "KubeEdge's file does not have it");
+}
+
+#[test]
+fn the_printed_documents_are_the_defaults() {
+    for text in [DEFAULT_TEXT, MIN_TEXT] {
+        assert_eq!(read(text), Loaded { value: CloudCore::default(), without_effect: vec![], unknown: vec![] });
+    }
+}
+
+#[test]
+fn a_mistyped_field_is_unknown() {
+    let text =
+        "modules: {cloudHub: {tlsCaFile: /a, https: {prot: 1}}, edgeControler: {enable: true}}\nstandalone: {on: true}";
+    let paths = ["modules.cloudHub.tlsCaFile", "modules.cloudHub.https.prot", "modules.edgeControler", "standalone.on"];
+    assert_eq!(read(text).unknown, paths);
+}
+
+#[test]
+fn impossible_values_are_refused_where_they_stand() {
+    for (text, said) in [
+        ("modules:\n  cloudHub:\n    nodeLimit: 0\n", "3:16: modules.cloudHub.nodeLimit: 0 is not valid"),
+        ("modules: {cloudHub: {websocket: {port: 65536}}}", "websocket.port: expected a whole number from 0 to 65535"),
+        ("modules: {cloudHub: {websocket: {address: all}}}", "websocket.address: invalid IP address syntax"),
+        ("modules: {cloudHub: {dnsNames: [\"a b\"]}}", "modules.cloudHub.dnsNames[0]: \"a b\" is not valid"),
+        (
+            "modules: {cloudHub: {edgeCertSigningDuration: 0}}",
+            "edgeCertSigningDuration: 0 is not valid, expected a number of days",
+        ),
+        ("modules: {cloudHub: {tokenRefreshDuration: 9999}}", "expected a number of hours from 1 to 8760"),
+        ("standalone: {enable: perhaps}", "standalone.enable: "),
+        ("kind: EdgeCore", "1:7: kind: \"EdgeCore\" is another document"),
+    ] {
+        let refusal = parse::<CloudCore>("cloudcore.yaml", text).unwrap_err().to_string();
+        assert!(refusal.starts_with("cloudcore.yaml:") && refusal.contains(said), "{text}: {refusal}");
+    }
+}

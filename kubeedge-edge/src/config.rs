@@ -1,0 +1,268 @@
+//! `edgecore.yaml`: the fields of KubeEdge's own file that mean something here, with KubeEdge's defaults.
+
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
+
+use kubeedge_actors::config::{Document, HostPort, Seconds, Taint, UnixEndpoint, optional, or_default, parsed};
+use kubeedge_proto::NodeName;
+use serde::{Deserialize, Deserializer, de::Error as _};
+
+/// Where the file is looked for when no flag names another.
+pub const DEFAULT_FILE: &str = "/etc/kubeedge/config/edgecore.yaml";
+/// The document that `--defaultconfig` prints.
+pub const DEFAULT_TEXT: &str = include_str!("config/default.yaml");
+/// The document that `--minconfig` prints.
+pub const MIN_TEXT: &str = include_str!("config/min.yaml");
+/// The port of the link at the cloud.
+pub const LINK_PORT: u16 = 10000;
+/// The port of enrolment at the cloud.
+pub const ENROLMENT_PORT: u16 = 10002;
+
+/// The document.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct EdgeCore {
+    /// Where the edge keeps its state.
+    #[serde(deserialize_with = "or_default")]
+    pub database: Database,
+    /// The components.
+    #[serde(deserialize_with = "or_default")]
+    pub modules: Modules,
+}
+
+impl Document for EdgeCore {
+    const KIND: &'static str = "EdgeCore";
+    const GROUP: &'static str = "edgecore.config.kubeedge.io";
+    const WITHOUT_EFFECT: &'static [&'static str] = without_effect::FIELDS;
+}
+
+/// `database`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Database {
+    /// KubeEdge's SQLite file. It is neither read nor written here; our store is a folder beside it.
+    pub data_source: PathBuf,
+}
+
+impl Default for Database {
+    fn default() -> Self {
+        Self { data_source: "/var/lib/kubeedge/edgecore.db".into() }
+    }
+}
+
+impl Database {
+    /// The folder of our store: beside KubeEdge's database, with a name of its own.
+    pub fn store_folder(&self) -> PathBuf {
+        self.data_source.with_extension("store")
+    }
+}
+
+/// `modules`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Modules {
+    /// Pods.
+    #[serde(deserialize_with = "or_default")]
+    pub edged: Edged,
+    /// The link to the cloud.
+    #[serde(deserialize_with = "or_default")]
+    pub edge_hub: EdgeHub,
+}
+
+/// `modules.edged`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Edged {
+    /// Whether this node runs pods.
+    pub enable: bool,
+    /// The node's name; without it, the host's.
+    #[serde(deserialize_with = "optional")]
+    pub hostname_override: Option<NodeName>,
+    /// The node's address; without it, that of the interface with the default route.
+    #[serde(rename = "nodeIP", deserialize_with = "optional")]
+    pub node_ip: Option<IpAddr>,
+    /// Where volumes are made.
+    pub root_directory: PathBuf,
+    /// Labels that the node registers with.
+    #[serde(deserialize_with = "or_default")]
+    pub node_labels: BTreeMap<String, String>,
+    /// Whether the node takes pods as soon as it is registered.
+    pub register_schedulable: bool,
+    /// Older spelling of `tailoredKubeletConfig.containerRuntimeEndpoint`.
+    #[serde(deserialize_with = "optional")]
+    remote_runtime_endpoint: Option<UnixEndpoint>,
+    /// Settings by the names that kubelet's configuration has.
+    #[serde(deserialize_with = "or_default")]
+    pub tailored_kubelet_config: KubeletConfig,
+}
+
+impl Default for Edged {
+    fn default() -> Self {
+        Self {
+            enable: true,
+            hostname_override: None,
+            node_ip: None,
+            root_directory: "/var/lib/kubelet".into(),
+            node_labels: BTreeMap::new(),
+            register_schedulable: true,
+            remote_runtime_endpoint: None,
+            tailored_kubelet_config: KubeletConfig::default(),
+        }
+    }
+}
+
+impl Edged {
+    /// The container runtime's socket, by either of its names, or containerd's usual one.
+    pub fn runtime_endpoint(&self) -> PathBuf {
+        self.tailored_kubelet_config
+            .container_runtime_endpoint
+            .as_ref()
+            .or(self.remote_runtime_endpoint.as_ref())
+            .map_or_else(|| "/run/containerd/containerd.sock".into(), |endpoint| endpoint.path().to_owned())
+    }
+}
+
+/// `modules.edged.tailoredKubeletConfig`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct KubeletConfig {
+    /// The container runtime's CRI socket.
+    #[serde(deserialize_with = "optional")]
+    pub container_runtime_endpoint: Option<UnixEndpoint>,
+    /// How the runtime names control groups; must be as in the runtime's own configuration.
+    pub cgroup_driver: CgroupDriver,
+    /// How many pods this node takes.
+    #[serde(deserialize_with = "max_pods")]
+    pub max_pods: u32,
+    /// Where the containers' logs are written.
+    pub pod_logs_dir: PathBuf,
+    /// Taints that the node registers with.
+    #[serde(deserialize_with = "or_default")]
+    pub register_with_taints: Vec<Taint>,
+    /// Name servers for pods with DNS policy ClusterFirst.
+    #[serde(rename = "clusterDNS", deserialize_with = "or_default")]
+    pub cluster_dns: Vec<IpAddr>,
+    /// The cluster's domain, searched first by such pods.
+    pub cluster_domain: String,
+    /// The name server configuration that pods with DNS policy Default inherit.
+    pub resolv_conf: PathBuf,
+}
+
+impl Default for KubeletConfig {
+    fn default() -> Self {
+        Self {
+            container_runtime_endpoint: None,
+            cgroup_driver: CgroupDriver::Cgroupfs,
+            max_pods: 110,
+            pod_logs_dir: "/var/log/pods".into(),
+            register_with_taints: Vec::new(),
+            cluster_dns: Vec::new(),
+            cluster_domain: String::new(),
+            resolv_conf: "/etc/resolv.conf".into(),
+        }
+    }
+}
+
+/// How control groups are named.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CgroupDriver {
+    /// As folders.
+    #[default]
+    Cgroupfs,
+    /// As systemd slices and scopes.
+    Systemd,
+}
+
+fn max_pods<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    match u32::deserialize(deserializer)? {
+        0 => Err(D::Error::custom("0 is not valid, expected a number of pods of at least 1")),
+        pods => Ok(pods),
+    }
+}
+
+/// `modules.edgeHub`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct EdgeHub {
+    /// Whether this node talks to a cloud. Without it, what is on disk goes on running.
+    pub enable: bool,
+    /// Pause between heartbeats.
+    pub heartbeat: Seconds,
+    /// Certificate of the cloud's authority, PEM.
+    pub tls_ca_file: PathBuf,
+    /// This node's certificate, PEM.
+    pub tls_cert_file: PathBuf,
+    /// Its key, PEM.
+    pub tls_private_key_file: PathBuf,
+    /// Join token: used while there is no certificate.
+    pub token: Token,
+    /// Where enrolment is served.
+    #[serde(deserialize_with = "https_url")]
+    pub http_server: HostPort,
+    /// Where the link is served.
+    #[serde(deserialize_with = "or_default")]
+    pub websocket: WebSocket,
+}
+
+impl Default for EdgeHub {
+    fn default() -> Self {
+        Self {
+            enable: true,
+            heartbeat: Seconds::new(15),
+            tls_ca_file: "/etc/kubeedge/ca/rootCA.crt".into(),
+            tls_cert_file: "/etc/kubeedge/certs/server.crt".into(),
+            tls_private_key_file: "/etc/kubeedge/certs/server.key".into(),
+            token: Token::default(),
+            http_server: local(ENROLMENT_PORT),
+            websocket: WebSocket::default(),
+        }
+    }
+}
+
+fn https_url<'de, D: Deserializer<'de>>(deserializer: D) -> Result<HostPort, D::Error> {
+    let url = String::deserialize(deserializer)?;
+    HostPort::of_https_url(&url, ENROLMENT_PORT).map_err(D::Error::custom)
+}
+
+/// `modules.edgeHub.websocket`: the name is KubeEdge's, the link is gRPC.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct WebSocket {
+    /// Where the link is served.
+    #[serde(deserialize_with = "parsed")]
+    pub server: HostPort,
+}
+
+impl Default for WebSocket {
+    fn default() -> Self {
+        Self { server: local(LINK_PORT) }
+    }
+}
+
+/// A cloud on this machine: what a file without an address means.
+fn local(port: u16) -> HostPort {
+    HostPort::from((std::net::Ipv4Addr::LOCALHOST.into(), port))
+}
+
+/// A join token. Not shown in logs.
+#[derive(Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Token(String);
+
+impl Token {
+    /// The token, if one is given.
+    pub fn get(&self) -> Option<&str> {
+        Some(self.0.as_str()).filter(|token| !token.is_empty())
+    }
+}
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_empty() { "Token(none)" } else { "Token(...)" })
+    }
+}
+
+mod without_effect;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,99 @@
+use kubeedge_actors::config::{Loaded, TaintEffect, parse};
+
+use super::*;
+
+const KUBEEDGE: &str = include_str!("kubeedge.yaml");
+
+fn read(text: &str) -> Loaded<EdgeCore> {
+    parse("edgecore.yaml", text).unwrap()
+}
+
+fn refusal(text: &str) -> String {
+    parse::<EdgeCore>("edgecore.yaml", text).unwrap_err().to_string()
+}
+
+#[test]
+fn a_full_file_of_kubeedge_has_no_unknown_field() {
+    let Loaded { value, unknown, without_effect } = read(KUBEEDGE);
+    assert_eq!(unknown, [const { String::new() }; 0]);
+    for field in ["edgecoreVersion", "modules.edgeHub.messageQPS", "modules.eventBus"] {
+        assert!(without_effect.iter().any(|path| path == field), "{field}");
+    }
+    let EdgeCore { database, modules: Modules { edged, edge_hub } } = value;
+    assert_eq!(database.store_folder(), PathBuf::from("/var/lib/kubeedge/edgecore.store"));
+    assert_eq!(edge_hub.websocket.server.to_string(), "192.0.2.10:10000");
+    assert_eq!(edge_hub.http_server.to_string(), "192.0.2.10:10002");
+    assert_eq!(edge_hub.token.get(), None);
+    assert_eq!(edged.hostname_override.as_ref().map(NodeName::as_str), Some("edge-1"));
+    assert_eq!(edged.node_ip, Some([192, 0, 2, 20].into()));
+    assert_eq!(edged.node_labels["site"], "north");
+    assert_eq!(edged.runtime_endpoint(), PathBuf::from("/run/containerd/containerd.sock"));
+    let kubelet = edged.tailored_kubelet_config;
+    assert_eq!(kubelet.cgroup_driver, CgroupDriver::Systemd);
+    assert_eq!(kubelet.cluster_dns, [IpAddr::from([169, 254, 96, 16])]);
+    assert_eq!(kubelet.register_with_taints[0].effect, TaintEffect::NoSchedule);
+}
+
+#[test]
+fn the_printed_defaults_are_the_defaults() {
+    let mut printed = read(DEFAULT_TEXT);
+    // Written out for the reader; unset means the same.
+    printed.value.modules.edged.tailored_kubelet_config.container_runtime_endpoint = None;
+    let expected = Loaded { value: EdgeCore::default(), without_effect: vec![], unknown: vec![] };
+    assert_eq!(printed, expected);
+    assert_eq!(
+        EdgeCore::default().modules.edged.runtime_endpoint(),
+        read(DEFAULT_TEXT).value.modules.edged.runtime_endpoint()
+    );
+}
+
+#[test]
+fn the_printed_minimum_is_the_defaults() {
+    let mut printed = read(MIN_TEXT);
+    printed.value.modules.edged.tailored_kubelet_config.container_runtime_endpoint = None;
+    assert_eq!(printed, Loaded { value: EdgeCore::default(), without_effect: vec![], unknown: vec![] });
+}
+
+#[test]
+fn the_older_name_of_the_runtime_endpoint_is_read() {
+    let edged = read("modules: {edged: {remoteRuntimeEndpoint: /run/crio/crio.sock}}").value.modules.edged;
+    assert_eq!(edged.runtime_endpoint(), PathBuf::from("/run/crio/crio.sock"));
+}
+
+#[test]
+fn a_mistyped_field_is_unknown() {
+    let text = "modules: {edged: {hostnameOveride: a, tailoredKubeletConfig: {maxPod: 1}}, edgeHub: {heartBeat: 1}}";
+    let paths =
+        ["modules.edged.hostnameOveride", "modules.edged.tailoredKubeletConfig.maxPod", "modules.edgeHub.heartBeat"];
+    assert_eq!(read(text).unknown, paths);
+}
+
+#[test]
+fn impossible_values_are_refused_where_they_stand() {
+    for (text, said) in [
+        ("modules:\n  edgeHub:\n    heartbeat: 0\n", "3:16: modules.edgeHub.heartbeat: 0 is not valid"),
+        ("modules: {edged: {nodeIP: 10.0.0}}", "modules.edged.nodeIP: invalid IP address syntax"),
+        ("modules: {edged: {hostnameOverride: Edge_1}}", "modules.edged.hostnameOverride: node name \"Edge_1\""),
+        (
+            "modules: {edgeHub: {httpServer: \"http://cloud:10002\"}}",
+            "modules.edgeHub.httpServer: \"http://cloud:10002\"",
+        ),
+        (
+            "modules: {edgeHub: {websocket: {server: cloud}}}",
+            "modules.edgeHub.websocket.server: \"cloud\" is not valid",
+        ),
+        ("modules: {edged: {tailoredKubeletConfig: {maxPods: 0}}}", "tailoredKubeletConfig.maxPods: 0 is not valid"),
+        ("modules: {edged: {tailoredKubeletConfig: {cgroupDriver: x}}}", "cgroupDriver: unknown variant `x`"),
+        ("kind: CloudCore", "1:7: kind: \"CloudCore\" is another document"),
+    ] {
+        let refusal = refusal(text);
+        assert!(refusal.starts_with("edgecore.yaml:") && refusal.contains(said), "{text}: {refusal}");
+    }
+}
+
+#[test]
+fn a_token_is_not_shown() {
+    let config = read("modules: {edgeHub: {token: secret}}").value;
+    assert_eq!(config.modules.edge_hub.token.get(), Some("secret"));
+    assert!(!format!("{config:?}").contains("secret"));
+}

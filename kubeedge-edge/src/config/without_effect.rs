@@ -1,0 +1,45 @@
+//! Fields that KubeEdge's `edgecore.yaml` may have and that change nothing here: components that are not built yet,
+//! workers and rates of a design that has none, and kubelet settings that Edged does not take.
+
+macro_rules! paths {
+    ($($prefix:literal: $($name:literal)*;)*) => {
+        &[$($(concat!($prefix, $name)),*),*]
+    };
+}
+
+pub(super) const FIELDS: &[&str] = paths! {
+    "": "edgecoreVersion" "featureGates";
+    "database.": "driverName" "aliasName";
+    "modules.": "eventBus" "metaManager" "serviceBus" "deviceTwin" "dbTest" "edgeStream" "taskManager";
+    "modules.edgeHub.": "messageQPS" "messageBurst" "projectID" "quic" "rotateCertificates";
+    "modules.edgeHub.websocket.": "enable" "handshakeTimeout" "readDeadline" "writeDeadline";
+    "modules.edged.": "certDirectory" "cniBinDir" "cniCacheDir" "cniConfDir" "containerRuntime" "customInterfaceName"
+        "enableMetrics" "imageCredentialProviderBinDir" "imageCredentialProviderConfigFile" "keepTerminatedPodVolumes"
+        "kubeConfig" "masterServiceNamespace" "maxContainerCount" "maxPerPodContainerCount" "minimumGCAge"
+        "networkPluginMTU" "networkPluginName" "podSandboxImage" "registerNode" "registerNodeNamespace"
+        "remoteImageEndpoint" "reportEvent" "runtimeCgroups" "seccompDefault";
+    "modules.edged.tailoredKubeletConfig.": "address" "allowedUnsafeSysctls" "apiVersion" "authentication"
+        "authorization" "cgroupRoot" "cgroupsPerQOS" "configMapAndSecretChangeDetectionStrategy"
+        "containerLogMaxFiles" "containerLogMaxSize" "containerLogMaxWorkers" "containerLogMonitorInterval"
+        "contentType" "cpuCFSQuota" "cpuCFSQuotaPeriod" "cpuManagerPolicy" "cpuManagerPolicyOptions"
+        "cpuManagerReconcilePeriod" "crashLoopBackOff" "enableContentionProfiling" "enableControllerAttachDetach"
+        "enableDebugFlagsHandler" "enableDebuggingHandlers" "enableProfilingHandler" "enableServer"
+        "enableSystemLogHandler" "enableSystemLogQuery" "enforceNodeAllocatable" "eventBurst" "eventRecordQPS"
+        "evictionHard" "evictionMaxPodGracePeriod" "evictionMinimumReclaim" "evictionPressureTransitionPeriod"
+        "evictionSoft" "evictionSoftGracePeriod" "failCgroupV1" "failSwapOn" "featureGates" "fileCheckFrequency"
+        "hairpinMode" "healthzBindAddress" "healthzPort" "httpCheckFrequency" "imageGCHighThresholdPercent"
+        "imageGCLowThresholdPercent" "imageMaximumGCAge" "imageMinimumGCAge" "imageServiceEndpoint"
+        "iptablesDropBit" "iptablesMasqueradeBit" "kernelMemcgNotification" "kind" "kubeAPIBurst" "kubeAPIQPS"
+        "kubeReserved" "kubeReservedCgroup" "kubeletCgroups" "localStorageCapacityIsolation" "logging"
+        "makeIPTablesUtilChains" "maxOpenFiles" "maxParallelImagePulls" "memoryManagerPolicy" "memorySwap"
+        "memoryThrottlingFactor" "nodeLeaseDurationSeconds" "nodeStatusMaxImages" "nodeStatusReportFrequency"
+        "nodeStatusUpdateFrequency" "oomScoreAdj" "podCIDR" "podPidsLimit" "podsPerCore" "port"
+        "preserveIptablesChains" "protectKernelDefaults" "providerID" "qosReserved" "readOnlyPort" "registerNode"
+        "registryBurst" "registryPullQPS" "reservedMemory" "reservedSystemCPUs" "rotateCertificates"
+        "runOnce" "runtimeRequestTimeout" "seccompDefault" "serializeImagePulls" "serverTLSBootstrap"
+        "showHiddenMetricsForVersion" "shutdownGracePeriod" "shutdownGracePeriodByPodPriority"
+        "shutdownGracePeriodCriticalPods" "staticPodPath" "staticPodURL" "staticPodURLHeader"
+        "streamingConnectionIdleTimeout" "syncFrequency" "systemCgroups" "systemReserved" "systemReservedCgroup"
+        "tlsCertFile" "tlsCipherSuites" "tlsMinVersion" "tlsPrivateKeyFile" "topologyManagerPolicy"
+        "topologyManagerPolicyOptions" "topologyManagerScope" "tracing" "volumePluginDir" "volumeStatsAggPeriod";
+};
