@@ -85,13 +85,13 @@ fn admit_pod(api: &Api, target: &Target, name: &str, pod: &mut Value) -> Result<
         Some(found.value(api.storage.kind(id)))
     });
     let Some(found) = found else {
-        let why = format!(
-            "error looking up service account {namespace}/{account}: serviceaccount \"{account}\" not found"
-        );
+        let why =
+            format!("error looking up service account {namespace}/{account}: serviceaccount \"{account}\" not found");
         return Err(Status::forbidden(target.kind, name, &why));
     };
     if !spec.contains_key("imagePullSecrets")
-        && let Some(secrets) = found.get("imagePullSecrets").filter(|list| list.as_array().is_some_and(|l| !l.is_empty()))
+        && let Some(secrets) =
+            found.get("imagePullSecrets").filter(|list| list.as_array().is_some_and(|l| !l.is_empty()))
     {
         spec.insert("imagePullSecrets".into(), secrets.clone());
     }
@@ -112,9 +112,8 @@ fn mount_token(pod: &mut Value) {
         container["volumeMounts"].as_array().is_some_and(|all| all.iter().any(|one| one["mountPath"] == TOKEN_PATH))
     };
     let lists = ["initContainers", "containers"];
-    let needed = lists
-        .iter()
-        .any(|list| pod["spec"][*list].as_array().is_some_and(|all| all.iter().any(|one| !mounts(one))));
+    let needed =
+        lists.iter().any(|list| pod["spec"][*list].as_array().is_some_and(|all| all.iter().any(|one| !mounts(one))));
     if !needed {
         return;
     }
@@ -180,7 +179,11 @@ fn tolerate(pod: &mut Value) {
 
 /// What comes into being together with a new object: a namespace has its account and its CA certificate from the start.
 pub(super) fn companions(api: &Api, target: &Target, name: &str) -> Vec<Change> {
-    if target.kind.group.is_empty() && target.kind.plural == "namespaces" { namespace_contents(api, name) } else { Vec::new() }
+    if target.kind.group.is_empty() && target.kind.plural == "namespaces" {
+        namespace_contents(api, name)
+    } else {
+        Vec::new()
+    }
 }
 
 /// The objects that every namespace has, those that are missing.

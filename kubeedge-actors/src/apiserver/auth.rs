@@ -76,8 +76,7 @@ pub(crate) fn authorize(user: &User, method: Method, path: &Path, watch: bool) -
         return Ok(());
     }
     let Path::Resource(resource) = path else { return Ok(()) };
-    let asks_about_itself =
-        matches!(resource.resource.as_str(), "selfsubjectaccessreviews" | "selfsubjectreviews");
+    let asks_about_itself = matches!(resource.resource.as_str(), "selfsubjectaccessreviews" | "selfsubjectreviews");
     if asks_about_itself && method == Method::Post {
         return Ok(());
     }

@@ -54,7 +54,11 @@ async fn answer(api: &Arc<Api>, http: &HttpRequest, payload: web::Payload) -> Re
     };
     match Target::find(&api.storage, resource.clone()) {
         Some(target) => serve(api, &request, &target).await.map(respond),
-        None if api.storage.kinds().any(|(_, kind)| kind.group == resource.group && kind.version == resource.version) => {
+        None if api
+            .storage
+            .kinds()
+            .any(|(_, kind)| kind.group == resource.group && kind.version == resource.version) =>
+        {
             Err(Status::no_such_resource())
         }
         None => Ok(page_not_found()),

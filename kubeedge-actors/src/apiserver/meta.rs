@@ -119,21 +119,13 @@ pub(crate) fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
             errors.push(FieldError::new("metadata.finalizers", FieldCause::Forbidden(why)));
         }
     }
-    for member in ["creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"] {
-        let (sent, kept) = (new.get(member), old.get(member));
-        if sent.is_some() && sent != kept {
-            let why = if member == "creationTimestamp" {
-                "field is immutable"
-            } else {
-                "field is immutable; may only be changed via deletion"
-            };
-            let value = sent.cloned().unwrap_or_default();
-            errors.push(FieldError::new(format!("metadata.{member}"), FieldCause::Invalid(value, why.into())));
+    for member in ["deletionTimestamp", "deletionGracePeriodSeconds"] {
+        if let Some(sent) = new.get(member).filter(|_| old.get(member).is_none()) {
+            let why = "field is immutable; may only be changed via deletion";
+            errors.push(FieldError::new(format!("metadata.{member}"), FieldCause::Invalid(sent.clone(), why.into())));
         }
     }
-    let mut common = Vec::new();
-    validate_common(new, &mut common);
-    errors.extend(common);
+    validate_common(new, &mut errors);
     // Kubernetes checks metadata in the generic and again in the kind's own code: its answer has each cause twice.
     errors.extend(errors.clone());
     errors

@@ -61,11 +61,15 @@ pub(crate) fn choose(accept: Option<&str>) -> Result<Form, Status> {
 
 /// The content type of aggregated discovery, when the client would rather have that.
 pub(crate) fn aggregated_discovery(accept: Option<&str>) -> bool {
-    ranges(accept.unwrap_or_default()).filter(Range::json).map(|range| {
-        range.param("as") == Some("APIGroupDiscoveryList")
-            && range.param("g") == Some("apidiscovery.k8s.io")
-            && range.param("v") == Some("v2")
-    }).next().unwrap_or(false)
+    ranges(accept.unwrap_or_default())
+        .filter(Range::json)
+        .map(|range| {
+            range.param("as") == Some("APIGroupDiscoveryList")
+                && range.param("g") == Some("apidiscovery.k8s.io")
+                && range.param("v") == Some("v2")
+        })
+        .next()
+        .unwrap_or(false)
 }
 
 #[cfg(test)]

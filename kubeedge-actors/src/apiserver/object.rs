@@ -56,12 +56,12 @@ impl Object {
 
     fn assemble(value: &Value, fields: Box<[String]>, json: Bytes) -> Self {
         let meta = &value["metadata"];
-        let labels = meta["labels"].as_object().map(|labels| {
-            labels.iter().map(|(k, v)| (k.clone(), v.as_str().unwrap_or_default().to_owned())).collect()
-        });
-        let owners = meta["ownerReferences"].as_array().map(|owners| {
-            owners.iter().filter_map(|owner| owner["uid"].as_str()).map(str::to_owned).collect()
-        });
+        let labels = meta["labels"]
+            .as_object()
+            .map(|labels| labels.iter().map(|(k, v)| (k.clone(), v.as_str().unwrap_or_default().to_owned())).collect());
+        let owners = meta["ownerReferences"]
+            .as_array()
+            .map(|owners| owners.iter().filter_map(|owner| owner["uid"].as_str()).map(str::to_owned).collect());
         Self {
             key: Key::new(text(meta, "namespace"), text(meta, "name")),
             uid: text(meta, "uid").to_owned(),

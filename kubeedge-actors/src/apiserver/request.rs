@@ -253,9 +253,10 @@ fn bad_resource_version(sent: &str, watch: bool) -> Status {
 fn check_watch(initial: Option<bool>, matching: &str) -> Result<(), Status> {
     match (initial, matching) {
         (None, "") | (Some(_), "NotOlderThan") => Ok(()),
-        (None, _) => {
-            Err(forbidden("resourceVersionMatch", "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided"))
-        }
+        (None, _) => Err(forbidden(
+            "resourceVersionMatch",
+            "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+        )),
         (Some(_), _) => Err(forbidden(
             "resourceVersionMatch",
             "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",

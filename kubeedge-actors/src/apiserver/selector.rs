@@ -97,9 +97,7 @@ fn parse_fields(kind: &Kind, text: &str) -> Result<Vec<FieldRequirement>, Status
         } else if let Some((name, value)) = part.split_once('=') {
             (name, true, value)
         } else {
-            return Err(Status::bad_request(format!(
-                "invalid selector: '{text}'; can't understand '{part}'"
-            )));
+            return Err(Status::bad_request(format!("invalid selector: '{text}'; can't understand '{part}'")));
         };
         let field = match name {
             "metadata.name" => Field::Name,
@@ -217,9 +215,8 @@ fn tokens(text: &str) -> Vec<Token> {
 pub(crate) fn parse_labels(text: &str) -> Result<Vec<Requirement>, Status> {
     let mut tokens = tokens(text).into_iter().peekable();
     let mut requirements = Vec::new();
-    let expected = |found: &Token, what: &str| {
-        Status::bad_request(format!("found '{}', expected: {what}", found.literal()))
-    };
+    let expected =
+        |found: &Token, what: &str| Status::bad_request(format!("found '{}', expected: {what}", found.literal()));
     if tokens.peek() == Some(&Token::End) {
         return Ok(requirements);
     }
@@ -346,9 +343,9 @@ mod tests {
 
     fn admits(selector: &str, labels: &[(&str, &str)]) -> bool {
         let requirements = parse_labels(selector).unwrap();
-        requirements.iter().all(|one| {
-            one.admits(labels.iter().find(|(key, _)| *key == one.key).map(|(_, value)| *value))
-        })
+        requirements
+            .iter()
+            .all(|one| one.admits(labels.iter().find(|(key, _)| *key == one.key).map(|(_, value)| *value)))
     }
 
     #[test]

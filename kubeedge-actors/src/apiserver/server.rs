@@ -119,14 +119,12 @@ impl Server {
             watches: Arc::new(Semaphore::new(config.max_watches)),
         });
         let data = web::Data::new(api.clone());
-        let server = HttpServer::new(move || {
-            App::new().app_data(data.clone()).default_service(web::to(http::handle))
-        })
-        .workers(config.workers.max(1))
-        .max_connections(MAX_CONNECTIONS)
-        .client_request_timeout(HEAD_TIMEOUT)
-        .shutdown_timeout(SHUTDOWN_SECONDS)
-        .disable_signals();
+        let server = HttpServer::new(move || App::new().app_data(data.clone()).default_service(web::to(http::handle)))
+            .workers(config.workers.max(1))
+            .max_connections(MAX_CONNECTIONS)
+            .client_request_timeout(HEAD_TIMEOUT)
+            .shutdown_timeout(SHUTDOWN_SECONDS)
+            .disable_signals();
         let (address, server) = match config.listen {
             Listen::Tls { address, config } => (address, server.bind_rustls_0_23(address, (*config).clone())),
             Listen::InsecureLoopback { port } => {

@@ -147,8 +147,7 @@ impl Status {
 
     /// 409 naming the resource as the path does (`configmaps`, `pods/binding`).
     pub fn conflict(group: &str, resource: &str, name: &str, why: &str) -> Self {
-        let message =
-            format!("Operation cannot be fulfilled on {} \"{name}\": {why}", qualified(resource, group));
+        let message = format!("Operation cannot be fulfilled on {} \"{name}\": {why}", qualified(resource, group));
         Self { details: Some(details(name, group, resource)), ..Self::new(409, "Conflict", message) }
     }
 

@@ -153,12 +153,7 @@ impl Storage {
     }
 
     /// Up to `limit` events of a kind after `position`, with the position reached: everything up to it is in the answer.
-    pub(crate) fn events(
-        &self,
-        kind: KindId,
-        position: u64,
-        limit: usize,
-    ) -> Result<(Vec<Event>, u64), TooOld> {
+    pub(crate) fn events(&self, kind: KindId, position: u64, limit: usize) -> Result<(Vec<Event>, u64), TooOld> {
         self.read(|state| {
             let events: Vec<Event> = state.shelves[kind.0].log.after(position)?.take(limit).cloned().collect();
             let reached = match events.last() {

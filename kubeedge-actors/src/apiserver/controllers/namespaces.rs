@@ -81,8 +81,13 @@ async fn finish(api: &Arc<Api>, name: &str) -> Result<(), Status> {
     let writer = api.storage.write().await;
     let Some(namespace) = writer.get(id, &Key::new("", name)) else { return Ok(()) };
     let mut value = namespace.value(kind);
-    let remaining: Vec<Value> =
-        value["spec"]["finalizers"].as_array().into_iter().flatten().filter(|one| *one != "kubernetes").cloned().collect();
+    let remaining: Vec<Value> = value["spec"]["finalizers"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|one| *one != "kubernetes")
+        .cloned()
+        .collect();
     if remaining.len() == value["spec"]["finalizers"].as_array().map_or(0, Vec::len) {
         return Ok(());
     }

@@ -8,16 +8,13 @@ use super::super::status::Status;
 const MAX_OPERATIONS: usize = 10_000;
 
 pub(crate) fn parse(body: &[u8]) -> Result<json_patch::Patch, Status> {
-    let patch: json_patch::Patch = serde_json::from_slice(body)
-        .map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))?;
+    let patch: json_patch::Patch =
+        serde_json::from_slice(body).map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))?;
     if patch.0.len() > MAX_OPERATIONS {
         return Err(Status::new(
             413,
             "RequestEntityTooLarge",
-            format!(
-                "The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {}",
-                patch.0.len()
-            ),
+            format!("The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {}", patch.0.len()),
         ));
     }
     Ok(patch)

@@ -4,12 +4,12 @@ use serde_json::{Value, json};
 
 use super::super::Api;
 use super::super::body::{check_content_type, parse};
+use super::super::clock;
 use super::super::kinds::names::dns_subdomain;
 use super::super::object::{Key, member, metadata, text};
 use super::super::request::{Target, WriteOptions};
 use super::super::status::{FieldCause, FieldError, Status};
 use super::super::storage::Change;
-use super::super::clock;
 use super::delete::{DeleteOptions, Plan, plan};
 use super::{Answer, Request, commit_one};
 
@@ -68,12 +68,7 @@ pub(crate) fn bound(pod: &Value, node: &str, annotations: &Value, now: i64) -> R
 }
 
 /// POST of a `Binding`, below the pod or to the namespace's bindings.
-pub(super) async fn bind(
-    api: &Api,
-    request: &Request,
-    target: &Target,
-    name: Option<&str>,
-) -> Result<Answer, Status> {
+pub(super) async fn bind(api: &Api, request: &Request, target: &Target, name: Option<&str>) -> Result<Answer, Status> {
     let options = WriteOptions::parse("CreateOptions", &request.query)?;
     let binding = object(request, "Binding")?;
     let sent = text(&binding["metadata"], "name");
@@ -90,7 +85,8 @@ pub(super) async fn bind(
         ));
     }
     let node = text(&binding["target"], "name");
-    let invalid = |field: &str, cause| Err(Status::invalid_as("", "Binding", name, vec![FieldError::new(field, cause)]));
+    let invalid =
+        |field: &str, cause| Err(Status::invalid_as("", "Binding", name, vec![FieldError::new(field, cause)]));
     if node.is_empty() {
         return invalid("target.name", FieldCause::Required(String::new()));
     }
@@ -102,9 +98,8 @@ pub(super) async fn bind(
         return invalid("target.kind", FieldCause::NotSupported(kind.into(), vec!["Node".into(), "<empty>".into()]));
     }
     let writer = api.storage.write().await;
-    let pod = writer
-        .get(target.id, &Key::new(target.scope(), name))
-        .ok_or_else(|| Status::not_found(target.kind, name))?;
+    let pod =
+        writer.get(target.id, &Key::new(target.scope(), name)).ok_or_else(|| Status::not_found(target.kind, name))?;
     let pod = bound(&pod.value(target.kind), node, &binding["metadata"]["annotations"], api.now())?;
     if !options.dry_run {
         commit_one(writer, target.id, |id| Change::Put(id, pod)).await?;
@@ -124,9 +119,8 @@ pub(super) async fn evict(api: &Api, request: &Request, target: &Target, name: &
     let mut options = DeleteOptions::from_parts(&eviction["deleteOptions"], &request.query)?;
     options.dry_run |= WriteOptions::parse("CreateOptions", &request.query)?.dry_run;
     let writer = api.storage.write().await;
-    let current = writer
-        .get(target.id, &Key::new(target.scope(), name))
-        .ok_or_else(|| Status::not_found(target.kind, name))?;
+    let current =
+        writer.get(target.id, &Key::new(target.scope(), name)).ok_or_else(|| Status::not_found(target.kind, name))?;
     let mut pod = current.value(target.kind);
     if pod["metadata"].get("deletionTimestamp").is_none() {
         let condition = json!({

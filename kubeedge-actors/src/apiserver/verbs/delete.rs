@@ -66,10 +66,7 @@ impl DeleteOptions {
             })?),
             None => match query.get("gracePeriodSeconds").filter(|value| !value.is_empty()) {
                 Some(value) => Some(value.parse().map_err(|_| {
-                    Status::bad_request(format!(
-                        "strconv.ParseInt: parsing {}: invalid syntax",
-                        Value::from(value)
-                    ))
+                    Status::bad_request(format!("strconv.ParseInt: parsing {}: invalid syntax", Value::from(value)))
                 })?),
                 None => None,
             },
@@ -88,7 +85,10 @@ impl DeleteOptions {
             ("Foreground", None) => Propagation::Foreground,
             (_, Some(_)) => {
                 let why = "orphanDependents and deletionPropagation cannot be both set";
-                return Err(refuse("propagationPolicy", FieldCause::Invalid(asked("propagationPolicy").into(), why.into())));
+                return Err(refuse(
+                    "propagationPolicy",
+                    FieldCause::Invalid(asked("propagationPolicy").into(), why.into()),
+                ));
             }
             (other, None) => {
                 let supported = ["Foreground", "Background", "Orphan"].map(str::to_owned).to_vec();
@@ -225,9 +225,8 @@ pub(super) async fn delete(api: &Api, request: &Request, target: &Target, name: 
     let options = DeleteOptions::parse(request)?;
     let kind = target.kind;
     let writer = api.storage.write().await;
-    let current = writer
-        .get(target.id, &Key::new(target.scope(), name))
-        .ok_or_else(|| Status::not_found(kind, name))?;
+    let current =
+        writer.get(target.id, &Key::new(target.scope(), name)).ok_or_else(|| Status::not_found(kind, name))?;
     let view = request.view(api, kind);
     let object = match plan(kind, &current.value(kind), &options, api.now())? {
         Plan::Nothing => current,

@@ -28,7 +28,8 @@ impl Continue {
     }
 
     fn decode(token: &str) -> Result<Self, Status> {
-        let refuse = |why: String| Status::bad_request(format!("invalid continue token: continue key is not valid: {why}"));
+        let refuse =
+            |why: String| Status::bad_request(format!("invalid continue token: continue key is not valid: {why}"));
         let bytes = URL_SAFE_NO_PAD.decode(token.trim_end_matches('=')).map_err(|error| refuse(error.to_string()))?;
         let value: Value = serde_json::from_slice(&bytes).map_err(|error| refuse(error.to_string()))?;
         if value["v"] != "meta.k8s.io/v1" {

@@ -106,7 +106,11 @@ pub(crate) async fn serve(api: &Arc<Api>, request: &Request, target: &Target) ->
         (Method::Get, None) => {
             let options = ListOptions::parse(kind, &request.query)?;
             let view = request.view(api, kind);
-            if options.watch { watch::watch(api, target, view, options) } else { list::list(api, target, view, &options) }
+            if options.watch {
+                watch::watch(api, target, view, options)
+            } else {
+                list::list(api, target, view, &options)
+            }
         }
         (Method::Post, None) if kind.namespaced && target.namespace.is_none() => Err(Status::method_not_allowed()),
         (Method::Post, None) => Ok(request.written(api, kind, create::create(api, request, target).await?)),
@@ -198,9 +202,7 @@ pub(crate) async fn serve_virtual(api: &Arc<Api>, request: &Request) -> Option<R
 
 /// The object that the path names.
 pub(crate) fn existing(api: &Api, target: &Target, name: &str) -> Result<Arc<Object>, Status> {
-    api.storage
-        .get(target.id, &Key::new(target.scope(), name))
-        .ok_or_else(|| Status::not_found(target.kind, name))
+    api.storage.get(target.id, &Key::new(target.scope(), name)).ok_or_else(|| Status::not_found(target.kind, name))
 }
 
 /// What a value would be as an object: the answer to a dry run.

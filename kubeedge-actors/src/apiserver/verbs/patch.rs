@@ -22,9 +22,8 @@ pub(super) async fn patch(
     let options = WriteOptions::parse("PatchOptions", &request.query)?;
     let patch = Patch::parse(patch_type, &request.body)?;
     let writer = api.storage.write().await;
-    let current = writer
-        .get(target.id, &Key::new(target.scope(), name))
-        .ok_or_else(|| Status::not_found(kind, name))?;
+    let current =
+        writer.get(target.id, &Key::new(target.scope(), name)).ok_or_else(|| Status::not_found(kind, name))?;
     let old = current.value(kind);
     let body = decode_patched(kind, patch.apply(kind, &old)?, options.field_validation)?;
     let new = body.object;

@@ -174,21 +174,21 @@ fn keep(new: &mut Value, old: &Value, member: &str) {
     }
 }
 
-/// The server's own metadata stays; a time that was left out is put back, one that was changed is for the check.
+/// The server's own metadata stays as it is, whatever was sent; only a deletion that was made up is for the check.
 fn keep_metadata(new: &mut Value, old: &Value) {
     let old = &old["metadata"];
     let meta = metadata(new);
     meta.remove("managedFields");
     meta.remove("selfLink");
-    for member in ["name", "namespace", "uid", "resourceVersion", "generation", "generateName"] {
+    for member in ["name", "namespace", "uid", "resourceVersion", "generation", "generateName", "creationTimestamp"] {
         match old.get(member) {
             Some(value) => meta.insert(member.into(), value.clone()),
             None => meta.remove(member),
         };
     }
-    for member in ["creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"] {
+    for member in ["deletionTimestamp", "deletionGracePeriodSeconds"] {
         match (meta.get(member), old.get(member)) {
-            (None | Some(Value::Null), Some(value)) => meta.insert(member.into(), value.clone()),
+            (_, Some(value)) => meta.insert(member.into(), value.clone()),
             (Some(Value::Null), None) => meta.remove(member),
             _ => None,
         };

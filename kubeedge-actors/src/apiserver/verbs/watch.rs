@@ -12,6 +12,7 @@ use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, interval_at};
 
+use super::super::Api;
 use super::super::object::{Object, metadata};
 use super::super::request::{ListOptions, Target};
 use super::super::selector::Selector;
@@ -19,7 +20,6 @@ use super::super::status::Status;
 use super::super::storage::{KindId, Storage};
 use super::super::table::View;
 use super::super::watch::{Event, Seen};
-use super::super::Api;
 use super::Answer;
 
 /// Events read from the log at once: what one watch may hold encoded.
@@ -56,9 +56,10 @@ pub(crate) struct Stream {
 
 /// Starts a watch.
 pub(super) fn watch(api: &Api, target: &Target, view: View, options: ListOptions) -> Result<Answer, Status> {
-    let permit = api.watches.clone().try_acquire_owned().map_err(|_| {
-        Status::too_many("as many watches are open as this server allows, please try again later", 1)
-    })?;
+    let permit =
+        api.watches.clone().try_acquire_owned().map_err(|_| {
+            Status::too_many("as many watches are open as this server allows, please try again later", 1)
+        })?;
     let storage = api.storage.clone();
     let changed = storage.subscribe(target.id);
     // No resourceVersion, or 0: begin with the present. `sendInitialEvents` decides for itself.
@@ -78,7 +79,8 @@ pub(super) fn watch(api: &Api, target: &Target, view: View, options: ListOptions
     } else {
         (options.resource_version.unwrap_or_default(), None)
     };
-    let timeout = Duration::from_secs(options.timeout_seconds.filter(|s| *s > 0).unwrap_or(DEFAULT_TIMEOUT_SECONDS).min(86_400));
+    let timeout =
+        Duration::from_secs(options.timeout_seconds.filter(|s| *s > 0).unwrap_or(DEFAULT_TIMEOUT_SECONDS).min(86_400));
     let bookmarks = options.bookmarks.then(|| interval_at(Instant::now() + BOOKMARK, BOOKMARK));
     Ok(Answer::Watch(Stream {
         storage,
