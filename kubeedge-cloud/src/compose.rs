@@ -1,11 +1,30 @@
 //! Which actors run, with which settings.
 
-use std::{fs::DirBuilder, os::unix::fs::DirBuilderExt, path::Path, time::Duration};
+#[cfg(feature = "standalone")]
+mod standalone;
+mod tokens;
+
+use std::{
+    fs::DirBuilder,
+    net::{IpAddr, TcpListener},
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use anyhow::{Context, Result, bail};
-use kubeedge_actors::program::StopSignals;
+use kubeedge_actors::{
+    cloudhub::{CloudHub, CloudHubConfig, EnrolmentConfig, enrolment::EnrolmentService},
+    edgecontroller::EdgeController,
+    identity::{CertificateAuthority, ClientAuth, IssuedCertificate, Tokens, server_config, system_clock},
+    link,
+    program::{StopSignals, own_address},
+    store::{Options, Store},
+    system::{Exit, Ports, System},
+};
 
-use crate::config::CloudCore;
+use crate::{config::CloudCore, control::Control};
 
 /// How long an orderly stop may take.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
@@ -16,30 +35,173 @@ pub fn run(config: CloudCore) -> Result<()> {
         // First of all: a signal during the start ends it in order, too.
         let mut signals = StopSignals::listen().context("catch signals")?;
         private_folder(&config.standalone.data_dir)?;
-        let running = start(&config).await?;
-        let signal = signals.next().await;
-        tracing::info!(signal, "stopping");
+        let running = tokio::select! {
+            running = start(&config) => running?,
+            signal = signals.next() => bail!("{signal} while starting"),
+        };
+        let failed = running.system.failed();
+        let outcome = tokio::select! {
+            signal = signals.next() => {
+                tracing::info!(signal, "stopping");
+                Ok(())
+            }
+            (component, exit) = failed => Err(anyhow::anyhow!("{component} {exit}: it does not come back by restarts")),
+        };
         tokio::select! {
-            stopped = running.stop() => stopped,
+            stopped = running.stop() => stopped.and(outcome),
             signal = signals.next() => bail!("{signal} while stopping: not everything was stopped in order"),
         }
     })
 }
 
 /// What runs.
-struct Running {}
+struct Running {
+    system: System,
+    control: Control,
+    #[cfg(feature = "standalone")]
+    api_server: Option<standalone::ApiServer>,
+    store: Store,
+}
 
 /// Builds the system.
-async fn start(_config: &CloudCore) -> Result<Running> {
-    Ok(Running {})
+async fn start(config: &CloudCore) -> Result<Running> {
+    let data = &config.standalone.data_dir;
+    let now = SystemTime::now();
+    let hub = &config.modules.cloud_hub;
+    let authority = Arc::new(CertificateAuthority::load_or_create(&authority_folder(config), now)?);
+    let opened = Store::open(&data.join("store"), Options::default())?;
+    if let Some(aside) = &opened.set_aside {
+        let path = aside.path.display();
+        tracing::error!(%path, "the store could not be used and was set aside: join tokens have to be made anew: {}", aside.why);
+    }
+    let store = opened.store;
+    let server = server_certificate(config, &authority, now)?;
+
+    #[cfg(feature = "standalone")]
+    let (api_server, client) = if config.standalone.enable {
+        let (api_server, client) = standalone::start(config, &authority, &server, store.clone()).await?;
+        (Some(api_server), client)
+    } else {
+        (None, cluster(config).await?)
+    };
+    #[cfg(not(feature = "standalone"))]
+    let client = if config.standalone.enable {
+        bail!("this cloudcore was built without the feature `standalone`: name a cluster in kubeAPIConfig.kubeConfig")
+    } else {
+        cluster(config).await?
+    };
+
+    let tokens = Tokens::new(&store);
+    let mut builder = System::builder("cloudcore");
+    if config.modules.edge_controller.enable {
+        builder = builder.component(move |ports: &Ports| EdgeController::new(client.clone(), ports));
+    }
+    if hub.enable {
+        let link_listener = listen("the link", (hub.websocket.address, hub.websocket.port))?;
+        let link_address = format!(":{}", link_listener.local_addr()?.port());
+        let tls = |clients| server_config(server.chain(), server.key(), clients, &[], system_clock());
+        let enrolment = if hub.https.enable {
+            let listener = listen("enrolment", (hub.https.address, hub.https.port))?;
+            tracing::info!(address = %listener.local_addr()?, "enrolment is served");
+            Some(EnrolmentConfig {
+                listener: Arc::new(listener),
+                tls: Arc::new(tls(ClientAuth::None)?),
+                service: Arc::new(EnrolmentService::new(authority.clone(), tokens.clone(), link_address)),
+            })
+        } else {
+            None
+        };
+        tracing::info!(address = %link_listener.local_addr()?, "the link is served");
+        let hub_config = CloudHubConfig {
+            listener: Arc::new(link_listener),
+            tls: Arc::new(tls(ClientAuth::Required(authority.certificate().clone()))?),
+            node_limit: hub.node_limit as usize,
+            link: link::Config::default(),
+            enrolment,
+        };
+        builder = builder.component(move |ports: &Ports| CloudHub::new(hub_config.clone(), ports));
+    }
+    let system = builder.start()?;
+    let desk = tokens::Desk::new(tokens, authority.ca_hash());
+    let control = Control::start(data, Arc::new(desk))?;
+    tracing::info!(data_dir = %data.display(), "cloudcore runs");
+    Ok(Running {
+        system,
+        control,
+        #[cfg(feature = "standalone")]
+        api_server,
+        store,
+    })
 }
 
 impl Running {
     /// Stops in order: no new work, queues drained, the store last.
     async fn stop(self) -> Result<()> {
-        let _ = STOP_LIMIT;
+        let control = self.control.stop().await;
+        let exits = self.system.stop(STOP_LIMIT).await;
+        #[cfg(feature = "standalone")]
+        if let Some(api_server) = self.api_server {
+            api_server.stop().await;
+        }
+        self.store.close().await?;
+        control?;
+        for (component, exit) in exits {
+            match exit {
+                Exit::Done | Exit::Stopped => tracing::info!(component, "{exit}"),
+                _ => bail!("{component}: {exit}"),
+            }
+        }
         Ok(())
     }
+}
+
+/// The authority's files: where the configuration has them, if they are there, else our own.
+fn authority_folder(config: &CloudCore) -> PathBuf {
+    let named = &config.modules.cloud_hub.tls_ca_file;
+    match named.parent() {
+        Some(folder) if named.exists() => folder.to_owned(),
+        _ => config.standalone.data_dir.join("pki"),
+    }
+}
+
+/// A certificate for every name and address that nodes may know this cloud by.
+fn server_certificate(
+    config: &CloudCore,
+    authority: &CertificateAuthority,
+    now: SystemTime,
+) -> Result<IssuedCertificate> {
+    let hub = &config.modules.cloud_hub;
+    let mut addresses: Vec<IpAddr> = vec![std::net::Ipv4Addr::LOCALHOST.into(), std::net::Ipv6Addr::LOCALHOST.into()];
+    addresses.extend(hub.advertise_address.iter().copied());
+    addresses.extend(own_address());
+    let mut names = vec!["localhost".to_owned()];
+    names.extend(hub.dns_names.iter().cloned());
+    let subjects = names
+        .iter()
+        .map(|name| rustls_pki_types::ServerName::try_from(name.as_str()).context(format!("host name {name:?}")))
+        .chain(addresses.iter().map(|address| Ok(rustls_pki_types::ServerName::IpAddress((*address).into()))))
+        .collect::<Result<Vec<_>>>()?;
+    Ok(authority.issue_server(&subjects, now)?)
+}
+
+/// The cluster that the configuration names, or the one this process runs in.
+async fn cluster(config: &CloudCore) -> Result<kube::Client> {
+    let settings = match &config.kube_api_config.kube_config {
+        Some(file) => {
+            let kubeconfig = kube::config::Kubeconfig::read_from(file)
+                .with_context(|| format!("kubeAPIConfig.kubeConfig {}", file.display()))?;
+            kube::Config::from_custom_kubeconfig(kubeconfig, &Default::default()).await?
+        }
+        None => kube::Config::infer().await.context(
+            "no cluster: name a kubeconfig in kubeAPIConfig.kubeConfig, or run the embedded API server with --standalone",
+        )?,
+    };
+    Ok(kube::Client::try_from(settings)?)
+}
+
+/// Binds before anything runs, so that a port in use is an error of the start that names it.
+fn listen(what: &str, address: (IpAddr, u16)) -> Result<TcpListener> {
+    TcpListener::bind(address).with_context(|| format!("listen on {}:{} for {what}", address.0, address.1))
 }
 
 /// The folder of keys and tokens: made if it is not there, for its owner only.

@@ -1,0 +1,424 @@
+//! CloudHub and EdgeHub with MetaManager over real TLS on loopback; the controllers behind them are scripted.
+
+use std::{
+    collections::HashMap,
+    net::TcpListener,
+    path::Path,
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime},
+};
+
+use actix::{Actor, Handler, MessageResult};
+use kubeedge_actors::{
+    cloudhub::{CloudHub, CloudHubConfig, EnrolmentConfig, enrolment::EnrolmentService},
+    edgehub::{
+        EdgeHub, EdgeHubConfig,
+        join::{JoinError, join},
+    },
+    identity::{
+        CertificateAuthority, ClientAuth, JoinToken, NodeIdentity, TokenRules, Tokens, client_config, server_config,
+        system_clock,
+    },
+    link,
+    metamanager::{MetaManager, Tables},
+    store::{Options, Store},
+    system::{Component, Context, Contract, Port, Ports, Stage, System},
+};
+use kubeedge_proto::{
+    NodeName,
+    digest::projection_hash,
+    resource,
+    v1::*,
+};
+use serde_json::json;
+use tokio::sync::mpsc;
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// What the scripted controller is asked and what it answers.
+#[derive(Clone, Default)]
+struct Script {
+    desired: Arc<Mutex<HashMap<String, DesiredState>>>,
+    cluster: Arc<Mutex<String>>,
+    heard: Arc<Mutex<Vec<mpsc::UnboundedSender<Heard>>>>,
+}
+
+#[derive(Clone, Debug)]
+enum Heard {
+    Applied(String, envelope::Body),
+    Session { connected: bool },
+}
+
+impl Script {
+    fn listen(&self) -> mpsc::UnboundedReceiver<Heard> {
+        #[allow(clippy::disallowed_methods, reason = "a test's recorder")]
+        let (sender, receiver) = mpsc::unbounded_channel();
+        self.heard.lock().unwrap().push(sender);
+        receiver
+    }
+
+    fn hear(&self, heard: Heard) {
+        self.heard.lock().unwrap().retain(|listener| listener.send(heard.clone()).is_ok());
+    }
+}
+
+struct Controller(Script);
+
+impl Actor for Controller {
+    type Context = Context<Self>;
+}
+
+impl Component for Controller {
+    const NAME: &'static str = "edgecontroller";
+    const STAGE: Stage = Stage::Processor;
+
+    fn contract(contract: &mut Contract<Self>) {
+        contract.answers::<QueryCluster>();
+        contract.answers::<QueryDesired>();
+        contract.answers::<ApplyFromNode>();
+        contract.answers::<CallFromNode>();
+        contract.answers::<NodeHeartbeat>();
+        contract.answers::<NodeSessionChanged>();
+    }
+}
+
+macro_rules! answers {
+    ($($message:ident |$this:ident, $asked:ident| $answer:expr;)*) => {$(
+        impl Handler<$message> for Controller {
+            type Result = MessageResult<$message>;
+            fn handle(&mut self, $asked: $message, _: &mut Context<Self>) -> Self::Result {
+                let $this = &self.0;
+                MessageResult($answer)
+            }
+        }
+    )*};
+}
+
+answers! {
+    QueryCluster |this, _asked| Cluster { uid: this.cluster.lock().unwrap().clone(), resource_version: 100 };
+    QueryDesired |this, asked| this.desired.lock().unwrap().get(&asked.node).cloned().unwrap_or_default();
+    ApplyFromNode |this, asked| {
+        this.hear(Heard::Applied(asked.node, asked.envelope.unwrap().body.unwrap()));
+        Settled::applied()
+    };
+    CallFromNode |_this, asked| CallReply::error(418, "Teapot", asked.node);
+    NodeHeartbeat |_this, _asked| ();
+    NodeSessionChanged |this, asked| this.hear(Heard::Session { connected: asked.connected });
+}
+
+/// Stands for Edged: hears what changed.
+struct Listener(mpsc::Sender<ObjectsChanged>);
+
+impl Actor for Listener {
+    type Context = Context<Self>;
+}
+
+impl Component for Listener {
+    const NAME: &'static str = "listener";
+    const STAGE: Stage = Stage::Processor;
+
+    fn contract(contract: &mut Contract<Self>) {
+        contract.answers::<ObjectsChanged>();
+    }
+}
+
+impl Handler<ObjectsChanged> for Listener {
+    type Result = ();
+    fn handle(&mut self, change: ObjectsChanged, _: &mut Context<Self>) {
+        self.0.try_send(change).unwrap();
+    }
+}
+
+struct Cloud {
+    system: System,
+    script: Script,
+    authority: Arc<CertificateAuthority>,
+    tokens: Tokens,
+    link: String,
+    enrolment: String,
+}
+
+impl Cloud {
+    fn start(folder: &Path) -> Self {
+        let now = SystemTime::now();
+        let authority = Arc::new(CertificateAuthority::load_or_create(folder, now).unwrap());
+        let tokens = Tokens::new(&Store::in_memory());
+        let listener = Arc::new(TcpListener::bind("127.0.0.1:0").unwrap());
+        let link = listener.local_addr().unwrap().to_string();
+        let script = Script::default();
+        *script.cluster.lock().unwrap() = "cluster-1".into();
+        let (system, enrolment) = Self::serve(&authority, &tokens, &listener, &script);
+        Self { system, script, authority, tokens, link, enrolment }
+    }
+
+    fn serve(
+        authority: &Arc<CertificateAuthority>,
+        tokens: &Tokens,
+        listener: &Arc<TcpListener>,
+        script: &Script,
+    ) -> (System, String) {
+        let certificate = authority.issue_server(&["127.0.0.1".try_into().unwrap()], SystemTime::now()).unwrap();
+        let tls = |clients| {
+            Arc::new(server_config(certificate.chain(), certificate.key(), clients, &[], system_clock()).unwrap())
+        };
+        let enrolment = Arc::new(TcpListener::bind("127.0.0.1:0").unwrap());
+        let enrolment_address = enrolment.local_addr().unwrap().to_string();
+        let link_address = listener.local_addr().unwrap().to_string();
+        let config = CloudHubConfig {
+            listener: listener.clone(),
+            tls: tls(ClientAuth::Required(authority.certificate().clone())),
+            node_limit: 10,
+            link: link::Config::default(),
+            enrolment: Some(EnrolmentConfig {
+                listener: enrolment,
+                tls: tls(ClientAuth::None),
+                service: Arc::new(EnrolmentService::new(authority.clone(), tokens.clone(), link_address)),
+            }),
+        };
+        let script = script.clone();
+        let system = System::builder("cloud")
+            .component(move |_: &Ports| Controller(script.clone()))
+            .component(move |ports: &Ports| CloudHub::new(config.clone(), ports))
+            .start()
+            .unwrap();
+        (system, enrolment_address)
+    }
+
+    async fn token(&self, rules: TokenRules) -> JoinToken {
+        self.tokens.create(self.authority.ca_hash(), rules, SystemTime::now()).await.unwrap()
+    }
+
+    async fn join(&self, node: &str, folder: &Path) -> NodeIdentity {
+        let token = self.token(TokenRules::default()).await;
+        let joined = join(&self.enrolment, &token, &node.parse().unwrap(), folder).await.unwrap();
+        assert_eq!(joined.link_address, self.link);
+        joined.identity
+    }
+
+    fn want(&self, node: &str, pods: Vec<KubeObject>, as_of: u64) {
+        let kind = DesiredKind {
+            r#type: Some(resource::pods()),
+            complete: true,
+            as_of,
+            objects: pods.into_iter().map(|pod| ObjectUpsert { object: Some(pod), needs: vec![] }).collect(),
+        };
+        self.script.desired.lock().unwrap().insert(node.into(), DesiredState { kinds: vec![kind] });
+    }
+}
+
+struct Edge {
+    system: System,
+    changes: mpsc::Receiver<ObjectsChanged>,
+    store: Store,
+}
+
+impl Edge {
+    async fn start(identity: &NodeIdentity, address: &str, store: &Path) -> Self {
+        let store = Store::open(store, Options::default()).unwrap().store;
+        let tables = Tables::open(store.clone()).await.unwrap();
+        let config = EdgeHubConfig {
+            address: address.into(),
+            tls: Arc::new(client_config(identity, &[], system_clock()).unwrap()),
+            link: link::Config::default(),
+        };
+        let (sender, changes) = mpsc::channel(1000);
+        let system = System::builder("edge")
+            .component(move |ports: &Ports| MetaManager::new(tables.clone(), ports))
+            .component(move |ports: &Ports| EdgeHub::new(config.clone(), ports))
+            .component(move |_: &Ports| Listener(sender.clone()))
+            .asks::<ReadObjects>()
+            .asks::<ReportStatus>()
+            .asks::<CallCloud>()
+            .start()
+            .unwrap();
+        Self { system, changes, store }
+    }
+
+    async fn change(&mut self) -> (String, bool) {
+        let change = tokio::time::timeout(SOON, self.changes.recv()).await.unwrap().unwrap();
+        (format!("{}:{}", change.key.unwrap(), change.uid), change.object.is_some())
+    }
+
+    async fn pods(&self) -> ObjectList {
+        let port: Port<ReadObjects> = self.system.port();
+        port.ask(ReadObjects { r#type: Some(resource::pods()), key: None }, SOON).await.unwrap()
+    }
+
+    async fn stop(self) {
+        self.system.stop(SOON).await;
+        self.store.close().await.unwrap();
+    }
+}
+
+fn pod(name: &str, uid: &str, version: u64) -> KubeObject {
+    let json = json!({"metadata": {"name": name, "namespace": "ns", "uid": uid}, "spec": {"nodeName": "e1"}, "v": version});
+    KubeObject {
+        r#type: Some(resource::pods()),
+        key: Some(ObjectKey::new("ns", name)),
+        uid: uid.into(),
+        resource_version: version.to_string(),
+        projection_hash: projection_hash(&json),
+        json: json.to_string().into(),
+    }
+}
+
+fn upsert(object: KubeObject) -> SendToNode {
+    let body = envelope::Body::ObjectUpsert(ObjectUpsert { object: Some(object), needs: vec![] });
+    SendToNode { node: "e1".into(), envelope: Some(Envelope::new("test", 0, body)) }
+}
+
+async fn heard(listener: &mut mpsc::UnboundedReceiver<Heard>, wanted: impl Fn(&Heard) -> bool) -> Heard {
+    loop {
+        let heard = tokio::time::timeout(SOON, listener.recv()).await.expect("heard in time").unwrap();
+        if wanted(&heard) {
+            return heard;
+        }
+    }
+}
+
+fn connected(heard: &Heard) -> bool {
+    matches!(heard, Heard::Session { connected: true })
+}
+
+#[actix_rt::test]
+async fn state_goes_down_reports_go_up_and_calls_are_answered() {
+    let folder = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(&folder.path().join("pki"));
+    let mut listener = cloud.script.listen();
+    cloud.want("e1", vec![pod("a", "u1", 5), pod("b", "u2", 6)], 10);
+    let identity = cloud.join("e1", &folder.path().join("e1")).await;
+    let mut edge = Edge::start(&identity, &cloud.link, &folder.path().join("store")).await;
+
+    let mut first = [edge.change().await, edge.change().await];
+    first.sort();
+    assert_eq!(first, [("ns/a:u1".into(), true), ("ns/b:u2".into(), true)]);
+
+    let send: Port<SendToNode> = cloud_port(&cloud);
+    send.tell(upsert(pod("a", "u1", 11))).await.unwrap();
+    assert_eq!(edge.change().await, ("ns/a:u1".into(), true));
+
+    // Reports are durable first and reach the controller.
+    let report: Port<ReportStatus> = edge.system.port();
+    let update = StatusUpdate {
+        r#type: Some(resource::pods()),
+        key: Some(ObjectKey::new("ns", "a")),
+        uid: "u1".into(),
+        generation: 0,
+        status_json: r#"{"phase":"Running"}"#.into(),
+    };
+    let settled = report.ask(ReportStatus { report: Some(report_status::Report::Update(update)) }, SOON).await.unwrap();
+    assert_eq!(settled, Settled::applied());
+    let Heard::Applied(node, envelope::Body::StatusUpdate(update)) =
+        heard(&mut listener, |heard| matches!(heard, Heard::Applied(..))).await
+    else {
+        panic!("a status was reported")
+    };
+    assert_eq!((node.as_str(), update.uid.as_str()), ("e1", "u1"));
+
+    let call: Port<CallCloud> = edge.system.port();
+    let body = envelope::Body::RegisterNode(RegisterNode { node_json: "{}".into() });
+    let reply = call.ask(CallCloud { envelope: Some(Envelope::new("test", 0, body)) }, SOON).await.unwrap();
+    assert_eq!(reply, CallReply::error(418, "Teapot", "e1"));
+
+    let pods = edge.pods().await;
+    assert!(pods.complete);
+    assert_eq!(pods.objects.len(), 2);
+    edge.stop().await;
+    cloud.system.stop(SOON).await;
+}
+
+fn cloud_port(cloud: &Cloud) -> Port<SendToNode> {
+    cloud.system.port()
+}
+
+#[actix_rt::test]
+async fn a_node_that_comes_back_gets_the_difference_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(&folder.path().join("pki"));
+    let mut listener = cloud.script.listen();
+    cloud.want("e1", vec![pod("a", "u1", 5), pod("b", "u2", 6), pod("c", "u3", 7)], 10);
+    let identity = cloud.join("e1", &folder.path().join("e1")).await;
+    let store = folder.path().join("store");
+    let mut edge = Edge::start(&identity, &cloud.link, &store).await;
+    for _ in 0..3 {
+        edge.change().await;
+    }
+    while !edge.pods().await.complete {
+        tokio::task::yield_now().await;
+    }
+    edge.stop().await;
+    heard(&mut listener, |heard| matches!(heard, Heard::Session { connected: false })).await;
+
+    // Meanwhile: b changed, c went, d came.
+    cloud.want("e1", vec![pod("a", "u1", 5), pod("b", "u2", 12), pod("d", "u4", 13)], 20);
+    let mut edge = Edge::start(&identity, &cloud.link, &store).await;
+    let mut changes = [edge.change().await, edge.change().await, edge.change().await];
+    changes.sort();
+    assert_eq!(changes, [("ns/b:u2".into(), true), ("ns/c:u3".into(), false), ("ns/d:u4".into(), true)]);
+    heard(&mut listener, connected).await;
+    edge.stop().await;
+    cloud.system.stop(SOON).await;
+}
+
+#[actix_rt::test]
+async fn another_cluster_ends_nothing_by_absence() {
+    let folder = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(&folder.path().join("pki"));
+    let mut listener = cloud.script.listen();
+    cloud.want("e1", vec![pod("a", "u1", 5)], 10);
+    let identity = cloud.join("e1", &folder.path().join("e1")).await;
+    let store = folder.path().join("store");
+    let mut edge = Edge::start(&identity, &cloud.link, &store).await;
+    edge.change().await;
+    while !edge.pods().await.complete {
+        tokio::task::yield_now().await;
+    }
+    edge.stop().await;
+
+    *cloud.script.cluster.lock().unwrap() = "cluster-2".into();
+    cloud.want("e1", vec![pod("x", "u9", 90)], 100);
+    let mut edge = Edge::start(&identity, &cloud.link, &store).await;
+    assert_eq!(edge.change().await, ("ns/x:u9".into(), true));
+    heard(&mut listener, connected).await;
+    let names: Vec<String> = edge.pods().await.objects.iter().map(|pod| pod.key.clone().unwrap().name).collect();
+    assert_eq!(names, ["a", "x"]);
+    edge.stop().await;
+    cloud.system.stop(SOON).await;
+}
+
+#[actix_rt::test]
+async fn enrolment_refuses_and_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(&folder.path().join("pki"));
+    let node: NodeName = "e1".parse().unwrap();
+    let try_join = async |token: &JoinToken, node: &NodeName, name: &str| -> String {
+        let error: JoinError = join(&cloud.enrolment, token, node, &folder.path().join(name)).await.unwrap_err();
+        error.to_string()
+    };
+
+    let good = cloud.token(TokenRules::default()).await;
+    let mut wrong = good.expose();
+    let last = wrong.pop().unwrap();
+    wrong.push(if last == 'a' { 'b' } else { 'a' });
+    let text = try_join(&wrong.parse().unwrap(), &node, "wrong").await;
+    assert!(text.contains("secret") || text.contains("token"), "{text}");
+
+    let other = CertificateAuthority::load_or_create(&folder.path().join("other"), SystemTime::now()).unwrap();
+    let foreign = JoinToken { ca_hash: other.ca_hash(), credential: good.credential.clone() };
+    let text = try_join(&foreign, &node, "foreign").await;
+    assert!(text.contains(&other.ca_hash().to_string()), "{text}");
+
+    let yesterday = SystemTime::now() - Duration::from_secs(25 * 60 * 60);
+    let short = cloud.tokens.create(cloud.authority.ca_hash(), TokenRules::default(), yesterday).await.unwrap();
+    let text = try_join(&short, &node, "short").await;
+    assert!(text.contains("expired"), "{text}");
+
+    let bound = cloud.token(TokenRules { node: Some("e2".parse().unwrap()), ..TokenRules::default() }).await;
+    let text = try_join(&bound, &node, "bound").await;
+    assert!(text.contains("e2") || text.contains("e1"), "{text}");
+
+    // And the good one is still good.
+    let joined = join(&cloud.enrolment, &good, &node, &folder.path().join("good")).await.unwrap();
+    assert_eq!(joined.identity.node(), &node);
+    cloud.system.stop(SOON).await;
+}
