@@ -32,13 +32,37 @@ pub struct Kind {
     pub seen: u64,
 }
 
-/// The newest State sent for an object since the desired set was asked for: newer than that set, whatever it says.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What was sent for a name since the desired set was asked for. It may be newer than that set, or older: the two come
+/// different ways.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Touched {
-    /// Of the object.
-    pub uid: String,
-    /// A tombstone.
-    pub gone: bool,
+    present: Option<(String, u64)>,
+    gone: HashSet<String>,
+}
+
+impl Touched {
+    /// An upsert of this uid and version was sent.
+    pub fn upsert(&mut self, uid: &str, version: u64) {
+        self.gone.remove(uid);
+        self.present = Some((uid.to_owned(), version));
+    }
+
+    /// A tombstone of this uid was sent. It says nothing about another uid under the same name.
+    pub fn tombstone(&mut self, uid: &str) {
+        self.gone.insert(uid.to_owned());
+        self.present.take_if(|(present, _)| present == uid);
+    }
+
+    /// Whether a desired object of this uid and version must not be sent: what is gone stays gone until an upsert is
+    /// submitted, and of two versions of one name the newer stands.
+    fn overrules(&self, uid: &str, version: u64) -> bool {
+        self.gone.contains(uid) || self.present.as_ref().is_some_and(|(_, present)| *present >= version)
+    }
+
+    /// Whether what was sent decides about a held object of this uid.
+    fn covers(&self, uid: &str) -> bool {
+        self.gone.contains(uid) || self.present.as_ref().is_some_and(|(present, _)| present == uid)
+    }
 }
 
 /// One thing to send.
@@ -59,6 +83,8 @@ pub struct Difference {
     pub steps: Vec<Step>,
     /// Entries the edge keeps although they are not desired as far as is known: too little is known to end them.
     pub kept: usize,
+    /// A complete list is older than what the edge has seen: compare again with a newer one.
+    pub stale: bool,
 }
 
 /// What others need comes first: configuration and models before pods and devices.
@@ -92,7 +118,7 @@ fn identity(type_: &TypeId, key: Option<&ObjectKey>) -> ObjectId {
     ObjectId { type_: type_.clone(), namespace: namespace.into(), name: name.into() }
 }
 
-/// Computes what to send. `touched` objects are left to the State that was submitted for them.
+/// Computes what to send. What was sent meanwhile stands, see [`Touched`].
 ///
 /// Order: upserts, needed kinds first (a replaced object's end right before its successor); then deletions the other
 /// way round; then the completions.
@@ -103,10 +129,12 @@ pub fn difference(kinds: Vec<Kind>, touched: &HashMap<ObjectId, Touched>, same_c
     let mut deletions: Vec<Vec<Step>> = Vec::new();
     let mut completions = Vec::new();
     let mut kept = 0;
+    let mut stale = false;
     for Kind { desired, held, seen } in kinds {
         let Some(type_) = desired.r#type else { continue };
         let id = TypeId::of(&type_);
         let trusted = same_cluster && desired.complete && desired.as_of >= seen;
+        stale |= same_cluster && desired.complete && !trusted;
         let as_of = desired.as_of.to_string();
         let tombstone = |entry: &InventoryEntry| {
             Step::Tombstone(ObjectTombstone {
@@ -127,7 +155,7 @@ pub fn difference(kinds: Vec<Kind>, touched: &HashMap<ObjectId, Touched>, same_c
         for upsert in desired.objects {
             let Some(object) = &upsert.object else { continue };
             let name = identity(&id, object.key.as_ref());
-            if touched.contains_key(&name) {
+            if touched.get(&name).is_some_and(|touched| touched.overrules(&object.uid, object.version())) {
                 continue;
             }
             let entry = there.remove(&name);
@@ -152,8 +180,7 @@ pub fn difference(kinds: Vec<Kind>, touched: &HashMap<ObjectId, Touched>, same_c
         }
         let mut ends = Vec::new();
         for (name, entry) in there {
-            // The end of this very object is under way.
-            if touched.get(&name).is_some_and(|touch| touch.uid == entry.uid) {
+            if touched.get(&name).is_some_and(|touched| touched.covers(&entry.uid)) {
                 continue;
             }
             if trusted {
@@ -164,13 +191,14 @@ pub fn difference(kinds: Vec<Kind>, touched: &HashMap<ObjectId, Touched>, same_c
         }
         deletions.push(ends);
         if trusted {
-            let added = touched.iter().filter(|(name, touch)| name.type_ == id && !touch.gone).count();
-            let count = u32::try_from(names.len() + added).unwrap_or(u32::MAX);
+            let sent = touched.iter().filter(|(name, touched)| name.type_ == id && touched.present.is_some());
+            names.extend(sent.map(|(name, _)| name.clone()));
+            let count = u32::try_from(names.len()).unwrap_or(u32::MAX);
             completions.push(Step::Complete(InventoryComplete { r#type: Some(type_), as_of: desired.as_of, count }));
         }
     }
     let mut steps = upserts;
     steps.extend(deletions.into_iter().rev().flatten());
     steps.extend(completions);
-    Difference { steps, kept }
+    Difference { steps, kept, stale }
 }

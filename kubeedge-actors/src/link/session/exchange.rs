@@ -45,17 +45,18 @@ pub(crate) enum Next {
     Wait,
 }
 
-/// What a State message does to its object, if it goes down.
-fn touch_of(envelope: &Envelope) -> Option<(ObjectId, Touched)> {
-    match envelope.body.as_ref()? {
-        Body::ObjectUpsert(ObjectUpsert { object: Some(object), .. }) => {
-            let id = ObjectId::of(object.r#type.as_ref()?, object.key.as_ref()?);
-            Some((id, Touched { uid: object.uid.clone(), gone: false }))
+/// Notes what a State message does to its name, if it goes down.
+fn touch(touched: &mut HashMap<ObjectId, Touched>, envelope: &Envelope) {
+    match envelope.body.as_ref() {
+        Some(Body::ObjectUpsert(ObjectUpsert { object: Some(object), .. })) => {
+            if let (Some(type_), Some(key)) = (&object.r#type, &object.key) {
+                touched.entry(ObjectId::of(type_, key)).or_default().upsert(&object.uid, object.version());
+            }
         }
-        Body::ObjectTombstone(ObjectTombstone { r#type: Some(type_), key: Some(key), uid, .. }) => {
-            Some((ObjectId::of(type_, key), Touched { uid: uid.clone(), gone: true }))
+        Some(Body::ObjectTombstone(ObjectTombstone { r#type: Some(type_), key: Some(key), uid, .. })) => {
+            touched.entry(ObjectId::of(type_, key)).or_default().tombstone(uid);
         }
-        _ => None,
+        _ => {}
     }
 }
 
@@ -76,14 +77,18 @@ impl Exchange {
         }
     }
 
-    /// Begins, unless it is under way: then it begins again afterwards. True: ask for what is desired.
+    /// Begins, unless it is under way: then it begins again afterwards. True: ask for what is desired. What is unsettled
+    /// comes in the order of its sending, per key.
     pub(crate) fn begin<'a>(&mut self, unsettled: impl Iterator<Item = &'a Envelope>) -> bool {
         if !matches!(self.phase, Phase::Idle) {
             self.again = true;
             return false;
         }
         self.again = false;
-        self.touched = unsettled.filter_map(touch_of).collect();
+        self.touched.clear();
+        for envelope in unsettled {
+            touch(&mut self.touched, envelope);
+        }
         self.phase = Phase::AwaitDesired;
         true
     }
@@ -95,10 +100,8 @@ impl Exchange {
 
     /// State was submitted.
     pub(crate) fn submitted(&mut self, envelope: &Envelope) {
-        if !matches!(self.phase, Phase::Idle)
-            && let Some((id, touched)) = touch_of(envelope)
-        {
-            self.touched.insert(id, touched);
+        if !matches!(self.phase, Phase::Idle) {
+            touch(&mut self.touched, envelope);
         }
     }
 

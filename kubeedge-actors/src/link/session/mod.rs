@@ -49,6 +49,10 @@ use super::{
     resync::Step,
 };
 
+/// A desired set that is older than what the edge has seen is asked for again after this, then twice as long each time.
+const STALE_RETRY: Duration = Duration::from_secs(1);
+/// The longest of these waits.
+const STALE_RETRY_LONGEST: Duration = Duration::from_secs(60);
 /// What a data frame may add around the Envelope or chunk inside it, in bytes.
 const FRAME_OVERHEAD: usize = 1024;
 
@@ -84,6 +88,9 @@ pub struct Session {
     calls: Calls,
     liveness: Liveness,
     exchange: Option<Exchange>,
+    /// Cloud: when to compare again, and how long it waited for that.
+    recheck_at: Option<Duration>,
+    recheck_after: Duration,
     /// Edge: inventories asked for and not given yet.
     inventories: Vec<v1::ResourceType>,
     outstanding_bytes: usize,
@@ -124,6 +131,8 @@ impl Session {
             calls: Calls::default(),
             liveness: Liveness::new(&config, role == Role::Edge),
             exchange: None,
+            recheck_at: None,
+            recheck_after: STALE_RETRY,
             inventories: Vec::new(),
             outstanding_bytes: 0,
             outstanding_frames: 0,
@@ -406,9 +415,10 @@ impl Session {
     }
 
     fn recheck(&mut self, out: &mut Vec<Output>) {
+        self.recheck_at = None;
         match &mut self.exchange {
             Some(exchange) => {
-                if exchange.begin(self.outbox.unsettled_state().map(|(_, envelope)| envelope)) {
+                if exchange.begin(self.outbox.unsettled_state()) {
                     out.push(Output::NeedDesired);
                 }
             }
@@ -426,6 +436,10 @@ impl Session {
             Next::Send(difference) => {
                 if difference.kept > 0 {
                     tracing::warn!(kept = difference.kept, "objects stay at the edge: too little is known to end them");
+                }
+                self.recheck_at = difference.stale.then_some(now + self.recheck_after);
+                if difference.stale {
+                    self.recheck_after = (self.recheck_after * 2).min(STALE_RETRY_LONGEST);
                 }
                 // A kind of which something could not be sent is not complete, whatever the list says.
                 let mut partial: HashSet<TypeId> = HashSet::new();
@@ -508,6 +522,9 @@ impl Session {
             let settled = Settled::rejected(504, "the caller's deadline has passed");
             self.settle(Class::Call, seq, settled, out);
         }
+        if self.recheck_at.is_some_and(|at| at <= now) {
+            self.recheck(out);
+        }
         self.outbox.release_due(now);
         self.send_what_fits(now, out);
     }
@@ -562,7 +579,11 @@ impl Session {
                 // A heartbeat that is due but has no room goes when the transport drains, not on a timer.
                 let room = self.room(ACK_BYTES + MAX_REASON_BYTES + FRAME_OVERHEAD);
                 let alive = if room { self.liveness.next_deadline() } else { self.liveness.dead_at() };
-                [self.calls.next_deadline(), self.outbox.state.next_due()].into_iter().flatten().chain([alive]).min()
+                [self.calls.next_deadline(), self.outbox.state.next_due(), self.recheck_at]
+                    .into_iter()
+                    .flatten()
+                    .chain([alive])
+                    .min()
             }
             _ if self.hello.is_some() => Some(Duration::ZERO),
             _ => Some(self.config.handshake_timeout),

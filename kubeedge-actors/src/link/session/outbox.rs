@@ -495,13 +495,13 @@ impl Outbox {
         Ok(done)
     }
 
-    /// The newest State of every key that is queued or under way, with its place.
-    pub(crate) fn unsettled_state(&self) -> impl Iterator<Item = (&ObjectId, &Envelope)> {
+    /// All State that is queued or under way; in order for each key, not across keys.
+    pub(crate) fn unsettled_state(&self) -> impl Iterator<Item = &Envelope> {
         let under_way = self.in_flight[Class::State as usize].values().filter_map(|entry| match &entry.what {
-            Sent::State(id, envelope) => Some((id, envelope.as_ref())),
+            Sent::State(_, envelope) => Some(envelope.as_ref()),
             _ => None,
         });
-        under_way.chain(self.state.newest())
+        under_way.chain(self.state.iter())
     }
 
     /// The session is over: what was not settled, oldest first.

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use kubeedge_proto::v1::{Envelope, envelope::Body};
+use kubeedge_proto::v1::{Envelope, KubeObject, ObjectUpsert, envelope::Body};
 
 use crate::link::{
     config::KeyRate,
@@ -63,9 +63,18 @@ fn is_final(envelope: &Envelope) -> bool {
     matches!(envelope.body, Some(Body::PodTerminated(_) | Body::ObjectTombstone(_)))
 }
 
-/// "Terminated" is never overwritten by a status.
+/// What is queued stays: "terminated" is never overwritten by a status, nor a version by an older one. The difference of a
+/// resync and the news from a controller come different ways, and may overtake each other.
 fn outranks(queued: &Envelope, newer: &Envelope) -> bool {
-    matches!(queued.body, Some(Body::PodTerminated(_))) && matches!(newer.body, Some(Body::StatusUpdate(_)))
+    match (&queued.body, &newer.body) {
+        (Some(Body::PodTerminated(_)), Some(Body::StatusUpdate(_))) => true,
+        (Some(Body::StatusUpdate(queued)), Some(Body::StatusUpdate(newer))) => queued.generation > newer.generation,
+        (Some(Body::ObjectUpsert(queued)), Some(Body::ObjectUpsert(newer))) => {
+            let version = |upsert: &ObjectUpsert| upsert.object.as_ref().map_or(0, KubeObject::version);
+            version(queued) > version(newer)
+        }
+        _ => false,
+    }
 }
 
 impl StateQueue {
@@ -212,9 +221,9 @@ impl StateQueue {
         self.queued
     }
 
-    /// The newest queued body of every key.
-    pub(crate) fn newest(&self) -> impl Iterator<Item = (&ObjectId, &Envelope)> {
-        self.slots.iter().filter_map(|(id, slot)| Some((id, &slot.queued.back()?.envelope)))
+    /// Everything queued; in order for each key, not across keys.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Envelope> {
+        self.slots.values().flat_map(|slot| slot.queued.iter().map(|entry| &entry.envelope))
     }
 
     /// Everything queued, in the order it got in line.
