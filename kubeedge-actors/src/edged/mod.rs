@@ -7,13 +7,16 @@ mod expansion;
 pub mod facts;
 #[cfg(any(test, feature = "fake-runtime"))]
 pub mod fake;
+pub mod image_name;
 pub mod labels;
 pub mod lifecycle;
 pub mod objects;
+pub mod provision;
 pub mod quantity;
 pub mod resources;
 pub mod runtime;
 pub mod status;
 pub mod volumes;
+pub mod worker;
 
 pub use expansion::expand;
