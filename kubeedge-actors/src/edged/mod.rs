@@ -1,5 +1,6 @@
 //! Edged: the part of the node that runs pods.
 
+pub mod credentials;
 pub mod cri;
 pub mod downward;
 pub mod env;

@@ -1,5 +1,10 @@
 //! What a pod gets from its node: volumes, and the configurations of its sandbox and containers.
 
+pub mod logs;
+mod node;
+
+pub use node::{NodeProvision, NodeSetup};
+
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod};
@@ -12,6 +17,17 @@ use super::{
 
 /// The answer of a provision; the error is for a person, in the container's or pod's status.
 pub type Provided<'a, T> = BoxFuture<'a, Result<T, String>>;
+
+/// Turns an error into the words of a status.
+trait Provide<T> {
+    fn provide(self) -> Result<T, String>;
+}
+
+impl<T, E: std::fmt::Display> Provide<T> for Result<T, E> {
+    fn provide(self) -> Result<T, String> {
+        self.map_err(|error| error.to_string())
+    }
+}
 
 /// What a container is made for.
 #[derive(Clone, Copy, Debug)]
