@@ -3,7 +3,7 @@
 //! [`Runtime`] is implemented by the CRI client ([`super::cri`]) and by a fake for tests. What to create is said in
 //! CRI's own types; what is seen comes back in small types of our own, all that a decision may depend on.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
@@ -167,8 +167,8 @@ pub struct Instance {
     pub image_id: String,
     /// The image as the pod's spec had it when this was made; unknown for what others made.
     pub spec_image: Option<String>,
-    /// Where in the container its last words are written.
-    pub termination_message_path: Option<String>,
+    /// The file on the node that its last words are in.
+    pub termination_log: Option<PathBuf>,
 }
 
 /// An image that is on the node.

@@ -92,6 +92,12 @@ pub(super) fn instance(status: cri::ContainerStatus, sandbox_id: String) -> Resu
     let metadata = status.metadata.unwrap_or_default();
     let name = status.labels.get(labels::CONTAINER_NAME).cloned().unwrap_or(metadata.name);
     let mut annotations = status.annotations;
+    let words = annotations.remove(labels::TERMINATION_MESSAGE_PATH);
+    let termination_log = status
+        .mounts
+        .into_iter()
+        .find(|mount| words.as_ref() == Some(&mount.container_path))
+        .map(|mount| mount.host_path.into());
     Ok(Instance {
         id: id("ContainerStatus", status.id)?,
         sandbox_id,
@@ -107,7 +113,7 @@ pub(super) fn instance(status: cri::ContainerStatus, sandbox_id: String) -> Resu
         image: status.image.map(|image| image.image).unwrap_or_default(),
         image_id: status.image_ref,
         spec_image: annotations.remove(labels::SPEC_IMAGE),
-        termination_message_path: annotations.remove(labels::TERMINATION_MESSAGE_PATH),
+        termination_log,
     })
 }
 

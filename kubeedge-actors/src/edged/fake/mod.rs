@@ -220,7 +220,6 @@ impl Runtime for FakeRuntime {
             })?;
             if let Some(instance) = state.model.instances.last_mut() {
                 instance.spec_image = config.annotations.get(labels::SPEC_IMAGE).cloned();
-                instance.termination_message_path = config.annotations.get(labels::TERMINATION_MESSAGE_PATH).cloned();
             }
             let grace = config.annotations.get(labels::GRACE_PERIOD).and_then(|text| text.parse().ok());
             for known in state.model.sandboxes.iter_mut().filter(|known| known.sandbox.id == sandbox_id) {

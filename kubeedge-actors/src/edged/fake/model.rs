@@ -85,7 +85,7 @@ impl Model {
             image: image.to_owned(),
             image_id: format!("sha256:{image}"),
             spec_image: Some(image.to_owned()),
-            termination_message_path: None,
+            termination_log: None,
         });
         Some(id)
     }

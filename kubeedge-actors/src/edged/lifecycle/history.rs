@@ -43,6 +43,8 @@ pub enum Reason {
 /// A failure and when to try again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
+    /// The image it was tried with.
+    pub image: String,
     /// Kind of failure.
     pub reason: Reason,
     /// For a person.
@@ -148,9 +150,9 @@ impl History {
         self.containers.get(name)
     }
 
-    /// The failure of the last try to start a container.
-    pub fn failure(&self, name: &str) -> Option<&Failure> {
-        self.containers.get(name)?.failure.as_ref()
+    /// The failure of the last try to start a container with this image.
+    pub fn failure(&self, name: &str, image: &str) -> Option<&Failure> {
+        self.containers.get(name)?.failure.as_ref().filter(|failure| failure.image == image)
     }
 
     /// The failure of the last try of a step.
@@ -194,15 +196,16 @@ impl History {
     }
 
     /// A container could not be started.
-    pub fn start_failed(&mut self, name: &str, reason: Reason, message: String, now: Timestamp) {
+    pub fn start_failed(&mut self, name: &str, image: &str, reason: Reason, message: String, now: Timestamp) {
         let known = self.containers.entry(name.to_owned()).or_default();
         let delay = match &known.failure {
-            Some(last) if last.reason == reason => (last.delay * 2).min(CRASH_MAX),
+            Some(last) if last.reason == reason && last.image == image => (last.delay * 2).min(CRASH_MAX),
             _ => CRASH_FIRST,
         };
         // What is missing may come any moment and looking for it is cheap; pulls and starts are not.
         let delay = if reason == Reason::Config { delay.min(CRASH_FIRST) } else { delay };
-        known.failure = Some(Failure { reason, message, at: now, until: later(now, delay), delay });
+        let image = image.to_owned();
+        known.failure = Some(Failure { image, reason, message, at: now, until: later(now, delay), delay });
     }
 
     /// Something that failed starts may have waited for has changed: try again at once.
@@ -277,10 +280,10 @@ mod tests {
     fn repeated_failures_wait_longer_each_time() {
         let mut history = History::default();
         for expected in [10, 20, 40, 80, 160, 300, 300] {
-            history.start_failed("c", Reason::ImagePull, "no".into(), at(0));
-            assert_eq!(history.failure("c").unwrap().until, at(expected));
+            history.start_failed("c", "i", Reason::ImagePull, "no".into(), at(0));
+            assert_eq!(history.failure("c", "i").unwrap().until, at(expected));
         }
-        history.start_failed("c", Reason::Run, "no".into(), at(0));
-        assert_eq!(history.failure("c").unwrap().until, at(10));
+        history.start_failed("c", "i", Reason::Run, "no".into(), at(0));
+        assert_eq!(history.failure("c", "i").unwrap().until, at(10));
     }
 }

@@ -354,7 +354,7 @@ fn a_pull_that_fails_again_backs_off() {
             actions.iter().for_each(|action| sim.apply(action));
         };
         assert_eq!(actions.len(), 1);
-        sim.history.start_failed("a", Reason::ImagePull, "no such image".into(), at(sim.now));
+        sim.history.start_failed("a", "i", Reason::ImagePull, "no such image".into(), at(sim.now));
         let wake = sim.settle().unwrap();
         assert_eq!(sim.app_state(0)["state"]["waiting"]["reason"], reason);
         assert_eq!(wake, at(sim.now + delay));
@@ -412,7 +412,7 @@ impl Sim {
                     }
                     Some(Action::Start { container, .. }) => {
                         let container = container.clone();
-                        self.history.start_failed(&container, Reason::ImagePull, "no".into(), at(self.now));
+                        self.history.start_failed(&container, "i", Reason::ImagePull, "no".into(), at(self.now));
                     }
                     Some(_) => self.history.step_failed(Step::CleanUp, "no".into(), at(self.now)),
                     None => {}
@@ -424,7 +424,7 @@ impl Sim {
                     Some(Action::Start { container, attempt, sandbox_id, .. }) => {
                         self.model.create(sandbox_id, container, *attempt, "i", at(self.now));
                         let container = container.clone();
-                        self.history.start_failed(&container, Reason::Run, "timeout".into(), at(self.now));
+                        self.history.start_failed(&container, "i", Reason::Run, "timeout".into(), at(self.now));
                     }
                     // Edgecore is killed in the middle of the decision's actions.
                     Some(action) => {

@@ -112,7 +112,7 @@ pub fn verdict<'a>(
         let ended_at = instance.finished_at.unwrap_or(instance.created_at);
         until_crash = history.crash_until(&container.name, &container.image, ended_at).filter(|until| *until > now);
     }
-    if let Some(failure) = history.failure(&container.name)
+    if let Some(failure) = history.failure(&container.name, &container.image)
         && failure.until > now
         && until_crash.is_none_or(|until| until <= failure.until)
     {

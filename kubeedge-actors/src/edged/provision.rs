@@ -1,0 +1,89 @@
+//! What a pod gets from its node: volumes, and the configurations of its sandbox and containers.
+
+pub mod logs;
+mod node;
+
+pub use node::{NodeProvision, NodeSetup};
+
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Container, Pod};
+use kubeedge_proto::cri;
+
+use super::{
+    lifecycle::PodPlan,
+    runtime::{Instance, LocalImage},
+};
+
+/// The answer of a provision; the error is for a person, in the container's or pod's status.
+pub type Provided<'a, T> = BoxFuture<'a, Result<T, String>>;
+
+/// Turns an error into the words of a status.
+trait Provide<T> {
+    fn provide(self) -> Result<T, String>;
+}
+
+impl<T, E: std::fmt::Display> Provide<T> for Result<T, E> {
+    fn provide(self) -> Result<T, String> {
+        self.map_err(|error| error.to_string())
+    }
+}
+
+/// What a container is made for.
+#[derive(Clone, Copy, Debug)]
+pub struct ContainerRequest<'a> {
+    /// The pod.
+    pub pod: &'a Pod,
+    /// Its plan.
+    pub plan: &'a PodPlan,
+    /// The container.
+    pub container: &'a Container,
+    /// Number of the instance.
+    pub attempt: u32,
+    /// The image it runs, on the node.
+    pub image: &'a LocalImage,
+    /// The pod's addresses.
+    pub pod_ips: &'a [String],
+}
+
+/// Makes what pods need on the node beside the runtime. Every call may be repeated.
+pub trait Provision: Send + Sync {
+    /// Sets up the pod's volumes, or finds them set up.
+    fn set_up<'a>(&'a self, pod: &'a Pod, pod_ips: &'a [String]) -> Provided<'a, ()>;
+    /// Brings the contents of volumes up to date.
+    fn refresh<'a>(&'a self, pod: &'a Pod, pod_ips: &'a [String]) -> Provided<'a, ()>;
+    /// Removes volumes, directories and logs of a pod that has ended.
+    fn tear_down<'a>(&'a self, plan: &'a PodPlan) -> Provided<'a, ()>;
+
+    /// The configuration of the pod's sandbox. `started_at`: when the node took the pod up.
+    fn sandbox<'a>(
+        &'a self,
+        pod: &'a Pod,
+        plan: &'a PodPlan,
+        attempt: u32,
+        started_at: Timestamp,
+    ) -> Provided<'a, cri::PodSandboxConfig>;
+    /// The configuration of a container, with everything it mounts made.
+    fn container<'a>(&'a self, request: ContainerRequest<'a>) -> Provided<'a, cri::ContainerConfig>;
+    /// The credentials to try for an image, best first; may be empty.
+    fn credentials<'a>(&'a self, pod: &'a Pod, image: &'a str) -> Provided<'a, Vec<cri::AuthConfig>>;
+
+    /// A container was started: its log is linked to where log collectors look.
+    fn container_started<'a>(
+        &'a self,
+        plan: &'a PodPlan,
+        container: &'a str,
+        attempt: u32,
+        id: &'a str,
+    ) -> Provided<'a, ()>;
+    /// A container was removed: its log goes too.
+    fn container_removed<'a>(
+        &'a self,
+        plan: &'a PodPlan,
+        container: &'a str,
+        attempt: u32,
+        id: &'a str,
+    ) -> Provided<'a, ()>;
+    /// What an ended container wrote as its last words; empty when nothing.
+    fn last_words<'a>(&'a self, pod: &'a Pod, plan: &'a PodPlan, instance: &'a Instance) -> Provided<'a, String>;
+}

@@ -1,0 +1,367 @@
+//! What a Linux node gives its pods: kubelet's directories, cgroups, names and logs.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::IpAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use kubeedge_proto::cri;
+
+use super::{ContainerRequest, Provide, Provided, Provision, logs::LogDirs};
+use crate::edged::{
+    credentials,
+    env::{KubernetesService, container_env},
+    facts::{Allocatable, PodFacts},
+    image_name::ImageName,
+    labels,
+    lifecycle::{PodPlan, container},
+    objects::ObjectSource,
+    resources::{
+        self, CgroupDriver, NodeDns, NodeLimits, ResolvConf, cgroup_parent, container_resources, container_security,
+        pod_dns, pod_hostname, pod_sysctls, port_mappings, qos_class, sandbox_resources, sandbox_security,
+    },
+    runtime::{ImageUser, Instance},
+    volumes::{Mount, MountedVolumes, Propagation, Volumes},
+};
+
+/// Longest last words, bytes, and the longest piece of a log that stands in for them (kubelet's).
+const MAX_MESSAGE: u64 = 4096;
+const MAX_LOG_MESSAGE: u64 = 2048;
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// What the node says to its pods.
+#[derive(Clone, Debug, Default)]
+pub struct NodeSetup {
+    /// The node's name.
+    pub node_name: String,
+    /// The node's addresses, primary first.
+    pub host_ips: Vec<IpAddr>,
+    /// Kubelet's root directory, `/var/lib/kubelet` by custom. Absolute.
+    pub root_dir: PathBuf,
+    /// Where logs are, `/var/log` by custom. Absolute.
+    pub log_dir: PathBuf,
+    /// Who manages cgroups.
+    pub cgroup_driver: CgroupDriver,
+    /// The cluster's DNS servers; empty when there are none.
+    pub cluster_dns: Vec<IpAddr>,
+    /// The cluster's DNS domain; may be empty.
+    pub cluster_domain: String,
+    /// Kernel parameters beyond the safe ones that pods may set.
+    pub allowed_sysctls: Vec<String>,
+    /// What the machine says about limits.
+    pub limits: NodeLimits,
+    /// What pods may use of the node.
+    pub allocatable: Allocatable,
+    /// The API server's service as pods see it.
+    pub service: Option<KubernetesService>,
+}
+
+/// [`Provision`] on a Linux node.
+pub struct NodeProvision {
+    setup: NodeSetup,
+    objects: Arc<dyn ObjectSource>,
+    volumes: Volumes,
+    logs: LogDirs,
+    /// Volumes that are set up, by pod uid; gone with the pod.
+    mounted: Mutex<HashMap<String, MountedVolumes>>,
+}
+
+impl NodeProvision {
+    /// Provision of a node.
+    pub fn new(setup: NodeSetup, objects: Arc<dyn ObjectSource>) -> Self {
+        Self {
+            volumes: Volumes::new(setup.root_dir.clone(), Arc::clone(&objects)),
+            logs: LogDirs::new(setup.log_dir.clone()),
+            setup,
+            objects,
+            mounted: Mutex::default(),
+        }
+    }
+
+    /// The node's volumes.
+    pub fn volumes(&self) -> &Volumes {
+        &self.volumes
+    }
+
+    fn mounted(&self) -> MutexGuard<'_, HashMap<String, MountedVolumes>> {
+        // Insertions and removals are whole, so a poisoned lock guards a whole map.
+        self.mounted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn facts(&self, pod_ips: &[String]) -> PodFacts {
+        PodFacts {
+            node_name: self.setup.node_name.clone(),
+            host_ips: self.setup.host_ips.clone(),
+            pod_ips: pod_ips.iter().filter_map(|ip| ip.parse().ok()).collect(),
+            cluster_domain: self.setup.cluster_domain.clone(),
+            allocatable: self.setup.allocatable,
+            recursive_read_only: false,
+        }
+    }
+
+    fn labels(plan: &PodPlan) -> HashMap<String, String> {
+        [(labels::POD_NAME, &plan.name), (labels::POD_NAMESPACE, &plan.namespace), (labels::POD_UID, &plan.uid)]
+            .into_iter()
+            .map(|(key, value)| (key.to_owned(), value.clone()))
+            .collect()
+    }
+
+    /// File work, off the arbiter.
+    async fn files<T: Send + 'static>(
+        &self,
+        what: &'static str,
+        work: impl FnOnce(LogDirs) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, String> {
+        let logs = self.logs.clone();
+        match tokio::task::spawn_blocking(move || work(logs)).await {
+            Ok(done) => done.map_err(|error| format!("{what}: {error}")),
+            Err(error) => Err(format!("{what}: {error}")),
+        }
+    }
+
+    async fn sandbox_config(
+        &self,
+        pod: &Pod,
+        plan: &PodPlan,
+        attempt: u32,
+        started_at: Timestamp,
+    ) -> Result<cri::PodSandboxConfig, String> {
+        let host = match tokio::fs::read_to_string(RESOLV_CONF).await {
+            Ok(text) => ResolvConf::parse(&text),
+            Err(error) => {
+                tracing::debug!("{RESOLV_CONF}: {error}");
+                ResolvConf::default()
+            }
+        };
+        let dns = NodeDns {
+            cluster_dns: self.setup.cluster_dns.clone(),
+            cluster_domain: self.setup.cluster_domain.clone(),
+            host,
+        };
+        let dns = pod_dns(pod, &dns).provide()?;
+        for (reason, message) in &dns.warnings {
+            tracing::debug!(pod = plan.name, reason, "{message}");
+        }
+        let uid = plan.uid.parse().provide()?;
+        let qos = qos_class(pod).provide()?;
+        let spec = pod.spec.clone().unwrap_or_default();
+        let hostname = if plan.host_network {
+            String::new()
+        } else {
+            let name = pod_hostname(pod, &self.setup.cluster_domain).provide()?;
+            name.for_kernel(spec.set_hostname_as_fqdn).provide()?
+        };
+        let mut annotations: HashMap<String, String> =
+            pod.metadata.annotations.clone().unwrap_or_default().into_iter().collect();
+        annotations.insert(labels::POD_START.to_owned(), started_at.to_string());
+        let mut labels: HashMap<String, String> =
+            pod.metadata.labels.clone().unwrap_or_default().into_iter().collect();
+        labels.extend(Self::labels(plan));
+        Ok(cri::PodSandboxConfig {
+            metadata: Some(cri::PodSandboxMetadata {
+                name: plan.name.clone(),
+                uid: plan.uid.clone(),
+                namespace: plan.namespace.clone(),
+                attempt,
+            }),
+            hostname,
+            log_directory: self.logs.pod(plan).to_string_lossy().into_owned(),
+            dns_config: Some(dns.config),
+            port_mappings: port_mappings(pod).provide()?,
+            labels,
+            annotations,
+            linux: Some(cri::LinuxPodSandboxConfig {
+                cgroup_parent: cgroup_parent(self.setup.cgroup_driver, qos, &uid),
+                security_context: Some(sandbox_security(pod)),
+                sysctls: pod_sysctls(pod, &self.setup.allowed_sysctls).provide()?.into_iter().collect(),
+                overhead: None,
+                resources: Some(sandbox_resources(pod, &self.setup.limits).provide()?),
+            }),
+        })
+    }
+
+    async fn container_config(&self, request: ContainerRequest<'_>) -> Result<cri::ContainerConfig, String> {
+        let ContainerRequest { pod, plan, container, attempt, image, pod_ips } = request;
+        let facts = self.facts(pod_ips);
+        let env = container_env(pod, container, &facts, self.setup.service.as_ref(), &*self.objects).await.provide()?;
+        for skipped in &env.skipped {
+            tracing::warn!(pod = plan.name, container = container.name, "{skipped}");
+        }
+        let mounted = self.mounted().get(&plan.uid).cloned().unwrap_or_default();
+        let mounts = self.volumes.mounts(pod, container, &facts, &env, &mounted).await.provide()?;
+        let user = match &image.user {
+            ImageUser::Unset => resources::ImageUser::Uid(0),
+            ImageUser::Uid(uid) => resources::ImageUser::Uid(*uid),
+            ImageUser::Name(name) => resources::ImageUser::Name(name.clone()),
+        };
+        let security = container_security(pod, container, &user, &self.setup.root_dir).provide()?;
+        let limits = container_resources(pod, container, &self.setup.limits).provide()?;
+        let name = container.name.clone();
+        let directory = (plan.clone(), name.clone());
+        self.files("the log directory cannot be made", move |logs| logs.prepare(&directory.0, &directory.1)).await?;
+
+        let mut labels = Self::labels(plan);
+        labels.insert(labels::CONTAINER_NAME.to_owned(), name.clone());
+        let mut annotations: HashMap<String, String> = [
+            (labels::RESTART_COUNT, attempt.to_string()),
+            (labels::GRACE_PERIOD, plan.grace_seconds.to_string()),
+            (labels::SPEC_IMAGE, container.image.clone().unwrap_or_default()),
+        ]
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value))
+        .collect();
+        let words = container.termination_message_path.as_deref().unwrap_or("/dev/termination-log");
+        annotations.insert(labels::TERMINATION_MESSAGE_PATH.to_owned(), words.to_owned());
+        Ok(cri::ContainerConfig {
+            metadata: Some(cri::ContainerMetadata { name: name.clone(), attempt }),
+            // By content: a tag that moves between the pull and here changes nothing.
+            image: Some(cri::ImageSpec {
+                image: image.id.clone(),
+                user_specified_image: container.image.clone().unwrap_or_default(),
+                ..Default::default()
+            }),
+            command: env.expand_all(container.command.as_ref()),
+            args: env.expand_all(container.args.as_ref()),
+            working_dir: container.working_dir.clone().unwrap_or_default(),
+            envs: env.vars.into_iter().map(|(key, value)| cri::KeyValue { key, value }).collect(),
+            mounts: mounts.into_iter().map(mount).collect(),
+            labels,
+            annotations,
+            log_path: LogDirs::relative(&name, attempt),
+            stdin: container.stdin.unwrap_or(false),
+            stdin_once: container.stdin_once.unwrap_or(false),
+            tty: container.tty.unwrap_or(false),
+            linux: Some(cri::LinuxContainerConfig { resources: Some(limits), security_context: Some(security) }),
+            ..Default::default()
+        })
+    }
+
+    async fn pull_secrets(&self, pod: &Pod, image: &str) -> Result<Vec<cri::AuthConfig>, String> {
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        let image = ImageName::parse(image).provide()?;
+        let mut found = Vec::new();
+        let named = pod.spec.iter().flat_map(|spec| spec.image_pull_secrets.iter().flatten());
+        for reference in named {
+            // As kubelet does: a secret that is missing or broken is said, and the pull is tried without it.
+            match self.objects.secret(namespace, &reference.name).await {
+                Ok(Some(secret)) => match credentials::matching(&secret, &image) {
+                    Ok(credentials) => found.extend(credentials),
+                    Err(error) => tracing::warn!("image pull secret: {error}"),
+                },
+                Ok(None) => tracing::warn!("image pull secret \"{namespace}/{}\" not found", reference.name),
+                Err(error) => tracing::warn!("image pull secret: {error}"),
+            }
+        }
+        Ok(found)
+    }
+
+    async fn read_last_words(&self, pod: &Pod, plan: &PodPlan, instance: &Instance) -> Result<String, String> {
+        let spec = container(pod, &instance.name);
+        let policy = spec.and_then(|spec| spec.termination_message_policy.as_deref()).unwrap_or_default();
+        let log_counts = policy == "FallbackToLogsOnError" && instance.exit_code != 0;
+        let (file, plan) = (instance.termination_log.clone(), plan.clone());
+        let (name, attempt) = (instance.name.clone(), instance.attempt);
+        self.files("the termination log cannot be read", move |logs| {
+            let words = match file {
+                Some(path) => super::logs::tail(&path, MAX_MESSAGE)?,
+                None => Vec::new(),
+            };
+            if words.is_empty() && log_counts {
+                return logs.tail(&plan, &name, attempt, MAX_LOG_MESSAGE);
+            }
+            Ok(String::from_utf8_lossy(&words).into_owned())
+        })
+        .await
+    }
+}
+
+fn mount(mount: Mount) -> cri::Mount {
+    let propagation = match mount.propagation {
+        Propagation::Private => cri::MountPropagation::PropagationPrivate,
+        Propagation::HostToContainer => cri::MountPropagation::PropagationHostToContainer,
+        Propagation::Bidirectional => cri::MountPropagation::PropagationBidirectional,
+    };
+    cri::Mount {
+        container_path: mount.container_path,
+        host_path: mount.host_path.to_string_lossy().into_owned(),
+        readonly: mount.read_only,
+        selinux_relabel: mount.selinux_relabel,
+        propagation: propagation.into(),
+    }
+}
+
+impl Provision for NodeProvision {
+    fn set_up<'a>(&'a self, pod: &'a Pod, pod_ips: &'a [String]) -> Provided<'a, ()> {
+        Box::pin(async move {
+            let mounted = self.volumes.set_up(pod, &self.facts(pod_ips)).await.provide()?;
+            self.mounted().insert(pod.metadata.uid.clone().unwrap_or_default(), mounted);
+            Ok(())
+        })
+    }
+
+    fn refresh<'a>(&'a self, pod: &'a Pod, pod_ips: &'a [String]) -> Provided<'a, ()> {
+        Box::pin(async move { self.volumes.refresh(pod, &self.facts(pod_ips)).await.map(drop).provide() })
+    }
+
+    fn tear_down<'a>(&'a self, plan: &'a PodPlan) -> Provided<'a, ()> {
+        Box::pin(async move {
+            self.volumes.tear_down(&plan.uid).await.provide()?;
+            self.mounted().remove(&plan.uid);
+            let plan = plan.clone();
+            self.files("the pod's logs cannot be removed", move |logs| logs.remove_pod(&plan)).await
+        })
+    }
+
+    fn sandbox<'a>(
+        &'a self,
+        pod: &'a Pod,
+        plan: &'a PodPlan,
+        attempt: u32,
+        started_at: Timestamp,
+    ) -> Provided<'a, cri::PodSandboxConfig> {
+        Box::pin(self.sandbox_config(pod, plan, attempt, started_at))
+    }
+
+    fn container<'a>(&'a self, request: ContainerRequest<'a>) -> Provided<'a, cri::ContainerConfig> {
+        Box::pin(self.container_config(request))
+    }
+
+    fn credentials<'a>(&'a self, pod: &'a Pod, image: &'a str) -> Provided<'a, Vec<cri::AuthConfig>> {
+        Box::pin(self.pull_secrets(pod, image))
+    }
+
+    fn container_started<'a>(
+        &'a self,
+        plan: &'a PodPlan,
+        container: &'a str,
+        attempt: u32,
+        id: &'a str,
+    ) -> Provided<'a, ()> {
+        let (plan, container, id) = (plan.clone(), container.to_owned(), id.to_owned());
+        Box::pin(
+            self.files("the log cannot be linked", move |logs| logs.publish(&plan, &container, attempt, &id)),
+        )
+    }
+
+    fn container_removed<'a>(
+        &'a self,
+        plan: &'a PodPlan,
+        container: &'a str,
+        attempt: u32,
+        id: &'a str,
+    ) -> Provided<'a, ()> {
+        let (plan, container, id) = (plan.clone(), container.to_owned(), id.to_owned());
+        Box::pin(
+            self.files("the log cannot be removed", move |logs| logs.remove(&plan, &container, attempt, &id)),
+        )
+    }
+
+    fn last_words<'a>(&'a self, pod: &'a Pod, plan: &'a PodPlan, instance: &'a Instance) -> Provided<'a, String> {
+        Box::pin(self.read_last_words(pod, plan, instance))
+    }
+}

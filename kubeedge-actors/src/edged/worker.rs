@@ -1,0 +1,307 @@
+//! The task that looks after one pod: looks, decides, acts, reports, and looks again.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use tokio::sync::{Notify, watch};
+
+use super::{
+    lifecycle::{Action, History, Input, PodPlan, Step, VolumeState, Want, decide, later},
+    provision::Provision,
+    runtime::{InstanceState, ObservedPod, Runtime},
+    status::{NodeFacts, pod_status},
+};
+
+mod steps;
+
+/// Without any news a pod is looked at this often: what a missed change could cost at most (kubelet's).
+pub const RESYNC: Duration = Duration::from_secs(60);
+/// Pause after a failed look at the runtime or a failed report.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What is wanted of a pod.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// The pod; `None` when only the runtime knows of it.
+    pub pod: Option<Arc<Pod>>,
+    /// Its plan.
+    pub plan: Arc<PodPlan>,
+    /// What should become of it.
+    pub want: Want,
+    /// Whether its end is reported to the cloud.
+    pub report_end: bool,
+}
+
+impl Order {
+    /// Runs a pod, or ends it when its deletion was asked for.
+    pub fn of(pod: Arc<Pod>, plan: Arc<PodPlan>) -> Self {
+        let want = plan.deletion_grace_seconds.map_or(Want::Run, |grace_seconds| Want::End { grace_seconds });
+        Self { pod: Some(pod), plan, want, report_end: true }
+    }
+
+    /// Ends a pod whose object is gone.
+    pub fn end(self) -> Self {
+        let grace_seconds = self.plan.deletion_grace_seconds.unwrap_or(self.plan.grace_seconds);
+        Self { want: Want::End { grace_seconds }, report_end: false, ..self }
+    }
+
+    /// The image that a container should run.
+    fn image(&self, container: &str) -> Option<&str> {
+        self.plan.containers.iter().find(|plan| plan.name == container).map(|plan| plan.image.as_str())
+    }
+}
+
+/// What a worker reports.
+#[derive(Clone, Debug)]
+pub enum Report {
+    /// The pod's status.
+    Status(Box<PodStatus>),
+    /// The pod has ended and left nothing; its last status.
+    Terminated(Box<PodStatus>),
+}
+
+/// Takes reports. `Err` says why one was not taken for good; it is made again.
+pub trait Reporter: Send + Sync {
+    /// Takes a report about a pod.
+    fn report<'a>(&'a self, plan: &'a PodPlan, report: Report) -> BoxFuture<'a, Result<(), String>>;
+}
+
+/// What all workers share.
+pub struct Shared {
+    /// The container runtime.
+    pub runtime: Arc<dyn Runtime>,
+    /// Volumes and configurations.
+    pub provision: Arc<dyn Provision>,
+    /// Where status goes.
+    pub reporter: Arc<dyn Reporter>,
+    /// The clock.
+    pub clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
+    /// What a status says of the node.
+    pub node: watch::Receiver<NodeFacts>,
+    /// Pulls at the same time, over all pods.
+    pub pulls: tokio::sync::Semaphore,
+}
+
+/// How a worker is told of changes.
+#[derive(Default)]
+pub struct Bell {
+    news: Notify,
+    refresh: AtomicBool,
+}
+
+impl Bell {
+    /// Something changed in the runtime: look.
+    pub fn look(&self) {
+        self.news.notify_one();
+    }
+
+    /// A ConfigMap or Secret that the pod names changed, or its tokens are due: refresh its volumes and look.
+    pub fn refresh(&self) {
+        self.refresh.store(true, Ordering::Release);
+        self.news.notify_one();
+    }
+}
+
+/// One pod's worker.
+struct Worker {
+    shared: Arc<Shared>,
+    orders: watch::Receiver<Order>,
+    bell: Arc<Bell>,
+    history: History,
+    volumes: VolumeState,
+    status: Option<PodStatus>,
+    reported: Option<serde_json::Value>,
+}
+
+/// Looks after a pod until it has ended. Dropping the future leaves the pod as it is.
+pub async fn run(shared: Arc<Shared>, orders: watch::Receiver<Order>, bell: Arc<Bell>) {
+    let worker = Worker {
+        shared,
+        orders,
+        bell,
+        history: History::default(),
+        volumes: VolumeState::Unknown,
+        status: None,
+        reported: None,
+    };
+    worker.run().await;
+}
+
+impl Worker {
+    async fn run(mut self) {
+        loop {
+            let order = self.orders.borrow_and_update().clone();
+            let next = self.round(&order).await;
+            match next {
+                Next::Ended => return,
+                Next::Again => {}
+                Next::Wait(until) => self.wait(until).await,
+            }
+        }
+    }
+
+    async fn wait(&mut self, until: Timestamp) {
+        let pause = until.duration_since((self.shared.clock)());
+        let pause = Duration::try_from(pause).unwrap_or_default().min(RESYNC);
+        tokio::select! {
+            () = self.bell.news.notified() => {}
+            changed = self.orders.changed() => {
+                if changed.is_err() {
+                    // Nobody gives orders any more: the last one stands.
+                    tokio::time::sleep(pause).await;
+                }
+            }
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+
+    async fn round(&mut self, order: &Order) -> Next {
+        let plan = Arc::clone(&order.plan);
+        self.refresh(order).await;
+        let observed = match self.observe(order).await {
+            Ok(observed) => observed,
+            Err(error) => {
+                tracing::warn!(pod = %show(&plan), "cannot look at the pod: {error}");
+                return Next::Wait(later(self.now(), RETRY));
+            }
+        };
+        let now = self.now();
+        self.history.observe(&observed, now);
+        let node = self.shared.node.borrow().clone();
+        let input = Input {
+            plan: &plan,
+            want: order.want,
+            observed: &observed,
+            history: &self.history,
+            volumes: self.volumes,
+            now,
+        };
+        let decision = decide(&input);
+        let status = pod_status(&input, &node, self.status.as_ref());
+        self.status = Some(status.clone());
+
+        if decision.actions.contains(&Action::Finish) {
+            return self.finish(order, status).await;
+        }
+        let mut wake_at = later(now, RESYNC);
+        if let Some(at) = decision.wake_at {
+            wake_at = wake_at.min(at);
+        }
+        // A pod without an object has nobody to report to.
+        if order.pod.is_some() && !self.report(&plan, status).await {
+            wake_at = wake_at.min(later(now, RETRY));
+        }
+        if decision.actions.is_empty() {
+            return Next::Wait(wake_at);
+        }
+        self.act(order, decision.actions).await;
+        Next::Again
+    }
+
+    fn now(&self) -> Timestamp {
+        (self.shared.clock)()
+    }
+
+    async fn refresh(&mut self, order: &Order) {
+        if !self.bell.refresh.swap(false, Ordering::AcqRel) {
+            return;
+        }
+        self.history.retry_now();
+        if let (Some(pod), VolumeState::Ready, Want::Run) = (&order.pod, self.volumes, order.want)
+            && let Err(error) = self.shared.provision.refresh(pod, &self.history.ips).await
+        {
+            tracing::warn!(pod = %show(&order.plan), "volumes are not up to date: {error}");
+        }
+    }
+
+    async fn observe(&self, order: &Order) -> Result<ObservedPod, super::runtime::RuntimeError> {
+        let mut observed = self.shared.runtime.observe(&order.plan.uid).await?;
+        let Some(pod) = &order.pod else { return Ok(observed) };
+        for instance in &mut observed.instances {
+            if instance.state == InstanceState::Exited && instance.message.is_empty() {
+                match self.shared.provision.last_words(pod, &order.plan, instance).await {
+                    Ok(words) => instance.message = words,
+                    Err(error) => {
+                        tracing::debug!(pod = %show(&order.plan), container = instance.name, "no last words: {error}");
+                    }
+                }
+            }
+        }
+        Ok(observed)
+    }
+
+    /// Reports a status that differs from the last. False when that must be tried again.
+    async fn report(&mut self, plan: &PodPlan, status: PodStatus) -> bool {
+        let value = match serde_json::to_value(&status) {
+            Ok(value) => value,
+            Err(error) => {
+                tracing::error!(pod = %show(plan), "the status cannot be written as JSON: {error}");
+                return true;
+            }
+        };
+        if self.reported.as_ref() == Some(&value) {
+            return true;
+        }
+        match self.shared.reporter.report(plan, Report::Status(Box::new(status))).await {
+            Ok(()) => {
+                self.reported = Some(value);
+                true
+            }
+            Err(error) => {
+                tracing::warn!(pod = %show(plan), "the status is not on its way yet: {error}");
+                false
+            }
+        }
+    }
+
+    async fn finish(&mut self, order: &Order, status: PodStatus) -> Next {
+        if order.report_end && order.pod.is_some() {
+            let report = Report::Terminated(Box::new(status));
+            if let Err(error) = self.shared.reporter.report(&order.plan, report).await {
+                tracing::warn!(pod = %show(&order.plan), "the pod's end is not on its way yet: {error}");
+                return Next::Wait(later(self.now(), RETRY));
+            }
+        }
+        tracing::info!(pod = %show(&order.plan), uid = order.plan.uid, "pod has ended");
+        Next::Ended
+    }
+
+    fn step_done(&mut self, plan: &PodPlan, step: Step, result: Result<(), String>) -> bool {
+        match result {
+            Ok(()) => {
+                self.history.step_succeeded(step);
+                true
+            }
+            Err(error) => {
+                tracing::warn!(pod = %show(plan), ?step, "{error}");
+                let now = self.now();
+                self.history.step_failed(step, error, now);
+                false
+            }
+        }
+    }
+}
+
+enum Next {
+    /// Look again at once.
+    Again,
+    /// Look again when something changes, at this time at the latest.
+    Wait(Timestamp),
+    /// The pod has ended.
+    Ended,
+}
+
+fn show(plan: &PodPlan) -> String {
+    format!("{}/{}", plan.namespace, plan.name)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,269 @@
+//! Doing what was decided.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use kubeedge_proto::cri;
+use tokio::sync::watch;
+
+use super::{Order, Worker, show};
+use crate::edged::{
+    image_name::ImageName,
+    lifecycle::{Action, Reason, Step, VolumeState, container},
+    provision::ContainerRequest,
+    runtime::LocalImage,
+};
+
+/// Why a container did not start.
+enum NotStarted {
+    Failed {
+        reason: Reason,
+        message: String,
+    },
+    /// Something else is wanted meanwhile.
+    GivenUp,
+}
+
+impl NotStarted {
+    fn because<E: ToString>(reason: Reason) -> impl FnOnce(E) -> Self {
+        move |error| Self::Failed { reason, message: error.to_string() }
+    }
+}
+
+/// One start.
+struct Start {
+    container: String,
+    attempt: u32,
+    sandbox_id: String,
+    ended_at: Option<Timestamp>,
+}
+
+impl Worker {
+    /// Does the actions, as far as they work and nothing else is wanted meanwhile; the next look tells how far.
+    pub(super) async fn act(&mut self, order: &Order, actions: Vec<Action>) {
+        let (stops, others): (Vec<Action>, Vec<Action>) =
+            actions.into_iter().partition(|action| matches!(action, Action::StopContainer { .. }));
+        if !stops.is_empty() && !self.stop_containers(order, stops).await {
+            return;
+        }
+        for action in others {
+            if !self.act_one(order, action).await || self.orders.has_changed().unwrap_or(false) {
+                return;
+            }
+        }
+    }
+
+    async fn act_one(&mut self, order: &Order, action: Action) -> bool {
+        let plan = &order.plan;
+        let runtime = Arc::clone(&self.shared.runtime);
+        let provision = Arc::clone(&self.shared.provision);
+        match action {
+            Action::SetUpVolumes => {
+                let Some(pod) = &order.pod else { return false };
+                let result = provision.set_up(pod, &self.history.ips).await;
+                let done = self.step_done(plan, Step::Volumes, result);
+                if done {
+                    self.volumes = VolumeState::Ready;
+                }
+                done
+            }
+            Action::RunSandbox { attempt } => {
+                let Some(pod) = &order.pod else { return false };
+                let result = self.run_sandbox(order, pod, attempt).await;
+                self.step_done(plan, Step::Sandbox, result)
+            }
+            Action::Start { container, attempt, sandbox_id, ended_at } => {
+                let Some(pod) = &order.pod else { return false };
+                let start = Start { container, attempt, sandbox_id, ended_at };
+                match self.start(order, pod, &start).await {
+                    Ok(()) => self.history.start_succeeded(&start.container),
+                    Err(NotStarted::GivenUp) => return false,
+                    Err(NotStarted::Failed { reason, message }) => {
+                        tracing::warn!(pod = %show(plan), container = start.container, ?reason, "{message}");
+                        let now = self.now();
+                        let image = order.image(&start.container).unwrap_or_default();
+                        self.history.start_failed(&start.container, image, reason, message, now);
+                    }
+                }
+                // The other containers do not depend on this one.
+                true
+            }
+            Action::RemoveContainer { id, container, attempt } => {
+                let result = runtime.remove_container(&id).await.map_err(|error| error.to_string());
+                let done = self.step_done(plan, Step::CleanUp, result);
+                if done && let Err(error) = provision.container_removed(plan, &container, attempt, &id).await {
+                    tracing::warn!(pod = %show(plan), container, "its log stays: {error}");
+                }
+                done
+            }
+            Action::StopSandbox { id } => {
+                let result = runtime.stop_sandbox(&id).await.map_err(|error| error.to_string());
+                let done = self.step_done(plan, Step::CleanUp, result);
+                if done {
+                    self.history.released.insert(id);
+                }
+                done
+            }
+            Action::RemoveSandbox { id } => {
+                let result = runtime.remove_sandbox(&id).await.map_err(|error| error.to_string());
+                self.step_done(plan, Step::CleanUp, result)
+            }
+            Action::TearDownVolumes => {
+                let result = provision.tear_down(plan).await;
+                let done = self.step_done(plan, Step::CleanUp, result);
+                if done {
+                    self.volumes = VolumeState::Gone;
+                }
+                done
+            }
+            // Stops are done side by side, before; the end is the worker's own.
+            Action::StopContainer { .. } | Action::Finish => true,
+        }
+    }
+
+    /// Stops containers side by side. Ends early when something else is wanted: a shorter grace period counts at once.
+    async fn stop_containers(&mut self, order: &Order, stops: Vec<Action>) -> bool {
+        let runtime = Arc::clone(&self.shared.runtime);
+        let mut under_way = FuturesUnordered::new();
+        for stop in stops {
+            let Action::StopContainer { id, grace_seconds, replaced } = stop else { continue };
+            if replaced {
+                self.history.replaced.insert(id.clone());
+            }
+            let runtime = Arc::clone(&runtime);
+            under_way.push(async move {
+                tracing::info!(container = id, grace_seconds, "stopping");
+                runtime.stop_container(&id, Duration::from_secs(grace_seconds.into())).await
+            });
+        }
+        let mut failed = None;
+        loop {
+            tokio::select! {
+                stopped = under_way.next() => match stopped {
+                    None => break,
+                    Some(Ok(())) => {}
+                    Some(Err(error)) => failed = Some(error.to_string()),
+                },
+                () = other_order(&self.orders, |new| new.want != order.want) => return false,
+            }
+        }
+        self.step_done(&order.plan, Step::CleanUp, failed.map_or(Ok(()), Err))
+    }
+
+    async fn run_sandbox(&mut self, order: &Order, pod: &Pod, attempt: u32) -> Result<(), String> {
+        let started_at = self.history.started_at.unwrap_or_else(|| self.now());
+        let config = self.shared.provision.sandbox(pod, &order.plan, attempt, started_at).await?;
+        // The name of a RuntimeClass is its handler's by custom; the class itself is not on the node.
+        let handler = pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref()).unwrap_or_default();
+        let id = self.shared.runtime.run_sandbox(&config, handler).await.map_err(|error| error.to_string())?;
+        tracing::info!(pod = %show(&order.plan), sandbox = id, attempt, "sandbox runs");
+        Ok(())
+    }
+
+    async fn start(&mut self, order: &Order, pod: &Pod, start: &Start) -> Result<(), NotStarted> {
+        let name = start.container.as_str();
+        let plan = &order.plan;
+        let spec = container(pod, name).ok_or_else(|| NotStarted::Failed {
+            reason: Reason::Config,
+            message: format!("the pod has no container {name:?}"),
+        })?;
+        let image_name = ImageName::parse(spec.image.as_deref().unwrap_or_default())
+            .map_err(NotStarted::because(Reason::InvalidImageName))?;
+        let provision = Arc::clone(&self.shared.provision);
+        let runtime = Arc::clone(&self.shared.runtime);
+        let started_at = self.history.started_at.unwrap_or_else(|| self.now());
+        let sandbox = provision.sandbox(pod, plan, 0, started_at).await.map_err(NotStarted::because(Reason::Config))?;
+
+        let policy = spec.image_pull_policy.as_deref();
+        let image = self.ensure_image(order, pod, name, &image_name, policy, &sandbox).await?;
+        let request = ContainerRequest {
+            pod,
+            plan,
+            container: spec,
+            attempt: start.attempt,
+            image: &image,
+            pod_ips: &self.history.ips,
+        };
+        let config = provision.container(request).await.map_err(NotStarted::because(Reason::Config))?;
+        let id = runtime
+            .create_container(&start.sandbox_id, &config, &sandbox)
+            .await
+            .map_err(NotStarted::because(Reason::Create))?;
+        let now = self.now();
+        self.history.restarted(name, spec.image.as_deref().unwrap_or_default(), start.ended_at, now);
+        runtime.start_container(&id).await.map_err(NotStarted::because(Reason::Run))?;
+        tracing::info!(pod = %show(plan), container = name, attempt = start.attempt, id, "container runs");
+        if let Err(error) = provision.container_started(plan, name, start.attempt, &id).await {
+            tracing::warn!(pod = %show(plan), container = name, "its log is not linked: {error}");
+        }
+        Ok(())
+    }
+
+    /// The image on the node, fetched if the policy says so.
+    async fn ensure_image(
+        &mut self,
+        order: &Order,
+        pod: &Pod,
+        container: &str,
+        name: &ImageName,
+        policy: Option<&str>,
+        sandbox: &cri::PodSandboxConfig,
+    ) -> Result<LocalImage, NotStarted> {
+        let shared = Arc::clone(&self.shared);
+        let asked = name.asked.as_str();
+        let find = || async { shared.runtime.image(asked).await.map_err(NotStarted::because(Reason::ImagePull)) };
+        let policy = policy.filter(|policy| !policy.is_empty());
+        let always = policy == Some("Always") || (policy.is_none() && name.is_latest());
+        if !always && let Some(image) = find().await? {
+            return Ok(image);
+        }
+        if policy == Some("Never") {
+            let message = format!("container image {asked:?} is not present with pull policy of Never");
+            return Err(NotStarted::Failed { reason: Reason::ImageNeverPull, message });
+        }
+        let pull = async {
+            let _place = shared.pulls.acquire().await;
+            let credentials =
+                shared.provision.credentials(pod, asked).await.map_err(NotStarted::because(Reason::ImagePull))?;
+            let mut tries = credentials.into_iter().map(Some).collect::<Vec<_>>();
+            // Public images need none.
+            tries.push(None);
+            let mut first_error = None;
+            for auth in tries {
+                match shared.runtime.pull_image(asked, auth, sandbox).await {
+                    Ok(()) => return Ok(()),
+                    Err(error) => {
+                        first_error.get_or_insert(error.to_string());
+                    }
+                }
+            }
+            Err(NotStarted::Failed { reason: Reason::ImagePull, message: first_error.unwrap_or_default() })
+        };
+        tracing::info!(pod = %show(&order.plan), image = asked, "pulling");
+        let other =
+            other_order(&self.orders, |new| new.want != order.want || new.image(container) != order.image(container));
+        tokio::select! {
+            pulled = pull => pulled?,
+            () = other => return Err(NotStarted::GivenUp),
+        }
+        find().await?.ok_or_else(|| NotStarted::Failed {
+            reason: Reason::ImagePull,
+            message: format!("{asked} was pulled and is not there"),
+        })
+    }
+}
+
+/// Resolves when an order has come that matters. What does not matter stays to be seen.
+async fn other_order(orders: &watch::Receiver<Order>, matters: impl Fn(&Order) -> bool) {
+    let mut orders = orders.clone();
+    loop {
+        if matters(&orders.borrow_and_update()) {
+            return;
+        }
+        if orders.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}

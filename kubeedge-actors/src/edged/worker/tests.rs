@@ -1,0 +1,423 @@
+//! A worker against a runtime in memory, on paused time.
+
+use std::sync::Mutex;
+
+use serde_json::{Value, json};
+use tokio::{task::JoinHandle, time::Instant};
+
+use super::*;
+use crate::edged::{
+    fake::FakeRuntime,
+    labels,
+    lifecycle::DEFAULT_GRACE_SECONDS,
+    provision::{ContainerRequest, Provided},
+    runtime::Instance,
+};
+
+#[derive(Default)]
+struct Reports {
+    made: Mutex<Vec<(bool, Value)>>,
+    refuse: AtomicBool,
+    news: Notify,
+}
+
+impl Reporter for Reports {
+    fn report<'a>(&'a self, _plan: &'a PodPlan, report: Report) -> BoxFuture<'a, Result<(), String>> {
+        Box::pin(async move {
+            if self.refuse.load(Ordering::Acquire) {
+                return Err("disk full".to_owned());
+            }
+            let (ended, status) = match report {
+                Report::Status(status) => (false, status),
+                Report::Terminated(status) => (true, status),
+            };
+            self.made.lock().unwrap().push((ended, serde_json::to_value(status).unwrap()));
+            self.news.notify_one();
+            Ok(())
+        })
+    }
+}
+
+/// Volumes that only exist in words.
+#[derive(Default)]
+struct Words {
+    done: Mutex<Vec<String>>,
+    missing: Mutex<Option<String>>,
+}
+
+impl Words {
+    fn note(&self, what: impl Into<String>) -> Provided<'_, ()> {
+        self.done.lock().unwrap().push(what.into());
+        Box::pin(async { Ok(()) })
+    }
+}
+
+impl Provision for Words {
+    fn set_up<'a>(&'a self, _pod: &'a Pod, _ips: &'a [String]) -> Provided<'a, ()> {
+        self.note("set up")
+    }
+    fn refresh<'a>(&'a self, _pod: &'a Pod, _ips: &'a [String]) -> Provided<'a, ()> {
+        self.note("refresh")
+    }
+    fn tear_down<'a>(&'a self, _plan: &'a PodPlan) -> Provided<'a, ()> {
+        self.note("tear down")
+    }
+    fn sandbox<'a>(
+        &'a self,
+        _pod: &'a Pod,
+        plan: &'a PodPlan,
+        attempt: u32,
+        started_at: Timestamp,
+    ) -> Provided<'a, kubeedge_proto::cri::PodSandboxConfig> {
+        Box::pin(async move {
+            Ok(kubeedge_proto::cri::PodSandboxConfig {
+                metadata: Some(kubeedge_proto::cri::PodSandboxMetadata {
+                    name: plan.name.clone(),
+                    uid: plan.uid.clone(),
+                    namespace: plan.namespace.clone(),
+                    attempt,
+                }),
+                annotations: [(labels::POD_START.to_owned(), started_at.to_string())].into(),
+                ..Default::default()
+            })
+        })
+    }
+    fn container<'a>(&'a self, request: ContainerRequest<'a>) -> Provided<'a, kubeedge_proto::cri::ContainerConfig> {
+        Box::pin(async move {
+            if let Some(missing) = self.missing.lock().unwrap().clone() {
+                return Err(missing);
+            }
+            let image = request.container.image.clone().unwrap_or_default();
+            Ok(kubeedge_proto::cri::ContainerConfig {
+                metadata: Some(kubeedge_proto::cri::ContainerMetadata {
+                    name: request.container.name.clone(),
+                    attempt: request.attempt,
+                }),
+                image: Some(kubeedge_proto::cri::ImageSpec { image: image.clone(), ..Default::default() }),
+                annotations: [(labels::SPEC_IMAGE.to_owned(), image)].into(),
+                ..Default::default()
+            })
+        })
+    }
+    fn credentials<'a>(&'a self, _pod: &'a Pod, _image: &'a str) -> Provided<'a, Vec<kubeedge_proto::cri::AuthConfig>> {
+        Box::pin(async { Ok(Vec::new()) })
+    }
+    fn container_started<'a>(&'a self, _: &'a PodPlan, container: &'a str, _: u32, _: &'a str) -> Provided<'a, ()> {
+        self.note(format!("link {container}"))
+    }
+    fn container_removed<'a>(&'a self, _: &'a PodPlan, container: &'a str, _: u32, _: &'a str) -> Provided<'a, ()> {
+        self.note(format!("unlink {container}"))
+    }
+    fn last_words<'a>(&'a self, _: &'a Pod, _: &'a PodPlan, instance: &'a Instance) -> Provided<'a, String> {
+        Box::pin(async move { Ok(format!("last words of {}", instance.name)) })
+    }
+}
+
+struct Bench {
+    runtime: FakeRuntime,
+    words: Arc<Words>,
+    reports: Arc<Reports>,
+    shared: Arc<Shared>,
+    orders: watch::Sender<Order>,
+    bell: Arc<Bell>,
+    worker: Option<JoinHandle<()>>,
+}
+
+fn pod(change: impl FnOnce(&mut Value)) -> Arc<Pod> {
+    let mut value = json!({
+        "metadata": {"namespace": "ns", "name": "p", "uid": "u"},
+        "spec": {"containers": [{"name": "a", "image": "app:1"}]},
+    });
+    change(&mut value);
+    Arc::new(serde_json::from_value(value).unwrap())
+}
+
+fn order(pod: &Arc<Pod>) -> Order {
+    Order::of(Arc::clone(pod), Arc::new(PodPlan::of(pod).unwrap()))
+}
+
+fn deleted(pod: &Arc<Pod>, grace: i64) -> Arc<Pod> {
+    let mut pod = Pod::clone(pod);
+    pod.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::UNIX_EPOCH));
+    pod.metadata.deletion_grace_period_seconds = Some(grace);
+    Arc::new(pod)
+}
+
+impl Bench {
+    fn new(pod: &Arc<Pod>) -> Self {
+        let began = Instant::now();
+        let clock = Arc::new(move || {
+            later(Timestamp::from_second(1_800_000_000).unwrap(), Instant::now().duration_since(began))
+        });
+        let runtime = FakeRuntime::new(clock.clone());
+        let (words, reports) = (Arc::new(Words::default()), Arc::new(Reports::default()));
+        let (_, node) = watch::channel(NodeFacts::default());
+        let shared = Arc::new(Shared {
+            runtime: Arc::new(runtime.clone()),
+            provision: Arc::<Words>::clone(&words),
+            reporter: Arc::<Reports>::clone(&reports),
+            clock,
+            node,
+            pulls: tokio::sync::Semaphore::new(1),
+        });
+        let (orders, _) = watch::channel(order(pod));
+        let mut bench = Self { runtime, words, reports, shared, orders, bell: Arc::default(), worker: None };
+        bench.start();
+        bench
+    }
+
+    fn start(&mut self) {
+        let (shared, bell) = (Arc::clone(&self.shared), Arc::clone(&self.bell));
+        self.worker = Some(tokio::spawn(run(shared, self.orders.subscribe(), bell)));
+    }
+
+    /// Edgecore is killed and starts again.
+    fn restart(&mut self) {
+        self.worker.take().unwrap().abort();
+        self.reports.made.lock().unwrap().clear();
+        self.start();
+    }
+
+    /// The first report that fits.
+    async fn until(&self, fits: impl Fn(&Value) -> bool) -> Value {
+        let mut seen = 0;
+        tokio::time::timeout(Duration::from_secs(3600), async {
+            loop {
+                {
+                    let made = self.reports.made.lock().unwrap();
+                    if let Some((_, status)) = made[seen.min(made.len())..].iter().find(|(_, status)| fits(status)) {
+                        return status.clone();
+                    }
+                    seen = made.len();
+                }
+                self.reports.news.notified().await;
+            }
+        })
+        .await
+        .unwrap_or_else(|_| panic!("no such report: {:#?}", self.reports.made.lock().unwrap()))
+    }
+
+    async fn until_phase(&self, phase: &str) -> Value {
+        self.until(|status| status["phase"] == phase).await
+    }
+
+    async fn until_waiting(&self, reason: &str) -> Value {
+        self.until(|status| state(status)["waiting"]["reason"] == reason).await
+    }
+
+    async fn ended(&mut self) -> Value {
+        self.worker.take().unwrap().await.unwrap();
+        let made = self.reports.made.lock().unwrap();
+        let (ended, status) = made.last().unwrap();
+        assert!(ended, "the last report is the pod's end");
+        status.clone()
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            assert_eq!(self.runtime.violations(), Vec::<String>::new());
+        }
+    }
+}
+
+fn state(status: &Value) -> &Value {
+    &status["containerStatuses"][0]["state"]
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_runs_and_its_deletion_leaves_nothing() {
+    let pod = pod(|_| {});
+    let mut bench = Bench::new(&pod);
+    bench.runtime.publish_image("app:1");
+    bench.until_waiting("ContainerCreating").await;
+    let running = bench.until_phase("Running").await;
+    assert_eq!(running["containerStatuses"][0]["image"], "app:1");
+    assert_eq!(*bench.words.done.lock().unwrap(), ["set up", "link a"]);
+
+    bench.orders.send_replace(order(&deleted(&pod, 5)));
+    let last = bench.ended().await;
+    assert_eq!(last["containerStatuses"][0]["state"]["terminated"]["exitCode"], 143);
+    let stop = bench.runtime.calls().into_iter().find(|call| call.starts_with("stop_container"));
+    assert!(stop.unwrap().ends_with(" 5"));
+    assert_eq!(bench.words.done.lock().unwrap()[2..], ["unlink a", "tear down"]);
+    assert!(bench.runtime.pod("u").sandboxes.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restart_of_edgecore_adopts_what_runs() {
+    let pod = pod(|_| {});
+    let mut bench = Bench::new(&pod);
+    bench.runtime.add_image("app:1");
+    bench.until_phase("Running").await;
+    let before = bench.runtime.pod("u");
+    tokio::time::advance(Duration::from_secs(100)).await;
+    bench.restart();
+    let adopted = bench.until_phase("Running").await;
+    assert_eq!(bench.runtime.pod("u"), before);
+    assert_eq!(adopted["startTime"], "2027-01-15T08:00:00Z");
+    let made = |call: &str| bench.runtime.calls().iter().filter(|made| made.starts_with(call)).count();
+    assert_eq!((made("run_sandbox"), made("create_container")), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_ended_while_edgecore_was_down_is_restarted_once() {
+    let pod = pod(|_| {});
+    let mut bench = Bench::new(&pod);
+    bench.runtime.add_image("app:1");
+    bench.until_phase("Running").await;
+    bench.worker.take().unwrap().abort();
+    assert!(bench.runtime.exit("u", "a", 1));
+    bench.worker = Some(tokio::spawn(async {}));
+    bench.restart();
+    let status = bench.until(|status| status["containerStatuses"][0]["restartCount"] == 1).await;
+    assert!(state(&status)["running"].is_object());
+    assert_eq!(status["containerStatuses"][0]["lastState"]["terminated"]["message"], "last words of a");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delete_made_while_edgecore_was_down_takes_effect() {
+    let pod = pod(|_| {});
+    let mut bench = Bench::new(&pod);
+    bench.runtime.add_image("app:1");
+    bench.until_phase("Running").await;
+    bench.worker.take().unwrap().abort();
+    bench.orders.send_replace(order(&deleted(&pod, 1)));
+    bench.worker = Some(tokio::spawn(async {}));
+    bench.restart();
+    bench.ended().await;
+    assert!(bench.runtime.pod("u").sandboxes.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn crashes_are_seen_by_the_bell_and_back_off() {
+    let pod = pod(|_| {});
+    let bench = Bench::new(&pod);
+    bench.runtime.add_image("app:1");
+    bench.until_phase("Running").await;
+    for restarts in 1..4 {
+        assert!(bench.runtime.exit("u", "a", 2));
+        let before = Instant::now();
+        bench.bell.look();
+        bench
+            .until(|status| {
+                status["containerStatuses"][0]["restartCount"] == restarts && state(status)["running"].is_object()
+            })
+            .await;
+        let waited = before.elapsed().as_secs();
+        assert_eq!(waited, [0, 10, 20][restarts - 1]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pull_is_tried_again_and_given_up_for_a_deletion() {
+    let pod = pod(|pod| pod["spec"]["containers"][0]["imagePullPolicy"] = "Always".into());
+    let mut bench = Bench::new(&pod);
+    let status = bench.until_waiting("ErrImagePull").await;
+    assert!(state(&status)["waiting"]["message"].as_str().unwrap().contains("app:1: not found"));
+    bench.until_waiting("ImagePullBackOff").await;
+    bench.orders.send_replace(order(&deleted(&pod, 30)));
+    let last = bench.ended().await;
+    assert_eq!(state(&last)["terminated"]["reason"], "ContainerStatusUnknown");
+}
+
+#[tokio::test(start_paused = true)]
+async fn pull_policies_are_kept() {
+    let never = pod(|pod| pod["spec"]["containers"][0]["imagePullPolicy"] = "Never".into());
+    let bench = Bench::new(&never);
+    bench.runtime.publish_image("app:1");
+    bench.until_waiting("ErrImageNeverPull").await;
+    bench.runtime.add_image("app:1");
+    bench.until_phase("Running").await;
+    assert!(!bench.runtime.calls().iter().any(|call| call.starts_with("pull_image")));
+
+    let unset = pod(|_| {});
+    let bench = Bench::new(&unset);
+    bench.runtime.add_image("app:1");
+    bench.until_phase("Running").await;
+    assert!(!bench.runtime.calls().iter().any(|call| call.starts_with("pull_image")), "it is on the node");
+
+    let latest = pod(|pod| pod["spec"]["containers"][0]["image"] = "app".into());
+    let bench = Bench::new(&latest);
+    bench.until_waiting("ErrImagePull").await;
+
+    let invalid = pod(|pod| pod["spec"]["containers"][0]["image"] = "App Store".into());
+    let bench = Bench::new(&invalid);
+    bench.until_waiting("InvalidImageName").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_missing_config_map_is_said_and_its_arrival_starts_the_container_at_once() {
+    let pod = pod(|_| {});
+    let bench = Bench::new(&pod);
+    bench.runtime.add_image("app:1");
+    *bench.words.missing.lock().unwrap() = Some("configmap \"c\" not found".to_owned());
+    let status = bench.until_waiting("CreateContainerConfigError").await;
+    assert_eq!(state(&status)["waiting"]["message"], "configmap \"c\" not found");
+    *bench.words.missing.lock().unwrap() = None;
+    let before = Instant::now();
+    bench.bell.refresh();
+    bench.until_phase("Running").await;
+    assert_eq!(before.elapsed().as_secs(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_command_that_cannot_start_is_said() {
+    let pod = pod(|_| {});
+    let bench = Bench::new(&pod);
+    bench.runtime.add_image("app:1");
+    bench.runtime.fail_next("start_container", "exec: no such file");
+    bench.runtime.fail_next("start_container", "exec: no such file");
+    let status = bench.until_waiting("RunContainerError").await;
+    assert!(state(&status)["waiting"]["message"].as_str().unwrap().contains("no such file"));
+    bench.until_phase("Running").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shorter_grace_period_counts_at_once() {
+    let pod = pod(|_| {});
+    let mut bench = Bench::new(&pod);
+    bench.runtime.add_image("app:1");
+    bench.runtime.make_stubborn("a");
+    bench.until_phase("Running").await;
+    let before = Instant::now();
+    bench.orders.send_replace(order(&deleted(&pod, i64::from(DEFAULT_GRACE_SECONDS))));
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    bench.orders.send_replace(order(&deleted(&pod, 1)));
+    bench.ended().await;
+    assert_eq!(before.elapsed().as_secs(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn failed_steps_and_reports_are_made_again() {
+    let pod = pod(|_| {});
+    let mut bench = Bench::new(&pod);
+    bench.runtime.add_image("app:1");
+    for call in
+        ["run_sandbox", "create_container", "stop_container", "stop_sandbox", "remove_container", "remove_sandbox"]
+    {
+        bench.runtime.fail_next(call, "out of luck");
+    }
+    let status = bench.until(|status| state(status)["waiting"]["message"].is_string()).await;
+    assert!(state(&status)["waiting"]["message"].as_str().unwrap().contains("out of luck"));
+    bench.until_phase("Running").await;
+    bench.reports.refuse.store(true, Ordering::Release);
+    bench.orders.send_replace(order(&deleted(&pod, 1)));
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    assert!(!bench.worker.as_ref().unwrap().is_finished(), "the end is not forgotten before it is reported");
+    bench.reports.refuse.store(false, Ordering::Release);
+    bench.ended().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_whose_object_is_gone_ends_without_a_report() {
+    let pod = pod(|_| {});
+    let mut bench = Bench::new(&pod);
+    bench.runtime.add_image("app:1");
+    bench.until_phase("Running").await;
+    bench.orders.send_replace(order(&pod).end());
+    bench.worker.take().unwrap().await.unwrap();
+    assert!(bench.reports.made.lock().unwrap().iter().all(|(ended, _)| !ended));
+    assert!(bench.runtime.pod("u").sandboxes.is_empty());
+}
