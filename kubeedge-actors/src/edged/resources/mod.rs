@@ -1,5 +1,22 @@
-//! What a pod's specification means to the runtime: pure functions, plain structs.
+//! What a pod's specification means to the container runtime.
+//!
+//! Pure functions from the API's types to CRI's, with the kubelet's rules. What depends on the node comes in as an
+//! argument. An error is of the specification: no waiting mends it.
 
+mod cgroup;
+mod dns;
 mod hostname;
+mod linux;
+mod ports;
+mod qos;
+mod security;
+mod sysctls;
 
+pub use cgroup::{CgroupDriver, cgroup_parent};
+pub use dns::{DnsError, NodeDns, PodDns, ResolvConf, pod_dns};
 pub use hostname::{HostnameError, PodHostname, hosts_file, node_hosts_file, pod_hostname};
+pub use linux::{NodeLimits, container_resources, sandbox_resources};
+pub use ports::{InvalidPort, port_mappings};
+pub use qos::{InvalidResource, QosClass, qos_class};
+pub use security::{ImageUser, SecurityError, container_security, namespace_options, sandbox_security};
+pub use sysctls::{SysctlForbidden, pod_sysctls};

@@ -104,6 +104,24 @@ pub struct Mount {
     pub selinux_relabel: bool,
 }
 
+impl From<Mount> for kubeedge_proto::cri::Mount {
+    fn from(mount: Mount) -> Self {
+        use kubeedge_proto::cri::MountPropagation;
+        let propagation = match mount.propagation {
+            Propagation::Private => MountPropagation::PropagationPrivate,
+            Propagation::HostToContainer => MountPropagation::PropagationHostToContainer,
+            Propagation::Bidirectional => MountPropagation::PropagationBidirectional,
+        };
+        Self {
+            container_path: mount.container_path,
+            host_path: mount.host_path.to_string_lossy().into_owned(),
+            readonly: mount.read_only,
+            selinux_relabel: mount.selinux_relabel,
+            propagation: propagation.into(),
+        }
+    }
+}
+
 /// Where a pod's volumes are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MountedVolumes {
