@@ -10,7 +10,9 @@ use std::{
 
 use kubeedge_actors::{
     config::{HostPort, InvalidValue, UnixEndpoint},
-    identity::{CaHash, IdentityError, InvalidJoinToken, JoinToken, NodeIdentity, NodeKey, pinned_config, system_clock},
+    identity::{
+        CaHash, IdentityError, InvalidJoinToken, JoinToken, NodeIdentity, NodeKey, pinned_config, system_clock,
+    },
     link::client::{ConnectError, enrol as ask},
 };
 use kubeedge_proto::{InvalidNodeName, NodeName, v1::EnrolRequest};
@@ -92,7 +94,15 @@ impl Join {
             .or_else(|| data_dir.as_ref().map(|folder| folder.join("edgecore.yaml")))
             .unwrap_or_else(|| DEFAULT_FILE.into());
         let node = node.map_or_else(host_name, Ok)?;
-        Ok(Self { cloud, token: token.parse()?, node, data_dir, config: absolute(&config)?, runtime: None, force: false })
+        Ok(Self {
+            cloud,
+            token: token.parse()?,
+            node,
+            data_dir,
+            config: absolute(&config)?,
+            runtime: None,
+            force: false,
+        })
     }
 
     /// Uses another container runtime than containerd's usual one.
