@@ -176,7 +176,7 @@ fn failing_write_child() {
             }
         }
         assert_eq!(failures, 5, "round {round} met the limit");
-        setrlimit(Resource::Fsize, unlimited.clone()).unwrap();
+        setrlimit(Resource::Fsize, unlimited).unwrap();
         commit(&store, &format!("{round}/after"), b"value").unwrap();
         holds_the_first_twenty(&store);
     }
