@@ -13,7 +13,8 @@ pub fn log() {
         Ok(filter) => (filter, None),
         Err(error) => (Targets::new().with_default(tracing::Level::INFO), Some(error)),
     };
-    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(rustix::termios::isatty(io::stderr()));
+    let lines =
+        tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(rustix::termios::isatty(io::stderr()));
     if tracing_subscriber::registry().with(lines).with(filter).try_init().is_ok()
         && let Some(error) = fault
     {

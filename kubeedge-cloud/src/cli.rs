@@ -161,7 +161,8 @@ fn token(command: TokenCommand, config: &CloudCore) -> Result<()> {
 fn table(tokens: &[TokenInfo]) -> String {
     let rows = tokens.iter().map(|token| {
         let node = token.node.as_deref().unwrap_or("<any>");
-        [token.id.as_str(), node, token.expires.as_str(), if token.reusable { "many" } else { "one" }].map(str::to_owned)
+        [token.id.as_str(), node, token.expires.as_str(), if token.reusable { "many" } else { "one" }]
+            .map(str::to_owned)
     });
     let rows: Vec<[String; 4]> =
         std::iter::once(["ID", "NODE", "EXPIRES", "USES"].map(str::to_owned)).chain(rows).collect();

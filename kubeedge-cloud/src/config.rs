@@ -3,7 +3,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
 };
@@ -71,13 +71,13 @@ pub struct CloudHub {
     /// How many nodes may be connected at once.
     #[serde(deserialize_with = "node_limit")]
     pub node_limit: u32,
-    /// Certificate of the authority, PEM. If it is not there, an authority is made in the data folder. The server's
-    /// own certificate is issued at every start.
-    #[serde(rename = "tlsCAFile")]
-    pub tls_ca_file: PathBuf,
-    /// Its key.
-    #[serde(rename = "tlsCAKeyFile")]
-    pub tls_ca_key_file: PathBuf,
+    /// Certificate of the authority, PEM, named `rootCA.crt`; [`CloudHub::authority_folder`] says what follows. The
+    /// server's own certificate is issued at every start.
+    #[serde(rename = "tlsCAFile", deserialize_with = "authority_certificate")]
+    tls_ca_file: PathBuf,
+    /// Its key, `rootCA.key` beside it.
+    #[serde(rename = "tlsCAKeyFile", deserialize_with = "authority_key")]
+    tls_ca_key_file: PathBuf,
     /// Addresses by which nodes reach this cloud: the server's certificate is for them.
     #[serde(deserialize_with = "or_default")]
     pub advertise_address: Vec<IpAddr>,
@@ -115,6 +115,17 @@ impl Default for CloudHub {
 }
 
 impl CloudHub {
+    /// The folder of the authority's `rootCA.crt` and `rootCA.key`: the one that the file names if a certificate is
+    /// there, so that a KubeEdge authority is taken over; otherwise one in the data folder, where it is made if need be.
+    pub fn authority_folder(&self, data_dir: &Path) -> PathBuf {
+        match self.tls_ca_file.parent() {
+            Some(folder) if self.tls_ca_file.exists() && self.tls_ca_key_file.parent() == Some(folder) => {
+                folder.to_owned()
+            }
+            _ => data_dir.join("ca"),
+        }
+    }
+
     /// How long a join token is valid unless told otherwise: KubeEdge's rule.
     pub fn token_validity(&self) -> Duration {
         self.token_refresh_duration.duration() * 2
@@ -251,6 +262,25 @@ span!(
     /// Whole hours, from 1 to a year.
     Hours, "hours", 3_600, 8_760
 );
+
+fn authority_certificate<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+    named(deserializer, "rootCA.crt")
+}
+
+fn authority_key<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
+    named(deserializer, "rootCA.key")
+}
+
+/// A path to a file of this name, or nothing.
+fn named<'de, D: Deserializer<'de>>(deserializer: D, name: &str) -> Result<PathBuf, D::Error> {
+    let path = PathBuf::deserialize(deserializer)?;
+    if path.as_os_str().is_empty() || path.file_name().is_some_and(|it| it == name) {
+        return Ok(path);
+    }
+    Err(D::Error::custom(format!(
+        "{path:?} is not valid, expected a file named {name}, such as \"/etc/kubeedge/ca/{name}\""
+    )))
+}
 
 fn node_limit<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
     match u32::deserialize(deserializer)? {

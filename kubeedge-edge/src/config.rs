@@ -1,6 +1,10 @@
 //! `edgecore.yaml`: the fields of KubeEdge's own file that mean something here, with KubeEdge's defaults.
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use kubeedge_actors::config::{Document, HostPort, Seconds, Taint, UnixEndpoint, optional, or_default, parsed};
 use kubeedge_proto::NodeName;
@@ -188,11 +192,11 @@ pub struct EdgeHub {
     pub enable: bool,
     /// Pause between heartbeats.
     pub heartbeat: Seconds,
-    /// Certificate of the cloud's authority, PEM.
+    /// Certificate of the cloud's authority, PEM: `<folder>/ca/rootCA.crt`.
     pub tls_ca_file: PathBuf,
-    /// This node's certificate, PEM.
+    /// This node's certificate, PEM: `<folder>/certs/server.crt`.
     pub tls_cert_file: PathBuf,
-    /// Its key, PEM.
+    /// Its key, PEM: `<folder>/certs/server.key`.
     pub tls_private_key_file: PathBuf,
     /// Join token: used while there is no certificate.
     pub token: Token,
@@ -215,6 +219,27 @@ impl Default for EdgeHub {
             token: Token::default(),
             http_server: local(ENROLMENT_PORT),
             websocket: WebSocket::default(),
+        }
+    }
+}
+
+/// Files that are not laid out as KubeEdge lays them out.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "modules.edgeHub: expected tlsCaFile, tlsCertFile and tlsPrivateKeyFile to be ca/rootCA.crt, certs/server.crt and \
+     certs/server.key of one folder, such as /etc/kubeedge"
+)]
+pub struct ScatteredIdentity;
+
+impl EdgeHub {
+    /// The folder of the node's certificate and key.
+    pub fn identity_folder(&self) -> Result<&Path, ScatteredIdentity> {
+        let folder = self.tls_cert_file.parent().and_then(Path::parent).ok_or(ScatteredIdentity)?;
+        let expected = ["ca/rootCA.crt", "certs/server.crt", "certs/server.key"].map(|file| folder.join(file));
+        if expected == [&self.tls_ca_file, &self.tls_cert_file, &self.tls_private_key_file].map(PathBuf::clone) {
+            Ok(folder)
+        } else {
+            Err(ScatteredIdentity)
         }
     }
 }

@@ -10,7 +10,9 @@ use std::{
 
 use kubeedge_actors::{
     config::{HostPort, InvalidValue, UnixEndpoint},
-    identity::{CaHash, IdentityError, InvalidJoinToken, JoinToken, NodeIdentity, NodeKey, pinned_config, system_clock},
+    identity::{
+        CaHash, IdentityError, InvalidJoinToken, JoinToken, NodeIdentity, NodeKey, pinned_config, system_clock,
+    },
     link::client::{ConnectError, enrol as ask},
 };
 use kubeedge_proto::{InvalidNodeName, NodeName, v1::EnrolRequest};
@@ -92,7 +94,15 @@ impl Join {
             .or_else(|| data_dir.as_ref().map(|folder| folder.join("edgecore.yaml")))
             .unwrap_or_else(|| DEFAULT_FILE.into());
         let node = node.map_or_else(host_name, Ok)?;
-        Ok(Self { cloud, token: token.parse()?, node, data_dir, config: absolute(&config)?, runtime: None, force: false })
+        Ok(Self {
+            cloud,
+            token: token.parse()?,
+            node,
+            data_dir,
+            config: absolute(&config)?,
+            runtime: None,
+            force: false,
+        })
     }
 
     /// Uses another container runtime than containerd's usual one.
@@ -145,24 +155,26 @@ pub async fn enrol(
     let key = NodeKey::load_or_create(identity_dir)?;
     let csr_der = key.request(node)?;
     let tls = pinned_config(token.ca_hash, &[], system_clock())?;
-    let request = EnrolRequest { token: token.credential.expose(), csr_der };
+    let request = EnrolRequest { token: token.credential.expose(), csr_der: csr_der.into() };
     let answer = ask(&cloud.to_string(), None, &tls, request).await?;
     let pin: CaHash = token.ca_hash;
     let identity = key.accept(&answer.certificate_chain_pem, &pin, SystemTime::now())?;
     Ok((identity, link_address(cloud, &answer.link_address)?))
 }
 
-/// The cloud may leave its host out: then it is the one that was asked.
+/// The cloud may leave its host out (`:10000`): then it is the one that was asked.
 fn link_address(cloud: &HostPort, said: &str) -> Result<HostPort, JoinError> {
-    if said.is_empty() {
-        return Ok(cloud.with_port(LINK_PORT));
+    let parse = |text: &str| HostPort::parse(text, Some(LINK_PORT)).map_err(JoinError::Link);
+    match said.strip_prefix(':') {
+        Some(port) => Ok(cloud.with_port(parse(&format!("localhost:{port}"))?.port())),
+        None if said.is_empty() => Ok(cloud.with_port(LINK_PORT)),
+        None => parse(said),
     }
-    HostPort::parse(said, Some(LINK_PORT)).map_err(JoinError::Link)
 }
 
 /// The configuration file of a node that has joined. Everything that is not said has its default.
 fn render(join: &Join, link: &HostPort) -> Result<String, JoinError> {
-    let text = |path: &Path| Ok(quote(path.to_str().ok_or_else(|| JoinError::Path(path.to_owned()))?));
+    let text = |path: &Path| path.to_str().map(quote).ok_or_else(|| JoinError::Path(path.to_owned()));
     let mut yaml = String::from("# Written by `edgecore join`.\n");
     yaml.push_str("apiVersion: edgecore.config.kubeedge.io/v1alpha2\nkind: EdgeCore\n");
     if let Some(folder) = &join.data_dir {
@@ -279,8 +291,11 @@ mod tests {
         let cloud = "cloud.example:10002".parse().unwrap();
         let said = |text| link_address(&cloud, text).map(|link| link.to_string());
         assert_eq!(said("").unwrap(), "cloud.example:10000");
+        assert_eq!(said(":4321").unwrap(), "cloud.example:4321");
         assert_eq!(said("other.example:4321").unwrap(), "other.example:4321");
-        assert!(said("not a host").is_err());
+        for bad in ["not a host", ":", ":0", ":70000"] {
+            assert!(said(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -54,9 +54,23 @@ fn impossible_values_are_refused_where_they_stand() {
         ),
         ("modules: {cloudHub: {tokenRefreshDuration: 9999}}", "expected a number of hours from 1 to 8760"),
         ("standalone: {enable: perhaps}", "standalone.enable: "),
+        ("modules: {cloudHub: {tlsCAFile: /a/ca.pem}}", "expected a file named rootCA.crt"),
         ("kind: EdgeCore", "1:7: kind: \"EdgeCore\" is another document"),
     ] {
         let refusal = parse::<CloudCore>("cloudcore.yaml", text).unwrap_err().to_string();
         assert!(refusal.starts_with("cloudcore.yaml:") && refusal.contains(said), "{text}: {refusal}");
     }
+}
+
+#[test]
+fn an_authority_that_is_there_is_taken_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let (certificate, key) = (folder.path().join("rootCA.crt"), folder.path().join("rootCA.key"));
+    let hub = CloudHub { tls_ca_file: certificate.clone(), tls_ca_key_file: key, ..CloudHub::default() };
+    let data_dir = Path::new("/data");
+    assert_eq!(hub.authority_folder(data_dir), Path::new("/data/ca"));
+    std::fs::write(certificate, "").unwrap();
+    assert_eq!(hub.authority_folder(data_dir), folder.path());
+    let none = read("modules: {cloudHub: {tlsCAFile: '', tlsCAKeyFile: ''}}").value.modules.cloud_hub;
+    assert_eq!(none.authority_folder(data_dir), Path::new("/data/ca"));
 }

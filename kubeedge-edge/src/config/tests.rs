@@ -24,6 +24,7 @@ fn a_full_file_of_kubeedge_has_no_unknown_field() {
     assert_eq!(edge_hub.websocket.server.to_string(), "192.0.2.10:10000");
     assert_eq!(edge_hub.http_server.to_string(), "192.0.2.10:10002");
     assert_eq!(edge_hub.token.get(), None);
+    assert_eq!(edge_hub.identity_folder(), Ok(Path::new("/etc/kubeedge")));
     assert_eq!(edged.hostname_override.as_ref().map(NodeName::as_str), Some("edge-1"));
     assert_eq!(edged.node_ip, Some([192, 0, 2, 20].into()));
     assert_eq!(edged.node_labels["site"], "north");
@@ -88,6 +89,17 @@ fn impossible_values_are_refused_where_they_stand() {
     ] {
         let refusal = refusal(text);
         assert!(refusal.starts_with("edgecore.yaml:") && refusal.contains(said), "{text}: {refusal}");
+    }
+}
+
+#[test]
+fn the_identity_is_in_one_folder() {
+    let hub = |text: &str| read(&format!("modules: {{edgeHub: {{{text}}}}}")).value.modules.edge_hub;
+    let moved =
+        hub("tlsCaFile: /d/ca/rootCA.crt, tlsCertFile: /d/certs/server.crt, tlsPrivateKeyFile: /d/certs/server.key");
+    assert_eq!(moved.identity_folder(), Ok(Path::new("/d")));
+    for scattered in ["tlsCaFile: /d/ca/rootCA.crt", "tlsCertFile: /server.crt", "tlsPrivateKeyFile: ''"] {
+        assert_eq!(hub(scattered).identity_folder(), Err(ScatteredIdentity), "{scattered}");
     }
 }
 

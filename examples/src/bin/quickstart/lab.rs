@@ -1,0 +1,323 @@
+//! Everything that runs, in one folder: started step by step, taken away in the reverse order.
+
+use std::{
+    fs::{self, DirBuilder, File},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    process::ExitStatus,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use kube::{
+    Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use kubeedge_examples::{
+    containerd::{PrivateContainerd, Tools},
+    image::BusyboxImages,
+    leftovers::{self, Leftover},
+    process::{Launch, Process},
+    registry::{Catalogue, Registry},
+};
+use rustix::fs::{FlockOperation, flock};
+use rustix::mount::{UnmountFlags, unmount};
+use tokio::process::Command;
+
+/// The edge node's name.
+pub(crate) const NODE: &str = "edge-1";
+const BUSYBOX: (&str, &str) = ("quickstart/busybox", "1");
+const PAUSE: (&str, &str) = ("quickstart/pause", "1");
+/// From the start of cloudcore to an API that answers.
+const CLOUD_LIMIT: Duration = Duration::from_secs(30);
+/// For one command: a token, a join.
+const COMMAND_LIMIT: Duration = Duration::from_secs(40);
+/// How long cloudcore and edgecore may take to end.
+const STOP_LIMIT: Duration = Duration::from_secs(30);
+
+/// What runs so far.
+pub(crate) struct Lab {
+    folder: PathBuf,
+    programs: PathBuf,
+    registry: Option<Registry>,
+    containerd: Option<PrivateContainerd>,
+    cloud: Option<Process>,
+    edge: Option<Process>,
+    enrolment: Option<SocketAddr>,
+    client: Option<Client>,
+    pods: Vec<String>,
+    /// Held while this lives: one quickstart a folder.
+    _lock: File,
+}
+
+impl Lab {
+    /// Takes the folder; nothing runs yet.
+    pub(crate) fn open(folder: &Path, programs: Option<PathBuf>) -> Result<Self> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)
+            .with_context(|| format!("create {}", folder.display()))?;
+        let folder = folder.canonicalize()?;
+        let lock = File::create(folder.join("lock")).context("create the lock file")?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive)
+            .with_context(|| format!("another quickstart runs in {}", folder.display()))?;
+        let programs = match programs {
+            Some(programs) => programs.canonicalize().with_context(|| format!("{}", programs.display()))?,
+            None => std::env::current_exe()?.parent().context("this program is in a folder")?.to_owned(),
+        };
+        for program in ["cloudcore", "edgecore"] {
+            let path = programs.join(program);
+            ensure!(path.is_file(), "{} is not built: run `make build` first", path.display());
+        }
+        Ok(Self {
+            folder,
+            programs,
+            registry: None,
+            containerd: None,
+            cloud: None,
+            edge: None,
+            enrolment: None,
+            client: None,
+            pods: Vec::new(),
+            _lock: lock,
+        })
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The cluster's administrator.
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
+        self.folder.join("cloud/kubeconfig")
+    }
+
+    /// A client of the cluster.
+    pub(crate) fn client(&self) -> Result<Client> {
+        self.client.clone().context("the cloud does not run")
+    }
+
+    /// The full name of the busybox image.
+    pub(crate) fn busybox(&self) -> Result<String> {
+        Ok(self.registry.as_ref().context("the registry does not run")?.image(BUSYBOX.0, BUSYBOX.1))
+    }
+
+    /// Nothing of this pod may be left at the end.
+    pub(crate) fn watch_for_leftovers(&mut self, pod_uid: String) {
+        self.pods.push(pod_uid);
+    }
+
+    /// Does `work` while all processes run; the end of one of them is an error that shows its log.
+    pub(crate) async fn guarded<T>(&mut self, work: impl AsyncFnOnce(&Lab) -> Result<T>) -> Result<T> {
+        let (mut cloud, mut edge) = (self.cloud.take(), self.edge.take());
+        let done = tokio::select! {
+            done = work(self) => done,
+            ended = ended(&mut cloud) => Err(ended),
+            ended = ended(&mut edge) => Err(ended),
+        };
+        (self.cloud, self.edge) = (cloud, edge);
+        done
+    }
+
+    /// Builds the images and serves them.
+    pub(crate) fn start_registry(&mut self) -> Result<SocketAddr> {
+        let images = BusyboxImages::build()?;
+        let catalogue =
+            Catalogue::default().with(BUSYBOX.0, BUSYBOX.1, &images.busybox)?.with(PAUSE.0, PAUSE.1, &images.pause)?;
+        let registry = Registry::start(catalogue, 0)?;
+        Ok(self.registry.insert(registry).address())
+    }
+
+    /// Starts containerd, which also takes away the pods of a run that did not end in order.
+    pub(crate) async fn start_containerd(&mut self, tools: Tools) -> Result<String> {
+        let pause = self.registry.as_ref().context("the registry does not run")?.image(PAUSE.0, PAUSE.1);
+        let containerd = PrivateContainerd::start(tools, &self.folder.join("containerd"), &pause).await?;
+        let containerd = self.containerd.insert(containerd);
+        Ok(format!("{}, pods in {} on {}", containerd.snapshotter(), containerd.subnet(), containerd.bridge()))
+    }
+
+    /// Starts the cloud with an empty store and waits until its API answers; returns where.
+    pub(crate) async fn start_cloud(&mut self) -> Result<String> {
+        self.forget()?;
+        let folder = self.folder.join("cloud");
+        fs::create_dir(&folder)?;
+        let [link, enrolment, api] = free_ports()?;
+        let config = folder.join("cloudcore.yaml");
+        let text = format!(
+            "apiVersion: cloudcore.config.kubeedge.io/v1alpha1\nkind: CloudCore\nmodules:\n  cloudHub:\n    \
+             advertiseAddress: [127.0.0.1]\n    websocket: {{address: 127.0.0.1, port: {link}}}\n    \
+             https: {{address: 127.0.0.1, port: {enrolment}}}\n    tlsCAFile: ''\n    tlsCAKeyFile: ''\n\
+             standalone: {{address: 127.0.0.1, port: {api}}}\n"
+        );
+        fs::write(&config, text).with_context(|| format!("write {}", config.display()))?;
+        self.enrolment = Some((Ipv4Addr::LOCALHOST, enrolment).into());
+        let cloud = Launch::new("cloudcore", self.programs.join("cloudcore"), self.folder.join("cloudcore.log"))
+            .arg("--standalone")
+            .arg("--config")
+            .arg(&config)
+            .arg("--data-dir")
+            .arg(&folder)
+            .spawn()?;
+        self.cloud = Some(cloud);
+        self.client = Some(self.guarded(answering).await?);
+        Ok(format!("https://127.0.0.1:{api}"))
+    }
+
+    /// Makes this machine a node: a token from the cloud, a certificate for it.
+    pub(crate) async fn join(&self) -> Result<()> {
+        let cloud = self.enrolment.context("the cloud does not run")?;
+        let data_dir = self.folder.join("cloud");
+        let token =
+            self.command("cloudcore", &["token", "create", "--node", NODE, "--data-dir", utf8(&data_dir)?]).await?;
+        let containerd = self.containerd.as_ref().context("containerd does not run")?;
+        let (cloud, data_dir, runtime) = (cloud.to_string(), self.folder.join("edge"), containerd.endpoint());
+        let arguments = [
+            "join",
+            &cloud,
+            "--token",
+            token.trim(),
+            "--node-name",
+            NODE,
+            "--data-dir",
+            utf8(&data_dir)?,
+            "--remote-runtime-endpoint",
+            &runtime,
+        ];
+        self.command("edgecore", &arguments).await.map(drop)
+    }
+
+    /// Starts the edge.
+    pub(crate) fn start_edge(&mut self) -> Result<()> {
+        let edge = Launch::new("edgecore", self.programs.join("edgecore"), self.folder.join("edgecore.log"))
+            .arg("--config")
+            .arg(self.folder.join("edge/edgecore.yaml"))
+            .spawn()?;
+        self.edge = Some(edge);
+        Ok(())
+    }
+
+    /// Stops everything, edge first, and returns what is still on the machine. Logs stay in the folder.
+    pub(crate) async fn close(mut self) -> Result<Vec<Leftover>> {
+        let mut faults = Vec::new();
+        for process in [self.edge.take(), self.cloud.take()].into_iter().flatten() {
+            let name = process.name();
+            let log = process.log().to_owned();
+            match process.stop(STOP_LIMIT).await {
+                Ok(status) if !status.success() => {
+                    faults.push(format!("{name} ended with {status}; see {}", log.display()))
+                }
+                Ok(_) => {}
+                Err(error) => faults.push(format!("{error:#}")),
+            }
+        }
+        let mut left = Vec::new();
+        if let Some(containerd) = self.containerd.take() {
+            match containerd.stop().await {
+                Ok(found) => left.extend(found),
+                Err(error) => faults.push(format!("containerd: {error:#}")),
+            }
+        }
+        if let Some(registry) = self.registry.take() {
+            registry.stop().await?;
+        }
+        self.forget()?;
+        for uid in &self.pods {
+            left.extend(leftovers::cgroups_naming(uid)?.into_iter().map(Leftover::Cgroup));
+        }
+        left.extend(leftovers::mounts_below(&self.folder)?.into_iter().map(Leftover::Mount));
+        left.extend(
+            leftovers::processes_naming(&self.folder)?.into_iter().map(|(pid, name)| Leftover::Process(pid, name)),
+        );
+        left.sort();
+        left.dedup();
+        ensure!(faults.is_empty(), "{}", faults.join("; "));
+        if left.is_empty() {
+            remove(&self.folder.join("containerd"))?;
+        }
+        Ok(left)
+    }
+
+    /// Removes the state of cloud and edge, this run's or an earlier one's.
+    fn forget(&self) -> Result<()> {
+        for name in ["edge", "cloud"] {
+            let folder = self.folder.join(name);
+            // Secrets are kept in memory file systems.
+            for mount in leftovers::mounts_below(&folder)? {
+                unmount(&mount, UnmountFlags::empty()).with_context(|| format!("unmount {}", mount.display()))?;
+            }
+            remove(&folder)?;
+        }
+        Ok(())
+    }
+
+    /// Runs one of our programs to its end; returns what it printed.
+    async fn command(&self, program: &str, arguments: &[&str]) -> Result<String> {
+        let child = Command::new(self.programs.join(program)).args(arguments).kill_on_drop(true).output();
+        let output = match tokio::time::timeout(COMMAND_LIMIT, child).await {
+            Ok(output) => output.with_context(|| format!("start {program}"))?,
+            Err(_) => bail!("{program} {} did not end within {COMMAND_LIMIT:?}", arguments.first().unwrap_or(&"")),
+        };
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
+        String::from_utf8(output.stdout).with_context(|| format!("{program} printed something else than text"))
+    }
+}
+
+/// Ends when the process does, with an error about it; never without a process.
+async fn ended(process: &mut Option<Process>) -> anyhow::Error {
+    let Some(process) = process else { return std::future::pending().await };
+    let status: Result<ExitStatus> = process.ended().await;
+    match status {
+        Ok(status) => process.ended_early(status),
+        Err(error) => error,
+    }
+}
+
+/// Waits until the API answers: first its kubeconfig is written, then it listens.
+async fn answering(lab: &Lab) -> Result<Client> {
+    let path = lab.kubeconfig();
+    let ask = async || -> Result<Client> {
+        let config = Kubeconfig::read_from(&path)?;
+        let config = Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await?;
+        let client = Client::try_from(config)?;
+        client.apiserver_version().await?;
+        Ok(client)
+    };
+    let mut tick = tokio::time::interval(Duration::from_millis(50));
+    let deadline = tokio::time::Instant::now() + CLOUD_LIMIT;
+    loop {
+        tick.tick().await;
+        match ask().await {
+            Ok(client) => return Ok(client),
+            Err(error) if tokio::time::Instant::now() > deadline => {
+                return Err(error.context(format!("the API did not answer within {CLOUD_LIMIT:?}")));
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// Ports that were free a moment ago.
+fn free_ports<const N: usize>() -> Result<[u16; N]> {
+    // All are held until all are known, so that they differ.
+    let listeners = [(); N].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
+    let mut ports = [0; N];
+    for (port, listener) in ports.iter_mut().zip(listeners) {
+        *port = listener.and_then(|listener| listener.local_addr()).context("find a free port")?.port();
+    }
+    Ok(ports)
+}
+
+fn remove(folder: &Path) -> Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", folder.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn utf8(path: &Path) -> Result<&str> {
+    path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))
+}
