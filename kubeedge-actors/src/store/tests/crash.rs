@@ -51,11 +51,28 @@ fn committing_child() {
     });
 }
 
-fn acknowledgements(child: &mut Child) -> impl Iterator<Item = u64> + use<> {
+pub(super) fn acknowledgements(child: &mut Child) -> impl Iterator<Item = u64> + use<> {
     BufReader::new(child.stdout.take().unwrap())
         .lines()
         .map_while(Result::ok)
         .filter_map(|line| line.strip_prefix("acknowledged ")?.parse().ok())
+}
+
+/// All that was acknowledged is there; what was not is there wholly, in both tables, or not at all.
+pub(super) fn holds(store: &Store, acknowledged: &[u64], round: usize) {
+    let records = store.table::<Vec<u8>>("records");
+    let pairs = store.table::<Vec<u8>>("pairs");
+    for number in acknowledged {
+        let found = records.get(&number.to_be_bytes()).unwrap();
+        assert!(found == Some(noise(*number, length(*number))), "record {number} is lost in round {round}");
+    }
+    for record in records.scan_prefix(b"") {
+        let (key, value) = record.unwrap();
+        let number = u64::from_be_bytes(key.as_slice().try_into().unwrap());
+        assert!(value == noise(number, length(number)));
+        assert!(pairs.get(&key).unwrap() == Some(noise(number, 20)), "half a batch: {number}");
+    }
+    assert_eq!(pairs.scan_prefix(b"").count(), records.scan_prefix(b"").count());
 }
 
 #[test]
@@ -72,20 +89,7 @@ fn acknowledged_commits_survive_kill_9() {
         assert_eq!(child.wait().unwrap().signal(), Some(9), "it was killed while it worked");
 
         let store = open_whole(&path);
-        let records = store.table::<Vec<u8>>("records");
-        let pairs = store.table::<Vec<u8>>("pairs");
-        for number in &acknowledged {
-            let found = records.get(&number.to_be_bytes()).unwrap();
-            assert!(found == Some(noise(*number, length(*number))), "record {number} of round {round}");
-        }
-        // What was not acknowledged is there wholly, in both tables, or not at all.
-        for record in records.scan_prefix(b"") {
-            let (key, value) = record.unwrap();
-            let number = u64::from_be_bytes(key.as_slice().try_into().unwrap());
-            assert!(value == noise(number, length(number)));
-            assert!(pairs.get(&key).unwrap() == Some(noise(number, 20)), "half a batch: {number}");
-        }
-        assert_eq!(pairs.scan_prefix(b"").count(), records.scan_prefix(b"").count());
+        holds(&store, &acknowledged, round);
     }
     assert!(acknowledged.len() > 500, "{}", acknowledged.len());
 }

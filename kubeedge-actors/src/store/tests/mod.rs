@@ -5,6 +5,7 @@ mod damage;
 mod disk_full;
 mod measure;
 mod model;
+mod power_cut;
 mod twins;
 
 use std::path::Path;
