@@ -32,8 +32,7 @@ impl TokenDesk for Desk {
         Box::pin(async move {
             let node = token.node.as_deref().map(str::parse).transpose();
             let node = node.map_err(|error| DeskError::Invalid(format!("{error}")))?;
-            let rules =
-                TokenRules { life: Duration::from_secs(token.ttl_seconds), node, reusable: token.reusable };
+            let rules = TokenRules { life: Duration::from_secs(token.ttl_seconds), node, reusable: token.reusable };
             let made = self.tokens.create(self.authority, rules, SystemTime::now()).await.map_err(failed)?;
             Ok(CreatedToken { token: made.expose() })
         })
