@@ -243,7 +243,8 @@ impl World {
                 .filter(|_| complete || self.rng.random_bool(0.5))
                 .map(|(place, object)| upsert(*place, *object))
                 .collect();
-            DesiredKind { r#type: Some(type_), complete, as_of: if complete { as_of } else { 0 }, objects }
+            // A list that is not complete says nothing by its version, whatever that is.
+            DesiredKind { r#type: Some(type_), complete, as_of, objects }
         });
         DesiredState { kinds: kinds.collect() }
     }
@@ -690,11 +691,11 @@ impl World {
 
     /// Everything heals: both sides come to agree, within a bounded time.
     fn heal(&mut self) {
-        self.complete = [true; 2];
         if self.link.as_ref().is_none_or(|link| link.swallows) {
             self.cut();
+            self.complete = [true; 2];
             self.connect();
-        } else {
+        } else if self.complete != [true; 2] {
             self.becomes_complete();
         }
         for _ in 0..400 {
@@ -771,14 +772,19 @@ fn run(seed: u64) -> (usize, usize, u64) {
     (world.completions, world.deletions, world.connections)
 }
 
-#[test]
-fn two_thousand_faulty_histories_keep_every_promise() {
+/// Half of the seeds; the halves run beside each other.
+fn run_seeds(half: u64) {
     let number = |name| std::env::var(name).ok().map(|value| value.parse::<u64>().expect("a number"));
     let only = number("KUBEEDGE_SIM_SEED");
-    let seeds = only.map_or_else(|| 0..number("KUBEEDGE_SIM_SEEDS").unwrap_or(2_000), |seed| seed..seed + 1);
+    let count = number("KUBEEDGE_SIM_SEEDS").unwrap_or(2_000);
+    let seeds: Vec<u64> = match only {
+        Some(seed) if seed % 2 == half => vec![seed],
+        Some(_) => return,
+        None => (0..count).filter(|seed| seed % 2 == half).collect(),
+    };
     let mut seen = (0, 0, 0);
-    for seed in seeds.clone() {
-        match std::panic::catch_unwind(|| run(seed)) {
+    for seed in &seeds {
+        match std::panic::catch_unwind(|| run(*seed)) {
             Ok((completions, deletions, connections)) => {
                 seen = (seen.0 + completions, seen.1 + deletions, seen.2 + connections);
             }
@@ -789,6 +795,16 @@ fn two_thousand_faulty_histories_keep_every_promise() {
         }
     }
     // A simulation in which nothing happens proves nothing.
-    let runs = seeds.count();
+    let runs = seeds.len();
     assert!(only.is_some() || (seen.0 > runs && seen.1 > runs && seen.2 > 2 * runs as u64), "{seen:?}");
+}
+
+#[test]
+fn faulty_histories_of_even_seeds_keep_every_promise() {
+    run_seeds(0);
+}
+
+#[test]
+fn faulty_histories_of_odd_seeds_keep_every_promise() {
+    run_seeds(1);
 }

@@ -701,11 +701,37 @@ fn nothing_is_deleted_by_absence_when_too_little_is_known() {
     let entries = || vec![held("a", "a1", 7), held("b", "b1", 4)];
     let objects = || vec![object("a", "a1", 8, 10)];
     let updated = (vec!["+a1".to_owned()], 0);
-    assert_eq!(resync("c", entries(), desired(false, 0, objects())), updated, "no complete list");
+    assert_eq!(resync("c", entries(), desired(false, 9, objects())), updated, "no complete list");
     assert_eq!(resync("c", entries(), desired(true, 6, objects())), updated, "older than what the edge has seen");
     assert_eq!(resync("other", entries(), desired(true, 9, objects())), updated, "another cluster");
     let (sent, completed) = resync("c", entries(), desired(true, 9, objects()));
     assert_eq!((sent.len(), completed), (2, 1));
+}
+
+#[test]
+fn list_older_than_what_the_edge_has_seen_is_asked_for_again() {
+    let digest =
+        v1::KindDigest { r#type: Some(resource::pods()), count: 1, max_resource_version: 7, ..Default::default() };
+    let mut edge = End::new(Session::edge(Hello { kinds: vec![digest], ..hello() }, Config::default()));
+    let mut cloud = End::new(Session::cloud(Config::default()));
+    edge.poll();
+    exchange(&mut edge, &mut cloud);
+    cloud.give(admit());
+    cloud.take();
+    for (as_of, wait) in [(5, Some(1000)), (6, Some(3000)), (7, None)] {
+        cloud.give(Input::DesiredKnown(desired(true, as_of, vec![])));
+        exchange(&mut edge, &mut cloud);
+        edge.give(Input::InventoryKnown { type_: resource::pods(), entries: vec![held("a", "a1", 7)] });
+        exchange(&mut edge, &mut cloud);
+        let Some(at) = wait else { break };
+        assert_eq!(delivered(&mut edge), []);
+        assert_eq!(cloud.session.next_deadline(), Some(ms(at)));
+        cloud.now = ms(at);
+        cloud.poll();
+        assert!(matches!(cloud.take()[..], [Output::NeedDesired]));
+    }
+    let sent = delivered(&mut edge);
+    assert!(matches!(&sent[..], [(_, _, it)] if matches!(it.body, Some(Body::ObjectTombstone(_)))));
 }
 
 #[test]
