@@ -1,5 +1,7 @@
 //! A peer that breaks the rules, or speaks of things this version does not know.
 
+use proptest::prelude::*;
+
 use super::*;
 
 #[test]
@@ -118,4 +120,90 @@ fn frame_on_the_wire_is_never_larger_than_its_limit() {
     let payload = Some(v1::data::Payload::Chunk(chunk));
     cloud.give(Input::Frame(frame(F::Data(Data { class: TrafficClass::State.into(), seq: 1, payload }))));
     assert!(matches!(cloud.closed(), Some(Closed::ByUs(bye)) if bye.reason() == GoodbyeReason::Limit));
+}
+
+fn any_frame() -> impl Strategy<Value = F> {
+    let class = 0..5i32;
+    let small = prop_oneof![0u64..6, Just(u64::MAX)];
+    let length = prop_oneof![0usize..40, Just(17_000)];
+    let body = prop_oneof![
+        Just(None),
+        Just(Some(status("a", 1))),
+        Just(Some(Body::StatusUpdate(StatusUpdate::default()))),
+        Just(Some(Body::RegisterNode(v1::RegisterNode::default()))),
+        Just(Some(Body::CallReply(CallReply::default()))),
+        Just(Some(Body::UserMessage(v1::UserMessage::default()))),
+    ];
+    let message = (class.clone(), small.clone(), body, 0usize..20).prop_map(|(class, seq, body, id)| {
+        let envelope = Envelope { id: vec![1; id].into(), body, ..Default::default() };
+        F::Data(Data { class, seq, payload: Some(v1::data::Payload::Envelope(envelope)) })
+    });
+    let chunk = (class.clone(), small.clone(), 0u32..4, any::<u32>(), length, any::<bool>()).prop_map(
+        |(class, seq, index, total, length, last)| {
+            let total_bytes = if total % 4 == 0 { total } else { 3 * length as u32 };
+            let chunk = Chunk { index, total_bytes, data: vec![0; length].into(), last };
+            F::Data(Data { class, seq, payload: Some(v1::data::Payload::Chunk(chunk)) })
+        },
+    );
+    let range = (small.clone(), small.clone(), 0..5i32).prop_map(|(first, last, disposition)| AckRange {
+        first,
+        last,
+        disposition,
+        ..Default::default()
+    });
+    let ack = (class, small.clone(), prop::collection::vec(range, 0..3))
+        .prop_map(|(class, floor, ranges)| F::Ack(Ack { class, floor, ranges }));
+    let type_ = prop_oneof![Just(None), Just(Some(resource::pods()))];
+    prop_oneof![
+        4 => message,
+        4 => chunk,
+        2 => ack,
+        1 => (small.clone(), small.clone()).prop_map(|(nonce, answers)| {
+            F::Heartbeat(v1::Heartbeat { nonce, answers, progress_age_ms: nonce })
+        }),
+        1 => type_.clone().prop_map(|r#type| F::Inventory(v1::Inventory { r#type, ..Default::default() })),
+        1 => (type_.clone(), small).prop_map(|(r#type, as_of)| {
+            F::InventoryComplete(v1::InventoryComplete { r#type, as_of, count: 0 })
+        }),
+        1 => type_.prop_map(|r#type| F::InventoryRequest(v1::InventoryRequest {
+            types: r#type.into_iter().collect(),
+        })),
+        1 => Just(F::Welcome(v1::Welcome::default())),
+        1 => Just(F::Goodbye(v1::Goodbye::default())),
+    ]
+}
+
+proptest! {
+    /// Nothing that a peer sends makes an end panic, keep more than its limits, or end more than once.
+    #[test]
+    fn no_sequence_of_frames_breaks_an_end(
+        frames in prop::collection::vec((any_frame(), 0u8..3), 1..40),
+        at_edge in any::<bool>(),
+    ) {
+        let config = Config { max_message_bytes: 100_000, ..Config::default() };
+        let (edge, cloud) = pair(config);
+        let mut end = if at_edge { edge } else { cloud };
+        end.give(Input::Submit(envelope(1, status("mine", 1))));
+        let mut closed = 0;
+        for (frame, answer) in frames {
+            end.receive(frame);
+            for event in end.take() {
+                match event {
+                    Output::Closed(_) => closed += 1,
+                    Output::Deliver { class: Class::Call, seq, .. } if answer == 1 => {
+                        end.give(Input::Reply { seq, reply: CallReply::default() });
+                    }
+                    Output::Deliver { class, seq, .. } if answer == 1 => {
+                        end.give(Input::Settle { class, seq, settled: Settled::applied() });
+                    }
+                    _ => {}
+                }
+            }
+            prop_assert!(end.session.inbox.assembling() <= 3 * (1 << 20));
+        }
+        prop_assert!(closed <= 1);
+        prop_assert_eq!(closed == 1, end.session.is_closed());
+        let remains = end.session.finish().state.len();
+        prop_assert!(remains <= 1);
+    }
 }
