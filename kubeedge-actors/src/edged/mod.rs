@@ -14,6 +14,7 @@ pub mod lifecycle;
 pub mod objects;
 pub mod provision;
 pub mod quantity;
+pub mod relist;
 pub mod resources;
 pub mod runtime;
 pub mod status;
