@@ -16,6 +16,7 @@ pub mod objects;
 pub mod provision;
 pub mod quantity;
 pub mod registrar;
+pub mod relist;
 pub mod resources;
 pub mod runtime;
 pub mod source;
