@@ -5,7 +5,8 @@
 //! - **Stored**: every object, and the resourceVersion, in the store; on disk before the client has its answer.
 //! - **Bounds**: bodies 3 MiB; the event log of each kind 4096 events and 16 MiB; open watches [`Config::max_watches`];
 //!   a watch holds a position and not a queue, and ends with `410 Expired` when the log has left it behind.
-//! - **Not served**: server-side apply (415), custom resources, other media types than JSON.
+//! - **Not served**: server-side apply (415), custom resources. Answers are JSON; bodies are JSON, or protobuf for what
+//!   kubectl sends that way.
 //!
 //! A request goes `http` → `auth` → `request` → `verbs` → `storage`; controllers react to the same event log.
 
@@ -25,11 +26,14 @@ mod auth;
 mod body;
 mod clock;
 mod controllers;
+mod documents;
 mod http;
+mod kubeconfig;
 mod merge_keys;
 mod meta;
 mod negotiate;
 mod object;
+mod protobuf;
 mod request;
 mod selector;
 mod server;
@@ -39,6 +43,7 @@ mod table;
 mod verbs;
 mod watch;
 
+pub use kubeconfig::write_kubeconfig;
 pub use server::{Config, Handle, Listen, Server, StartError};
 
 use auth::{AdminToken, User};

@@ -15,7 +15,7 @@ use super::status::Status;
 use super::storage::{Change, KindId};
 use super::table::{Include, View};
 
-mod bind;
+pub(crate) mod bind;
 mod create;
 pub(crate) mod delete;
 mod list;
