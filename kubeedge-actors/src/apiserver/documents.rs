@@ -108,6 +108,29 @@ pub(super) fn open_api(http: &HttpRequest) -> Option<Result<HttpResponse, Status
     Some(Ok(response))
 }
 
+/// What others need to check service account tokens; `None` for another path.
+pub(super) fn open_id(api: &Api, http: &HttpRequest) -> Option<HttpResponse> {
+    let issuer = api.tokens.issuer();
+    match http.path() {
+        "/openid/v1/jwks" => {
+            let body = api.tokens.jwks().to_string();
+            Some(HttpResponse::Ok().content_type("application/jwk-set+json").body(body))
+        }
+        "/.well-known/openid-configuration" => {
+            let address = http.app_config().local_addr();
+            let configuration = json!({
+                "issuer": issuer,
+                "jwks_uri": format!("https://{address}/openid/v1/jwks"),
+                "response_types_supported": ["id_token"],
+                "subject_types_supported": ["public"],
+                "id_token_signing_alg_values_supported": ["ES256"],
+            });
+            Some(json_response(200, configuration.to_string().into()))
+        }
+        _ => None,
+    }
+}
+
 /// An answer that a client may keep: 304 when it still has it.
 fn tagged(http: &HttpRequest, content_type: &str, etag: &str, body: String) -> HttpResponse {
     let known = header(http, &IF_NONE_MATCH)

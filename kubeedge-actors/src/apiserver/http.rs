@@ -32,10 +32,11 @@ async fn answer(api: &Arc<Api>, http: &HttpRequest, payload: web::Payload) -> Re
         return Ok(response);
     }
     let token = auth::bearer(header(http, &AUTHORIZATION));
-    let user = token.and_then(|token| api.authenticate(token)).ok_or_else(Status::unauthorized)?;
+    let user =
+        token.and_then(|token| api.authenticate(token, &[api.tokens.issuer()])).ok_or_else(Status::unauthorized)?;
     let method = method(http)?;
     if method == Method::Get
-        && let Some(response) = documents::open_api(http)
+        && let Some(response) = documents::open_id(api, http).map(Ok).or_else(|| documents::open_api(http))
     {
         return response;
     }

@@ -24,12 +24,7 @@ use kubeedge_actors::{
     store::{Options, Store},
     system::{Component, Context, Contract, Port, Ports, Stage, System},
 };
-use kubeedge_proto::{
-    NodeName,
-    digest::projection_hash,
-    resource,
-    v1::*,
-};
+use kubeedge_proto::{NodeName, digest::projection_hash, resource, v1::*};
 use serde_json::json;
 use tokio::sync::mpsc;
 
@@ -251,7 +246,8 @@ impl Edge {
 }
 
 fn pod(name: &str, uid: &str, version: u64) -> KubeObject {
-    let json = json!({"metadata": {"name": name, "namespace": "ns", "uid": uid}, "spec": {"nodeName": "e1"}, "v": version});
+    let json =
+        json!({"metadata": {"name": name, "namespace": "ns", "uid": uid}, "spec": {"nodeName": "e1"}, "v": version});
     KubeObject {
         r#type: Some(resource::pods()),
         key: Some(ObjectKey::new("ns", name)),

@@ -16,9 +16,6 @@ use super::Again;
 
 /// The namespaces that are always there.
 const BOOTSTRAP: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
-/// Seconds a namespace is seen as ending at least (a real cluster takes 5): who still creates in it learns why it is
-/// refused. Two, because times are whole seconds: between one and two.
-const ENDING_SECONDS: i64 = 2;
 /// When an ending namespace is looked at again, beside changes.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Objects changed in one commit at most.
@@ -88,10 +85,6 @@ async fn finish(api: &Arc<Api>, name: &str) -> Result<bool, Status> {
     let writer = api.storage.write().await;
     let Some(namespace) = writer.get(id, &Key::new("", name)) else { return Ok(true) };
     let mut value = namespace.value(kind);
-    let since = clock::parse(object::text(&value["metadata"], "deletionTimestamp")).unwrap_or_default();
-    if api.now() < since + ENDING_SECONDS {
-        return Ok(false);
-    }
     let remaining: Vec<Value> = value["spec"]["finalizers"]
         .as_array()
         .into_iter()

@@ -159,8 +159,7 @@ impl NodeProvision {
         let mut annotations: HashMap<String, String> =
             pod.metadata.annotations.clone().unwrap_or_default().into_iter().collect();
         annotations.insert(labels::POD_START.to_owned(), started_at.to_string());
-        let mut labels: HashMap<String, String> =
-            pod.metadata.labels.clone().unwrap_or_default().into_iter().collect();
+        let mut labels: HashMap<String, String> = pod.metadata.labels.clone().unwrap_or_default().into_iter().collect();
         labels.extend(Self::labels(plan));
         Ok(cri::PodSandboxConfig {
             metadata: Some(cri::PodSandboxMetadata {
@@ -343,9 +342,7 @@ impl Provision for NodeProvision {
         id: &'a str,
     ) -> Provided<'a, ()> {
         let (plan, container, id) = (plan.clone(), container.to_owned(), id.to_owned());
-        Box::pin(
-            self.files("the log cannot be linked", move |logs| logs.publish(&plan, &container, attempt, &id)),
-        )
+        Box::pin(self.files("the log cannot be linked", move |logs| logs.publish(&plan, &container, attempt, &id)))
     }
 
     fn container_removed<'a>(
@@ -356,9 +353,7 @@ impl Provision for NodeProvision {
         id: &'a str,
     ) -> Provided<'a, ()> {
         let (plan, container, id) = (plan.clone(), container.to_owned(), id.to_owned());
-        Box::pin(
-            self.files("the log cannot be removed", move |logs| logs.remove(&plan, &container, attempt, &id)),
-        )
+        Box::pin(self.files("the log cannot be removed", move |logs| logs.remove(&plan, &container, attempt, &id)))
     }
 
     fn last_words<'a>(&'a self, pod: &'a Pod, plan: &'a PodPlan, instance: &'a Instance) -> Provided<'a, String> {
