@@ -5,17 +5,14 @@ use std::{
     io::{self, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    time::SystemTime,
 };
 
 use kubeedge_actors::{
     config::{HostPort, InvalidValue, UnixEndpoint},
-    identity::{
-        CaHash, IdentityError, InvalidJoinToken, JoinToken, NodeIdentity, NodeKey, pinned_config, system_clock,
-    },
-    link::client::{ConnectError, enrol as ask},
+    edgehub,
+    identity::{IdentityError, InvalidJoinToken, JoinToken, NodeIdentity},
 };
-use kubeedge_proto::{InvalidNodeName, NodeName, v1::EnrolRequest};
+use kubeedge_proto::{InvalidNodeName, NodeName};
 use thiserror::Error;
 
 use crate::config::{DEFAULT_FILE, LINK_PORT};
@@ -35,9 +32,9 @@ pub enum JoinError {
     /// There is an earlier join.
     #[error("{} is there: this box was joined before; --force joins it again", .0.display())]
     Joined(PathBuf),
-    /// The cloud did not give a certificate.
+    /// The cloud did not give a certificate, or it could not be kept.
     #[error(transparent)]
-    Connect(#[from] ConnectError),
+    Enrolment(#[from] edgehub::join::JoinError),
     /// Keys and certificates.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -144,32 +141,16 @@ pub async fn run(join: &Join) -> Result<Joined, JoinError> {
     Ok(Joined { node: join.node.clone(), link, config: join.config.clone() })
 }
 
-/// Gets the first certificate of `node` into `identity_dir`, and learns where the link is served. The token's secret
-/// is sent only to a server that has the authority which the token pins.
+/// Gets the first certificate of `node` into `identity_dir`, and learns where the link is served.
 pub async fn enrol(
     cloud: &HostPort,
     token: &JoinToken,
     node: &NodeName,
     identity_dir: &Path,
 ) -> Result<(NodeIdentity, HostPort), JoinError> {
-    let key = NodeKey::load_or_create(identity_dir)?;
-    let csr_der = key.request(node)?;
-    let tls = pinned_config(token.ca_hash, &[], system_clock())?;
-    let request = EnrolRequest { token: token.credential.expose(), csr_der: csr_der.into() };
-    let answer = ask(&cloud.to_string(), None, &tls, request).await?;
-    let pin: CaHash = token.ca_hash;
-    let identity = key.accept(&answer.certificate_chain_pem, &pin, SystemTime::now())?;
-    Ok((identity, link_address(cloud, &answer.link_address)?))
-}
-
-/// The cloud may leave its host out (`:10000`): then it is the one that was asked.
-fn link_address(cloud: &HostPort, said: &str) -> Result<HostPort, JoinError> {
-    let parse = |text: &str| HostPort::parse(text, Some(LINK_PORT)).map_err(JoinError::Link);
-    match said.strip_prefix(':') {
-        Some(port) => Ok(cloud.with_port(parse(&format!("localhost:{port}"))?.port())),
-        None if said.is_empty() => Ok(cloud.with_port(LINK_PORT)),
-        None => parse(said),
-    }
+    let joined = edgehub::join::join(&cloud.to_string(), token, node, identity_dir).await?;
+    let link = HostPort::parse(&joined.link_address, Some(LINK_PORT)).map_err(JoinError::Link)?;
+    Ok((joined.identity, link))
 }
 
 /// The configuration file of a node that has joined. Everything that is not said has its default.
@@ -284,18 +265,6 @@ mod tests {
             assert!(path.starts_with(folder), "{}", path.display());
         }
         assert_eq!(edged.runtime_endpoint(), Path::new("/run/x.sock"));
-    }
-
-    #[test]
-    fn the_link_is_where_the_cloud_says_or_where_it_was_asked() {
-        let cloud = "cloud.example:10002".parse().unwrap();
-        let said = |text| link_address(&cloud, text).map(|link| link.to_string());
-        assert_eq!(said("").unwrap(), "cloud.example:10000");
-        assert_eq!(said(":4321").unwrap(), "cloud.example:4321");
-        assert_eq!(said("other.example:4321").unwrap(), "other.example:4321");
-        for bad in ["not a host", ":", ":0", ":70000"] {
-            assert!(said(bad).is_err(), "{bad}");
-        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ pub mod fake;
 pub mod image_name;
 pub mod labels;
 pub mod lifecycle;
+pub mod node;
 pub mod objects;
 pub mod provision;
 pub mod quantity;

@@ -22,9 +22,6 @@ pub struct Joined {
 /// Why a box did not become a node.
 #[derive(Debug, Error)]
 pub enum JoinError {
-    /// This box has a certificate already.
-    #[error("this box is node {0} already: remove its certificates to join again")]
-    AlreadyJoined(NodeName),
     /// Keys and certificates.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -36,23 +33,37 @@ pub enum JoinError {
 /// Joins the cloud whose enrolment service is at `address` (`host:port`) under the name `node`.
 ///
 /// `dir` is where keys and certificates go, laid out as KubeEdge does: `ca/rootCA.crt`, `certs/server.crt`,
-/// `certs/server.key`. The key is made here and never leaves. Repeating a join whose answer was lost is safe.
+/// `certs/server.key`. The key is made here, unless it is there already, and never leaves. Repeating a join whose answer
+/// was lost is safe. The token's secret is sent only to a server of the authority that the token pins.
 pub async fn join(address: &str, token: &JoinToken, node: &NodeName, dir: &Path) -> Result<Joined, JoinError> {
-    if let Some(identity) = NodeIdentity::load(dir)? {
-        return Err(JoinError::AlreadyJoined(identity.node().clone()));
-    }
     let key = NodeKey::load_or_create(dir)?;
     let tls = pinned_config(token.ca_hash, &[], system_clock())?;
     let request = EnrolRequest { token: token.credential.expose(), csr_der: key.request(node)?.into() };
     let answer = client::enrol(address, None, &tls, request).await?;
     let identity = key.accept(&answer.certificate_chain_pem, &token.ca_hash, SystemTime::now())?;
-    let link_address = match answer.link_address.strip_prefix(':') {
-        // The cloud knows its port, and not by which of its names it was reached.
+    let link_address = link_address(address, &answer.link_address);
+    Ok(Joined { identity, link_address })
+}
+
+/// The cloud knows its port, and not by which of its names it was reached: then it says `:port`.
+fn link_address(asked: &str, said: &str) -> String {
+    match said.strip_prefix(':') {
         Some(port) => {
-            let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
+            let host = asked.rsplit_once(':').map_or(asked, |(host, _)| host);
             format!("{host}:{port}")
         }
-        None => answer.link_address,
-    };
-    Ok(Joined { identity, link_address })
+        None => said.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_link_is_where_the_cloud_says_or_where_it_was_asked() {
+        assert_eq!(link_address("cloud.example:10002", ":4321"), "cloud.example:4321");
+        assert_eq!(link_address("[2001:db8::1]:10002", ":4321"), "[2001:db8::1]:4321");
+        assert_eq!(link_address("cloud.example:10002", "other.example:4321"), "other.example:4321");
+    }
 }
