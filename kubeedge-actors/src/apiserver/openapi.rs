@@ -5,8 +5,8 @@
 //! and list types from `merge_keys`.
 //!
 //! **Memory.** A document is about half a megabyte and clients keep it for as long as its hash stays, so that it is
-//! asked for a few times in a server's life: it is built at each request (some ten milliseconds) and nothing is kept but
-//! the hashes. The server should answer one such request at a time.
+//! asked for a few times in a server's life: it is built at each request (some ten milliseconds) and nothing is kept
+//! but the hashes. The server should answer one such request at a time.
 
 use std::collections::BTreeSet;
 use std::sync::OnceLock;

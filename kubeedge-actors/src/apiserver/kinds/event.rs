@@ -152,7 +152,8 @@ mod tests {
     use super::*;
 
     fn event() -> Value {
-        json!({"metadata": {"name": "e.1", "namespace": "golden"}, "message": " hi\n", "reason": "Started", "type": "Normal",
+        json!({"metadata": {"name": "e.1", "namespace": "golden"}, "message": " hi\n",
+            "reason": "Started", "type": "Normal",
             "involvedObject": {"kind": "Pod", "name": "p", "namespace": "golden"}, "source": {"component": "kubelet"},
             "count": 1, "firstTimestamp": "2026-01-01T00:00:00Z", "lastTimestamp": "2026-01-02T00:00:00Z"})
     }

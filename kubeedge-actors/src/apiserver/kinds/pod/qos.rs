@@ -70,7 +70,8 @@ mod tests {
 
     #[test]
     fn the_class_follows_requests_and_limits() {
-        let full = json!({"resources": {"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1000m", "memory": "1Gi"}}});
+        let full = json!({"resources": {"limits": {"cpu": "1", "memory": "1Gi"},
+            "requests": {"cpu": "1000m", "memory": "1Gi"}}});
         let cpu = json!({"resources": {"limits": {"cpu": "1"}, "requests": {"cpu": "1"}}});
         assert_eq!(class(&pod(json!([full]))), "Guaranteed");
         assert_eq!(class(&pod(json!([full, full]))), "Guaranteed");
