@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::Event;
 use serde_json::{Value, json};
 
 use super::decode;
-use super::fields::{Errors, Path, integer, nothing, set_missing, text};
+use super::fields::{Errors, Path, integer, nothing, text};
 use super::table::{NAME, column, name, wide};
 use super::time;
 use crate::apiserver::kind::{Column, Kind};
@@ -22,9 +22,7 @@ pub(super) const KIND: Kind = Kind {
     status_subresource: false,
     has_generation: false,
     decode: decode::typed::<Event>,
-    default: |object| {
-        set_missing(object, "type", "Normal");
-    },
+    default: |_| {},
     validate_create: validate,
     validate_update,
     validate_status: nothing,
