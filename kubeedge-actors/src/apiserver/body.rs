@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 
 use super::kind::Kind;
 use super::object::{add_type, api_version, text};
+use super::protobuf::MEDIA;
 use super::request::FieldValidation;
 use super::status::{FieldCause, FieldError, Status};
 
@@ -30,7 +31,7 @@ pub(crate) fn check_content_type(content_type: Option<&str>) -> Result<(), Statu
     Err(Status {
         details: None,
         ..Status::unsupported_media_type(format!(
-            "the body of the request was in an unknown format - accepted media types include: {TYPES}"
+            "the body of the request was in an unknown format - accepted media types include: {TYPES}, {MEDIA}"
         ))
     })
 }

@@ -10,10 +10,11 @@ use futures_util::StreamExt as _;
 use serde_json::json;
 
 use super::body::MAX_BODY;
+use super::kind::Kind;
 use super::request::{Path, Query, Target};
 use super::status::Status;
 use super::verbs::{Answer, Method, Request, Stream, serve, serve_virtual};
-use super::{Api, auth, negotiate};
+use super::{Api, auth, documents, negotiate, protobuf};
 
 const JSON: &str = "application/json";
 
@@ -27,12 +28,18 @@ pub(super) async fn handle(api: web::Data<Arc<Api>>, http: HttpRequest, payload:
 
 async fn answer(api: &Arc<Api>, http: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, Status> {
     let path = http.path();
-    if let Some(response) = health(api, http) {
+    if let Some(response) = documents::public(api, http) {
         return Ok(response);
     }
     let token = auth::bearer(header(http, &AUTHORIZATION));
-    let user = token.and_then(|token| api.authenticate(token)).ok_or_else(Status::unauthorized)?;
+    let user =
+        token.and_then(|token| api.authenticate(token, &[api.tokens.issuer()])).ok_or_else(Status::unauthorized)?;
     let method = method(http)?;
+    if method == Method::Get
+        && let Some(response) = documents::open_id(api, http).map(Ok).or_else(|| documents::open_api(http))
+    {
+        return response;
+    }
     let Some(parsed) = Path::parse(path) else {
         return Ok(page_not_found());
     };
@@ -42,9 +49,18 @@ async fn answer(api: &Arc<Api>, http: &HttpRequest, payload: web::Payload) -> Re
             .into_inner(),
     );
     auth::authorize(&user, method, &parsed, query.flag("watch"))?;
+    if let Some(response) = documents::discover(&parsed, http, &http.app_config().local_addr().to_string()) {
+        return if method == Method::Get { Ok(response) } else { Err(Status::method_not_allowed()) };
+    }
     let form = negotiate::choose(header(http, &ACCEPT))?;
-    let content_type = header(http, &CONTENT_TYPE).map(str::to_owned);
-    let body = if method == Method::Get { Bytes::new() } else { read(payload).await? };
+    let mut content_type = header(http, &CONTENT_TYPE).map(str::to_owned);
+    let mut body = if method == Method::Get { Bytes::new() } else { read(payload).await? };
+    if content_type.as_deref() == Some(protobuf::MEDIA) {
+        if !body.is_empty() {
+            body = protobuf::to_json(&body)?;
+        }
+        content_type = Some(JSON.into());
+    }
     let request = Request { method, path: parsed, query, content_type, form, body, user };
     if let Some(answer) = serve_virtual(api, &request).await {
         return answer.map(respond);
@@ -52,15 +68,10 @@ async fn answer(api: &Arc<Api>, http: &HttpRequest, payload: web::Payload) -> Re
     let Path::Resource(resource) = &request.path else {
         return Ok(page_not_found());
     };
+    let served = |kind: &Kind| kind.group == resource.group && kind.version == resource.version;
     match Target::find(&api.storage, resource.clone()) {
         Some(target) => serve(api, &request, &target).await.map(respond),
-        None if api
-            .storage
-            .kinds()
-            .any(|(_, kind)| kind.group == resource.group && kind.version == resource.version) =>
-        {
-            Err(Status::no_such_resource())
-        }
+        None if api.storage.kinds().any(|(_, kind)| served(kind)) => Err(Status::no_such_resource()),
         None => Ok(page_not_found()),
     }
 }
@@ -76,7 +87,7 @@ fn method(http: &HttpRequest) -> Result<Method, Status> {
     }
 }
 
-fn header<'a>(http: &'a HttpRequest, name: &HeaderName) -> Option<&'a str> {
+pub(super) fn header<'a>(http: &'a HttpRequest, name: &HeaderName) -> Option<&'a str> {
     http.headers().get(name)?.to_str().ok()
 }
 
@@ -93,33 +104,11 @@ async fn read(mut payload: web::Payload) -> Result<Bytes, Status> {
     Ok(body.freeze())
 }
 
-/// What is answered to anyone: whether the server is there, and which one it is.
-fn health(api: &Api, http: &HttpRequest) -> Option<HttpResponse> {
-    let text = |body: String| HttpResponse::Ok().content_type("text/plain; charset=utf-8").body(body);
-    match http.path() {
-        "/version" | "/version/" => Some(json_response(200, super::server::version().to_string().into())),
-        path @ ("/healthz" | "/livez" | "/readyz") => {
-            if api.storage.closing().is_cancelled() && path == "/readyz" {
-                let body = "[-]shutdown failed: the server is stopping\nreadyz check failed\n";
-                return Some(HttpResponse::InternalServerError().content_type("text/plain; charset=utf-8").body(body));
-            }
-            let verbose = http.query_string().split('&').any(|part| part == "verbose" || part.starts_with("verbose="));
-            if !verbose {
-                return Some(text("ok".into()));
-            }
-            let checks = ["ping", "log", "storage", "shutdown"];
-            let lines: String = checks.iter().map(|check| format!("[+]{check} ok\n")).collect();
-            Some(text(format!("{lines}{} check passed\n", &path[1..])))
-        }
-        _ => None,
-    }
-}
-
-fn page_not_found() -> HttpResponse {
+pub(super) fn page_not_found() -> HttpResponse {
     HttpResponse::NotFound().content_type("text/plain; charset=utf-8").body("404 page not found\n")
 }
 
-fn json_response(code: u16, body: Bytes) -> HttpResponse {
+pub(super) fn json_response(code: u16, body: Bytes) -> HttpResponse {
     HttpResponse::build(status_code(code)).content_type(JSON).body(body)
 }
 

@@ -5,11 +5,13 @@
 //! - **Stored**: every object, and the resourceVersion, in the store; on disk before the client has its answer.
 //! - **Bounds**: bodies 3 MiB; the event log of each kind 4096 events and 16 MiB; open watches [`Config::max_watches`];
 //!   a watch holds a position and not a queue, and ends with `410 Expired` when the log has left it behind.
-//! - **Not served**: server-side apply (415), custom resources, other media types than JSON.
+//! - **Not served**: server-side apply (415), custom resources. Answers are JSON; bodies are JSON, or protobuf for what
+//!   kubectl sends that way.
 //!
 //! A request goes `http` → `auth` → `request` → `verbs` → `storage`; controllers react to the same event log.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::Semaphore;
 
@@ -25,11 +27,14 @@ mod auth;
 mod body;
 mod clock;
 mod controllers;
+mod documents;
 mod http;
+mod kubeconfig;
 mod merge_keys;
 mod meta;
 mod negotiate;
 mod object;
+mod protobuf;
 mod request;
 mod selector;
 mod server;
@@ -39,10 +44,14 @@ mod table;
 mod verbs;
 mod watch;
 
-pub use server::{Config, Handle, Listen, Server, StartError};
+pub use kubeconfig::write_kubeconfig;
+pub use server::{Config, Handle, ISSUER, Listen, Server, StartError};
 
 use auth::{AdminToken, User};
+use object::Key;
 use storage::Storage;
+
+use crate::identity::{Binding, Reference, ServiceAccountTokens};
 
 /// What every request sees.
 pub(crate) struct Api {
@@ -53,6 +62,7 @@ pub(crate) struct Api {
     /// Seconds since 1970.
     clock: fn() -> i64,
     watches: Arc<Semaphore>,
+    tokens: Arc<ServiceAccountTokens>,
 }
 
 impl Api {
@@ -60,8 +70,38 @@ impl Api {
         (self.clock)()
     }
 
-    /// Who holds this token.
-    fn authenticate(&self, token: &str) -> Option<User> {
-        self.admin.is(token).then(User::admin)
+    /// The same as a time.
+    fn time(&self) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(u64::try_from(self.now()).unwrap_or_default())
+    }
+
+    /// Who holds this token, made for one of `audiences`.
+    fn authenticate(&self, token: &str, audiences: &[&str]) -> Option<User> {
+        if self.admin.is(token) {
+            return Some(User::admin());
+        }
+        match self.tokens.verify(token, audiences, self.time()) {
+            Ok(claims) => self.account(&claims.kubernetes),
+            Err(error) => {
+                tracing::debug!(%error, "a bearer token is refused");
+                None
+            }
+        }
+    }
+
+    /// The account of a token, while what the token is bound to exists.
+    fn account(&self, binding: &Binding) -> Option<User> {
+        let exists = |plural: &str, namespace: &str, reference: &Reference| {
+            let found = self.storage.get(self.storage.core(plural)?, &Key::new(namespace, &reference.name));
+            found.filter(|object| object.uid == reference.uid).map(|_| ())
+        };
+        let namespace = binding.namespace.as_str();
+        exists("serviceaccounts", namespace, &binding.serviceaccount)?;
+        match (&binding.pod, &binding.node) {
+            (Some(pod), _) => exists("pods", namespace, pod)?,
+            (None, Some(node)) => exists("nodes", "", node)?,
+            (None, None) => {}
+        }
+        Some(User::service_account(namespace, &binding.serviceaccount.name, &binding.serviceaccount.uid))
     }
 }

@@ -59,19 +59,6 @@ pub(crate) fn choose(accept: Option<&str>) -> Result<Form, Status> {
     Err(Status::not_acceptable(AVAILABLE))
 }
 
-/// The content type of aggregated discovery, when the client would rather have that.
-pub(crate) fn aggregated_discovery(accept: Option<&str>) -> bool {
-    ranges(accept.unwrap_or_default())
-        .filter(Range::json)
-        .map(|range| {
-            range.param("as") == Some("APIGroupDiscoveryList")
-                && range.param("g") == Some("apidiscovery.k8s.io")
-                && range.param("v") == Some("v2")
-        })
-        .next()
-        .unwrap_or(false)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -88,13 +75,5 @@ mod tests {
         assert_eq!(choose(None), Ok(Form::Plain));
         assert_eq!(choose(Some("*/*")), Ok(Form::Plain));
         assert_eq!(choose(Some("text/csv")).unwrap_err().code, 406);
-    }
-
-    #[test]
-    fn aggregated_discovery_is_given_to_who_names_it_first() {
-        let accept = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
-        assert!(aggregated_discovery(Some(accept)));
-        assert!(!aggregated_discovery(Some("application/json")));
-        assert!(!aggregated_discovery(None));
     }
 }

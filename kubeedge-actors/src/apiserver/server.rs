@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use actix_web::dev::ServerHandle;
 use actix_web::{App, HttpServer, web};
-use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
@@ -14,6 +13,7 @@ use super::auth::AdminToken;
 use super::kinds;
 use super::storage::{Disk, Storage};
 use super::{Api, clock, controllers, http};
+use crate::identity::{IdentityError, ServiceAccountTokens};
 use crate::store::{Store, StoreError};
 
 /// Where the server listens.
@@ -44,6 +44,9 @@ pub struct Config {
     pub admin_token: String,
     /// PEM of the authority of the server's certificate: goes into `kube-root-ca.crt`.
     pub root_ca: String,
+    /// Signs and checks the tokens of service accounts, with the issuer [`ISSUER`]. `None` makes a key that ends with
+    /// the process, and every token with it.
+    pub tokens: Option<Arc<ServiceAccountTokens>>,
     /// Watches open at the same time; one more is answered 429. A watch takes about 2 KB beside its connection.
     pub max_watches: usize,
     /// Threads that serve requests.
@@ -53,9 +56,9 @@ pub struct Config {
 }
 
 impl Config {
-    /// Defaults: two workers, 4096 watches, the system's clock.
+    /// Defaults: a token key that ends with the process, two workers, 4096 watches, the system's clock.
     pub fn new(store: Store, listen: Listen, admin_token: String, root_ca: String) -> Self {
-        Self { store, listen, admin_token, root_ca, max_watches: 4096, workers: 2, clock: clock::system }
+        Self { store, listen, admin_token, root_ca, tokens: None, max_watches: 4096, workers: 2, clock: clock::system }
     }
 
     /// Objects in memory and plain HTTP on a free port of the loopback interface, for tests; the token is `admin`.
@@ -79,10 +82,16 @@ pub enum StartError {
         /// What the system says.
         source: std::io::Error,
     },
+    /// A key for the tokens of service accounts cannot be made.
+    #[error("cannot make a key for service account tokens: {0}")]
+    Tokens(#[from] IdentityError),
     /// An administrator's token that anyone could guess.
     #[error("the administrator's token is empty: set one")]
     NoToken,
 }
+
+/// The issuer of service account tokens and their usual audience: Kubernetes' own name for its API server.
+pub const ISSUER: &str = "https://kubernetes.default.svc";
 
 /// Seconds that running requests get at a stop.
 const SHUTDOWN_SECONDS: u64 = 5;
@@ -109,6 +118,10 @@ impl Server {
         if config.admin_token.is_empty() {
             return Err(StartError::NoToken);
         }
+        let tokens = match config.tokens {
+            Some(tokens) => tokens,
+            None => Arc::new(ServiceAccountTokens::in_memory(ISSUER)?),
+        };
         let disk = Disk::new(config.store.clone());
         let storage = Storage::open(kinds::kinds(), disk)?;
         let api = Arc::new(Api {
@@ -116,6 +129,7 @@ impl Server {
             admin: AdminToken::new(&config.admin_token),
             root_ca: config.root_ca.clone(),
             clock: config.clock,
+            tokens,
             watches: Arc::new(Semaphore::new(config.max_watches)),
         });
         let data = web::Data::new(api.clone());
@@ -163,22 +177,5 @@ impl Handle {
             tracing::error!(%error, "the API server did not end by itself");
         }
         drop(self.api.storage.write().await);
-    }
-}
-
-/// `/version`: what clients choose their behaviour by.
-pub(super) fn version() -> Value {
-    json!({
-        "major": "1", "minor": "33", "gitVersion": "v1.33.0+kubeedge", "gitCommit": "", "gitTreeState": "",
-        "buildDate": "1970-01-01T00:00:00Z", "goVersion": "", "compiler": "rustc",
-        "platform": format!("{}/{}", std::env::consts::OS, go_arch()),
-    })
-}
-
-fn go_arch() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
     }
 }

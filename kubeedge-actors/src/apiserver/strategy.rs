@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::kind::Kind;
+use super::kinds::node;
 use super::object::{member, text};
 
 /// Whether a PUT of a name that is not there creates it.
@@ -34,6 +35,27 @@ pub(crate) fn prepare_create(kind: &Kind, object: &mut Value) {
 pub(crate) fn prepare_update(kind: &Kind, new: &mut Value, old: &Value) {
     if kind.group.is_empty() && kind.plural == "namespaces" {
         member(new, "spec").insert("finalizers".into(), old["spec"]["finalizers"].clone());
+    }
+}
+
+/// What follows from a new status at once: a node's taints follow its conditions, so that no one sees a ready node that
+/// is still marked as not ready.
+pub(crate) fn prepare_status(kind: &Kind, new: &mut Value) {
+    if kind.group.is_empty()
+        && kind.plural == "nodes"
+        && let Some(taints) = node::condition_taints(new)
+    {
+        set_taints(new, taints);
+    }
+}
+
+/// Sets a node's taints, none being no list.
+pub(crate) fn set_taints(node: &mut Value, taints: Vec<Value>) {
+    let spec = member(node, "spec");
+    if taints.is_empty() {
+        spec.remove("taints");
+    } else {
+        spec.insert("taints".into(), Value::Array(taints));
     }
 }
 

@@ -154,9 +154,19 @@ impl ServiceAccountTokens {
                 pair
             }
         };
+        Self::with_key(&pair, issuer)
+            .map_err(|error| files::content(key_file, format!("expected an ECDSA key on P-256: {error}")))
+    }
+
+    /// With a new key that is kept nowhere: its tokens end with the process.
+    pub fn in_memory(issuer: &str) -> Result<Self, IdentityError> {
+        let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        Self::with_key(&pair, issuer).map_err(|error| IdentityError::Answer { why: error.to_string() })
+    }
+
+    fn with_key(pair: &KeyPair, issuer: &str) -> Result<Self, ring::error::KeyRejected> {
         let random = SystemRandom::new();
-        let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pair.serialized_der(), &random)
-            .map_err(|error| files::content(key_file, format!("expected an ECDSA key on P-256: {error}")))?;
+        let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pair.serialized_der(), &random)?;
         let key_id = URL_SAFE_NO_PAD.encode(sha256(&pair.subject_public_key_info()));
         Ok(Self { issuer: issuer.to_owned(), key, key_id })
     }

@@ -1,8 +1,10 @@
 //! Integration tests of the library, one binary: a module per behaviour.
 
 // A test fails by panicking; its helpers stand outside the functions that clippy takes for tests.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
+#[cfg(feature = "apiserver")]
+mod golden;
 #[cfg(all(feature = "cloudhub", feature = "edgehub", feature = "metamanager"))]
 mod hubs;
 #[cfg(feature = "link")]

@@ -14,7 +14,11 @@ use super::Api;
 use super::status::Status;
 use super::storage::KindId;
 
+mod binder;
+mod events;
+mod garbage;
 mod namespaces;
+mod nodes;
 
 /// Time after which a controller that failed, or that waits for time to pass, looks again.
 const RETRY: Duration = Duration::from_secs(5);
@@ -57,6 +61,15 @@ pub(super) fn start(api: &Arc<Api>) -> Running {
             outcome
         }
     }));
+    // Nodes renew leases and pods write events all the time; neither changes what these decide.
+    let of =
+        |plurals: &[&str]| -> Vec<KindId> { plurals.iter().filter_map(|plural| api.storage.core(plural)).collect() };
+    let steady: Vec<KindId> =
+        api.storage.kinds().filter(|(_, kind)| !matches!(kind.plural, "leases" | "events")).map(|(id, _)| id).collect();
+    tasks.spawn(run("garbage", api.clone(), steady, |api| async move { garbage::reconcile(&api).await }));
+    tasks.spawn(run("nodes", api.clone(), of(&["nodes"]), |api| async move { nodes::reconcile(&api).await }));
+    tasks.spawn(run("binder", api.clone(), of(&["pods", "nodes"]), |api| async move { binder::reconcile(&api).await }));
+    tasks.spawn(run("events", api.clone(), Vec::new(), |api| async move { events::reconcile(&api).await }));
     Running { tasks, bootstrapped }
 }
 
@@ -90,9 +103,16 @@ where
                 None => std::future::pending().await,
             }
         };
-        let changed = futures_util::future::select_all(changes.iter_mut().map(|change| Box::pin(change.changed())));
+        let changed = async {
+            if changes.is_empty() {
+                std::future::pending::<()>().await;
+            }
+            let any = changes.iter_mut().map(|change| Box::pin(change.changed()));
+            // The sender lives in the storage, which this task holds: it does not end.
+            let (_, _, _) = futures_util::future::select_all(any).await;
+        };
         tokio::select! {
-            _ = changed => {}
+            () = changed => {}
             () = retry => {}
             () = closing.cancelled() => return,
         }

@@ -1,6 +1,7 @@
 //! Namespaces: the four of the bootstrap, what each has from the start, and their end.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -15,6 +16,8 @@ use super::Again;
 
 /// The namespaces that are always there.
 const BOOTSTRAP: [&str; 4] = ["default", "kube-system", "kube-public", "kube-node-lease"];
+/// When an ending namespace is looked at again, beside changes.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Objects changed in one commit at most.
 const BATCH: usize = 200;
 
@@ -37,11 +40,12 @@ pub(super) async fn reconcile(api: &Arc<Api>) -> Result<Again, Status> {
         changes.extend(admission::namespace_contents(api, name));
         writer.commit(changes).await?;
     }
+    let mut waiting = false;
     let (_, namespaces) = api.storage.list(id, None);
     for namespace in namespaces {
         let name = &namespace.key.name;
         if namespace.deleting {
-            finish(api, name).await?;
+            waiting |= !finish(api, name).await?;
         } else if !admission::namespace_contents(api, name).is_empty() {
             let writer = api.storage.write().await;
             // The account of a namespace that has begun to end in the meantime is not made again.
@@ -51,11 +55,11 @@ pub(super) async fn reconcile(api: &Arc<Api>) -> Result<Again, Status> {
             }
         }
     }
-    Ok(Again::OnChange)
+    Ok(if waiting { Again::After(LOOK_AGAIN) } else { Again::OnChange })
 }
 
-/// Deletes the contents of an ending namespace; when nothing is left, the namespace.
-async fn finish(api: &Arc<Api>, name: &str) -> Result<(), Status> {
+/// Deletes the contents of an ending namespace; when nothing is left, the namespace. Whether it is done.
+async fn finish(api: &Arc<Api>, name: &str) -> Result<bool, Status> {
     let mut left = 0;
     for (id, kind) in api.storage.kinds().filter(|(_, kind)| kind.namespaced) {
         let target = Target { id, kind, namespace: Some(name.to_owned()), name: None, subresource: None };
@@ -74,12 +78,12 @@ async fn finish(api: &Arc<Api>, name: &str) -> Result<(), Status> {
     }
     if left > 0 {
         tracing::debug!(namespace = name, left, "waiting for what ends in its own time");
-        return Ok(());
+        return Ok(false);
     }
-    let Some(id) = api.storage.core("namespaces") else { return Ok(()) };
+    let Some(id) = api.storage.core("namespaces") else { return Ok(true) };
     let kind = api.storage.kind(id);
     let writer = api.storage.write().await;
-    let Some(namespace) = writer.get(id, &Key::new("", name)) else { return Ok(()) };
+    let Some(namespace) = writer.get(id, &Key::new("", name)) else { return Ok(true) };
     let mut value = namespace.value(kind);
     let remaining: Vec<Value> = value["spec"]["finalizers"]
         .as_array()
@@ -89,10 +93,10 @@ async fn finish(api: &Arc<Api>, name: &str) -> Result<(), Status> {
         .cloned()
         .collect();
     if remaining.len() == value["spec"]["finalizers"].as_array().map_or(0, Vec::len) {
-        return Ok(());
+        return Ok(true);
     }
     member(&mut value, "spec").insert("finalizers".into(), Value::Array(remaining));
     let change = if may_go(kind, &value) { Change::Delete(id, value) } else { Change::Put(id, value) };
     writer.commit(vec![change]).await?;
-    Ok(())
+    Ok(true)
 }

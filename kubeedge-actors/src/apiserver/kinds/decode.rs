@@ -229,7 +229,7 @@ pub(crate) fn typed<K: schemars::JsonSchema>(object: Value) -> Result<Decoded, D
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use proptest::prelude::*;
     use serde_json::json;
 
@@ -263,11 +263,13 @@ mod tests {
     fn wrong_types_are_refused_as_go_says_it() {
         assert_eq!(
             refused(POD, json!({"spec": {"containers": [{"ports": "x"}]}})),
-            "json: cannot unmarshal string into Go struct field Container.spec.containers.ports of type []v1.ContainerPort"
+            "json: cannot unmarshal string into Go struct field Container.spec.containers.ports of type \
+             []v1.ContainerPort"
         );
         assert_eq!(
             refused(POD, json!({"spec": {"containers": [{"ports": [{"hostPort": 1.5}]}]}})),
-            "json: cannot unmarshal number 1.5 into Go struct field ContainerPort.spec.containers.ports.hostPort of type int32"
+            "json: cannot unmarshal number 1.5 into Go struct field \
+             ContainerPort.spec.containers.ports.hostPort of type int32"
         );
         assert_eq!(
             refused(POD, json!({"metadata": {"labels": {"a": 1}}})),
@@ -299,8 +301,10 @@ mod tests {
         let decoded = decode(
             POD,
             json!({"metadata": {"labels": null, "annotations": {}}, "spec": {
-                "hostNetwork": false, "nodeName": "", "enableServiceLinks": false, "volumes": [{"name": "v", "emptyDir": {}}],
-                "tolerations": [], "securityContext": {"runAsUser": 0}, "containers": [{"name": "c", "env": [{"name": "A", "value": ""}]}],
+                "hostNetwork": false, "nodeName": "", "enableServiceLinks": false,
+                "volumes": [{"name": "v", "emptyDir": {}}],
+                "tolerations": [], "securityContext": {"runAsUser": 0},
+                "containers": [{"name": "c", "env": [{"name": "A", "value": ""}]}],
             }}),
         )
         .expect("decodes")
@@ -357,8 +361,13 @@ mod tests {
         }
     }
 
+    /// Objects of a definition.
+    pub(in crate::apiserver::kinds) fn any_of(definition: &str) -> BoxedStrategy<Value> {
+        of_type(&Schemas::get().struct_type(definition).expect("a known definition"), 5)
+    }
+
     fn any_pod() -> BoxedStrategy<Value> {
-        of_type(&Schemas::get().struct_type(POD).expect("pods have a schema"), 5)
+        any_of(POD)
     }
 
     proptest! {

@@ -4,7 +4,7 @@ use k8s_openapi::api::core::v1::Event;
 use serde_json::{Value, json};
 
 use super::decode;
-use super::fields::{Errors, Path, integer, nothing, set_missing, text};
+use super::fields::{Errors, Path, integer, nothing, text};
 use super::table::{NAME, column, name, wide};
 use super::time;
 use crate::apiserver::kind::{Column, Kind};
@@ -22,9 +22,7 @@ pub(super) const KIND: Kind = Kind {
     status_subresource: false,
     has_generation: false,
     decode: decode::typed::<Event>,
-    default: |object| {
-        set_missing(object, "type", "Normal");
-    },
+    default: |_| {},
     validate_create: validate,
     validate_update,
     validate_status: nothing,
@@ -152,7 +150,8 @@ mod tests {
     use super::*;
 
     fn event() -> Value {
-        json!({"metadata": {"name": "e.1", "namespace": "golden"}, "message": " hi\n", "reason": "Started", "type": "Normal",
+        json!({"metadata": {"name": "e.1", "namespace": "golden"}, "message": " hi\n",
+            "reason": "Started", "type": "Normal",
             "involvedObject": {"kind": "Pod", "name": "p", "namespace": "golden"}, "source": {"component": "kubelet"},
             "count": 1, "firstTimestamp": "2026-01-01T00:00:00Z", "lastTimestamp": "2026-01-02T00:00:00Z"})
     }

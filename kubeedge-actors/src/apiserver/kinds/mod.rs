@@ -45,9 +45,48 @@ pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Kind> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::json;
 
+    use super::decode::tests::any_of;
     use super::*;
+
+    fn any_object() -> impl Strategy<Value = (&'static Kind, serde_json::Value, serde_json::Value)> {
+        proptest::sample::select((0..KINDS.len()).collect::<Vec<_>>()).prop_flat_map(|index| {
+            let kind = &KINDS[index];
+            (Just(kind), any_of(&schema::definition(kind)), any_of(&schema::definition(kind)))
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+
+        #[test]
+        fn whatever_decodes_is_defaulted_judged_and_printed((kind, new, old) in any_object(), now in any::<i64>()) {
+            let stored = |sent| {
+                let mut object = (kind.decode)(sent).expect("a value of the schema decodes").object;
+                (kind.default)(&mut object);
+                object
+            };
+            let (new, old) = (stored(new), stored(old));
+            let mut again = new.clone();
+            (kind.default)(&mut again);
+            prop_assert_eq!(&again, &new, "defaults of {} settle", kind.kind);
+            let decoded = (kind.decode)(new.clone()).expect("the stored form decodes");
+            prop_assert!(decoded.unknown_fields.is_empty(), "{:?}", decoded.unknown_fields);
+            for errors in [
+                (kind.validate_create)(&new),
+                (kind.validate_update)(&new, &old),
+                (kind.validate_status)(&new, &old),
+            ] {
+                prop_assert!(errors.len() <= 3 * fields::MAX_ERRORS);
+            }
+            prop_assert_eq!((kind.cells)(&new, now).len(), kind.columns.len());
+            for (_, read) in kind.selectable {
+                read(&new);
+            }
+        }
+    }
 
     #[test]
     fn rows_are_found_by_group_version_and_plural() {

@@ -1,4 +1,5 @@
-//! The formats of names, labels and keys. Each check returns its complaints in Kubernetes' words, none when all is well.
+//! The formats of names, labels and keys. Each check returns its complaints in Kubernetes' words, none when all is
+//! well.
 
 const LABEL_FORMAT: &str = "[a-z0-9]([-a-z0-9]*[a-z0-9])?";
 const QUALIFIED_FORMAT: &str = "([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]";

@@ -1,8 +1,8 @@
 //! Zero values: which of them Go writes and which it leaves out.
 //!
-//! Go leaves an `omitempty` field out when it holds its zero value and writes a pointer to zero; the schemas do not tell
-//! one from the other, so the fields that are plain values are listed here. A field that is missing in a list is kept
-//! as the user wrote it, which at worst stores a `false` that Kubernetes would not have stored.
+//! Go leaves an `omitempty` field out when it holds its zero value and writes a pointer to zero; the schemas do not
+//! tell one from the other, so the fields that are plain values are listed here. A field that is missing in a list is
+//! kept as the user wrote it, which at worst stores a `false` that Kubernetes would not have stored.
 
 use serde_json::{Value, json};
 

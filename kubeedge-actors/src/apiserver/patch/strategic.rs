@@ -437,7 +437,8 @@ mod tests {
     #[test]
     fn retained_keys_change_one_volume_source_into_another() {
         let original = json!({"spec": {"volumes": [{"name": "v", "emptyDir": {}}]}});
-        let patch = json!({"spec": {"volumes": [{"name": "v", "hostPath": {"path": "/x"}, "$retainKeys": ["name", "hostPath"]}]}});
+        let patch = json!({"spec": {"volumes": [{"name": "v", "hostPath": {"path": "/x"},
+            "$retainKeys": ["name", "hostPath"]}]}});
         assert_eq!(patched(original, patch), json!({"spec": {"volumes": [{"name": "v", "hostPath": {"path": "/x"}}]}}));
     }
 

@@ -24,8 +24,8 @@ fn object(request: &Request, kind: &str) -> Result<Value, Status> {
     Ok(value)
 }
 
-/// Sets a pod condition to `True`, replacing the one of that type.
-pub(crate) fn set_condition(pod: &mut Value, mut condition: Value, now: i64) {
+/// Sets a condition of a pod, replacing the one of that type; its time changes only with its status.
+pub(crate) fn condition(pod: &mut Value, mut condition: Value, now: i64) {
     condition["lastProbeTime"] = Value::Null;
     let conditions = member(pod, "status").entry("conditions").or_insert_with(|| json!([]));
     if !conditions.is_array() {
@@ -63,7 +63,7 @@ pub(crate) fn bound(pod: &Value, node: &str, annotations: &Value, now: i64) -> R
             all[key.as_str()] = value.clone();
         }
     }
-    set_condition(&mut pod, json!({"type": "PodScheduled", "status": "True"}), now);
+    condition(&mut pod, json!({"type": "PodScheduled", "status": "True"}), now);
     Ok(pod)
 }
 
@@ -123,11 +123,11 @@ pub(super) async fn evict(api: &Api, request: &Request, target: &Target, name: &
         writer.get(target.id, &Key::new(target.scope(), name)).ok_or_else(|| Status::not_found(target.kind, name))?;
     let mut pod = current.value(target.kind);
     if pod["metadata"].get("deletionTimestamp").is_none() {
-        let condition = json!({
+        let reason = json!({
             "type": "DisruptionTarget", "status": "True",
             "reason": "EvictionByEvictionAPI", "message": "Eviction API: evicting",
         });
-        set_condition(&mut pod, condition, api.now());
+        condition(&mut pod, reason, api.now());
     }
     let change = match plan(target.kind, &pod, &options, api.now())? {
         Plan::Nothing => None,

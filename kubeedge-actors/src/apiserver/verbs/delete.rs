@@ -255,17 +255,26 @@ fn removed_status(kind: &Kind, object: &Object) -> Value {
     json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details})
 }
 
-/// Deletes what a list selects, in one batch.
+/// Objects of a collection deleted in one commit at most.
+const BATCH: usize = 200;
+
+/// Deletes what a list selects. As in Kubernetes this is not one step: what is created meanwhile may stay.
 pub(super) async fn collection(api: &Api, request: &Request, target: &Target) -> Result<Answer, Status> {
     let options = DeleteOptions::parse(request)?;
     let list = ListOptions::parse(target.kind, &request.query)?;
     let kind = target.kind;
-    let writer = api.storage.write().await;
     let (resource_version, mut items) = api.storage.list(target.id, target.namespace.as_deref());
     items.retain(|object| list.selector.matches(object));
-    let changes = deletions(api, target, &items, &options)?;
-    if !options.dry_run {
-        writer.commit(changes).await?;
+    for batch in items.chunks(BATCH) {
+        let writer = api.storage.write().await;
+        let present: Vec<Arc<Object>> = batch
+            .iter()
+            .filter_map(|listed| writer.get(target.id, &listed.key).filter(|now| now.uid == listed.uid))
+            .collect();
+        let changes = deletions(api, target, &present, &options)?;
+        if !options.dry_run {
+            writer.commit(changes).await?;
+        }
     }
     let meta = ListMeta { resource_version, ..ListMeta::default() };
     Ok(Answer::ok(request.view(api, kind).list(&meta, &items)))

@@ -15,12 +15,13 @@ use super::status::Status;
 use super::storage::{Change, KindId};
 use super::table::{Include, View};
 
-mod bind;
+pub(crate) mod bind;
 mod create;
 pub(crate) mod delete;
 mod list;
 mod patch;
 mod review;
+mod token;
 pub(crate) mod update;
 mod watch;
 
@@ -164,6 +165,7 @@ async fn subresource_verb(
         }
         ("pods", "binding", Method::Post) => bind::bind(api, request, target, Some(name)).await,
         ("pods", "eviction", Method::Post) => bind::evict(api, request, target, name).await,
+        ("serviceaccounts", "token", Method::Post) => token::create(api, request, target, name).await,
         ("namespaces", "finalize", _) | ("pods", "binding" | "eviction", _) | ("serviceaccounts", "token", _) => {
             Err(Status::method_not_allowed())
         }

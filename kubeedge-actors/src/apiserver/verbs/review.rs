@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::super::Api;
 use super::super::auth::User;
 use super::super::body::{check_content_type, parse};
+use super::super::meta::strings;
 use super::super::object::text;
 use super::super::status::Status;
 use super::{Answer, Method, Request};
@@ -55,8 +56,12 @@ pub(super) fn self_subject(request: &Request) -> Result<Answer, Status> {
 /// Whose token this is.
 pub(super) fn token(api: &Api, request: &Request) -> Result<Answer, Status> {
     let spec = spec(request, "TokenReview")?;
-    let status = match api.authenticate(text(&spec, "token")) {
-        Some(user) => json!({"authenticated": true, "user": user_info(&user), "audiences": spec["audiences"]}),
+    let mut audiences: Vec<&str> = strings(&spec, "audiences").collect();
+    if audiences.is_empty() {
+        audiences.push(api.tokens.issuer());
+    }
+    let status = match api.authenticate(text(&spec, "token"), &audiences) {
+        Some(user) => json!({"authenticated": true, "user": user_info(&user), "audiences": audiences}),
         None => json!({"authenticated": false, "error": "the token is not known"}),
     };
     Ok(Answer::value(

@@ -124,8 +124,10 @@ pub(crate) fn settle(kind: &Kind, old: &Value, mut new: Value, part: Part) -> Re
         }
     }
     keep_metadata(&mut new, old);
-    if part == Part::Main {
-        strategy::prepare_update(kind, &mut new, old);
+    match part {
+        Part::Main => strategy::prepare_update(kind, &mut new, old),
+        Part::Status => strategy::prepare_status(kind, &mut new),
+        Part::Finalizers => {}
     }
     (kind.default)(&mut new);
     let mut errors = meta::validate_update(&new, old);

@@ -188,7 +188,8 @@ mod tests {
                 {"name": "c", "hostPath": {"path": "/x", "type": ""}},
                 {"name": "d", "projected": {"defaultMode": 420, "sources": [
                     {"serviceAccountToken": {"path": "t", "expirationSeconds": 3600}},
-                    {"downwardAPI": {"items": [{"path": "n", "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}]}}]}}])
+                    {"downwardAPI": {"items": [
+                        {"path": "n", "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.name"}}]}}]}}])
         );
     }
 
@@ -206,7 +207,8 @@ mod tests {
     fn defaulting_twice_changes_nothing_and_keeps_what_was_said() {
         let mut pod = json!({"spec": {"serviceAccount": "old", "priorityClassName": "system-node-critical",
             "terminationGracePeriodSeconds": 0, "enableServiceLinks": false,
-            "containers": [{"name": "c", "image": "i:1", "livenessProbe": {"exec": {"command": ["x"]}, "periodSeconds": 3},
+            "containers": [{"name": "c", "image": "i:1",
+                "livenessProbe": {"exec": {"command": ["x"]}, "periodSeconds": 3},
                 "resources": {"limits": {"cpu": "1", "memory": "1Mi"}, "requests": {"cpu": "500m"}}}]}});
         default(&mut pod);
         let spec = &pod["spec"];

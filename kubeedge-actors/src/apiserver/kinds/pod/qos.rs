@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use crate::apiserver::kinds::fields::{entries, list, text};
+use crate::apiserver::kinds::fields::{entries, list};
 use crate::apiserver::kinds::quantity::Quantity;
 
 /// Only these count.
@@ -50,14 +50,6 @@ fn add<'a>(holder: &'a Value, field: &str, sums: &mut BTreeMap<&'a str, Quantity
     found
 }
 
-/// The class a pod has: the one in its status, else the computed one.
-pub(super) fn of(pod: &Value) -> &str {
-    match text(pod, "/status/qosClass") {
-        "" => class(pod),
-        class => class,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -70,7 +62,8 @@ mod tests {
 
     #[test]
     fn the_class_follows_requests_and_limits() {
-        let full = json!({"resources": {"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "1000m", "memory": "1Gi"}}});
+        let full = json!({"resources": {"limits": {"cpu": "1", "memory": "1Gi"},
+            "requests": {"cpu": "1000m", "memory": "1Gi"}}});
         let cpu = json!({"resources": {"limits": {"cpu": "1"}, "requests": {"cpu": "1"}}});
         assert_eq!(class(&pod(json!([full]))), "Guaranteed");
         assert_eq!(class(&pod(json!([full, full]))), "Guaranteed");
@@ -78,6 +71,5 @@ mod tests {
         assert_eq!(class(&pod(json!([cpu]))), "Burstable");
         assert_eq!(class(&pod(json!([{}, {"resources": {"limits": {"x/y": "1"}}}]))), "BestEffort");
         assert_eq!(class(&pod(json!([{"resources": {"requests": {"cpu": "0"}}}]))), "BestEffort");
-        assert_eq!(of(&json!({"status": {"qosClass": "Burstable"}})), "Burstable");
     }
 }

@@ -239,7 +239,8 @@ mod tests {
     fn sidecars_count_as_containers_once_started() {
         let mut pod = pod(json!({"phase": "Running", "initContainerStatuses": [
             {"name": "i", "started": true, "ready": true, "restartCount": 2, "state": {"running": {}}}],
-            "containerStatuses": [{"ready": true, "state": {"running": {}}}, {"ready": true, "state": {"running": {}}}]}));
+            "containerStatuses": [{"ready": true, "state": {"running": {}}},
+                {"ready": true, "state": {"running": {}}}]}));
         pod["spec"]["initContainers"] = json!([{"name": "i", "restartPolicy": "Always"}]);
         assert_eq!(line(&pod), ["3/3", "Running", "2"]);
     }

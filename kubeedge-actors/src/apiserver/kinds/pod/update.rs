@@ -3,7 +3,6 @@
 use serde_json::{Value, json};
 
 use super::container::check_image;
-use super::qos;
 use super::validate::{check_tolerations, container_names};
 use crate::apiserver::kinds::fields::{Errors, IMMUTABLE, Path, integer, list, list_mut, text};
 use crate::apiserver::status::FieldError;
@@ -31,10 +30,6 @@ pub(super) fn validate(new: &Value, old: &Value) -> Vec<FieldError> {
     }
     check_deadline(new, old, &spec, &mut errors);
     check_added_tolerations(new, old, &spec, &mut errors);
-    if qos::class(new) != qos::of(old) {
-        errors.invalid(&Path::new("metadata"), qos::class(new), "Pod QOS Class may not change as a result of resizing");
-        return errors.done();
-    }
     let mut expected = old.get("spec").cloned().unwrap_or_default();
     allow(&mut expected, new, old);
     let found = new.get("spec").cloned().unwrap_or_default();

@@ -301,7 +301,8 @@ mod tests {
     #[test]
     fn ports_are_unique_on_the_host() {
         let port = json!({"containerPort": 80, "hostPort": 80});
-        let spec = json!({"containers": [{"name": "a", "image": "i", "ports": [port]}, {"name": "b", "image": "i", "ports": [port]}]});
+        let spec = json!({"containers": [{"name": "a", "image": "i", "ports": [port]},
+            {"name": "b", "image": "i", "ports": [port]}]});
         assert_eq!(fields(spec), ["spec.containers[1].ports[0].hostPort"]);
         let ports = json!([{"containerPort": 80, "name": "a"}, {"containerPort": 81, "name": "a", "protocol": "ICMP"}]);
         assert_eq!(
@@ -347,7 +348,8 @@ mod tests {
         fn whatever_stands_in_a_spec_is_judged_without_a_panic_and_within_bounds(
             name in "\\PC{0,8}", number in any::<i64>(), quantity in "\\PC{0,8}", many in 0usize..300,
         ) {
-            let container = json!({"name": name, "image": quantity, "ports": [{"containerPort": number, "hostPort": number}],
+            let container = json!({"name": name, "image": quantity,
+                "ports": [{"containerPort": number, "hostPort": number}],
                 "env": [{"name": name}], "resources": {"limits": {name.as_str(): quantity}},
                 "livenessProbe": {"tcpSocket": {"port": name}}});
             let found = errors(json!({"containers": vec![container; many], "volumes": [{"name": name}],

@@ -1,0 +1,146 @@
+//! What the server says about itself: health, version, discovery, OpenAPI.
+
+use actix_web::http::header::{ACCEPT, CACHE_CONTROL, ETAG, IF_NONE_MATCH};
+use actix_web::{HttpRequest, HttpResponse};
+use serde_json::{Value, json};
+
+use super::http::{header, json_response, page_not_found};
+use super::request::Path;
+use super::status::Status;
+use super::{Api, discovery, openapi};
+
+const PLAIN: &str = "text/plain; charset=utf-8";
+const JSON: &str = "application/json";
+
+/// `/version`: what clients choose their behaviour by.
+fn version() -> Value {
+    json!({
+        "major": "1", "minor": "33", "gitVersion": "v1.33.0+kubeedge", "gitCommit": "", "gitTreeState": "",
+        "buildDate": "1970-01-01T00:00:00Z", "goVersion": "", "compiler": "rustc",
+        "platform": format!("{}/{}", std::env::consts::OS, architecture()),
+    })
+}
+
+/// Go's name of the processor.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+/// What is answered to anyone: whether the server is there, and which one it is.
+pub(super) fn public(api: &Api, http: &HttpRequest) -> Option<HttpResponse> {
+    let path = http.path();
+    if matches!(path, "/version" | "/version/") {
+        return Some(json_response(200, version().to_string().into()));
+    }
+    let name = path.trim_start_matches('/');
+    if !matches!(name, "healthz" | "livez" | "readyz") {
+        return None;
+    }
+    let stopping = api.storage.closing().is_cancelled() && name == "readyz";
+    let verbose = http.query_string().split('&').any(|part| part == "verbose" || part.starts_with("verbose="));
+    if !stopping && !verbose {
+        return Some(HttpResponse::Ok().content_type(PLAIN).body("ok"));
+    }
+    let mut lines: String = ["ping", "log", "storage"].iter().map(|check| format!("[+]{check} ok\n")).collect();
+    lines += if stopping { "[-]shutdown failed: the server is stopping\n" } else { "[+]shutdown ok\n" };
+    lines += &format!("{name} check {}\n", if stopping { "failed" } else { "passed" });
+    let mut response = if stopping { HttpResponse::InternalServerError() } else { HttpResponse::Ok() };
+    Some(response.content_type(PLAIN).body(lines))
+}
+
+/// Discovery below `/api` and `/apis`; `None` for the path of a resource.
+pub(super) fn discover(path: &Path, http: &HttpRequest, address: &str) -> Option<HttpResponse> {
+    let accept = header(http, &ACCEPT).unwrap_or_default();
+    let aggregated = discovery::aggregated_version(accept);
+    let document = match path {
+        Path::Root { legacy } => {
+            if let Some(version) = aggregated {
+                let all =
+                    if *legacy { discovery::aggregated_core(version) } else { discovery::aggregated_groups(version) };
+                let content_type = discovery::aggregated_content_type(version);
+                let body = all.to_string();
+                let etag = discovery::etag(body.as_bytes());
+                return Some(tagged(http, &content_type, &etag, body));
+            }
+            Some(if *legacy { discovery::versions(address) } else { discovery::groups() })
+        }
+        Path::Group(group) => discovery::group(group),
+        Path::Version { group, version } => discovery::resources(group, version),
+        Path::Resource(_) => return None,
+    };
+    Some(match document {
+        Some(document) => json_response(200, document.to_string().into()),
+        None => page_not_found(),
+    })
+}
+
+/// `/openapi/v2` and `/openapi/v3`; `None` for another path.
+pub(super) fn open_api(http: &HttpRequest) -> Option<Result<HttpResponse, Status>> {
+    let rest = http.path().strip_prefix("/openapi/")?.trim_end_matches('/');
+    let accept = header(http, &ACCEPT).unwrap_or_default();
+    let json_taken = openapi::accepts_json(accept);
+    let response = match rest {
+        // Its older clients ask for protobuf only, and do without when they do not get it.
+        "v2" | "v3" if !json_taken => return Some(Err(Status::not_acceptable(JSON))),
+        "v2" => {
+            let body = openapi::v2();
+            let etag = discovery::etag(body.as_bytes());
+            tagged(http, JSON, &etag, body)
+        }
+        "v3" => json_response(200, openapi::index().to_string().into()),
+        other => {
+            let (group, version) = match other.strip_prefix("v3/")?.split('/').collect::<Vec<_>>()[..] {
+                ["api", version] => ("", version),
+                ["apis", group, version] => (group, version),
+                _ => return Some(Ok(page_not_found())),
+            };
+            match (openapi::hash(group, version), openapi::v3(group, version)) {
+                _ if !json_taken => return Some(Err(Status::not_acceptable(JSON))),
+                (Some(hash), Some(body)) => tagged(http, JSON, &format!("\"{hash}\""), body),
+                _ => page_not_found(),
+            }
+        }
+    };
+    Some(Ok(response))
+}
+
+/// What others need to check service account tokens; `None` for another path.
+pub(super) fn open_id(api: &Api, http: &HttpRequest) -> Option<HttpResponse> {
+    let issuer = api.tokens.issuer();
+    match http.path() {
+        "/openid/v1/jwks" => {
+            let body = api.tokens.jwks().to_string();
+            Some(HttpResponse::Ok().content_type("application/jwk-set+json").body(body))
+        }
+        "/.well-known/openid-configuration" => {
+            let address = http.app_config().local_addr();
+            let configuration = json!({
+                "issuer": issuer,
+                "jwks_uri": format!("https://{address}/openid/v1/jwks"),
+                "response_types_supported": ["id_token"],
+                "subject_types_supported": ["public"],
+                "id_token_signing_alg_values_supported": ["ES256"],
+            });
+            Some(json_response(200, configuration.to_string().into()))
+        }
+        _ => None,
+    }
+}
+
+/// An answer that a client may keep: 304 when it still has it.
+fn tagged(http: &HttpRequest, content_type: &str, etag: &str, body: String) -> HttpResponse {
+    let known = header(http, &IF_NONE_MATCH)
+        .is_some_and(|tags| tags.split(',').map(str::trim).any(|tag| tag == etag || tag == "*"));
+    if known {
+        return HttpResponse::NotModified().insert_header((ETAG, etag)).finish();
+    }
+    HttpResponse::Ok()
+        .insert_header((ETAG, etag))
+        .insert_header((CACHE_CONTROL, "no-cache, private"))
+        .content_type(content_type)
+        .body(body)
+}
