@@ -14,7 +14,7 @@ const CHOSEN: &[&str] = &["uid", "resourceVersion", "continue", "token", "selfLi
 /// Times that a server sets.
 const TIMES: &[&str] = &["creationTimestamp", "deletionTimestamp", "lastTransitionTime", "expirationTimestamp"];
 /// Left out on both sides: ownership records (times and managers differ), texts of columns (not ours to copy).
-const IGNORED: &[&str] = &["managedFields", "description"];
+const IGNORED: &[&str] = &["managedFields", "description", "kubernetes.io/description"];
 /// Config maps that only the recording has: one that its distribution puts into every namespace, and the one of its
 /// server-side apply exchanges, which are excluded.
 const FOREIGN_CONFIG_MAPS: [&str; 2] = ["openshift-service-ca.crt", "ssa"];
