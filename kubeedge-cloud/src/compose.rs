@@ -8,7 +8,7 @@ use std::{
     fs::DirBuilder,
     net::{IpAddr, TcpListener},
     os::unix::fs::DirBuilderExt,
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -68,7 +68,7 @@ async fn start(config: &CloudCore) -> Result<Running> {
     let data = &config.standalone.data_dir;
     let now = SystemTime::now();
     let hub = &config.modules.cloud_hub;
-    let authority = Arc::new(CertificateAuthority::load_or_create(&authority_folder(config), now)?);
+    let authority = Arc::new(CertificateAuthority::load_or_create(&hub.authority_folder(data), now)?);
     let opened = Store::open(&data.join("store"), Options::default())?;
     if let Some(aside) = &opened.set_aside {
         let path = aside.path.display();
@@ -116,7 +116,7 @@ async fn start(config: &CloudCore) -> Result<Running> {
             listener: Arc::new(link_listener),
             tls: Arc::new(tls(ClientAuth::Required(authority.certificate().clone()))?),
             node_limit: hub.node_limit as usize,
-            link: link::Config::default(),
+            link: link::Config { dead_after: hub.dead_after(), ..link::Config::default() },
             enrolment,
         };
         builder = builder.component(move |ports: &Ports| CloudHub::new(hub_config.clone(), ports));
@@ -152,15 +152,6 @@ impl Running {
             }
         }
         Ok(())
-    }
-}
-
-/// The authority's files: where the configuration has them, if they are there, else our own.
-fn authority_folder(config: &CloudCore) -> PathBuf {
-    let named = &config.modules.cloud_hub.tls_ca_file;
-    match named.parent() {
-        Some(folder) if named.exists() => folder.to_owned(),
-        _ => config.standalone.data_dir.join("pki"),
     }
 }
 

@@ -66,8 +66,9 @@ pub struct Modules {
 pub struct CloudHub {
     /// Whether nodes can connect.
     pub enable: bool,
-    /// A node that is silent for longer is not connected any more.
-    pub keepalive_interval: Seconds,
+    /// A node that is silent for longer is not connected any more; [`CloudHub::dead_after`] has a lower bound.
+    /// KubeEdge's default is 30.
+    keepalive_interval: Seconds,
     /// How many nodes may be connected at once.
     #[serde(deserialize_with = "node_limit")]
     pub node_limit: u32,
@@ -84,8 +85,6 @@ pub struct CloudHub {
     /// The same by name.
     #[serde(deserialize_with = "names")]
     pub dns_names: Vec<String>,
-    /// How long a node's certificate is valid, in days.
-    pub edge_cert_signing_duration: Days,
     /// Half of the time that a join token is valid unless told otherwise, in hours.
     pub token_refresh_duration: Hours,
     /// Where the link is served; the name is KubeEdge's, the link is gRPC.
@@ -100,13 +99,12 @@ impl Default for CloudHub {
     fn default() -> Self {
         Self {
             enable: true,
-            keepalive_interval: Seconds::new(30),
+            keepalive_interval: Seconds::new(25),
             node_limit: 500,
             tls_ca_file: "/etc/kubeedge/ca/rootCA.crt".into(),
             tls_ca_key_file: "/etc/kubeedge/ca/rootCA.key".into(),
             advertise_address: Vec::new(),
             dns_names: Vec::new(),
-            edge_cert_signing_duration: Days(365),
             token_refresh_duration: Hours(12),
             websocket: Link::default(),
             https: Enrolment::default(),
@@ -122,8 +120,13 @@ impl CloudHub {
             Some(folder) if self.tls_ca_file.exists() && self.tls_ca_key_file.parent() == Some(folder) => {
                 folder.to_owned()
             }
-            _ => data_dir.join("ca"),
+            _ => data_dir.join("pki"),
         }
+    }
+
+    /// How long a silent link lives: long enough for the slowest heartbeat that an edge may be set to (15 s).
+    pub fn dead_after(&self) -> Duration {
+        self.keepalive_interval.duration().max(Duration::from_secs(20))
     }
 
     /// How long a join token is valid unless told otherwise: KubeEdge's rule.
@@ -254,10 +257,6 @@ macro_rules! span {
     };
 }
 
-span!(
-    /// Whole days, from 1 to 100 years.
-    Days, "days", 86_400, 36_500
-);
 span!(
     /// Whole hours, from 1 to a year.
     Hours, "hours", 3_600, 8_760

@@ -48,8 +48,9 @@ use super::{
     transport::{FrameSink, FrameStream, SinkError},
 };
 
-/// A good capacity for the channel of commands.
-pub const COMMANDS: usize = 256;
+/// A good capacity for the channel of commands: a controller's burst for one node while its driver is not scheduled. The
+/// channel takes memory for what is in it, and State coalesces once it is in the session.
+pub const COMMANDS: usize = 4096;
 /// A good capacity for the channel of events.
 pub const EVENTS: usize = 256;
 /// Events that may wait for the owner before no more frames are read.

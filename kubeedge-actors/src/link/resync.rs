@@ -202,3 +202,133 @@ pub fn difference(kinds: Vec<Kind>, touched: &HashMap<ObjectId, Touched>, same_c
     steps.extend(completions);
     Difference { steps, kept, stale }
 }
+
+#[cfg(test)]
+mod tests {
+    use kubeedge_proto::{resource, v1::KubeObject};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn object(type_: &ResourceType, name: u8, uid: u64, version: u64) -> ObjectUpsert {
+        ObjectUpsert {
+            object: Some(KubeObject {
+                r#type: Some(type_.clone()),
+                key: Some(ObjectKey::new("ns", name.to_string())),
+                uid: uid.to_string(),
+                resource_version: version.to_string(),
+                projection_hash: version,
+                ..Default::default()
+            }),
+            needs: vec![],
+        }
+    }
+
+    fn entry(name: u8, uid: u64, version: u64) -> InventoryEntry {
+        InventoryEntry {
+            key: Some(ObjectKey::new("ns", name.to_string())),
+            uid: uid.to_string(),
+            projection_hash: version,
+            resource_version: version.to_string(),
+        }
+    }
+
+    type Rows = BTreeMap<u8, (u64, u64)>;
+
+    fn kind(type_: ResourceType, desired: &Rows, held: &Rows, complete: bool, as_of: u64, seen: u64) -> Kind {
+        let objects = desired.iter().map(|(name, (uid, version))| object(&type_, *name, *uid, *version)).collect();
+        let entries = held.iter().map(|(name, (uid, version))| entry(*name, *uid, *version)).collect();
+        Kind {
+            desired: DesiredKind { r#type: Some(type_), complete, as_of, objects },
+            held: Held::Entries(entries),
+            seen,
+        }
+    }
+
+    fn rows() -> impl Strategy<Value = Rows> {
+        prop::collection::btree_map(0u8..6, (0u64..3, 1u64..20), 0..6)
+    }
+
+    proptest! {
+        /// Applied in order, the difference makes the edge hold what is desired; nothing is ended that stays.
+        #[test]
+        fn difference_of_a_trusted_list_leads_to_what_is_desired(desired in rows(), held in rows()) {
+            let kinds = vec![kind(resource::pods(), &desired, &held, true, 20, 19)];
+            let found = difference(kinds, &HashMap::new(), true);
+            let mut at_edge = held.clone();
+            let mut completed = false;
+            for step in found.steps {
+                prop_assert!(!completed, "nothing of the kind comes after its completion");
+                match step {
+                    Step::Upsert(ObjectUpsert { object, .. }) => {
+                        let object = object.unwrap();
+                        let name = object.key.as_ref().unwrap().name.parse().unwrap();
+                        let new = (object.uid.parse().unwrap(), object.version());
+                        let old = at_edge.insert(name, new);
+                        prop_assert!(old.is_none_or(|old| old.0 == new.0), "the old uid ends first");
+                        prop_assert_ne!(old, Some(new), "what is held is not sent");
+                    }
+                    Step::Tombstone(gone) => {
+                        let name = gone.key.as_ref().unwrap().name.parse().unwrap();
+                        let uid: u64 = gone.uid.parse().unwrap();
+                        prop_assert_eq!(at_edge.remove(&name).map(|held| held.0), Some(uid));
+                        prop_assert_ne!(desired.get(&name).map(|desired| desired.0), Some(uid));
+                    }
+                    Step::Complete(complete) => {
+                        completed = true;
+                        prop_assert_eq!((complete.as_of, complete.count as usize), (20, desired.len()));
+                    }
+                }
+            }
+            prop_assert!(completed && found.kept == 0 && !found.stale);
+            prop_assert_eq!(at_edge, desired);
+        }
+
+        /// Without trust there is no tombstone, no completion, and no name passes to another uid out of ignorance.
+        #[test]
+        fn nothing_ends_by_absence_without_trust(
+            desired in rows(), held in rows(), complete in any::<bool>(), same in any::<bool>(), as_of in 0u64..25,
+        ) {
+            prop_assume!(!(complete && same && as_of >= 19));
+            let kinds = vec![kind(resource::pods(), &desired, &held, complete, as_of, 19)];
+            let found = difference(kinds, &HashMap::new(), same);
+            for step in found.steps {
+                let Step::Upsert(ObjectUpsert { object: Some(object), .. }) = step else {
+                    return Err(TestCaseError::fail(format!("{step:?}")));
+                };
+                let name = object.key.as_ref().unwrap().name.parse().unwrap();
+                if let Some((uid, version)) = held.get(&name)
+                    && object.uid != uid.to_string()
+                {
+                    prop_assert!(same && object.version() > *version);
+                }
+            }
+            prop_assert_eq!(found.stale, same && complete);
+        }
+    }
+
+    #[test]
+    fn what_others_need_comes_first_and_goes_last() {
+        let desired = Rows::from([(1, (1, 1))]);
+        let held = Rows::from([(2, (2, 2))]);
+        let kinds = [resource::pods(), resource::config_maps(), resource::secrets()];
+        let kinds = kinds.map(|type_| kind(type_, &desired, &held, true, 9, 2)).to_vec();
+        let steps = difference(kinds, &HashMap::new(), true).steps.into_iter().map(|step| match step {
+            Step::Upsert(upsert) => format!("+{}", upsert.object.unwrap().r#type.unwrap().resource),
+            Step::Tombstone(gone) => format!("-{}", gone.r#type.unwrap().resource),
+            Step::Complete(complete) => format!("={}", complete.r#type.unwrap().resource),
+        });
+        let expected = [
+            "+configmaps",
+            "+secrets",
+            "+pods",
+            "-pods",
+            "-secrets",
+            "-configmaps",
+            "=configmaps",
+            "=secrets",
+            "=pods",
+        ];
+        assert_eq!(steps.collect::<Vec<_>>(), expected);
+    }
+}

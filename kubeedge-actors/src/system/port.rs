@@ -9,11 +9,8 @@ use actix::{Handler, Message};
 use std::{fmt, future::Future, pin::Pin, sync::Arc, task::Poll, time::Duration};
 use tokio::{
     sync::{mpsc, mpsc::error::TrySendError, oneshot},
-    time::{Instant, timeout_at},
+    time::timeout,
 };
-
-/// Longest deadline that is told apart from "never": an hour-scale clock cannot overflow on it.
-const FAR: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
 
 /// Why an ask has no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -211,28 +208,25 @@ where
         Self { door: Arc::new(Nowhere) }
     }
 
-    /// Sends and waits for the answer; the deadline covers waiting for room and the answer.
+    /// Sends and waits for the answer; the deadline covers waiting for room and the answer. Its clock starts when the
+    /// queue is full, or else once the other tasks of this arbiter had a turn.
     ///
     /// An ask whose future is dropped, or whose deadline passes, while the message is still queued is not handled.
     pub async fn ask(&self, message: M, deadline: Duration) -> Result<M::Result, AskError> {
-        let now = Instant::now();
-        let deadline = now.checked_add(deadline.min(FAR)).unwrap_or(now);
         let (reply, mut answer) = oneshot::channel();
-        match self.door.put(message, Some(reply)) {
-            Ok(()) => {}
+        let answered = match self.door.put(message, Some(reply)) {
+            Ok(()) => match next_turn(&mut answer).await {
+                Some(answered) => answered,
+                None => timeout(deadline, answer).await.map_err(|_| AskError::Timeout)?,
+            },
             Err(refused) if refused.stopped => return Err(AskError::Stopped),
             Err(Refused { message, reply, .. }) => {
-                match timeout_at(deadline, self.door.put_waiting(message, reply)).await {
-                    Ok(Ok(())) => {}
-                    Ok(Err(TellError::Stopped)) => return Err(AskError::Stopped),
-                    Err(_) => return Err(AskError::Timeout),
-                }
+                let queued_and_answered = async {
+                    self.door.put_waiting(message, reply).await.map_err(|TellError::Stopped| AskError::Stopped)?;
+                    Ok(answer.await)
+                };
+                timeout(deadline, queued_and_answered).await.map_err(|_| AskError::Timeout)??
             }
-        }
-        // A neighbour on the same arbiter answers before this task's next turn: only then is a timer worth its price.
-        let answered = match next_turn(&mut answer).await {
-            Some(answered) => answered,
-            None => timeout_at(deadline, answer).await.map_err(|_| AskError::Timeout)?,
         };
         answered.map_err(|_| self.door.why_unanswered())
     }
@@ -258,17 +252,21 @@ where
     }
 }
 
-/// The future's output if it is ready now or after every other runnable task had a turn.
-async fn next_turn<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
+/// The answer, if it is there after every other runnable task had a turn.
+///
+/// A neighbour on the same arbiter answers within that turn: neither a timer nor a waker is worth its price before.
+async fn next_turn<F: Future + Unpin>(answer: &mut F) -> Option<F::Output> {
     let mut waited = false;
-    std::future::poll_fn(|cx| match Pin::new(&mut *future).poll(cx) {
-        Poll::Ready(output) => Poll::Ready(Some(output)),
-        Poll::Pending if waited => Poll::Ready(None),
-        Poll::Pending => {
-            waited = true;
-            cx.waker().wake_by_ref();
-            Poll::Pending
+    std::future::poll_fn(|cx| {
+        if waited {
+            return match Pin::new(&mut *answer).poll(cx) {
+                Poll::Ready(answer) => Poll::Ready(Some(answer)),
+                Poll::Pending => Poll::Ready(None),
+            };
         }
+        waited = true;
+        cx.waker().wake_by_ref();
+        Poll::Pending
     })
     .await
 }

@@ -118,8 +118,8 @@ impl Vitals {
         self.phase.store(phase as u8, Ordering::Release);
     }
 
-    pub(crate) fn handled(&self, took: Duration) {
-        add(&self.handled, 1);
+    pub(crate) fn handled(&self, letters: u64, took: Duration) {
+        add(&self.handled, letters);
         add(&self.busy_nanos, u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
     }
 

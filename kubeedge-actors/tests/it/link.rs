@@ -3,7 +3,10 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -30,7 +33,10 @@ use rustls::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpSocket, TcpStream},
+    net::{
+        TcpListener, TcpSocket, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
     sync::mpsc,
     task::{AbortHandle, JoinHandle},
     time::timeout,
@@ -271,6 +277,10 @@ fn upsert(name: String) -> Envelope {
 /// Relays one connection at a time; slow when told, cut when told.
 struct Proxy {
     address: SocketAddr,
+    /// Relayed both ways, in bytes.
+    bytes: Arc<AtomicUsize>,
+    /// While set, what comes is swallowed.
+    swallows: Arc<AtomicBool>,
     relays: Arc<Mutex<Vec<AbortHandle>>>,
     task: JoinHandle<()>,
 }
@@ -288,18 +298,22 @@ impl Proxy {
         let address = listener.local_addr().unwrap();
         let relays = Arc::new(Mutex::new(Vec::new()));
         let handles = Arc::clone(&relays);
+        let bytes = Arc::new(AtomicUsize::new(0));
+        let swallows = Arc::new(AtomicBool::new(false));
+        let line = Line { rate, bytes: Arc::clone(&bytes), swallows: Arc::clone(&swallows) };
         let task = tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
                 let far = TcpStream::connect(to).await.unwrap();
+                let line = line.clone();
                 let relay = tokio::spawn(async move {
                     let (near_in, near_out) = near.into_split();
                     let (far_in, far_out) = far.into_split();
-                    tokio::join!(relay(near_in, far_out, rate), relay(far_in, near_out, rate));
+                    tokio::join!(relay(near_in, far_out, &line), relay(far_in, near_out, &line));
                 });
                 handles.lock().unwrap().push(relay.abort_handle());
             }
         });
-        Self { address, relays, task }
+        Self { address, bytes, swallows, relays, task }
     }
 
     fn cut(&self) {
@@ -316,10 +330,21 @@ impl Drop for Proxy {
     }
 }
 
-async fn relay(mut from: tokio::net::tcp::OwnedReadHalf, mut to: tokio::net::tcp::OwnedWriteHalf, rate: Option<usize>) {
+#[derive(Clone)]
+struct Line {
+    rate: Option<usize>,
+    bytes: Arc<AtomicUsize>,
+    swallows: Arc<AtomicBool>,
+}
+
+async fn relay(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, line: &Line) {
     let mut buffer = vec![0; 4096];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
-        if let Some(rate) = rate {
+        line.bytes.fetch_add(read, Ordering::Relaxed);
+        if line.swallows.load(Ordering::Relaxed) {
+            continue;
+        }
+        if let Some(rate) = line.rate {
             // The line's speed is what is simulated here.
             tokio::time::sleep(Duration::from_secs_f64(read as f64 / rate as f64)).await;
         }
@@ -442,6 +467,50 @@ async fn heartbeats_and_calls_pass_a_megabyte_on_a_slow_line() {
     }
     assert!(heartbeats >= 4, "{heartbeats} heartbeats in two seconds");
     assert_eq!(calls, 3, "calls overtake the big object");
+}
+
+#[tokio::test]
+async fn half_open_link_is_found_at_both_ends() {
+    let ca = Ca::new();
+    let mut cloud = Cloud::start(&ca).await;
+    let proxy = Proxy::start(cloud.address, None).await;
+    let config = Config {
+        heartbeat_interval: Duration::from_millis(100),
+        dead_after: Duration::from_millis(500),
+        ..Config::default()
+    };
+    let mut edge = edge(proxy.address, &ca, 1, config.clone()).await;
+    let mut cloud = cloud.next(config, true).await;
+    edge.established().await;
+    cloud.until(|seen| matches!(seen, Seen::Heartbeat).then_some(())).await;
+    proxy.swallows.store(true, Ordering::Relaxed);
+    for end in [&mut edge, &mut cloud] {
+        let closed = end.closed().await;
+        assert!(matches!(&closed, Closed::ByUs(bye) if bye.reason() == GoodbyeReason::TimedOut), "{closed}");
+    }
+}
+
+/// 3 MB a day, with headers: one exchange of heartbeats every 10 s, each in a packet of its own, and one bare
+/// acknowledgement, with 66 bytes of Ethernet, IP and TCP each.
+#[tokio::test]
+async fn idle_link_stays_within_its_budget() {
+    const EXCHANGES: usize = 20;
+    let ca = Ca::new();
+    let mut cloud = Cloud::start(&ca).await;
+    let proxy = Proxy::start(cloud.address, None).await;
+    let config = Config { heartbeat_interval: Duration::from_millis(100), ..Config::default() };
+    let mut edge = edge(proxy.address, &ca, 1, config.clone()).await;
+    let mut cloud = cloud.next(config, true).await;
+    edge.established().await;
+    let heartbeat = |seen: &Seen| matches!(seen, Seen::Heartbeat).then_some(());
+    cloud.until(heartbeat).await;
+    let before = proxy.bytes.load(Ordering::Relaxed);
+    for _ in 0..EXCHANGES {
+        cloud.until(heartbeat).await;
+    }
+    let exchange = (proxy.bytes.load(Ordering::Relaxed) - before) / EXCHANGES;
+    let a_day = (exchange + 3 * 66) * 24 * 360;
+    assert!(a_day < 3_000_000, "{exchange} bytes an exchange, {a_day} a day");
 }
 
 #[tokio::test]

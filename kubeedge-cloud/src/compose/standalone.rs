@@ -5,7 +5,9 @@ use std::{fs, io::Write, os::unix::fs::OpenOptionsExt, path::Path, sync::Arc};
 use anyhow::{Context, Result};
 use kubeedge_actors::{
     apiserver::{Config, Handle, Listen, Server, write_kubeconfig},
-    identity::{CertificateAuthority, ClientAuth, IssuedCertificate, ServiceAccountTokens, server_config, system_clock},
+    identity::{
+        CertificateAuthority, ClientAuth, IssuedCertificate, ServiceAccountTokens, server_config, system_clock,
+    },
     store::Store,
 };
 use ring::rand::{SecureRandom, SystemRandom};

@@ -32,8 +32,7 @@ impl TokenDesk for Desk {
         Box::pin(async move {
             let node = token.node.as_deref().map(str::parse).transpose();
             let node = node.map_err(|error| DeskError::Invalid(format!("{error}")))?;
-            let rules =
-                TokenRules { life: Duration::from_secs(token.ttl_seconds), node, reusable: token.reusable };
+            let rules = TokenRules { life: Duration::from_secs(token.ttl_seconds), node, reusable: token.reusable };
             let made = self.tokens.create(self.authority, rules, SystemTime::now()).await.map_err(failed)?;
             Ok(CreatedToken { token: made.expose() })
         })
@@ -43,7 +42,10 @@ impl TokenDesk for Desk {
         Box::pin(async move {
             let now = SystemTime::now();
             let tokens = self.tokens.list().map_err(failed)?;
-            let valid = tokens.into_iter().filter(|token| !token.revoked && token.expires > now);
+            let valid = tokens.into_iter().filter(|token| {
+                let spent = token.used_by.is_some() && !token.reusable;
+                !token.revoked && !spent && token.expires > now
+            });
             valid
                 .map(|token| {
                     let expires = jiff::Timestamp::try_from(token.expires)
@@ -67,5 +69,35 @@ impl TokenDesk for Desk {
                 Err(error) => Err(failed(error)),
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kubeedge_actors::{
+        identity::{CertificateAuthority, JoinToken},
+        store::Store,
+    };
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_token_pins_the_authority_and_is_gone_from_the_list_once_revoked() {
+        let folder = tempfile::tempdir().unwrap();
+        let authority = CertificateAuthority::load_or_create(folder.path(), SystemTime::now()).unwrap();
+        let desk = Desk::new(Tokens::new(&Store::in_memory()), authority.ca_hash());
+        let asked = NewToken { node: Some("edge-1".into()), ttl_seconds: 60, reusable: true };
+        let token: JoinToken = desk.create(asked.clone()).await.unwrap().token.parse().unwrap();
+        assert_eq!(token.ca_hash, authority.ca_hash());
+        let id = token.credential.id().to_owned();
+        let listed = desk.list().await.unwrap();
+        assert_eq!(listed.len(), 1);
+        assert_eq!((listed[0].id.as_str(), listed[0].node.as_deref()), (id.as_str(), Some("edge-1")));
+        assert!(listed[0].expires.ends_with('Z'), "{}", listed[0].expires);
+        assert_eq!(desk.revoke(id).await, Ok(true));
+        assert_eq!(desk.list().await, Ok(vec![]));
+        assert_eq!(desk.revoke("0000000000000000".into()).await, Ok(false));
+        let bad = desk.create(NewToken { node: Some("Edge_1".into()), ..asked }).await;
+        assert!(matches!(bad, Err(DeskError::Invalid(_))));
     }
 }

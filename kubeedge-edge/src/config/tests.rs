@@ -15,7 +15,7 @@ fn refusal(text: &str) -> String {
 #[test]
 fn a_full_file_of_kubeedge_has_no_unknown_field() {
     let Loaded { value, unknown, without_effect } = read(KUBEEDGE);
-    assert_eq!(unknown, [const { String::new() }; 0]);
+    assert_eq!(unknown, Vec::<String>::new());
     for field in ["edgecoreVersion", "modules.edgeHub.messageQPS", "modules.eventBus"] {
         assert!(without_effect.iter().any(|path| path == field), "{field}");
     }

@@ -13,14 +13,12 @@
 //! settled; one State message of a key under way at a time, the newest per uid waiting; frames are not repeated within a
 //! session (the stream below is ordered and whole), so a gap, a repeat or an ack of something unknown ends it.
 
-use std::{collections::HashSet, time::Duration};
+use std::time::Duration;
 
-use bytes::Bytes;
-use kubeedge_proto::v1::{
-    self, CallReply, Envelope, Goodbye, GoodbyeReason, Settled, envelope::Body, frame::Frame as F,
-};
+use kubeedge_proto::v1::{self, Goodbye, GoodbyeReason, Settled, frame::Frame as F};
 use prost::Message;
 
+mod admission;
 mod calls;
 mod exchange;
 mod inbox;
@@ -28,6 +26,7 @@ mod liveness;
 mod outbox;
 mod receive;
 mod state_queue;
+mod submission;
 #[cfg(test)]
 mod tests;
 mod types;
@@ -36,18 +35,13 @@ pub use types::{CallFailure, Class, Closed, Established, Input, Output, Refusal,
 
 use self::{
     calls::Calls,
-    exchange::{Exchange, Next},
+    exchange::Exchange,
     inbox::Inbox,
     liveness::Liveness,
     outbox::Outbox,
-    state_queue::Queued,
     types::{Violation, frame},
 };
-use super::{
-    config::{ACK_BYTES, CHUNK_THRESHOLD, Config, MAX_FRAME_BYTES, MAX_REASON_BYTES, VERSIONS},
-    ids::{ObjectId, TypeId},
-    resync::Step,
-};
+use super::config::{ACK_BYTES, CHUNK_THRESHOLD, Config, MAX_REASON_BYTES, VERSIONS};
 
 /// A desired set that is older than what the edge has seen is asked for again after this, then twice as long each time.
 const STALE_RETRY: Duration = Duration::from_secs(1);
@@ -225,275 +219,6 @@ impl Session {
         } else {
             out.push(Output::Refused { envelope, why: Refusal::Closed });
         }
-    }
-
-    fn submit(&mut self, now: Duration, envelope: Envelope, out: &mut Vec<Output>) {
-        let bytes = envelope.encoded_len();
-        let class = envelope.class().and_then(Class::from_wire);
-        let limit = self.max_message;
-        let why = match (class, envelope.body.as_ref()) {
-            (None, _) | (_, None) => Some(Refusal::Malformed { expected: "a body this version knows" }),
-            (_, Some(Body::CallReply(_))) => Some(Refusal::Malformed { expected: "a reply to go by Input::Reply" }),
-            _ if envelope.id.len() != 16 => Some(Refusal::Malformed { expected: "an id of 16 bytes" }),
-            _ if bytes > limit => Some(Refusal::TooLarge { bytes, limit }),
-            _ => None,
-        };
-        match (why, class) {
-            (None, Some(Class::State)) => self.submit_state(now, envelope, bytes, out),
-            (None, Some(Class::Event)) => match self.outbox.event_room(bytes) {
-                Ok(()) => self.outbox.push_event(envelope, bytes),
-                Err(why) => self.refuse(envelope, why, out),
-            },
-            (None, _) => self.submit_call(now, envelope, bytes, out),
-            (Some(why), Some(Class::Call)) => {
-                self.stats.refused += 1;
-                out.push(Output::CallFailed { id: envelope.id, why: why.into() });
-            }
-            (Some(why), _) => self.refuse(envelope, why, out),
-        }
-    }
-
-    fn refuse(&mut self, envelope: Envelope, why: Refusal, out: &mut Vec<Output>) {
-        self.stats.refused += 1;
-        out.push(Output::Refused { envelope, why });
-    }
-
-    fn submit_state(&mut self, now: Duration, envelope: Envelope, bytes: usize, out: &mut Vec<Output>) {
-        let Some(key) = envelope.body.as_ref().and_then(Body::state_key) else {
-            return self.refuse(envelope, Refusal::Malformed { expected: "a type and a key" }, out);
-        };
-        if let Some(exchange) = &mut self.exchange {
-            exchange.submitted(&envelope);
-        }
-        let id = ObjectId::of(&key.type_, &key.key);
-        match self.outbox.push_state(now, id, key.uid, envelope, bytes) {
-            Queued::New(_) => {}
-            Queued::Replaced(old, _) | Queued::Dropped(old) => {
-                self.stats.coalesced += 1;
-                out.push(Output::Coalesced { envelope: *old });
-            }
-            Queued::Full(envelope) => {
-                let limit = self.config.max_queued_state;
-                self.refuse(*envelope, Refusal::QueueFull { class: Class::State, limit }, out);
-            }
-        }
-    }
-
-    fn submit_call(&mut self, now: Duration, envelope: Envelope, bytes: usize, out: &mut Vec<Output>) {
-        let id = envelope.id.clone();
-        let failed = if self.phase != Phase::Established {
-            Some(CallFailure::Offline)
-        } else if self.calls.outgoing() >= self.config.max_calls {
-            Some(CallFailure::TooMany(self.config.max_calls))
-        } else {
-            let deadline = now + self.call_timeout(envelope.timeout_ms);
-            if self.calls.open(id.clone(), deadline) {
-                self.outbox.push_request(envelope, bytes, deadline);
-                return;
-            }
-            Some(Refusal::Malformed { expected: "an id that no open call has" }.into())
-        };
-        if let Some(why) = failed {
-            self.stats.refused += 1;
-            out.push(Output::CallFailed { id, why });
-        }
-    }
-
-    fn call_timeout(&self, timeout_ms: u32) -> Duration {
-        match timeout_ms {
-            0 => self.config.default_call_timeout,
-            ms => Duration::from_millis(ms.into()).min(self.config.max_call_timeout),
-        }
-    }
-
-    fn settle(&mut self, class: Class, seq: u64, settled: Settled, out: &mut Vec<Output>) {
-        if class == Class::Call {
-            self.calls.replied(seq);
-        }
-        if !self.inbox.settle(class, seq, settled) {
-            self.stats.unexpected_answers += 1;
-        }
-        self.release_marks(out);
-    }
-
-    fn release_marks(&mut self, out: &mut Vec<Output>) {
-        while let Some(mark) = self.inbox.release() {
-            out.push(match mark {
-                inbox::Mark::Complete(complete) => Output::Completed(complete),
-                inbox::Mark::Bookmark(bookmark) => Output::Bookmark(bookmark),
-            });
-        }
-    }
-
-    fn reply(&mut self, now: Duration, seq: u64, reply: CallReply) {
-        let Some(id) = self.calls.replied(seq) else {
-            self.stats.unexpected_answers += 1;
-            return;
-        };
-        self.send_reply(now, id, reply);
-        if !self.inbox.settle(Class::Call, seq, Settled::applied()) {
-            self.stats.unexpected_answers += 1;
-        }
-    }
-
-    fn send_reply(&mut self, now: Duration, id: Bytes, reply: CallReply) {
-        let mut envelope = self.envelope(now, Body::CallReply(reply));
-        envelope.correlation_id = id.clone();
-        let mut bytes = envelope.encoded_len();
-        if bytes > self.max_message {
-            let message = format!("the reply is {bytes} bytes, the limit is {}", self.max_message);
-            let error = CallReply::error(413, "RequestEntityTooLarge", message);
-            envelope = self.envelope(now, Body::CallReply(error));
-            envelope.correlation_id = id;
-            bytes = envelope.encoded_len();
-        }
-        self.outbox.push_reply(envelope, bytes);
-    }
-
-    /// An envelope that the session itself makes.
-    fn envelope(&mut self, now: Duration, body: Body) -> Envelope {
-        self.ids = self.ids.wrapping_add(1);
-        let elapsed = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
-        Envelope {
-            id: self.ids.to_be_bytes().to_vec().into(),
-            origin: "link".into(),
-            time_unix_ms: self.config.unix_ms_at_zero.saturating_add(elapsed),
-            priority: body.default_priority().into(),
-            body: Some(body),
-            ..Default::default()
-        }
-    }
-
-    fn admit(&mut self, now: Duration, epoch: u64, cluster_uid: String, resource_version: u64, out: &mut Vec<Output>) {
-        if !matches!(self.phase, Phase::AwaitAdmission(_)) {
-            self.stats.unexpected_answers += 1;
-            return;
-        }
-        let Phase::AwaitAdmission(hello) = std::mem::replace(&mut self.phase, Phase::Established) else { return };
-        let version = hello.versions.unwrap_or_default().highest.min(VERSIONS.highest);
-        let interval = u32::try_from(self.config.heartbeat_interval.as_millis()).unwrap_or(u32::MAX);
-        let limit = |limit: usize| u32::try_from(limit).unwrap_or(u32::MAX);
-        let welcome = v1::Welcome {
-            version,
-            epoch,
-            cluster_uid: cluster_uid.clone(),
-            heartbeat_interval_ms: interval,
-            windows: self.config.windows.to_wire(),
-            limits: Some(v1::Limits {
-                max_frame_bytes: limit(MAX_FRAME_BYTES),
-                max_message_bytes: limit(self.config.max_message_bytes),
-                max_inventory_entries: limit(self.config.max_inventory_entries),
-                max_streams: 0,
-            }),
-            time_unix_ms: self.config.unix_ms_at_zero.saturating_add(u64::try_from(now.as_millis()).unwrap_or(0)),
-            received: Vec::new(),
-            software_version: self.config.software_version.clone(),
-            capabilities: self.config.capabilities.clone(),
-            resource_version,
-        };
-        self.send(now, frame(F::Welcome(welcome)), out);
-        self.liveness.established(now);
-        let same_cluster = hello.cluster_uid.is_empty() || hello.cluster_uid == cluster_uid;
-        if !same_cluster {
-            tracing::error!(
-                pinned = hello.cluster_uid,
-                ours = cluster_uid,
-                "the edge is pinned to another cluster: nothing is deleted there by absence"
-            );
-        }
-        out.push(Output::Established(Established {
-            version,
-            epoch,
-            cluster_uid,
-            resource_version,
-            peer_unix_ms: hello.time_unix_ms,
-            software_version: hello.software_version,
-            capabilities: hello.capabilities,
-        }));
-        self.exchange = Some(Exchange::new(&hello.kinds, same_cluster, self.config.max_inventory_entries));
-        self.recheck(out);
-    }
-
-    fn recheck(&mut self, out: &mut Vec<Output>) {
-        self.recheck_at = None;
-        match &mut self.exchange {
-            Some(exchange) => {
-                if exchange.begin(self.outbox.unsettled_state()) {
-                    out.push(Output::NeedDesired);
-                }
-            }
-            None => self.stats.unexpected_answers += 1,
-        }
-    }
-
-    /// The next step of a resync.
-    fn go_on(&mut self, now: Duration, next: Next, out: &mut Vec<Output>) -> Result<(), Violation> {
-        match next {
-            Next::Wait => {}
-            Next::Ask(types) => {
-                self.outbox.push_control(frame(F::InventoryRequest(v1::InventoryRequest { types })));
-            }
-            Next::Send(difference) => {
-                if difference.kept > 0 {
-                    tracing::warn!(kept = difference.kept, "objects stay at the edge: too little is known to end them");
-                }
-                self.recheck_at = difference.stale.then_some(now + self.recheck_after);
-                if difference.stale {
-                    self.recheck_after = (self.recheck_after * 2).min(STALE_RETRY_LONGEST);
-                }
-                // A kind of which something could not be sent is not complete, whatever the list says.
-                let mut partial: HashSet<TypeId> = HashSet::new();
-                for step in difference.steps {
-                    match step {
-                        Step::Upsert(upsert) => {
-                            let type_ = upsert.object.as_ref().and_then(|object| object.r#type.as_ref());
-                            let type_ = type_.map(TypeId::of);
-                            if !self.submit_own(now, Body::ObjectUpsert(upsert), out) {
-                                partial.extend(type_);
-                            }
-                        }
-                        Step::Tombstone(gone) => {
-                            let type_ = gone.r#type.as_ref().map(TypeId::of);
-                            if !self.submit_own(now, Body::ObjectTombstone(gone), out) {
-                                partial.extend(type_);
-                            }
-                        }
-                        Step::Complete(complete) => {
-                            let type_ = complete.r#type.as_ref().map(TypeId::of);
-                            if type_.is_some_and(|type_| !partial.contains(&type_)) {
-                                self.outbox.push_complete(complete)?;
-                            }
-                        }
-                    }
-                }
-                if self.exchange.as_ref().is_some_and(Exchange::wants_again) {
-                    self.recheck(out);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Whether it was taken; the owner hears of it when not.
-    fn submit_own(&mut self, now: Duration, body: Body, out: &mut Vec<Output>) -> bool {
-        let envelope = self.envelope(now, body);
-        let refused = self.stats.refused;
-        self.submit(now, envelope, out);
-        self.stats.refused == refused
-    }
-
-    fn inventory_known(&mut self, type_: v1::ResourceType, entries: Vec<v1::InventoryEntry>) -> Result<(), Violation> {
-        let Some(at) = self.inventories.iter().position(|asked| *asked == type_) else {
-            self.stats.unexpected_answers += 1;
-            return Ok(());
-        };
-        self.inventories.remove(at);
-        if entries.len() > self.config.max_inventory_entries {
-            let (got, limit) = (entries.len() as u64, self.config.max_inventory_entries as u64);
-            return Err(Violation::Limit { what: "entries of an inventory", got, limit });
-        }
-        self.outbox.push_inventory(type_, entries);
-        Ok(())
     }
 
     /// What follows from what was handled and from the time. Call after every round of `handle`.

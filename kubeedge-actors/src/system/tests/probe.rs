@@ -74,7 +74,7 @@ impl<const N: usize> Actor for Probe<N> {
 
 impl<const N: usize> Component for Probe<N> {
     const NAME: &'static str = ["p0", "p1", "p2", "p3"][N];
-    const STAGE: Stage = Stage::ORDER[N];
+    const STAGE: Stage = [Stage::Source, Stage::Processor, Stage::Link, Stage::Store][N];
     const CAPACITY: usize = CAPACITY;
     const IN_HAND: usize = 8;
 

@@ -13,7 +13,8 @@ pub(crate) struct Seen(BTreeMap<String, String>);
 const CHOSEN: &[&str] = &["uid", "resourceVersion", "continue", "token", "selfLink"];
 /// Times that a server sets.
 const TIMES: &[&str] = &["creationTimestamp", "deletionTimestamp", "lastTransitionTime", "expirationTimestamp"];
-/// Left out on both sides: ownership records (times and managers differ), texts of columns (not ours to copy).
+/// Left out on both sides: ownership records (times and managers differ), texts of columns and of an annotation (not
+/// ours to copy).
 const IGNORED: &[&str] = &["managedFields", "description", "kubernetes.io/description"];
 /// Config maps that only the recording has: one that its distribution puts into every namespace, and the one of its
 /// server-side apply exchanges, which are excluded.

@@ -1,0 +1,381 @@
+//! Edged's pod workers on a real container runtime: a private containerd, images of the in-memory registry.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    panic::AssertUnwindSafe,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use futures_util::{FutureExt, future::BoxFuture};
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::core::v1::{ConfigMap, Pod},
+    apimachinery::pkg::apis::meta::v1::Time,
+};
+use kubeedge_actors::edged::{
+    cri::CriRuntime,
+    lifecycle::PodPlan,
+    objects::MemoryObjects,
+    provision::{NodeProvision, NodeSetup},
+    relist::Relist,
+    runtime::Runtime,
+    status::NodeFacts,
+    worker::{self, Bell, Order, Report, Reporter, Shared},
+};
+use kubeedge_examples::{
+    containerd::{PrivateContainerd, Tools},
+    http,
+    image::BusyboxImages,
+    registry::{Catalogue, Registry},
+};
+use serde_json::{Value, json};
+use tokio::{
+    sync::{Notify, Semaphore, watch},
+    task::JoinHandle,
+};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+#[tokio::test]
+async fn pods_run_survive_edgecore_and_leave_nothing_behind() {
+    let tools = match Tools::find() {
+        Ok(tools) => tools,
+        // CI installs everything: there a missing piece is a failure.
+        Err(why) if std::env::var_os("CI").is_none() => return eprintln!("skipped: {why}"),
+        Err(why) => panic!("{why}"),
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let images = BusyboxImages::build().unwrap();
+    let catalogue = Catalogue::default()
+        .with("test/busybox", "1", &images.busybox)
+        .and_then(|catalogue| catalogue.with("test/pause", "1", &images.pause))
+        .unwrap();
+    let registry = Registry::start(catalogue, 0).unwrap();
+    let pause = registry.image("test/pause", "1");
+    let containerd = PrivateContainerd::start(tools, &folder.path().join("c"), &pause).await.unwrap();
+
+    let node = Node::new(&containerd, &registry, folder.path());
+    let story = AssertUnwindSafe(async {
+        node.runs_adopts_restarts_and_ends().await;
+        node.says_what_is_wrong().await;
+        node.ended_pods_stay_ended().await;
+        node.host_ports_and_limits().await;
+    });
+    let story = story.catch_unwind().await;
+    drop(node);
+
+    let left = containerd.stop().await.unwrap();
+    registry.stop().await.unwrap();
+    if let Err(panic) = story {
+        std::panic::resume_unwind(panic);
+    }
+    assert_eq!(left, []);
+}
+
+#[derive(Default)]
+struct Reports {
+    last: Mutex<Option<(bool, Value)>>,
+    news: Notify,
+}
+
+impl Reporter for Reports {
+    fn report<'a>(&'a self, _: &'a PodPlan, report: Report) -> BoxFuture<'a, Result<(), String>> {
+        let (ended, status) = match report {
+            Report::Status(status) => (false, status),
+            Report::Terminated(status) => (true, status),
+        };
+        *self.last.lock().unwrap() = Some((ended, serde_json::to_value(status).unwrap()));
+        self.news.notify_one();
+        Box::pin(async { Ok(()) })
+    }
+}
+
+struct Node {
+    runtime: Arc<CriRuntime>,
+    provision: Arc<NodeProvision>,
+    objects: Arc<MemoryObjects>,
+    image: String,
+    root: PathBuf,
+    logs: PathBuf,
+}
+
+/// A pod and its worker.
+struct Looked {
+    orders: watch::Sender<Order>,
+    reports: Arc<Reports>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Drop for Looked {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+impl Node {
+    fn new(containerd: &PrivateContainerd, registry: &Registry, folder: &Path) -> Self {
+        let objects = Arc::new(MemoryObjects::default());
+        let (root, logs) = (folder.join("kubelet"), folder.join("log"));
+        let setup = NodeSetup {
+            node_name: "edge-1".into(),
+            host_ips: vec!["192.0.2.1".parse().unwrap()],
+            root_dir: root.clone(),
+            log_dir: logs.clone(),
+            ..NodeSetup::default()
+        };
+        Self {
+            runtime: Arc::new(CriRuntime::new(&containerd.endpoint()).unwrap()),
+            provision: Arc::new(NodeProvision::new(setup, Arc::<MemoryObjects>::clone(&objects))),
+            objects,
+            image: registry.image("test/busybox", "1"),
+            root,
+            logs,
+        }
+    }
+
+    fn pod(&self, name: &str, containers: &[Value], change: impl FnOnce(&mut Value)) -> Arc<Pod> {
+        let mut value = json!({
+            "metadata": {"namespace": "default", "name": name, "uid": format!("uid-of-{name}"), "labels": {"app": name}},
+            "spec": {"terminationGracePeriodSeconds": 1, "containers": containers},
+        });
+        for container in value["spec"]["containers"].as_array_mut().unwrap() {
+            if container["image"].is_null() {
+                container["image"] = self.image.clone().into();
+            }
+        }
+        change(&mut value);
+        Arc::new(serde_json::from_value(value).unwrap())
+    }
+
+    /// Starts a worker as a new edgecore would.
+    async fn look_after(&self, pod: &Arc<Pod>) -> Looked {
+        let version = self.runtime.version().await.unwrap();
+        let node = NodeFacts { host_ips: vec!["192.0.2.1".into()], runtime_name: version.name };
+        let reports = Arc::new(Reports::default());
+        let shared = Arc::new(Shared {
+            runtime: Arc::<CriRuntime>::clone(&self.runtime),
+            provision: Arc::<NodeProvision>::clone(&self.provision),
+            reporter: Arc::<Reports>::clone(&reports),
+            clock: Arc::new(Timestamp::now),
+            node: watch::channel(node).1,
+            pulls: Semaphore::new(1),
+        });
+        let bell = Arc::new(Bell::default());
+        let (orders, received) = watch::channel(order(pod));
+        let worker = tokio::spawn(worker::run(shared, received, Arc::clone(&bell)));
+        let runtime = Arc::clone(&self.runtime);
+        let relist = tokio::spawn(async move {
+            let mut relist = Relist::default();
+            let mut tick = tokio::time::interval(Duration::from_millis(200));
+            loop {
+                tick.tick().await;
+                if let Ok(list) = runtime.list_pods().await
+                    && !relist.take(list).is_empty()
+                {
+                    bell.look();
+                }
+            }
+        });
+        Looked { orders, reports, tasks: vec![worker, relist] }
+    }
+
+    async fn runs_adopts_restarts_and_ends(&self) {
+        self.objects.put_config_map(config_map("hello", "it works"));
+        let serve = "cat /config/text > /shared/index.html; echo $GREETING $1 >> /shared/index.html; echo serving; \
+                     exec httpd -f -p 8080 -h /shared";
+        let containers = [
+            json!({
+                "name": "web", "command": ["/bin/sh", "-c", serve, "web"], "args": ["to $(WHOM)"],
+                "env": [
+                    {"name": "WHOM", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+                    {"name": "GREETING", "valueFrom": {"configMapKeyRef": {"name": "hello", "key": "text"}}},
+                ],
+                "ports": [{"containerPort": 8080}],
+                "volumeMounts": [{"name": "config", "mountPath": "/config"}, {"name": "shared", "mountPath": "/shared"}],
+            }),
+            json!({"name": "side", "command": ["/bin/sh", "-c", "echo side; exec sleep 1000"]}),
+        ];
+        let pod = self.pod("story", &containers, |pod| {
+            pod["spec"]["volumes"] = json!([
+                {"name": "config", "configMap": {"name": "hello"}}, {"name": "shared", "emptyDir": {}}]);
+        });
+        let looked = self.look_after(&pod).await;
+        let status = looked.until(|status| ready(status) == 2).await;
+        assert_eq!(status["phase"], "Running");
+        let ip = status["podIP"].as_str().unwrap().to_owned();
+        assert_eq!(page(&ip).await, "it worksit works to story\n");
+        let web = &container(&status, "web");
+        let id = web["containerID"].as_str().unwrap().strip_prefix("containerd://").unwrap().to_owned();
+        let log = self.logs.join("pods/default_story_uid-of-story/web/0.log");
+        assert!(std::fs::read_to_string(&log).unwrap().contains("stdout F serving"));
+        let link = self.logs.join(format!("containers/story_default_web-{id}.log"));
+        assert_eq!(std::fs::read_link(link).unwrap(), log);
+
+        // Edgecore is killed, and another one comes.
+        drop(looked);
+        let looked = self.look_after(&pod).await;
+        let adopted = looked.until(|status| ready(status) == 2).await;
+        assert_eq!(adopted["containerStatuses"], status["containerStatuses"]);
+        assert_eq!(adopted["startTime"], status["startTime"]);
+        assert_eq!(self.runtime.observe("uid-of-story").await.unwrap().sandboxes.len(), 1);
+
+        // One container ends while there is no edgecore.
+        drop(looked);
+        self.runtime.stop_container(&id, Duration::ZERO).await.unwrap();
+        let looked = self.look_after(&pod).await;
+        let again = looked.until(|status| container(status, "web")["restartCount"] == 1 && ready(status) == 2).await;
+        assert_eq!(container(&again, "web")["lastState"]["terminated"]["exitCode"], 137);
+        assert_eq!(container(&again, "side")["restartCount"], 0);
+        assert_eq!(container(&again, "side")["containerID"], container(&status, "side")["containerID"]);
+        assert_eq!(page(&ip).await, "it worksit works to story\n");
+
+        // The sandbox dies: another one, with both containers.
+        let sandbox = self.runtime.observe("uid-of-story").await.unwrap().sandboxes.remove(0);
+        self.runtime.stop_sandbox(&sandbox.id).await.unwrap();
+        let again = looked.until(|status| ready(status) == 2 && container(status, "side")["restartCount"] == 1).await;
+        assert_eq!(page(again["podIP"].as_str().unwrap()).await, "it worksit works to story\n");
+
+        looked.delete(&pod, 1).await;
+        self.nothing_is_left(&pod).await;
+    }
+
+    async fn says_what_is_wrong(&self) {
+        let containers = [
+            json!({"name": "no-image", "image": format!("{}-none", self.image)}),
+            json!({"name": "no-name", "image": "NOT/an image"}),
+            json!({"name": "no-command", "command": ["/bin/none"]}),
+            json!({"name": "no-config", "env": [
+                {"name": "A", "valueFrom": {"configMapKeyRef": {"name": "late", "key": "text"}}}], "command": ["/bin/sleep", "1000"]}),
+            json!({"name": "crashes", "command": ["/bin/sh", "-c", "echo sorry > /dev/termination-log; exit 7"]}),
+        ];
+        let pod = self.pod("wrong", &containers, |_| {});
+        let looked = self.look_after(&pod).await;
+        let reason =
+            |status: &Value, name: &str, wanted: &str| container(status, name)["state"]["waiting"]["reason"] == wanted;
+        let status = looked
+            .until(|status| {
+                reason(status, "no-image", "ErrImagePull")
+                    && reason(status, "no-name", "InvalidImageName")
+                    && reason(status, "no-command", "RunContainerError")
+                    && reason(status, "no-config", "CreateContainerConfigError")
+                    && reason(status, "crashes", "CrashLoopBackOff")
+            })
+            .await;
+        let last = &container(&status, "crashes")["lastState"]["terminated"];
+        assert_eq!((&last["exitCode"], &last["message"]), (&json!(7), &json!("sorry\n")));
+        assert_eq!(status["phase"], "Pending");
+        self.objects.put_config_map(config_map("late", "there"));
+        looked.until(|status| container(status, "no-config")["state"]["running"].is_object()).await;
+        looked.delete(&pod, 1).await;
+        self.nothing_is_left(&pod).await;
+    }
+
+    async fn ended_pods_stay_ended(&self) {
+        let containers = [json!({"name": "job", "command": ["/bin/sh", "-c", "echo done; exit 3"]})];
+        let pod = self.pod("job", &containers, |pod| pod["spec"]["restartPolicy"] = "Never".into());
+        let looked = self.look_after(&pod).await;
+        let status = looked.until(|status| status["phase"] == "Failed").await;
+        assert_eq!(container(&status, "job")["state"]["terminated"]["exitCode"], 3);
+        drop(looked);
+        let looked = self.look_after(&pod).await;
+        let again = looked.until(|status| status["phase"] == "Failed").await;
+        assert_eq!(container(&again, "job"), container(&status, "job"));
+        looked.delete(&pod, 1).await;
+        self.nothing_is_left(&pod).await;
+    }
+
+    async fn host_ports_and_limits(&self) {
+        // A port that was free a moment ago.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let serve = "echo host > /tmp/index.html; exec httpd -f -p 8080 -h /tmp";
+        let containers = [json!({
+            "name": "web", "command": ["/bin/sh", "-c", serve],
+            "ports": [{"containerPort": 8080, "hostPort": port}],
+            "resources": {"limits": {"memory": "32Mi", "cpu": "500m"}},
+            "securityContext": {"runAsUser": 65534, "allowPrivilegeEscalation": false,
+                "capabilities": {"drop": ["ALL"]}, "readOnlyRootFilesystem": false},
+        })];
+        let pod = self.pod("ports", &containers, |_| {});
+        let looked = self.look_after(&pod).await;
+        let status = looked.until(|status| ready(status) == 1).await;
+        assert_eq!(page(status["podIP"].as_str().unwrap()).await, "host\n");
+        assert_eq!(page_at(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port)).await, "host\n");
+        let observed = self.runtime.observe("uid-of-ports").await.unwrap();
+        assert_eq!(observed.instances.len(), 1);
+        looked.delete(&pod, 1).await;
+        self.nothing_is_left(&pod).await;
+    }
+
+    async fn nothing_is_left(&self, pod: &Pod) {
+        let uid = pod.metadata.uid.as_deref().unwrap();
+        let observed = self.runtime.observe(uid).await.unwrap();
+        assert!(observed.sandboxes.is_empty() && observed.instances.is_empty(), "{observed:?}");
+        assert!(!self.root.join("pods").join(uid).exists());
+        let entries = |path: PathBuf| std::fs::read_dir(path).unwrap().map(|e| e.unwrap().path()).collect::<Vec<_>>();
+        assert_eq!(entries(self.logs.join("pods")), [const { PathBuf::new() }; 0]);
+        assert_eq!(entries(self.logs.join("containers")), [const { PathBuf::new() }; 0]);
+    }
+}
+
+impl Looked {
+    async fn until(&self, fits: impl Fn(&Value) -> bool) -> Value {
+        let found = tokio::time::timeout(LIMIT, async {
+            loop {
+                if let Some((_, status)) = self.reports.last.lock().unwrap().clone()
+                    && fits(&status)
+                {
+                    return status;
+                }
+                self.reports.news.notified().await;
+            }
+        });
+        found.await.unwrap_or_else(|_| panic!("not within {LIMIT:?}: {:#?}", self.reports.last.lock().unwrap()))
+    }
+
+    async fn delete(mut self, pod: &Pod, grace: i64) {
+        let mut pod = pod.clone();
+        pod.metadata.deletion_timestamp = Some(Time(Timestamp::now()));
+        pod.metadata.deletion_grace_period_seconds = Some(grace);
+        self.orders.send_replace(order(&Arc::new(pod)));
+        let worker = self.tasks.remove(0);
+        tokio::time::timeout(LIMIT, worker).await.expect("the pod ends").unwrap();
+        assert!(self.reports.last.lock().unwrap().as_ref().unwrap().0, "the end is reported");
+    }
+}
+
+fn order(pod: &Arc<Pod>) -> Order {
+    Order::of(Arc::clone(pod), Arc::new(PodPlan::of(pod).unwrap()))
+}
+
+fn config_map(name: &str, text: &str) -> ConfigMap {
+    serde_json::from_value(json!({"metadata": {"namespace": "default", "name": name}, "data": {"text": text}})).unwrap()
+}
+
+fn container(status: &Value, name: &str) -> Value {
+    let statuses = status["containerStatuses"].as_array().unwrap();
+    statuses.iter().find(|status| status["name"] == name).unwrap().clone()
+}
+
+fn ready(status: &Value) -> usize {
+    status["containerStatuses"].as_array().unwrap().iter().filter(|status| status["ready"] == true).count()
+}
+
+/// The program in the container opens its port some milliseconds after its start.
+async fn page(ip: &str) -> String {
+    page_at(format!("{ip}:8080").parse().unwrap()).await
+}
+
+async fn page_at(address: SocketAddr) -> String {
+    let mut tick = tokio::time::interval(Duration::from_millis(20));
+    for _ in 0..500 {
+        tick.tick().await;
+        if let Ok(answer) = http::get(address, "/index.html").await {
+            return String::from_utf8(answer.body).unwrap();
+        }
+    }
+    panic!("no page from {address} within 10 s")
+}

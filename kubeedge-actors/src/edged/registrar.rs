@@ -1,0 +1,270 @@
+//! Registers the node with the cloud and reports its status: when something changed, at most every 10 s, and every
+//! 5 minutes whatever happens. Works offline: reports wait with MetaManager, the newest one.
+
+use std::{
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Node, NodeStatus};
+use kubeedge_proto::{
+    resource,
+    v1::{
+        CallCloud, Envelope, ObjectKey, RegisterNode, ReportStatus, StatusUpdate, call_reply::Result as Reply,
+        envelope::Body, report_status::Report,
+    },
+};
+use thiserror::Error;
+use tokio::sync::watch;
+
+use super::{
+    node::{
+        ImageFacts, NodeSettings, RuntimeFacts, differs, node_object, node_status,
+        pressure::{Pressure, PressureHistory},
+        readings::{MachinePaths, MachineReadings, ReadingError},
+    },
+    runtime::{Runtime, RuntimeError},
+};
+use crate::system::Port;
+
+/// The kubelet's `nodeStatusUpdateFrequency`.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+/// The kubelet's `nodeStatusReportFrequency`.
+const REPORT_EVERY: Duration = Duration::from_secs(300);
+/// How long the cloud may take to register the node.
+const REGISTER_WITHIN: Duration = Duration::from_secs(30);
+/// How long MetaManager may take to keep a report.
+const KEEP_WITHIN: Duration = Duration::from_secs(30);
+/// Pauses between attempts to register.
+const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+
+/// Why the node was not registered or its status not reported. All of them are tried again.
+#[derive(Debug, Error)]
+enum Fault {
+    #[error(transparent)]
+    Machine(#[from] ReadingError),
+    #[error("the machine could not be read: {0}")]
+    Task(#[from] tokio::task::JoinError),
+    #[error("the node cannot be written as JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    #[error("the cloud: {0}")]
+    Cloud(String),
+    #[error("MetaManager: {0}")]
+    MetaManager(String),
+}
+
+/// When the runtime last answered: what "progress" means for the node's lease.
+#[derive(Clone, Debug)]
+pub struct Progress(Arc<Mutex<Instant>>);
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(Instant::now())))
+    }
+}
+
+impl Progress {
+    /// Something went well just now.
+    pub fn made(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// How long ago that was.
+    pub fn age(&self) -> Duration {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
+}
+
+/// Keeps the Node object in the cloud true.
+pub struct Registrar {
+    settings: NodeSettings,
+    paths: MachinePaths,
+    runtime: Arc<dyn Runtime>,
+    addresses: Vec<IpAddr>,
+    call: Port<CallCloud>,
+    report: Port<ReportStatus>,
+    progress: Progress,
+    pressure: PressureHistory,
+    uid: Option<String>,
+    /// What was reported last, and when.
+    reported: Option<(NodeStatus, Instant)>,
+}
+
+impl Registrar {
+    /// For the node that `settings` describe, on this machine, at these addresses (primary first).
+    pub fn new(
+        settings: NodeSettings,
+        paths: MachinePaths,
+        runtime: Arc<dyn Runtime>,
+        addresses: Vec<IpAddr>,
+        call: Port<CallCloud>,
+        report: Port<ReportStatus>,
+    ) -> Self {
+        Self {
+            settings,
+            paths,
+            runtime,
+            addresses,
+            call,
+            report,
+            progress: Progress::default(),
+            pressure: PressureHistory::default(),
+            uid: None,
+            reported: None,
+        }
+    }
+
+    /// Notes every answer of the runtime there.
+    #[must_use]
+    pub fn noting(self, progress: Progress) -> Self {
+        Self { progress, ..self }
+    }
+
+    /// Runs until `connected` is gone: registers at every connection, and reports.
+    pub async fn run(mut self, mut connected: watch::Receiver<bool>) {
+        let mut tick = tokio::time::interval(LOOK_EVERY);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                changed = connected.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    if *connected.borrow_and_update() {
+                        self.register(&connected).await;
+                        // What the cloud knows may be old: say everything.
+                        self.reported = None;
+                        self.look().await;
+                    }
+                }
+                _ = tick.tick() => self.look().await,
+            }
+        }
+    }
+
+    /// Registers, again and again while there is a connection.
+    async fn register(&mut self, connected: &watch::Receiver<bool>) {
+        let mut pauses = ExponentialBuilder::new()
+            .with_min_delay(RETRY.0)
+            .with_max_delay(RETRY.1)
+            .without_max_times()
+            .with_jitter()
+            .build();
+        while *connected.borrow() {
+            match self.try_register().await {
+                Ok(node) => {
+                    let first = self.uid.is_none();
+                    self.uid = node.metadata.uid;
+                    if first {
+                        tracing::info!(node = %self.settings.name, "the node is registered");
+                    }
+                    return;
+                }
+                Err(fault) => {
+                    let pause = pauses.next().unwrap_or(RETRY.1);
+                    tracing::warn!(node = %self.settings.name, again_in = ?pause, "the node is not registered: {fault}");
+                    tokio::time::sleep(pause).await;
+                }
+            }
+        }
+    }
+
+    async fn try_register(&mut self) -> Result<Node, Fault> {
+        let readings = self.read().await?;
+        let status = self.status(&readings).await;
+        let node = node_object(&self.settings, status, &readings);
+        let body = Body::RegisterNode(RegisterNode { node_json: serde_json::to_vec(&node)?.into() });
+        let envelope = Envelope {
+            timeout_ms: u32::try_from(REGISTER_WITHIN.as_millis()).unwrap_or(u32::MAX),
+            ..Envelope::new("edged", unix_ms(), body)
+        };
+        let reply = self.call.ask(CallCloud { envelope: Some(envelope) }, REGISTER_WITHIN).await;
+        match reply.map_err(|error| Fault::Cloud(error.to_string()))?.result {
+            Some(Reply::Object(object)) => Ok(serde_json::from_slice(&object.json)?),
+            Some(Reply::Error(error)) => Err(Fault::Cloud(format!("{} ({})", error.message, error.code))),
+            _ => Err(Fault::Cloud("it answered something else than a Node".into())),
+        }
+    }
+
+    /// Reports the status if it is due.
+    async fn look(&mut self) {
+        if let Err(fault) = self.try_look().await {
+            tracing::warn!(node = %self.settings.name, "the node's status is not reported: {fault}");
+        }
+    }
+
+    async fn try_look(&mut self) -> Result<(), Fault> {
+        let readings = self.read().await?;
+        let status = self.status(&readings).await;
+        // Before the first registration nobody knows the node, nor its uid.
+        let Some(uid) = self.uid.clone() else { return Ok(()) };
+        let due = match &self.reported {
+            Some((last, at)) => differs(last, &status) || at.elapsed() >= REPORT_EVERY,
+            None => true,
+        };
+        if !due {
+            return Ok(());
+        }
+        let update = StatusUpdate {
+            r#type: Some(resource::nodes()),
+            key: Some(ObjectKey::new("", self.settings.name.as_str())),
+            uid,
+            generation: 0,
+            status_json: serde_json::to_vec(&status)?.into(),
+        };
+        let kept = self.report.ask(ReportStatus { report: Some(Report::Update(update)) }, KEEP_WITHIN).await;
+        let kept = kept.map_err(|error| Fault::MetaManager(error.to_string()))?;
+        if kept.code != 0 {
+            return Err(Fault::MetaManager(kept.reason));
+        }
+        self.reported = Some((status, Instant::now()));
+        Ok(())
+    }
+
+    async fn read(&self) -> Result<MachineReadings, Fault> {
+        let paths = self.paths.clone();
+        Ok(tokio::task::spawn_blocking(move || MachineReadings::read(&paths)).await??)
+    }
+
+    async fn status(&mut self, readings: &MachineReadings) -> NodeStatus {
+        let runtime = self.runtime_facts().await;
+        let now = Timestamp::now();
+        let pressure = self.pressure.observe(Pressure::now(readings, &self.settings.thresholds), now);
+        let last = self.reported.as_ref().map(|(status, _)| status);
+        node_status(&self.settings, readings, &self.addresses, &runtime, pressure, last, now)
+    }
+
+    async fn runtime_facts(&self) -> RuntimeFacts {
+        let ask = async {
+            let version = self.runtime.version().await?;
+            let health = self.runtime.health().await?;
+            let images = self.runtime.images().await?;
+            Ok::<_, RuntimeError>((version, health, images))
+        };
+        match ask.await {
+            Ok((version, health, images)) => {
+                self.progress.made();
+                let not_ready = [
+                    health.runtime.map(|why| format!("container runtime not ready: {why}")),
+                    health.network.map(|why| format!("container runtime network not ready: {why}")),
+                ];
+                RuntimeFacts {
+                    version: format!("{}://{}", version.name, version.version),
+                    not_ready: not_ready.into_iter().flatten().collect(),
+                    images: images
+                        .into_iter()
+                        .map(|image| ImageFacts { names: image.names, size: image.size_bytes })
+                        .collect(),
+                }
+            }
+            Err(error) => RuntimeFacts { not_ready: vec![error.to_string()], ..RuntimeFacts::default() },
+        }
+    }
+}
+
+fn unix_ms() -> u64 {
+    u64::try_from(Timestamp::now().as_millisecond()).unwrap_or(0)
+}
