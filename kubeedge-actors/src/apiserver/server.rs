@@ -46,7 +46,7 @@ pub struct Config {
     pub root_ca: String,
     /// Signs and checks the tokens of service accounts, with the issuer [`ISSUER`]. `None` makes a key that ends with
     /// the process, and every token with it.
-    pub tokens: Option<Arc<ServiceAccountTokens>>,
+    pub service_account_tokens: Option<Arc<ServiceAccountTokens>>,
     /// Watches open at the same time; one more is answered 429. A watch takes about 2 KB beside its connection.
     pub max_watches: usize,
     /// Threads that serve requests.
@@ -58,7 +58,16 @@ pub struct Config {
 impl Config {
     /// Defaults: a token key that ends with the process, two workers, 4096 watches, the system's clock.
     pub fn new(store: Store, listen: Listen, admin_token: String, root_ca: String) -> Self {
-        Self { store, listen, admin_token, root_ca, tokens: None, max_watches: 4096, workers: 2, clock: clock::system }
+        Self {
+            store,
+            listen,
+            admin_token,
+            root_ca,
+            service_account_tokens: None,
+            max_watches: 4096,
+            workers: 2,
+            clock: clock::system,
+        }
     }
 
     /// Objects in memory and plain HTTP on a free port of the loopback interface, for tests; the token is `admin`.
@@ -118,7 +127,7 @@ impl Server {
         if config.admin_token.is_empty() {
             return Err(StartError::NoToken);
         }
-        let tokens = match config.tokens {
+        let tokens = match config.service_account_tokens {
             Some(tokens) => tokens,
             None => Arc::new(ServiceAccountTokens::in_memory(ISSUER)?),
         };

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
 
 #[cfg(feature = "apiserver")]
+mod apiserver;
+#[cfg(feature = "apiserver")]
 mod golden;
 #[cfg(all(feature = "cloudhub", feature = "edgehub", feature = "metamanager"))]
 mod hubs;

@@ -125,7 +125,8 @@ fn carry_out(api: &Api, id: KindId, kind: &Kind, object: &Object, task: &Task) -
         Task::Disown(uid) => retain(&mut value, "ownerReferences", |owner| owner["uid"] != uid.as_str()),
         Task::Release(finalizer) => retain(&mut value, "finalizers", |one| *one != *finalizer),
     }
-    Ok(Some(if may_go(kind, &value) { Change::Delete(id, value) } else { Change::Put(id, value) }))
+    // Watchers see the last state that was stored.
+    Ok(Some(if may_go(kind, &value) { Change::Delete(id, object.value(kind)) } else { Change::Put(id, value) }))
 }
 
 fn retain(object: &mut Value, member: &str, keep: impl Fn(&Value) -> bool) {

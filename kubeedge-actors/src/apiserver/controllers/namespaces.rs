@@ -96,7 +96,7 @@ async fn finish(api: &Arc<Api>, name: &str) -> Result<bool, Status> {
         return Ok(true);
     }
     member(&mut value, "spec").insert("finalizers".into(), Value::Array(remaining));
-    let change = if may_go(kind, &value) { Change::Delete(id, value) } else { Change::Put(id, value) };
+    let change = if may_go(kind, &value) { Change::Delete(id, namespace.value(kind)) } else { Change::Put(id, value) };
     writer.commit(vec![change]).await?;
     Ok(true)
 }

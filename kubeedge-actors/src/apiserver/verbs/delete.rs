@@ -297,3 +297,70 @@ pub(crate) fn deletions(
     }
     Ok(changes)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::super::kinds;
+    use super::*;
+
+    fn kind(plural: &str) -> &'static Kind {
+        kinds::find("", "v1", plural).unwrap()
+    }
+
+    fn pod(node: &str, grace: i64, finalizers: &[&str]) -> Value {
+        let mut pod = json!({
+            "metadata": {"name": "p", "namespace": "n", "uid": "u", "resourceVersion": "7", "generation": 1},
+            "spec": {"nodeName": node, "terminationGracePeriodSeconds": grace},
+        });
+        if !finalizers.is_empty() {
+            pod["metadata"]["finalizers"] = json!(finalizers);
+        }
+        pod
+    }
+
+    #[test]
+    fn a_bound_pod_gets_its_grace_and_a_shorter_one_hurries_it() {
+        let options = |grace| DeleteOptions { grace_seconds: grace, ..DeleteOptions::default() };
+        let Plan::Mark(ending) = plan(kind("pods"), &pod("edge", 30, &[]), &options(None), 1000).unwrap() else {
+            panic!("a bound pod is marked")
+        };
+        assert_eq!(ending["metadata"]["deletionTimestamp"], clock::rfc3339(1030));
+        assert_eq!(ending["metadata"]["generation"], 2);
+        assert_eq!(plan(kind("pods"), &ending, &options(None), 1001).unwrap(), Plan::Nothing);
+        assert_eq!(plan(kind("pods"), &ending, &options(Some(60)), 1001).unwrap(), Plan::Nothing);
+        let Plan::Mark(sooner) = plan(kind("pods"), &ending, &options(Some(5)), 1001).unwrap() else {
+            panic!("a shorter grace is taken")
+        };
+        assert_eq!(sooner["metadata"]["deletionTimestamp"], clock::rfc3339(1006));
+        assert!(matches!(plan(kind("pods"), &sooner, &options(Some(0)), 1002).unwrap(), Plan::Remove(_)));
+        assert!(matches!(plan(kind("pods"), &pod("", 30, &[]), &options(None), 1000).unwrap(), Plan::Remove(_)));
+    }
+
+    proptest! {
+        #[test]
+        fn what_has_finalizers_is_never_removed_and_nothing_is_marked_twice(
+            bound: bool, grace in 0..100_i64, asked in proptest::option::of(-5..100_i64), finalizers in 0..3_usize,
+            propagation in prop_oneof![
+                Just(Propagation::Background), Just(Propagation::Foreground), Just(Propagation::Orphan)
+            ],
+        ) {
+            let names = ["a.io/x", "a.io/y"];
+            let object = pod(if bound { "edge" } else { "" }, grace, &names[..finalizers.min(2)]);
+            let options = DeleteOptions { grace_seconds: asked, propagation, ..DeleteOptions::default() };
+            match plan(kind("pods"), &object, &options, 1000).unwrap() {
+                Plan::Remove(_) => {
+                    prop_assert_eq!(finalizers, 0);
+                    prop_assert_eq!(propagation, Propagation::Background);
+                    prop_assert!(!bound || asked.unwrap_or(grace) == 0);
+                }
+                Plan::Mark(ending) => {
+                    let again = plan(kind("pods"), &ending, &options, 1000).unwrap();
+                    prop_assert!(!matches!(again, Plan::Mark(_)), "{:?}", again);
+                }
+                Plan::Nothing => prop_assert!(false, "the first deletion does something"),
+            }
+        }
+    }
+}

@@ -58,7 +58,10 @@ pub(super) async fn create(api: &Api, request: &Request, target: &Target, name: 
         201,
         &json!({
             "kind": "TokenRequest", "apiVersion": "authentication.k8s.io/v1",
-            "metadata": {"name": name, "namespace": target.scope(), "creationTimestamp": clock::rfc3339(api.now())},
+            "metadata": {
+                "name": name, "namespace": target.scope(), "uid": account.uid,
+                "creationTimestamp": clock::rfc3339(api.now()),
+            },
             "spec": {
                 "audiences": audiences, "expirationSeconds": seconds, "boundObjectRef": spec["boundObjectRef"],
             },

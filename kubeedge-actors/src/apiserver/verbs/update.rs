@@ -83,7 +83,8 @@ pub(super) async fn change(
     if may_go(kind, &new) {
         let answer = not_stored(kind, &new);
         if !dry_run {
-            commit_one(writer, target.id, |id| Change::Delete(id, new)).await?;
+            // Watchers see the last state that was stored, as in Kubernetes.
+            commit_one(writer, target.id, |id| Change::Delete(id, old.clone())).await?;
         }
         return Ok(done(answer));
     }

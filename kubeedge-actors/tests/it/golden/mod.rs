@@ -5,7 +5,7 @@
 //! listed by name with its reason (`excluded`) and nothing is left out silently.
 
 mod beyond;
-mod client;
+pub(crate) mod client;
 mod compare;
 mod direct;
 mod excluded;

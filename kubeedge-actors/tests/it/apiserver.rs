@@ -1,0 +1,269 @@
+//! The API server over HTTP, where the recordings do not look: consistency, restarts, bounds, tokens, controllers.
+
+use std::time::Duration;
+
+use kubeedge_actors::apiserver::{Config, Handle, Server};
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use crate::golden::client::{Answer, Client};
+
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+const PODS: &str = "/api/v1/namespaces/default/pods";
+/// Longest time for what a controller brings about.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Api {
+    server: Handle,
+    client: Client,
+}
+
+impl Api {
+    async fn start(config: Config) -> Self {
+        let server = Server::start(config).await.unwrap();
+        let client = Client::new(server.address(), "admin");
+        Self { server, client }
+    }
+
+    async fn send(&self, method: &str, path: &str, media: &str, body: Value) -> Answer {
+        let body = (!body.is_null()).then(|| body.to_string());
+        self.client.send(method, path, &[("Content-Type", media)], body).await
+    }
+
+    async fn get(&self, path: &str) -> Value {
+        let answer = self.client.send("GET", path, &[], None).await;
+        serde_json::from_str(&answer.text).unwrap()
+    }
+
+    async fn post(&self, path: &str, body: Value) -> Value {
+        let answer = self.send("POST", path, "application/json", body).await;
+        assert_eq!(answer.status, 201, "{path}: {}", answer.text);
+        serde_json::from_str(&answer.text).unwrap()
+    }
+
+    async fn patch(&self, path: &str, body: Value) -> Value {
+        let answer = self.send("PATCH", path, "application/merge-patch+json", body).await;
+        assert_eq!(answer.status, 200, "{path}: {}", answer.text);
+        serde_json::from_str(&answer.text).unwrap()
+    }
+
+    async fn delete(&self, path: &str) -> Answer {
+        self.client.send("DELETE", path, &[], None).await
+    }
+
+    async fn map(&self, name: &str, value: &str) -> Value {
+        self.post(MAPS, json!({"metadata": {"name": name}, "data": {"a": value}})).await
+    }
+
+    /// The events of a watch that ends after a second.
+    async fn watch(&self, query: &str) -> Vec<Value> {
+        let path = format!("{MAPS}?watch=1&timeoutSeconds=1&{query}");
+        let answer = self.client.send("GET", &path, &[], None).await;
+        answer.text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// Follows an object until it is as wanted; `None` is an object that is not there.
+    async fn until(&self, path: &str, wanted: impl Fn(Option<&Value>) -> bool) {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let answer = self.client.send("GET", path, &[], None).await;
+            let object: Value = serde_json::from_str(&answer.text).unwrap();
+            if wanted((answer.status == 200).then_some(&object)) {
+                return;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "{path} stays {object}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+fn version(object: &Value) -> &str {
+    object["metadata"]["resourceVersion"].as_str().unwrap()
+}
+
+fn names(list: &Value) -> Vec<&str> {
+    list["items"].as_array().unwrap().iter().map(|item| item["metadata"]["name"].as_str().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn the_pages_of_a_list_are_one_moment_whatever_happens_between_them() {
+    let api = Api::start(Config::in_memory()).await;
+    for name in ["a", "c", "e", "g"] {
+        api.map(name, "1").await;
+    }
+    let first = api.get(&format!("{MAPS}?limit=2")).await;
+    assert_eq!(names(&first), ["a", "c"]);
+    api.map("d", "1").await;
+    assert_eq!(api.delete(&format!("{MAPS}/e")).await.status, 200);
+    api.patch(&format!("{MAPS}/g"), json!({"data": {"a": "2"}})).await;
+    let token = first["metadata"]["continue"].as_str().unwrap();
+    let second = api.get(&format!("{MAPS}?limit=9&continue={token}")).await;
+    assert_eq!(names(&second), ["e", "g", "kube-root-ca.crt"]);
+    assert_eq!(second["items"][1]["data"]["a"], "1");
+    assert_eq!(second["metadata"]["resourceVersion"], first["metadata"]["resourceVersion"]);
+    let exact = format!("{MAPS}?resourceVersion={}&resourceVersionMatch=Exact", version(&first));
+    assert_eq!(names(&api.get(&exact).await), ["a", "c", "e", "g", "kube-root-ca.crt"]);
+    api.server.stop().await;
+}
+
+#[tokio::test]
+async fn a_restart_keeps_objects_and_versions_and_tells_old_watches() {
+    let config = Config::in_memory();
+    let api = Api::start(config.clone()).await;
+    let old = version(&api.map("old", "1").await).to_owned();
+    let kept = api.map("kept", "1").await;
+    let deleted = api.delete(&format!("{MAPS}/old")).await;
+    assert_eq!(deleted.status, 200);
+    // A later change of another kind does not make a watch of this one too old.
+    let list = api.get(MAPS).await;
+    api.post("/api/v1/namespaces/default/secrets", json!({"metadata": {"name": "s"}})).await;
+    let before = api.server.resource_version();
+    api.server.stop().await;
+
+    let api = Api::start(config).await;
+    assert_eq!(api.server.resource_version(), before);
+    assert_eq!(api.get(&format!("{MAPS}/kept")).await, kept);
+    let next: u64 = version(&api.map("next", "1").await).parse().unwrap();
+    assert!(next > before);
+    let resumed = api.watch(&format!("resourceVersion={}", version(&list))).await;
+    assert_eq!(resumed.len(), 1);
+    assert_eq!(resumed[0]["object"]["metadata"]["name"], "next");
+    let refused = api.watch(&format!("resourceVersion={old}")).await;
+    assert_eq!((&refused[0]["type"], &refused[0]["object"]["code"]), (&json!("ERROR"), &json!(410)));
+    assert_eq!(refused[0]["object"]["reason"], "Expired");
+    api.server.stop().await;
+}
+
+#[tokio::test]
+async fn the_present_of_a_watch_ends_with_a_bookmark_that_says_so() {
+    let api = Api::start(Config::in_memory()).await;
+    api.map("one", "1").await;
+    let query = "sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true";
+    let events = api.watch(query).await;
+    let kinds: Vec<&str> = events.iter().map(|event| event["type"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["ADDED", "ADDED", "BOOKMARK"]);
+    assert_eq!(events[2]["object"]["metadata"]["annotations"]["k8s.io/initial-events-end"], "true");
+    assert_eq!(version(&events[2]["object"]), api.server.resource_version().to_string());
+    api.server.stop().await;
+}
+
+#[tokio::test]
+async fn of_many_writers_with_one_version_one_wins() {
+    let api = Api::start(Config::in_memory()).await;
+    let object = api.map("race", "0").await;
+    let writes = (1..=16).map(|number| {
+        let mut object = object.clone();
+        object["data"]["a"] = number.to_string().into();
+        let api = &api;
+        async move { api.send("PUT", &format!("{MAPS}/race"), "application/json", object).await.status }
+    });
+    let mut statuses = futures_util::future::join_all(writes).await;
+    statuses.sort_unstable();
+    assert_eq!(statuses[0], 200);
+    assert!(statuses[1..].iter().all(|status| *status == 409), "{statuses:?}");
+    api.server.stop().await;
+}
+
+#[tokio::test]
+async fn bounds_are_answered_not_exceeded() {
+    let api = Api::start(Config { max_watches: 1, ..Config::in_memory() }).await;
+    let large = json!({"metadata": {"name": "large"}, "data": {"a": "x".repeat(3 << 20)}});
+    let answer = api.send("POST", MAPS, "application/json", large).await;
+    assert_eq!(answer.status, 413, "{}", answer.text);
+    let path = format!("{MAPS}?watch=1&timeoutSeconds=2&resourceVersion=0");
+    let mut first = tokio::net::TcpStream::connect(api.server.address()).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer admin\r\n\r\n");
+    first.write_all(request.as_bytes()).await.unwrap();
+    let mut byte = [0];
+    first.read_exact(&mut byte).await.unwrap();
+    let second = api.client.send("GET", &path, &[], None).await;
+    assert_eq!((second.status, second.headers.get("retry-after").map(String::as_str)), (429, Some("1")));
+    // The first is still open: a stop does not wait for it.
+    tokio::time::timeout(Duration::from_secs(10), api.server.stop()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_token_is_good_while_its_pod_exists_and_opens_nothing_by_itself() {
+    let api = Api::start(Config::in_memory()).await;
+    let spec = json!({"containers": [{"name": "c", "image": "i"}], "schedulerName": "none"});
+    let pod = api.post(PODS, json!({"metadata": {"name": "p"}, "spec": spec})).await;
+    let bound = json!({"kind": "Pod", "apiVersion": "v1", "name": "p", "uid": pod["metadata"]["uid"]});
+    let path = "/api/v1/namespaces/default/serviceaccounts/default/token";
+    let answer = api.post(path, json!({"spec": {"expirationSeconds": 600, "boundObjectRef": bound}})).await;
+    let token = answer["status"]["token"].as_str().unwrap().to_owned();
+    let reviews = "/apis/authentication.k8s.io/v1/tokenreviews";
+    let review = || api.post(reviews, json!({"spec": {"token": token}}));
+    let status = review().await["status"].clone();
+    assert_eq!(status["user"]["username"], "system:serviceaccount:default:default", "{status}");
+    let stranger = Client::new(api.server.address(), &token);
+    assert_eq!(stranger.send("GET", "/api/v1", &[], None).await.status, 200);
+    assert_eq!(stranger.send("GET", PODS, &[], None).await.status, 403);
+    assert_eq!(api.delete(&format!("{PODS}/p")).await.status, 200);
+    assert_eq!(review().await["status"]["authenticated"], false);
+    assert_eq!(stranger.send("GET", "/api/v1", &[], None).await.status, 401);
+    let short = api.send("POST", path, "application/json", json!({"spec": {"expirationSeconds": 5}})).await;
+    assert_eq!(short.status, 422, "{}", short.text);
+    api.server.stop().await;
+}
+
+#[tokio::test]
+async fn a_pod_is_bound_when_a_node_becomes_ready() {
+    let api = Api::start(Config::in_memory()).await;
+    let spec = json!({"containers": [{"name": "c", "image": "i"}], "nodeSelector": {"hall": "3"}});
+    api.post(PODS, json!({"metadata": {"name": "p"}, "spec": spec})).await;
+    let path = format!("{PODS}/p");
+    api.until(&path, |pod| pod.is_some_and(|pod| pod["status"]["conditions"][0]["reason"] == "Unschedulable")).await;
+    api.post("/api/v1/nodes", json!({"metadata": {"name": "edge", "labels": {"hall": "3"}}})).await;
+    let ready = json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}});
+    let node = api.patch("/api/v1/nodes/edge/status", ready).await;
+    assert_eq!(node["spec"].get("taints"), None, "{node}");
+    api.until(&path, |pod| pod.is_some_and(|pod| pod["spec"]["nodeName"] == "edge")).await;
+    let pod = api.get(&path).await;
+    assert_eq!(pod["status"]["conditions"][0]["status"], "True");
+    let events = api.get("/api/v1/namespaces/default/events?fieldSelector=involvedObject.name%3Dp").await;
+    let reasons: Vec<&str> =
+        events["items"].as_array().unwrap().iter().map(|event| event["reason"].as_str().unwrap()).collect();
+    assert!(reasons.contains(&"FailedScheduling") && reasons.contains(&"Scheduled"), "{reasons:?}");
+    api.server.stop().await;
+}
+
+#[tokio::test]
+async fn dependents_go_with_their_owner_or_stay_as_it_was_asked() {
+    let api = Api::start(Config::in_memory()).await;
+    for (policy, stays) in [("Background", false), ("Foreground", false), ("Orphan", true)] {
+        let owner = api.map("owner", "1").await;
+        let reference = json!({
+            "apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": owner["metadata"]["uid"],
+            "blockOwnerDeletion": true,
+        });
+        api.post(MAPS, json!({"metadata": {"name": "child", "ownerReferences": [reference]}})).await;
+        let answer = api.delete(&format!("{MAPS}/owner?propagationPolicy={policy}")).await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        api.until(&format!("{MAPS}/owner"), |owner| owner.is_none()).await;
+        let child = format!("{MAPS}/child");
+        if stays {
+            let child = api.get(&child).await;
+            assert_eq!(child["metadata"].get("ownerReferences"), None, "{child}");
+        } else {
+            api.until(&child, |child| child.is_none()).await;
+        }
+    }
+    api.server.stop().await;
+}
+
+#[tokio::test]
+async fn a_namespace_waits_for_a_pod_that_ends_in_its_own_time() {
+    let api = Api::start(Config::in_memory()).await;
+    api.post("/api/v1/namespaces", json!({"metadata": {"name": "n"}})).await;
+    let spec = json!({"containers": [{"name": "c", "image": "i"}], "nodeName": "edge"});
+    api.post("/api/v1/namespaces/n/pods", json!({"metadata": {"name": "p"}, "spec": spec})).await;
+    let pod = "/api/v1/namespaces/n/pods/p";
+    assert_eq!(api.delete("/api/v1/namespaces/n").await.status, 200);
+    api.until(pod, |pod| pod.is_some_and(|pod| pod["metadata"].get("deletionTimestamp").is_some())).await;
+    assert_eq!(api.get("/api/v1/namespaces/n").await["status"]["phase"], "Terminating");
+    assert_eq!(api.delete(&format!("{pod}?gracePeriodSeconds=0")).await.status, 200);
+    api.until("/api/v1/namespaces/n", |namespace| namespace.is_none()).await;
+    let refused = api.delete("/api/v1/namespaces/default").await;
+    assert_eq!(refused.status, 403, "{}", refused.text);
+    api.server.stop().await;
+}
