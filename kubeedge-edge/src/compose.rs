@@ -1,5 +1,7 @@
 //! Which actors run, with which settings.
 
+mod edged;
+
 use std::{
     sync::Arc,
     time::{Duration, SystemTime},
@@ -7,6 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use kubeedge_actors::{
+    edged::{Edged, Prepared},
     edgehub::{EdgeHub, EdgeHubConfig},
     identity::{JoinToken, NodeIdentity, client_config, system_clock},
     link::{self, backoff},
@@ -82,6 +85,10 @@ async fn start(config: &EdgeCore) -> Result<Running> {
             link: link::Config::default(),
         };
         builder = builder.component(move |ports: &Ports| EdgeHub::new(hub.clone(), ports));
+    }
+    if config.modules.edged.enable {
+        let prepared = Prepared::new(edged::settings(config, identity.node())?).await?;
+        builder = builder.component(move |ports: &Ports| Edged::new(prepared.clone(), ports));
     }
     let system = builder.start()?;
     tracing::info!(node = %identity.node(), store = %folder.display(), "edgecore runs");

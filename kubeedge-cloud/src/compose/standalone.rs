@@ -38,7 +38,7 @@ pub(super) async fn start(
     let listen = Listen::Tls { address: config.standalone.socket(), config: Arc::new(tls) };
     let ca = authority.certificate_pem().to_owned();
     let mut settings = Config::new(store, listen, token.clone(), ca.clone());
-    settings.tokens = Some(Arc::new(accounts));
+    settings.service_account_tokens = Some(Arc::new(accounts));
     let handle = Server::start(settings).await?;
 
     let address = handle.address();
