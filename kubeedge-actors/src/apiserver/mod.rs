@@ -26,6 +26,7 @@ mod admission;
 mod auth;
 mod body;
 mod clock;
+mod component;
 mod controllers;
 mod documents;
 mod http;
@@ -44,6 +45,7 @@ mod table;
 mod verbs;
 mod watch;
 
+pub use component::{ApiServer, WhereServed};
 pub use kubeconfig::write_kubeconfig;
 pub use server::{Config, Handle, ISSUER, Listen, Server, StartError};
 

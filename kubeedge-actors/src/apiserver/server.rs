@@ -83,6 +83,9 @@ pub enum StartError {
     /// The objects cannot be read.
     #[error("cannot read the API server's objects: {0}")]
     Store(#[from] StoreError),
+    /// Reading them ended early.
+    #[error("reading the API server's objects was interrupted: {0}")]
+    Interrupted(String),
     /// The address cannot be listened on.
     #[error("cannot listen on {address}: {source}")]
     Listen {
@@ -116,8 +119,8 @@ pub struct Server;
 pub struct Handle {
     address: SocketAddr,
     http: ServerHandle,
-    serving: JoinHandle<std::io::Result<()>>,
-    controllers: controllers::Running,
+    /// Taken by the stop.
+    tasks: Option<(JoinHandle<std::io::Result<()>>, controllers::Running)>,
     api: Arc<Api>,
 }
 
@@ -132,7 +135,9 @@ impl Server {
             None => Arc::new(ServiceAccountTokens::in_memory(ISSUER)?),
         };
         let disk = Disk::new(config.store.clone());
-        let storage = Storage::open(kinds::kinds(), disk)?;
+        let storage = tokio::task::spawn_blocking(move || Storage::open(kinds::kinds(), disk))
+            .await
+            .map_err(|error| StartError::Interrupted(error.to_string()))??;
         let api = Arc::new(Api {
             storage,
             admin: AdminToken::new(&config.admin_token),
@@ -162,7 +167,7 @@ impl Server {
         let serving = tokio::spawn(server);
         let controllers = controllers::start(&api);
         controllers.bootstrapped().await;
-        Ok(Handle { address, http, serving, controllers, api })
+        Ok(Handle { address, http, tasks: Some((serving, controllers)), api })
     }
 }
 
@@ -178,13 +183,26 @@ impl Handle {
     }
 
     /// Ends watches and controllers, lets running requests finish, and returns when nothing writes any more.
-    pub async fn stop(self) {
+    pub async fn stop(mut self) {
         self.api.storage.closing().cancel();
         self.http.stop(true).await;
-        self.controllers.join().await;
-        if let Err(error) = self.serving.await {
-            tracing::error!(%error, "the API server did not end by itself");
+        if let Some((serving, controllers)) = self.tasks.take() {
+            controllers.join().await;
+            if let Err(error) = serving.await {
+                tracing::error!(%error, "the API server did not end by itself");
+            }
         }
         drop(self.api.storage.write().await);
+    }
+}
+
+impl Drop for Handle {
+    /// A server that nobody holds any more ends by itself, without waiting for its requests.
+    fn drop(&mut self) {
+        if self.tasks.is_some() {
+            self.api.storage.closing().cancel();
+            // The command is sent here; the future would only wait for its end.
+            drop(self.http.stop(false));
+        }
     }
 }
