@@ -82,7 +82,10 @@ async fn start(config: &EdgeCore) -> Result<Running> {
         let hub = EdgeHubConfig {
             address: config.modules.edge_hub.websocket.server.to_string(),
             tls: Arc::new(client_config(&identity, &[], system_clock())?),
-            link: link::Config::default(),
+            link: link::Config {
+                heartbeat_interval: config.modules.edge_hub.heartbeat_interval(),
+                ..link::Config::default()
+            },
         };
         builder = builder.component(move |ports: &Ports| EdgeHub::new(hub.clone(), ports));
     }
