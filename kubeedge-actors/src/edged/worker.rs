@@ -119,6 +119,8 @@ struct Worker {
     volumes: VolumeState,
     status: Option<PodStatus>,
     reported: Option<serde_json::Value>,
+    /// What was there and what was done about it the last time.
+    last: Option<(ObservedPod, Vec<Action>)>,
 }
 
 /// Looks after a pod until it has ended. Dropping the future leaves the pod as it is.
@@ -136,6 +138,7 @@ pub async fn run(shared: Arc<Shared>, orders: watch::Receiver<Order>, bell: Arc<
         volumes: VolumeState::Unknown,
         status: None,
         reported: None,
+        last: None,
     };
     worker.run().await;
 }
@@ -207,8 +210,12 @@ impl Worker {
         if decision.actions.is_empty() {
             return Next::Wait(wake_at);
         }
-        self.act(order, decision.actions).await;
-        Next::Again
+        // A runtime that says "done" and does nothing is not asked more often than it is looked at anyway.
+        let this = (observed, decision.actions);
+        let in_vain = self.last.as_ref() == Some(&this);
+        self.act(order, this.1.clone()).await;
+        self.last = Some(this);
+        if in_vain { Next::Wait(later(self.now(), RETRY)) } else { Next::Again }
     }
 
     fn now(&self) -> Timestamp {

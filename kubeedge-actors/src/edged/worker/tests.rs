@@ -421,3 +421,18 @@ async fn a_pod_whose_object_is_gone_ends_without_a_report() {
     assert!(bench.reports.made.lock().unwrap().iter().all(|(ended, _)| !ended));
     assert!(bench.runtime.pod("u").sandboxes.is_empty());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_runtime_that_says_done_and_does_nothing_is_not_asked_in_a_busy_loop() {
+    let pod = pod(|_| {});
+    let mut bench = Bench::new(&pod);
+    bench.runtime.add_image("app:1");
+    bench.until_phase("Running").await;
+    bench.runtime.lie(true);
+    bench.orders.send_replace(order(&deleted(&pod, 1)));
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    let asked = bench.runtime.calls().iter().filter(|call| call.starts_with("remove_sandbox")).count();
+    assert!((10..=25).contains(&asked), "{asked}");
+    bench.runtime.lie(false);
+    bench.ended().await;
+}
