@@ -27,6 +27,9 @@ pub const RESYNC: Duration = Duration::from_secs(60);
 /// Pause after a failed look at the runtime or a failed report.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// So often the same is done about the same things without a pause.
+const MAX_IN_VAIN: u32 = 3;
+
 /// What is wanted of a pod.
 #[derive(Clone, Debug)]
 pub struct Order {
@@ -119,8 +122,9 @@ struct Worker {
     volumes: VolumeState,
     status: Option<PodStatus>,
     reported: Option<serde_json::Value>,
-    /// What was there and what was done about it the last time.
+    /// What was there and what was done about it the last time, and how often before that.
     last: Option<(ObservedPod, Vec<Action>)>,
+    in_vain: u32,
 }
 
 /// Looks after a pod until it has ended. Dropping the future leaves the pod as it is.
@@ -139,6 +143,7 @@ pub async fn run(shared: Arc<Shared>, orders: watch::Receiver<Order>, bell: Arc<
         status: None,
         reported: None,
         last: None,
+        in_vain: 0,
     };
     worker.run().await;
 }
@@ -212,10 +217,10 @@ impl Worker {
         }
         // A runtime that says "done" and does nothing is not asked more often than it is looked at anyway.
         let this = (observed, decision.actions);
-        let in_vain = self.last.as_ref() == Some(&this);
+        self.in_vain = if self.last.as_ref() == Some(&this) { self.in_vain.saturating_add(1) } else { 0 };
         self.act(order, this.1.clone()).await;
         self.last = Some(this);
-        if in_vain { Next::Wait(later(self.now(), RETRY)) } else { Next::Again }
+        if self.in_vain < MAX_IN_VAIN { Next::Again } else { Next::Wait(later(self.now(), RETRY)) }
     }
 
     fn now(&self) -> Timestamp {

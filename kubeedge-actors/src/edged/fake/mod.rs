@@ -34,6 +34,8 @@ struct State {
     sandbox_configs: Vec<cri::PodSandboxConfig>,
     /// Containers of this name do not end before their grace period has passed.
     stubborn: BTreeSet<String>,
+    /// Removals are answered and not done.
+    lying: bool,
 }
 
 /// A container runtime in memory. Clones share their state.
@@ -72,6 +74,11 @@ impl FakeRuntime {
     /// Containers of this name take their whole grace period to end.
     pub fn make_stubborn(&self, container: &str) {
         self.state().stubborn.insert(container.to_owned());
+    }
+
+    /// Removals of sandboxes are answered and not done.
+    pub fn lie(&self, lying: bool) {
+        self.state().lying = lying;
     }
 
     /// The calls so far that change something, with their subject.
@@ -194,7 +201,10 @@ impl Runtime for FakeRuntime {
 
     fn remove_sandbox<'a>(&'a self, id: &'a str) -> Answer<'a, ()> {
         Box::pin(async move {
-            self.begin("remove_sandbox", id)?.model.remove_sandbox(id);
+            let mut state = self.begin("remove_sandbox", id)?;
+            if !state.lying {
+                state.model.remove_sandbox(id);
+            }
             Ok(())
         })
     }
