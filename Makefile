@@ -4,7 +4,7 @@ CARGO ?= cargo
 PROFILE ?= release
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 # Each must compile alone: embedders take single components.
-FEATURES := store identity link cloudhub edgecontroller apiserver edgehub metamanager edged cloud edge standalone
+FEATURES := config program store identity link cloudhub edgecontroller apiserver edgehub metamanager edged cloud edge standalone
 
 .DEFAULT_GOAL := help
 .PHONY: help build quickstart test lint features bench docs packages

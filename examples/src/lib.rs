@@ -10,7 +10,8 @@
 //! | [`leftovers`] | what a run left on the machine: mounts, processes, cgroups, links |
 //! | [`http`] | one HTTP request |
 //!
-//! The programs in `src/bin` are the user stories themselves.
+//! The programs in `src/bin` are the user stories themselves: `quickstart`, a cloud, a node and a pod on one machine;
+//! `gateway`, the edge embedded in a program of one's own.
 
 pub mod containerd;
 pub mod http;

@@ -8,10 +8,11 @@ use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::Subscriber
 /// Writes log lines to standard error. `RUST_LOG` chooses what: a level, or `target=level` pairs with commas between;
 /// what cannot be read is reported and `info` is used. A second call changes nothing.
 pub fn log() {
-    let asked = std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned());
-    let (filter, fault) = match asked.parse::<Targets>() {
-        Ok(filter) => (filter, None),
-        Err(error) => (Targets::new().with_default(tracing::Level::INFO), Some(error)),
+    let asked = std::env::var("RUST_LOG").ok();
+    let (filter, fault) = match asked.as_deref().map(str::parse::<Targets>) {
+        Some(Ok(filter)) => (filter, None),
+        Some(Err(error)) => (usual(), Some(error)),
+        None => (usual(), None),
     };
     let lines =
         tracing_subscriber::fmt::layer().with_writer(io::stderr).with_ansi(rustix::termios::isatty(io::stderr()));
@@ -20,6 +21,11 @@ pub fn log() {
     {
         tracing::warn!(RUST_LOG = asked, %error, "not a filter; using info");
     }
+}
+
+/// What is logged unless told otherwise: the HTTP servers' workers are nobody's concern.
+fn usual() -> Targets {
+    Targets::new().with_default(tracing::Level::INFO).with_target("actix_server", tracing::Level::WARN)
 }
 
 /// SIGTERM and SIGINT, caught from the moment this is made.
@@ -45,20 +51,6 @@ impl StopSignals {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_signal_sent_to_us_is_told() {
-        let mut signals = StopSignals::listen().unwrap();
-        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM).unwrap();
-        assert_eq!(signals.next().await, "SIGTERM");
-        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::INT).unwrap();
-        assert_eq!(signals.next().await, "SIGINT");
-    }
-}
-
 /// The address that this machine reaches others from: that of the interface with the default route. Nothing is sent.
 /// `None` where there is no such route.
 pub fn own_address() -> Option<std::net::IpAddr> {
@@ -74,4 +66,47 @@ pub fn own_address() -> Option<std::net::IpAddr> {
         socket.connect(to).ok()?;
         socket.local_addr().ok().map(|address| address.ip()).filter(|address| !address.is_unspecified())
     })
+}
+
+/// An error and its causes in one line, for a person. A cause that the text before it already tells is left out.
+pub fn explain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !text.contains(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_signal_sent_to_us_is_told() {
+        let mut signals = StopSignals::listen().unwrap();
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM).unwrap();
+        assert_eq!(signals.next().await, "SIGTERM");
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::INT).unwrap();
+        assert_eq!(signals.next().await, "SIGINT");
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("read a.yaml: {source}")]
+        struct Read {
+            source: io::Error,
+        }
+        #[derive(Debug, thiserror::Error)]
+        #[error("no configuration")]
+        struct Missing(#[source] Read);
+        let error = Missing(Read { source: io::Error::other("it is not there") });
+        assert_eq!(explain(&error), "no configuration: read a.yaml: it is not there");
+    }
 }

@@ -85,7 +85,7 @@ pub fn main() -> ExitCode {
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("cloudcore: {error:#}");
+            eprintln!("cloudcore: {}", kubeedge_actors::program::explain(error.as_ref()));
             ExitCode::FAILURE
         }
     }

@@ -72,7 +72,7 @@ pub fn main() -> ExitCode {
     match run(Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("edgecore: {error:#}");
+            eprintln!("edgecore: {}", kubeedge_actors::program::explain(error.as_ref()));
             ExitCode::FAILURE
         }
     }

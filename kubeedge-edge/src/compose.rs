@@ -1,11 +1,25 @@
 //! Which actors run, with which settings.
 
-use std::time::Duration;
+mod edged;
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use anyhow::{Context, Result, bail};
-use kubeedge_actors::program::StopSignals;
+use kubeedge_actors::{
+    edged::{Edged, Prepared},
+    edgehub::{EdgeHub, EdgeHubConfig},
+    identity::{JoinToken, NodeIdentity, client_config, system_clock},
+    link::{self, backoff},
+    metamanager::{MetaManager, Tables},
+    program::StopSignals,
+    store::{Options, Store},
+    system::{Exit, Ports, System},
+};
 
-use crate::config::EdgeCore;
+use crate::{config::EdgeCore, join};
 
 /// How long an orderly stop may take. Pods are not stopped: they run on.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
@@ -15,28 +29,129 @@ pub fn run(config: EdgeCore) -> Result<()> {
     actix_rt::System::new().block_on(async {
         // First of all: a signal during the start ends it in order, too.
         let mut signals = StopSignals::listen().context("catch signals")?;
-        let running = start(&config).await?;
-        let signal = signals.next().await;
-        tracing::info!(signal, "stopping");
+        let running = tokio::select! {
+            running = start(&config) => running?,
+            signal = signals.next() => {
+                tracing::info!(signal, "stopped while starting");
+                return Ok(());
+            }
+        };
+        let outcome = tokio::select! {
+            signal = signals.next() => {
+                tracing::info!(signal, "stopping");
+                Ok(())
+            }
+            (component, exit) = running.system.failed() => {
+                Err(anyhow::anyhow!("{component} {exit}: it does not come back by restarts"))
+            }
+        };
         tokio::select! {
-            stopped = running.stop() => stopped,
+            stopped = running.stop() => stopped.and(outcome),
             signal = signals.next() => bail!("{signal} while stopping: not everything was stopped in order"),
         }
     })
 }
 
 /// What runs.
-struct Running {}
+struct Running {
+    system: System,
+    store: Store,
+}
 
-/// Builds the system.
-async fn start(_config: &EdgeCore) -> Result<Running> {
-    Ok(Running {})
+/// Builds the system. Needs nobody: with a certificate on disk it starts with the cable cut.
+async fn start(config: &EdgeCore) -> Result<Running> {
+    let identity = identity(config).await?;
+    let folder = config.database.store_folder();
+    let opened = Store::open(&folder, Options::default())?;
+    if let Some(aside) = &opened.set_aside {
+        tracing::error!(
+            path = %aside.path.display(),
+            "the store could not be used and was set aside; running pods go on, and the rest comes from the cloud: {}",
+            aside.why
+        );
+    }
+    for (table, key) in &opened.damaged {
+        tracing::error!(table, key, "a damaged record is left out; it comes from the cloud");
+    }
+    let store = opened.store;
+    let tables = Tables::open(store.clone()).await?;
+
+    let mut builder =
+        System::builder("edgecore").component(move |ports: &Ports| MetaManager::new(tables.clone(), ports));
+    if config.modules.edge_hub.enable {
+        let hub = EdgeHubConfig {
+            address: config.modules.edge_hub.websocket.server.to_string(),
+            tls: Arc::new(client_config(&identity, &[], system_clock())?),
+            link: link::Config {
+                heartbeat_interval: config.modules.edge_hub.heartbeat_interval(),
+                ..link::Config::default()
+            },
+        };
+        builder = builder.component(move |ports: &Ports| EdgeHub::new(hub.clone(), ports));
+    }
+    if config.modules.edged.enable {
+        let prepared = Prepared::new(edged::settings(config, identity.node())?).await?;
+        builder = builder.component(move |ports: &Ports| Edged::new(prepared.clone(), ports));
+    }
+    let system = builder.start()?;
+    tracing::info!(node = %identity.node(), store = %folder.display(), "edgecore runs");
+    Ok(Running { system, store })
 }
 
 impl Running {
     /// Stops in order: no new work, queues drained, the store last.
     async fn stop(self) -> Result<()> {
-        let _ = STOP_LIMIT;
+        let exits = self.system.stop(STOP_LIMIT).await;
+        self.store.close().await?;
+        for (component, exit) in exits {
+            match exit {
+                Exit::Done | Exit::Stopped => tracing::info!(component, "{exit}"),
+                _ => bail!("{component}: {exit}"),
+            }
+        }
         Ok(())
+    }
+}
+
+/// Who this node is: its certificate, or the one that the configured token gets it.
+async fn identity(config: &EdgeCore) -> Result<NodeIdentity> {
+    let hub = &config.modules.edge_hub;
+    let folder = hub.identity_folder()?;
+    let wanted = &config.modules.edged.hostname_override;
+    if let Some(identity) = NodeIdentity::load(folder)? {
+        if let Some(wanted) = wanted
+            && wanted != identity.node()
+        {
+            bail!(
+                "modules.edged.hostnameOverride is {wanted}, but the certificate in {} is for {}: join under the new \
+                 name, or keep the old one",
+                folder.display(),
+                identity.node()
+            );
+        }
+        if identity.expires() < SystemTime::now() {
+            tracing::error!(node = %identity.node(), "the node's certificate has expired: the cloud will refuse it");
+        }
+        return Ok(identity);
+    }
+    let Some(token) = hub.token.get() else {
+        bail!(
+            "there is no certificate in {}: run `edgecore join`, or put a token into modules.edgeHub.token",
+            folder.display()
+        );
+    };
+    let token: JoinToken = token.parse().context("modules.edgeHub.token")?;
+    let node = wanted.clone().map_or_else(join::host_name, Ok)?;
+    let mut failures = 0;
+    loop {
+        match join::enrol(&hub.http_server, &token, &node, folder).await {
+            Ok((identity, _)) => return Ok(identity),
+            Err(error) => {
+                failures += 1;
+                let pause = backoff::delay(failures, None, rand::random());
+                tracing::warn!(%node, again_in = ?pause, "enrolment: {error}");
+                tokio::time::sleep(pause).await;
+            }
+        }
     }
 }

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     net::IpAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use kubeedge_actors::config::{Document, HostPort, Seconds, Taint, UnixEndpoint, optional, or_default, parsed};
@@ -190,8 +191,8 @@ fn max_pods<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error>
 pub struct EdgeHub {
     /// Whether this node talks to a cloud. Without it, what is on disk goes on running.
     pub enable: bool,
-    /// Pause between heartbeats.
-    pub heartbeat: Seconds,
+    /// Pause between heartbeats; [`EdgeHub::heartbeat_interval`] has an upper bound. KubeEdge's default is 15.
+    heartbeat: Seconds,
     /// Certificate of the cloud's authority, PEM: `<folder>/ca/rootCA.crt`.
     pub tls_ca_file: PathBuf,
     /// This node's certificate, PEM: `<folder>/certs/server.crt`.
@@ -212,7 +213,7 @@ impl Default for EdgeHub {
     fn default() -> Self {
         Self {
             enable: true,
-            heartbeat: Seconds::new(15),
+            heartbeat: Seconds::new(10),
             tls_ca_file: "/etc/kubeedge/ca/rootCA.crt".into(),
             tls_cert_file: "/etc/kubeedge/certs/server.crt".into(),
             tls_private_key_file: "/etc/kubeedge/certs/server.key".into(),
@@ -232,6 +233,11 @@ impl Default for EdgeHub {
 pub struct ScatteredIdentity;
 
 impl EdgeHub {
+    /// Pause between heartbeats: at most 15 s, or the cloud would take a silent link for a dead one.
+    pub fn heartbeat_interval(&self) -> Duration {
+        self.heartbeat.duration().min(Duration::from_secs(15))
+    }
+
     /// The folder of the node's certificate and key.
     pub fn identity_folder(&self) -> Result<&Path, ScatteredIdentity> {
         let folder = self.tls_cert_file.parent().and_then(Path::parent).ok_or(ScatteredIdentity)?;

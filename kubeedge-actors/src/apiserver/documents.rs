@@ -1,5 +1,6 @@
 //! What the server says about itself: health, version, discovery, OpenAPI.
 
+use actix_web::body::MessageBody;
 use actix_web::http::header::{ACCEPT, CACHE_CONTROL, ETAG, IF_NONE_MATCH};
 use actix_web::{HttpRequest, HttpResponse};
 use serde_json::{Value, json};
@@ -84,7 +85,12 @@ pub(super) fn open_api(http: &HttpRequest) -> Option<Result<HttpResponse, Status
     let accept = header(http, &ACCEPT).unwrap_or_default();
     let json_taken = openapi::accepts_json(accept);
     let response = match rest {
-        // Its older clients ask for protobuf only, and do without when they do not get it.
+        // Clients up to 1.28 take nothing else, and refuse to apply without it.
+        "v2" if openapi::accepts_protobuf(accept) => {
+            let body = openapi::v2_protobuf();
+            let etag = discovery::etag(&body);
+            tagged(http, openapi::V2_PROTOBUF, &etag, body)
+        }
         "v2" | "v3" if !json_taken => return Some(Err(Status::not_acceptable(JSON))),
         "v2" => {
             let body = openapi::v2();
@@ -132,7 +138,7 @@ pub(super) fn open_id(api: &Api, http: &HttpRequest) -> Option<HttpResponse> {
 }
 
 /// An answer that a client may keep: 304 when it still has it.
-fn tagged(http: &HttpRequest, content_type: &str, etag: &str, body: String) -> HttpResponse {
+fn tagged(http: &HttpRequest, content_type: &str, etag: &str, body: impl MessageBody + 'static) -> HttpResponse {
     let known = header(http, &IF_NONE_MATCH)
         .is_some_and(|tags| tags.split(',').map(str::trim).any(|tag| tag == etag || tag == "*"));
     if known {

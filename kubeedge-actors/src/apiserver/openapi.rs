@@ -1,4 +1,5 @@
-//! What the server says of the shapes of its objects: OpenAPI v3 by group version, and v2 as one JSON document.
+//! What the server says of the shapes of its objects: OpenAPI v3 by group version, and v2 as one document, in JSON and
+//! in the protobuf form that kubectl up to 1.28 insists on.
 //!
 //! Enough for `kubectl apply` (it looks for the `fieldValidation` parameter, the patch types and the merge keys), for
 //! `kubectl explain` and for clients that generate types. Components come from the schemas of `k8s-openapi`, merge keys
@@ -7,6 +8,8 @@
 //! **Memory.** A document is about 300 KB and clients keep it for as long as its hash stays, so that it is asked for a
 //! few times in a server's life: it is built at each request (40 to 100 ms of one core in a debug build) and nothing is
 //! kept but the hashes. The server should build one at a time, on a thread that may block.
+
+mod protobuf;
 
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
@@ -20,8 +23,10 @@ use super::kinds::kinds;
 use super::kinds::schema::{self, reference};
 use super::merge_keys;
 
-/// Media type of OpenAPI v2 as protobuf, which this server does not write: it answers 406.
-pub const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+/// Media type of OpenAPI v2 as protobuf, as it is answered.
+pub const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+/// The same as clients up to 1.28 ask for it; `@` is not allowed in a media type, so nobody can be answered with it.
+const V2_PROTOBUF_ASKED: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
 
 const V3_REFERENCE: &str = "#/components/schemas/";
 const V2_REFERENCE: &str = "#/definitions/";
@@ -40,6 +45,14 @@ pub fn accepts_json(accept: &str) -> bool {
             let media = range.split(';').next().unwrap_or_default().trim();
             matches!(media, "application/json" | "application/*" | "*/*")
         })
+}
+
+/// Whether a client takes OpenAPI v2 as protobuf.
+pub fn accepts_protobuf(accept: &str) -> bool {
+    accept.split(',').any(|range| {
+        let media = range.split(';').next().unwrap_or_default().trim();
+        media == V2_PROTOBUF || media == V2_PROTOBUF_ASKED
+    })
 }
 
 /// `/openapi/v3`: the documents there are, each at an address that changes with its content.
@@ -105,6 +118,15 @@ pub fn v3(group: &str, version: &str) -> Option<String> {
 
 /// `/openapi/v2`, as JSON.
 pub fn v2() -> String {
+    v2_document().to_string()
+}
+
+/// `/openapi/v2`, as protobuf.
+pub fn v2_protobuf() -> Vec<u8> {
+    protobuf::document(&v2_document())
+}
+
+fn v2_document() -> Value {
     let mut paths = Map::new();
     for kind in kinds() {
         add_paths(&mut paths, kind, Form::V2);
@@ -117,7 +139,6 @@ pub fn v2() -> String {
         "paths": paths,
         "definitions": definitions,
     })
-    .to_string()
 }
 
 /// The definition of a group, version and kind that is served or sent to a subresource.
@@ -487,7 +508,9 @@ mod tests {
 
     #[test]
     fn protobuf_alone_is_not_json() {
-        assert!(!accepts_json(V2_PROTOBUF));
+        assert!(
+            !accepts_json(V2_PROTOBUF) && accepts_protobuf(V2_PROTOBUF_ASKED) && !accepts_protobuf("application/json")
+        );
         assert!(accepts_json("application/json") && accepts_json("*/*") && accepts_json(""));
         assert!(accepts_json(&format!("{V2_PROTOBUF},application/json;q=0.5")));
     }

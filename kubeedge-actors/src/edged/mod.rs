@@ -1,5 +1,18 @@
 //! Edged: the part of the node that runs pods.
+//!
+//! | | |
+//! |---|---|
+//! | answers | `ObjectsChanged`, `KindCompleted` (MetaManager), `LinkStateChanged`, `QueryProgress` (EdgeHub) |
+//! | asks | `ReadObjects`, `ReportStatus` (MetaManager), `CallCloud` (EdgeHub) |
+//! | stores | nothing of its own: what is wanted is MetaManager's, what is there is the container runtime's |
+//! | offline | everything works but new tokens and pulls; what is reported waits with MetaManager |
+//!
+//! It is a reconciler. One [`worker`] looks after one pod: it looks at the runtime, [`lifecycle::decide`]s, acts,
+//! reports. The [`book`] says which pods there are; a [`relist`] every second says whom to look at. After a restart of
+//! edgecore the workers find containers by their pod's uid and go on from there. Nothing is stopped because its object
+//! is absent until the set of pods is known to be complete.
 
+pub mod book;
 pub mod credentials;
 pub mod cri;
 pub mod downward;
@@ -13,10 +26,13 @@ pub mod labels;
 pub mod lifecycle;
 pub mod node;
 pub mod objects;
+mod prepare;
 pub mod provision;
 pub mod quantity;
+mod references;
 pub mod registrar;
 pub mod relist;
+mod reporter;
 pub mod resources;
 pub mod runtime;
 pub mod source;
@@ -24,4 +40,410 @@ pub mod status;
 pub mod volumes;
 pub mod worker;
 
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use actix::{Actor, ActorFutureExt, AsyncContext, Handler, MessageResult, WrapFuture};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use kubeedge_proto::{
+    resource,
+    v1::{
+        CallCloud, KindCompleted, KubeObject, LinkStateChanged, ObjectKey, ObjectList, ObjectsChanged, Progress,
+        QueryProgress, ReadObjects, ReportStatus,
+    },
+};
+use tokio::sync::{Semaphore, watch};
+use tokio_util::task::AbortOnDropHandle;
+
 pub use expansion::expand;
+pub use prepare::{EdgedConfig, PrepareError, Prepared};
+pub use reporter::PortReporter;
+
+use self::{
+    book::{Book, Effect},
+    lifecycle::PodPlan,
+    provision::NodeProvision,
+    registrar::Registrar,
+    relist::Relist,
+    runtime::{PodSummary, RuntimeError},
+    source::PortObjects,
+    status::NodeFacts,
+    worker::{Bell, Order, Report, Shared},
+};
+use crate::system::{Component, Context, Contract, Port, Ports, Stage};
+
+/// How long MetaManager may take to read every pod.
+const READ_WITHIN: Duration = Duration::from_secs(60);
+/// Pause before something that failed at the start is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+/// How often pods with service account tokens are looked at: whether one is due.
+const TOKENS_EVERY: Duration = Duration::from_secs(60);
+/// Pause before a worker that broke is started anew.
+const WORKER_AGAIN: Duration = Duration::from_secs(5);
+
+/// The component. See the module's page.
+pub struct Edged {
+    prepared: Prepared,
+    shared: Arc<Shared>,
+    provision: Arc<NodeProvision>,
+    reporter: PortReporter,
+    read: Port<ReadObjects>,
+    call: Port<CallCloud>,
+    report: Port<ReportStatus>,
+    node: watch::Sender<NodeFacts>,
+    connected: watch::Sender<bool>,
+    progress: registrar::Progress,
+    book: Book,
+    relist: Relist,
+    workers: HashMap<String, Worker>,
+    /// Dropped with this value: an Edged that is built again begins anew and adopts what it finds.
+    registrar: Option<AbortOnDropHandle<()>>,
+    /// Whether directories that pods of earlier lives left were looked for.
+    swept: bool,
+}
+
+/// A pod's worker, as Edged holds it. Dropped, the pod stays as it is.
+struct Worker {
+    orders: watch::Sender<Order>,
+    bell: Arc<Bell>,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Edged {
+    /// Edged on a machine that was read.
+    pub fn new(prepared: Prepared, ports: &Ports) -> Self {
+        let (read, call, report) = (ports.port(), ports.port(), ports.port());
+        let objects = Arc::new(PortObjects::new(Port::clone(&read), Port::clone(&call)));
+        let provision = Arc::new(NodeProvision::new(prepared.setup.clone(), objects));
+        let reporter = PortReporter::new(Port::clone(&report));
+        let host_ips = prepared.setup.host_ips.iter().map(ToString::to_string).collect();
+        let (node, facts) = watch::channel(NodeFacts { host_ips, runtime_name: String::new() });
+        let shared = Arc::new(Shared {
+            runtime: Arc::clone(&prepared.runtime),
+            provision: Arc::<NodeProvision>::clone(&provision),
+            reporter: Arc::new(reporter.clone()),
+            clock: Arc::new(Timestamp::now),
+            node: facts,
+            pulls: Semaphore::new(prepared.parallel_pulls),
+        });
+        Self {
+            prepared,
+            shared,
+            provision,
+            reporter,
+            read,
+            call,
+            report,
+            node,
+            connected: watch::channel(false).0,
+            progress: registrar::Progress::default(),
+            book: Book::new(),
+            relist: Relist::default(),
+            workers: HashMap::new(),
+            registrar: None,
+            swept: false,
+        }
+    }
+
+    /// Reads the pods on disk; again until MetaManager answers.
+    fn load(&self, ctx: &mut Context<Self>) {
+        let read = self.read.clone();
+        let message = || ReadObjects { r#type: Some(resource::pods()), key: None };
+        ctx.spawn(
+            async move {
+                loop {
+                    match read.ask(message(), READ_WITHIN).await {
+                        Ok(list) => return list,
+                        Err(error) => tracing::warn!("the pods on disk are not read yet: MetaManager: {error}"),
+                    }
+                    tokio::time::sleep(AGAIN).await;
+                }
+            }
+            .into_actor(self)
+            .map(|list: ObjectList, this, ctx| {
+                let pods = list.objects.iter().filter_map(|object| this.understand(ctx, object)).collect::<Vec<_>>();
+                tracing::info!(pods = pods.len(), complete = list.complete, "pods read from disk");
+                let effects = this.book.loaded(pods, list.complete);
+                this.apply(ctx, effects);
+                this.absent_ones(ctx);
+            }),
+        );
+    }
+
+    /// Asks the runtime for its name until it answers.
+    fn introduce(&self, ctx: &mut Context<Self>) {
+        let (runtime, node) = (Arc::clone(&self.shared.runtime), self.node.clone());
+        ctx.spawn(
+            async move {
+                loop {
+                    match runtime.version().await {
+                        Ok(version) => {
+                            tracing::info!(name = version.name, version = version.version, "container runtime");
+                            node.send_modify(|facts| facts.runtime_name = version.name);
+                            return;
+                        }
+                        Err(error) => tracing::warn!("{error}"),
+                    }
+                    tokio::time::sleep(AGAIN).await;
+                }
+            }
+            .into_actor(self),
+        );
+    }
+
+    /// Lists what the runtime has, after a pause, and so on.
+    fn keep_listing(&self, ctx: &mut Context<Self>) {
+        let runtime = Arc::clone(&self.shared.runtime);
+        ctx.spawn(
+            async move {
+                tokio::time::sleep(relist::PERIOD).await;
+                runtime.list_pods().await
+            }
+            .into_actor(self)
+            .map(|list, this, ctx| {
+                this.listed(ctx, list);
+                this.keep_listing(ctx);
+            }),
+        );
+    }
+
+    fn listed(&mut self, ctx: &mut Context<Self>, list: Result<Vec<PodSummary>, RuntimeError>) {
+        let list = match list {
+            Ok(list) => list,
+            Err(error) => return tracing::warn!("what runs is not known: {error}"),
+        };
+        self.progress.made();
+        let changed = self.relist.take(list);
+        for uid in &changed {
+            if let Some(worker) = self.workers.get(uid) {
+                worker.bell.look();
+            }
+        }
+        if !changed.is_empty() {
+            self.absent_ones(ctx);
+        }
+    }
+
+    /// Ends pods that nobody wants, when that is known.
+    fn absent_ones(&mut self, ctx: &mut Context<Self>) {
+        let effects = self.book.seen(self.relist.pods());
+        self.apply(ctx, effects);
+        if self.book.may_end_for_absence() && !self.swept {
+            self.swept = true;
+            self.sweep(ctx);
+        }
+    }
+
+    /// Removes directories of pods that ended while edgecore was down: neither wanted nor in the runtime.
+    fn sweep(&self, ctx: &mut Context<Self>) {
+        let volumes = self.provision.volumes().clone();
+        let runtime = Arc::clone(&self.shared.runtime);
+        let wanted: std::collections::HashSet<String> = self.book.uids().map(str::to_owned).collect();
+        ctx.spawn(
+            async move {
+                let swept = async {
+                    let mut known = wanted;
+                    known.extend(runtime.list_pods().await.map_err(|e| e.to_string())?.into_iter().map(|pod| pod.uid));
+                    let left = volumes.orphans(&known).await.map_err(|error| error.to_string())?;
+                    for uid in left {
+                        volumes.tear_down(&uid).await.map_err(|error| error.to_string())?;
+                        tracing::info!(uid, "what a pod had left is removed");
+                    }
+                    Ok::<(), String>(())
+                };
+                if let Err(error) = swept.await {
+                    tracing::warn!("what pods had left is not removed: {error}");
+                }
+            }
+            .into_actor(self),
+        );
+    }
+
+    /// A pod and its plan; one that cannot be run is refused, where it can be said.
+    fn understand(&self, ctx: &mut Context<Self>, object: &KubeObject) -> Option<(Arc<Pod>, PodPlan)> {
+        let pod = match serde_json::from_slice::<Pod>(&object.json) {
+            Ok(pod) => pod,
+            Err(error) => {
+                let key = object.key.clone().unwrap_or_default();
+                self.refuse(ctx, object, false, &format!("pod {key} is not a Pod: {error}"));
+                return None;
+            }
+        };
+        let deleted = pod.metadata.deletion_timestamp.is_some();
+        match PodPlan::of(&pod) {
+            Ok(plan) => Some((Arc::new(pod), plan)),
+            Err(error) => {
+                self.refuse(ctx, object, deleted, &error.to_string());
+                None
+            }
+        }
+    }
+
+    fn refuse(&self, ctx: &mut Context<Self>, object: &KubeObject, deleted: bool, why: &str) {
+        tracing::warn!("refused: {why}");
+        let status = Box::new(status::rejected("InvalidPod", why, (self.shared.clock)()));
+        let report = if deleted { Report::Terminated(status) } else { Report::Status(status) };
+        let (reporter, key, uid) = (self.reporter.clone(), object.key.clone().unwrap_or_default(), object.uid.clone());
+        ctx.spawn(
+            async move {
+                if let Err(error) = reporter.send(key, uid, report).await {
+                    tracing::warn!("a refused pod is not reported: {error}");
+                }
+            }
+            .into_actor(self),
+        );
+    }
+
+    fn apply(&mut self, ctx: &mut Context<Self>, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Start { uid, order } => self.start(ctx, uid, order),
+                Effect::Order { uid, order } => {
+                    if let Some(worker) = self.workers.get(&uid) {
+                        worker.orders.send_replace(order);
+                    }
+                }
+            }
+        }
+    }
+
+    fn start(&mut self, ctx: &mut Context<Self>, uid: String, order: Order) {
+        let (orders, received) = watch::channel(order);
+        let bell = Arc::new(Bell::default());
+        let (done, ended) = tokio::sync::oneshot::channel();
+        let run = worker::run(Arc::clone(&self.shared), received, Arc::clone(&bell));
+        let task = tokio::spawn(async move {
+            run.await;
+            // Edged itself may be going down.
+            let _ = done.send(());
+        });
+        self.workers.insert(uid.clone(), Worker { orders, bell, _task: AbortOnDropHandle::new(task) });
+        ctx.spawn(ended.into_actor(self).map(move |ended, this, ctx| match ended {
+            Ok(()) => {
+                this.workers.remove(&uid);
+                let effects = this.book.worker_ended(&uid);
+                this.apply(ctx, effects);
+            }
+            // The worker panicked; the pod is as it was. What is wanted of it stands in the book.
+            Err(_) => {
+                tracing::error!(uid, "a pod's worker broke; another one begins in {WORKER_AGAIN:?}");
+                this.workers.remove(&uid);
+                ctx.run_later(WORKER_AGAIN, move |this, ctx| {
+                    if let Some(order) = this.book.order(&uid).cloned() {
+                        this.start(ctx, uid, order);
+                    }
+                });
+            }
+        }));
+    }
+
+    fn refresh_where(&self, names: impl Fn(&Pod) -> bool) {
+        for (uid, pod) in self.book.pods() {
+            if names(pod)
+                && let Some(worker) = self.workers.get(uid)
+            {
+                worker.bell.refresh();
+            }
+        }
+    }
+}
+
+impl Actor for Edged {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        self.introduce(ctx);
+        self.load(ctx);
+        self.keep_listing(ctx);
+        ctx.run_interval(TOKENS_EVERY, |this, _| this.refresh_where(references::has_token));
+        let registrar = Registrar::new(
+            self.prepared.settings.clone(),
+            self.prepared.paths.clone(),
+            Arc::clone(&self.shared.runtime),
+            self.prepared.setup.host_ips.clone(),
+            self.call.clone(),
+            self.report.clone(),
+        );
+        let run = registrar.noting(self.progress.clone()).run(self.connected.subscribe());
+        self.registrar = Some(AbortOnDropHandle::new(tokio::task::spawn_local(run)));
+    }
+}
+
+impl Component for Edged {
+    const NAME: &'static str = "edged";
+    const STAGE: Stage = Stage::Processor;
+
+    fn contract(contract: &mut Contract<Self>) {
+        contract.answers::<ObjectsChanged>();
+        contract.answers::<KindCompleted>();
+        contract.answers::<LinkStateChanged>();
+        contract.answers::<QueryProgress>();
+        contract.asks::<ReadObjects>();
+        contract.asks::<ReportStatus>();
+        contract.asks::<CallCloud>();
+    }
+}
+
+impl Handler<ObjectsChanged> for Edged {
+    type Result = ();
+
+    fn handle(&mut self, message: ObjectsChanged, ctx: &mut Context<Self>) {
+        let (Some(type_), Some(key)) = (message.r#type, message.key) else { return };
+        if type_ == resource::pods() {
+            let effects = match &message.object {
+                Some(object) => match self.understand(ctx, object) {
+                    Some((pod, plan)) => self.book.upsert(pod, plan),
+                    None => Vec::new(),
+                },
+                None => self.book.gone(&(key.namespace, key.name), &message.uid),
+            };
+            self.apply(ctx, effects);
+            return;
+        }
+        let ObjectKey { namespace, name } = key;
+        let in_namespace = |pod: &Pod| pod.metadata.namespace.as_deref() == Some(namespace.as_str());
+        if type_ == resource::config_maps() {
+            self.refresh_where(|pod| in_namespace(pod) && references::names_config_map(pod, &name));
+        } else if type_ == resource::secrets() {
+            self.refresh_where(|pod| in_namespace(pod) && references::names_secret(pod, &name));
+        }
+    }
+}
+
+impl Handler<KindCompleted> for Edged {
+    type Result = ();
+
+    fn handle(&mut self, message: KindCompleted, ctx: &mut Context<Self>) {
+        let Some(type_) = message.r#type else { return };
+        if type_ == resource::pods() {
+            self.book.completed();
+            self.absent_ones(ctx);
+        } else if type_ == resource::config_maps() || type_ == resource::secrets() {
+            // What is absent is now known to be: optional references can do without.
+            self.refresh_where(|_| true);
+        }
+    }
+}
+
+impl Handler<LinkStateChanged> for Edged {
+    type Result = ();
+
+    fn handle(&mut self, message: LinkStateChanged, _: &mut Context<Self>) {
+        self.connected.send_replace(message.connected);
+        if message.connected {
+            // Tokens that could not be had may be had now.
+            self.refresh_where(references::has_token);
+        }
+    }
+}
+
+impl Handler<QueryProgress> for Edged {
+    type Result = MessageResult<QueryProgress>;
+
+    fn handle(&mut self, _: QueryProgress, _: &mut Context<Self>) -> Self::Result {
+        MessageResult(Progress { age_ms: u64::try_from(self.progress.age().as_millis()).unwrap_or(u64::MAX) })
+    }
+}
+
+#[cfg(test)]
+mod tests;

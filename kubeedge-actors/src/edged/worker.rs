@@ -123,6 +123,11 @@ struct Worker {
 
 /// Looks after a pod until it has ended. Dropping the future leaves the pod as it is.
 pub async fn run(shared: Arc<Shared>, orders: watch::Receiver<Order>, bell: Arc<Bell>) {
+    let mut node = shared.node.clone();
+    // Container ids begin with the runtime's name; while that is not known the runtime does not answer anyway.
+    if node.wait_for(|facts| !facts.runtime_name.is_empty()).await.is_err() {
+        tracing::debug!("the runtime's name will not be known any more");
+    }
     let worker = Worker {
         shared,
         orders,

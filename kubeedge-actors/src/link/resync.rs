@@ -38,6 +38,8 @@ pub struct Kind {
 pub struct Touched {
     present: Option<(String, u64)>,
     gone: HashSet<String>,
+    /// Of `gone`: the edge could not store it.
+    not_gone_there: HashSet<String>,
 }
 
 impl Touched {
@@ -50,7 +52,18 @@ impl Touched {
     /// A tombstone of this uid was sent. It says nothing about another uid under the same name.
     pub fn tombstone(&mut self, uid: &str) {
         self.gone.insert(uid.to_owned());
+        self.not_gone_there.remove(uid);
         self.present.take_if(|(present, _)| present == uid);
+    }
+
+    /// The edge could not store the upsert of this uid and version.
+    pub fn upsert_failed(&mut self, uid: &str, version: u64) {
+        self.present.take_if(|(present, sent)| present == uid && *sent <= version);
+    }
+
+    /// The edge could not store the tombstone of this uid.
+    pub fn tombstone_failed(&mut self, uid: &str) {
+        self.not_gone_there.insert(uid.to_owned());
     }
 
     /// Whether a desired object of this uid and version must not be sent: what is gone stays gone until an upsert is
@@ -61,7 +74,8 @@ impl Touched {
 
     /// Whether what was sent decides about a held object of this uid.
     fn covers(&self, uid: &str) -> bool {
-        self.gone.contains(uid) || self.present.as_ref().is_some_and(|(present, _)| present == uid)
+        (self.gone.contains(uid) && !self.not_gone_there.contains(uid))
+            || self.present.as_ref().is_some_and(|(present, _)| present == uid)
     }
 }
 

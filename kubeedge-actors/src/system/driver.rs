@@ -147,8 +147,6 @@ impl<A: Component> Driver<A> {
         let ran = self.alive_since.elapsed();
         match self.streak.failed(&self.plan.policy, ran, rand::random()) {
             Some(wait) => {
-                // At a stop there is nothing to wait for: what is queued has to be finished.
-                let wait = if self.plan.vitals.command() == Command::Run { wait } else { Duration::ZERO };
                 tracing::error!(component = A::NAME, %fault, ?wait, "the component failed and is built again");
                 Ok(wait)
             }
@@ -210,6 +208,7 @@ impl<A: Component> ActorFuture<A> for Driver<A> {
             let stopping = this.plan.vitals.command() != Command::Run;
             match &mut this.state {
                 State::BackingOff(sleep) => {
+                    // At a stop there is nothing to wait for: what is queued has to be finished.
                     if !stopping && sleep.as_mut().poll(task).is_pending() {
                         return Poll::Pending;
                     }

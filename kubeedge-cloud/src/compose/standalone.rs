@@ -4,7 +4,7 @@ use std::{fs, io::Write, os::unix::fs::OpenOptionsExt, path::Path, sync::Arc};
 
 use anyhow::{Context, Result};
 use kubeedge_actors::{
-    apiserver::{Config, Handle, Listen, Server, write_kubeconfig},
+    apiserver::{Config, Handle, ISSUER, Listen, Server, write_kubeconfig},
     identity::{
         CertificateAuthority, ClientAuth, IssuedCertificate, ServiceAccountTokens, server_config, system_clock,
     },
@@ -13,9 +13,6 @@ use kubeedge_actors::{
 use ring::rand::{SecureRandom, SystemRandom};
 
 use crate::config::CloudCore;
-
-/// Who signs the service accounts' tokens, as they say it themselves.
-const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 
 /// The running API server.
 pub(super) struct ApiServer(Handle);

@@ -20,7 +20,8 @@ pub(crate) async fn show(client: Client) -> Result<()> {
         .map_ok(|event| told("pod", event, pod));
     let maps = watcher(Api::<ConfigMap>::all(client), watcher::Config::default())
         .default_backoff()
-        .map_ok(|event| told("configmap", event, |map| map.resource_version().unwrap_or_default()));
+        .try_filter(|event| std::future::ready(!is_root_ca(event)))
+        .map_ok(|event| told("configmap", event, config_map));
     let mut all = pin!(stream::select(nodes, stream::select(pods, maps)));
     let mut last = HashMap::new();
     while let Some(event) = all.next().await {
@@ -81,6 +82,21 @@ fn pod(pod: &Pod) -> String {
     let address = status.and_then(|status| status.pod_ip.as_deref()).map(|ip| format!(" at {ip}")).unwrap_or_default();
     let restarts = if restarts == 0 { String::new() } else { format!(", {restarts} restarts") };
     format!("{phase}{address}{restarts}{ending}")
+}
+
+fn config_map(map: &ConfigMap) -> String {
+    let keys: Vec<_> = map.data.iter().flatten().map(|(key, text)| format!("{key} ({} bytes)", text.len())).collect();
+    format!("version {}: {}", map.resource_version().unwrap_or_default(), keys.join(", "))
+}
+
+/// Every namespace has one.
+fn is_root_ca(event: &watcher::Event<ConfigMap>) -> bool {
+    match event {
+        watcher::Event::Apply(map) | watcher::Event::InitApply(map) | watcher::Event::Delete(map) => {
+            map.metadata.name.as_deref() == Some("kube-root-ca.crt")
+        }
+        _ => false,
+    }
 }
 
 /// The time of day, UTC.

@@ -209,6 +209,8 @@ impl Runtime for FakeRuntime {
             let metadata = config.metadata.clone().unwrap_or_default();
             let image = config.image.clone().unwrap_or_default().image;
             let mut state = self.begin("create_container", &metadata.name)?;
+            // By name or by the id that `image` answers.
+            let image = image.strip_prefix("sha256:").unwrap_or(&image).to_owned();
             if !state.images.contains(&image) {
                 let message = format!("image {image} is not there");
                 return Err(RuntimeError::NotFound { call: "create_container", message });

@@ -151,7 +151,7 @@ impl Bench {
         });
         let runtime = FakeRuntime::new(clock.clone());
         let (words, reports) = (Arc::new(Words::default()), Arc::new(Reports::default()));
-        let (_, node) = watch::channel(NodeFacts::default());
+        let (_, node) = watch::channel(NodeFacts { runtime_name: "fake".to_owned(), ..NodeFacts::default() });
         let shared = Arc::new(Shared {
             runtime: Arc::new(runtime.clone()),
             provision: Arc::<Words>::clone(&words),

@@ -5,7 +5,7 @@ use std::{collections::HashSet, time::Duration};
 use kubeedge_proto::v1::{self, envelope::Body, frame::Frame as F};
 
 use super::{
-    Established, Output, Phase, STALE_RETRY_LONGEST, Session,
+    Established, Output, Phase, RECHECK, RECHECK_LONGEST, Session,
     exchange::{Exchange, Next},
     types::{Violation, frame},
 };
@@ -85,6 +85,13 @@ impl Session {
         }
     }
 
+    pub(super) fn recheck_later(&mut self, now: Duration) {
+        if self.recheck_at.is_none() {
+            self.recheck_at = Some(now + self.recheck_after);
+            self.recheck_after = (self.recheck_after * 2).min(RECHECK_LONGEST);
+        }
+    }
+
     /// The next step of a resync.
     pub(super) fn go_on(&mut self, now: Duration, next: Next, out: &mut Vec<Output>) -> Result<(), Violation> {
         match next {
@@ -96,9 +103,10 @@ impl Session {
                 if difference.kept > 0 {
                     tracing::warn!(kept = difference.kept, "objects stay at the edge: too little is known to end them");
                 }
-                self.recheck_at = difference.stale.then_some(now + self.recheck_after);
                 if difference.stale {
-                    self.recheck_after = (self.recheck_after * 2).min(STALE_RETRY_LONGEST);
+                    self.recheck_later(now);
+                } else if !std::mem::take(&mut self.failed) {
+                    self.recheck_after = RECHECK;
                 }
                 // A kind of which something could not be sent is not complete, whatever the list says.
                 let mut partial: HashSet<TypeId> = HashSet::new();

@@ -105,6 +105,25 @@ impl Exchange {
         }
     }
 
+    /// The edge could not store a State message: what was sent for its object does not stand.
+    pub(crate) fn failed(&mut self, envelope: &Envelope) {
+        let (id, gone, uid, version) = match envelope.body.as_ref() {
+            Some(Body::ObjectUpsert(ObjectUpsert { object: Some(object), .. })) => {
+                let (Some(type_), Some(key)) = (&object.r#type, &object.key) else { return };
+                (ObjectId::of(type_, key), false, &object.uid, object.version())
+            }
+            Some(Body::ObjectTombstone(ObjectTombstone { r#type: Some(type_), key: Some(key), uid, .. })) => {
+                (ObjectId::of(type_, key), true, uid, 0)
+            }
+            _ => return,
+        };
+        match self.touched.get_mut(&id) {
+            Some(touched) if gone => touched.tombstone_failed(uid),
+            Some(touched) => touched.upsert_failed(uid, version),
+            None => {}
+        }
+    }
+
     /// `None` when nobody asked.
     pub(crate) fn desired(&mut self, desired: DesiredState) -> Option<Next> {
         if !matches!(self.phase, Phase::AwaitDesired) {

@@ -1,23 +1,23 @@
 //! What the peer sent and is not settled: sequences, reassembly, acks, and marks that wait for the State before them.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 
 use bytes::{Bytes, BytesMut};
 use kubeedge_proto::v1::{self, Envelope, Settled, data::Payload, envelope::Body};
 use prost::Message;
 
-use super::types::{Class, Violation};
+use super::types::{Class, Violation, is_failure};
 use crate::link::{
     config::{ACK_BYTES, Config, MAX_MARKS, MAX_REASON_BYTES, Window},
-    ids::TypeId,
+    ids::{ObjectId, TypeId},
 };
 
 #[derive(Debug)]
 struct Open {
     cost: u64,
     assembly: Option<Assembly>,
-    /// For State that is complete: the type whose marks wait for it.
-    type_: Option<TypeId>,
+    /// For State that is complete: the object; marks of its type wait for it.
+    object: Option<ObjectId>,
 }
 
 #[derive(Debug)]
@@ -69,6 +69,8 @@ pub(crate) struct Inbox {
     lanes: [Lane; 3],
     max_message: usize,
     held: VecDeque<Held>,
+    /// What could not be stored and has not been stored since: its types are not complete.
+    failed: HashSet<ObjectId>,
 }
 
 impl Inbox {
@@ -87,7 +89,7 @@ impl Inbox {
         let Window { messages, bytes } = config.windows.call;
         lanes[Class::Call as usize].window =
             Window { messages: messages.saturating_mul(2), bytes: bytes.saturating_mul(3) };
-        Self { lanes, max_message: config.max_message_bytes, held: VecDeque::new() }
+        Self { lanes, max_message: config.max_message_bytes, held: VecDeque::new(), failed: HashSet::new() }
     }
 
     /// A message or a piece of it. `Some` when a message is all there.
@@ -124,7 +126,7 @@ impl Inbox {
         if class == Class::State
             && let Some(open) = lane.open.get_mut(&seq)
         {
-            open.type_ = state_type(envelope.body.as_ref());
+            open.object = object_of(envelope.body.as_ref());
         }
         Ok(Some(Arrived { class, seq, envelope }))
     }
@@ -140,6 +142,11 @@ impl Inbox {
             settled.reason.truncate(cut);
         }
         if let Some(open) = lane.open.remove(&seq) {
+            if is_failure(&settled) {
+                self.failed.extend(open.object);
+            } else if let Some(object) = &open.object {
+                self.failed.remove(object);
+            }
             lane.to_ack.insert(seq, (settled, open.cost));
         }
         true
@@ -161,19 +168,31 @@ impl Inbox {
         Ok(())
     }
 
-    /// The next mark whose State is settled; marks of one type keep their order.
+    /// The next mark whose State is settled; marks of one type keep their order. A completion is not handed over when
+    /// something before it could not be stored: the peer compares again.
     pub(crate) fn release(&mut self) -> Option<Mark> {
+        loop {
+            let Held { type_, mark, .. } = self.release_next()?;
+            if matches!(mark, Mark::Complete(_)) && self.failed.iter().any(|object| object.type_ == type_) {
+                tracing::warn!(type_ = type_.as_str(), "not complete: something of it could not be stored");
+                continue;
+            }
+            return Some(mark);
+        }
+    }
+
+    fn release_next(&mut self) -> Option<Held> {
         let open = &self.lanes[Class::State as usize].open;
         let mut blocked: Vec<&TypeId> = Vec::new();
         let at = self.held.iter().position(|held| {
-            let waits = blocked.contains(&&held.type_)
-                || open.range(..=held.after).any(|(_, open)| open.type_.as_ref() == Some(&held.type_));
+            let waits =
+                blocked.contains(&&held.type_) || open.range(..=held.after).any(|(_, open)| open.is_of(&held.type_));
             if waits {
                 blocked.push(&held.type_);
             }
             !waits
         })?;
-        self.held.remove(at).map(|held| held.mark)
+        self.held.remove(at)
     }
 
     /// Bytes that wait to become a message.
@@ -184,11 +203,21 @@ impl Inbox {
     }
 }
 
-fn state_type(body: Option<&Body>) -> Option<TypeId> {
+/// The object that a message to the edge is about.
+fn object_of(body: Option<&Body>) -> Option<ObjectId> {
     match body? {
-        Body::ObjectUpsert(upsert) => upsert.object.as_ref()?.r#type.as_ref().map(TypeId::of),
-        Body::ObjectTombstone(gone) => gone.r#type.as_ref().map(TypeId::of),
+        Body::ObjectUpsert(upsert) => {
+            let object = upsert.object.as_ref()?;
+            Some(ObjectId::of(object.r#type.as_ref()?, object.key.as_ref()?))
+        }
+        Body::ObjectTombstone(gone) => Some(ObjectId::of(gone.r#type.as_ref()?, gone.key.as_ref()?)),
         _ => None,
+    }
+}
+
+impl Open {
+    fn is_of(&self, type_: &TypeId) -> bool {
+        self.object.as_ref().is_some_and(|object| object.type_ == *type_)
     }
 }
 
@@ -212,7 +241,7 @@ impl Lane {
         let cost = self.announced.cost(bytes);
         self.begun = seq;
         self.cost += cost;
-        self.open.insert(seq, Open { cost, assembly: None, type_: None });
+        self.open.insert(seq, Open { cost, assembly: None, object: None });
         Ok(())
     }
 

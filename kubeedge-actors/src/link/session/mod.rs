@@ -43,10 +43,11 @@ use self::{
 };
 use super::config::{ACK_BYTES, CHUNK_THRESHOLD, Config, MAX_REASON_BYTES, VERSIONS};
 
-/// A desired set that is older than what the edge has seen is asked for again after this, then twice as long each time.
-const STALE_RETRY: Duration = Duration::from_secs(1);
+/// When the desired set was older than what the edge has seen, or the edge could not store something: both sides are
+/// compared again after this, then twice as long each time.
+const RECHECK: Duration = Duration::from_secs(1);
 /// The longest of these waits.
-const STALE_RETRY_LONGEST: Duration = Duration::from_secs(60);
+const RECHECK_LONGEST: Duration = Duration::from_secs(60);
 /// What a data frame may add around the Envelope or chunk inside it, in bytes.
 const FRAME_OVERHEAD: usize = 1024;
 
@@ -85,6 +86,8 @@ pub struct Session {
     /// Cloud: when to compare again, and how long it waited for that.
     recheck_at: Option<Duration>,
     recheck_after: Duration,
+    /// Cloud: the edge could not store something since the last comparison.
+    failed: bool,
     /// Edge: inventories asked for and not given yet.
     inventories: Vec<v1::ResourceType>,
     outstanding_bytes: usize,
@@ -126,7 +129,8 @@ impl Session {
             liveness: Liveness::new(&config, role == Role::Edge),
             exchange: None,
             recheck_at: None,
-            recheck_after: STALE_RETRY,
+            recheck_after: RECHECK,
+            failed: false,
             inventories: Vec::new(),
             outstanding_bytes: 0,
             outstanding_frames: 0,

@@ -9,7 +9,7 @@ use super::{
     Class, Closed, Established, Output, Phase, Role, Session,
     inbox::{Arrived, Mark},
     outbox::Sent,
-    types::{CallFailure, Violation},
+    types::{CallFailure, Violation, is_failure},
 };
 use crate::link::{
     config::{MAX_FRAME_BYTES, MAX_KINDS, VERSIONS, Windows},
@@ -237,6 +237,13 @@ impl Session {
         for (sent, settled) in self.outbox.acked(now, class, ack)? {
             match sent {
                 Sent::State(_, envelope) | Sent::Event(envelope) => {
+                    if self.role == Role::Cloud && class == Class::State && is_failure(&settled) {
+                        self.failed = true;
+                        if let Some(exchange) = &mut self.exchange {
+                            exchange.failed(&envelope);
+                        }
+                        self.recheck_later(now);
+                    }
                     out.push(Output::Settled { class, envelope: *envelope, settled });
                 }
                 // The reply itself may still be on its way, unless the peer says that there will be none.

@@ -92,6 +92,8 @@ struct World {
     completions: usize,
     deletions: usize,
     link: Option<Connection>,
+    /// The end of a run: nothing fails any more.
+    heals: bool,
 }
 
 impl World {
@@ -131,6 +133,7 @@ impl World {
             completions: 0,
             deletions: 0,
             link: None,
+            heals: false,
         }
     }
 
@@ -391,6 +394,10 @@ impl World {
         let (class, seq, envelope) = end.open.swap_remove(at);
         let input = match (class, at_edge) {
             (Class::Call, _) => Input::Reply { seq, reply: CallReply::default() },
+            (Class::State, true) if self.rng.random_bool(if self.heals { 0.0 } else { 0.03 }) => {
+                self.settled.insert(envelope.id.clone());
+                Input::Settle { class, seq, settled: Settled::rejected(500, "the disk is full") }
+            }
             (Class::State, true) => Input::Settle { class, seq, settled: self.edge_stores(&envelope) },
             (Class::State, false) => {
                 self.settled.insert(envelope.id.clone());
@@ -493,6 +500,7 @@ impl World {
 
     /// Everything heals: both sides come to agree, within a bounded time.
     fn heal(&mut self) {
+        self.heals = true;
         if self.link.as_ref().is_none_or(|link| link.swallows) {
             self.cut();
             self.complete = [true; 2];

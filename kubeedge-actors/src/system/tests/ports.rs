@@ -236,12 +236,14 @@ async fn timers_and_replies_get_their_turn_under_a_flood() {
     let (done, is_done) = tokio::sync::oneshot::channel();
     let run = system.port::<Run<0>>();
     run.tell(chain(run.clone(), Arc::clone(&ticks), done)).await.unwrap();
-    is_done.await.unwrap();
+    // Real time, on another thread than the flood.
+    tokio::time::timeout(60 * SECOND, is_done).await.expect("timers that fire").unwrap();
     there.stop();
 }
 
 #[actix_rt::test]
 async fn replies_under_way_are_bounded() {
+    tokio::time::pause();
     let log = Log::default();
     let system = one(&log);
     let later = system.port::<Later<0>>();
@@ -257,6 +259,8 @@ async fn replies_under_way_are_bounded() {
         });
         later.tell(reply).await.unwrap();
     }
+    // Time passes only when nobody has anything left to do.
+    tokio::time::sleep(SECOND).await;
     assert_eq!(system.observe()[0].in_hand, in_hand);
     assert_eq!(system.observe()[0].queued, CAPACITY);
     assert!(matches!(system.port::<Add<0>>().try_tell(Add(1)), Err(TryTellError::Full(_))));

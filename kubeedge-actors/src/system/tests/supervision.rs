@@ -144,7 +144,14 @@ async fn futures_of_an_ended_life_are_dropped_at_once_and_their_askers_told() {
         .unwrap();
     let ticks = Arc::new(AtomicU32::new(0));
     let ticking = Arc::clone(&ticks);
+    let polls = Arc::new(AtomicU32::new(0));
+    let (polled, polls_at_failure) = (Arc::clone(&polls), Arc::new(AtomicU32::new(0)));
+    let at_failure = Arc::clone(&polls_at_failure);
     let spawn = Run::new(move |_: &mut Probe<0>, ctx| {
+        ctx.spawn(actix::fut::wrap_future(std::future::poll_fn(move |_| {
+            polled.fetch_add(1, Ordering::SeqCst);
+            std::task::Poll::Pending
+        })));
         ctx.run_interval(SECOND, move |_, _| {
             ticking.fetch_add(1, Ordering::SeqCst);
         });
@@ -157,7 +164,9 @@ async fn futures_of_an_ended_life_are_dropped_at_once_and_their_askers_told() {
     tokio::time::sleep(3 * SECOND + SECOND / 2).await;
     assert_eq!(ticks.load(Ordering::SeqCst), 3);
     let before = tokio::time::Instant::now();
-    run.tell(Run::new(|_, ctx| {
+    let polled = Arc::clone(&polls);
+    run.tell(Run::new(move |_, ctx| {
+        at_failure.store(polled.load(Ordering::SeqCst), Ordering::SeqCst);
         ctx.fail("on purpose");
         // Too late to belong to the next life.
         ctx.run_later(SECOND, |_, _| unreachable!());
@@ -169,6 +178,7 @@ async fn futures_of_an_ended_life_are_dropped_at_once_and_their_askers_told() {
     flush::<0>(&system).await;
     tokio::time::sleep(60 * SECOND).await;
     assert_eq!(ticks.load(Ordering::SeqCst), 3);
+    assert_eq!(polls.load(Ordering::SeqCst), polls_at_failure.load(Ordering::SeqCst), "not even once more");
     assert_eq!(log.count("p0 built"), 2);
 }
 

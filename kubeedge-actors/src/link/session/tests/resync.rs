@@ -142,3 +142,25 @@ fn state_submitted_while_the_desired_set_is_asked_for_wins() {
     exchange(&mut edge, &mut cloud);
     assert!(matches!(&edge.take()[..], [Output::Completed(it)] if it.count == 1), "the older upsert must not follow");
 }
+
+#[test]
+fn kind_is_not_complete_while_something_of_it_could_not_be_stored() {
+    let (mut edge, mut cloud) = pair(Config::default());
+    cloud.give(Input::Recheck);
+    for (settled, completions) in [(Settled::rejected(500, "disk full"), 0), (Settled::applied(), 1)] {
+        cloud.give(Input::DesiredKnown(desired(true, 5, vec![object("a", "a1", 1, 10)])));
+        exchange(&mut edge, &mut cloud);
+        edge.give(Input::InventoryKnown { type_: resource::pods(), entries: vec![] });
+        exchange(&mut edge, &mut cloud);
+        let (class, seq, _) = delivered(&mut edge).remove(0);
+        edge.give(Input::Settle { class, seq, settled });
+        let completed = edge.take().into_iter().filter(|event| matches!(event, Output::Completed(_))).count();
+        assert_eq!(completed, completions);
+        exchange(&mut edge, &mut cloud);
+        cloud.now += ms(1000);
+        cloud.take();
+        cloud.poll();
+        let asked = cloud.take().iter().any(|event| matches!(event, Output::NeedDesired));
+        assert_eq!(asked, completions == 0, "it is compared again after a failure only");
+    }
+}

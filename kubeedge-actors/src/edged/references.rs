@@ -1,0 +1,98 @@
+//! The ConfigMaps and Secrets that a pod names: a change of one is a reason to look at the pod.
+
+use k8s_openapi::api::core::v1::{Container, Pod, Volume};
+
+/// Whether the pod names this ConfigMap of its namespace.
+pub(crate) fn names_config_map(pod: &Pod, name: &str) -> bool {
+    volumes(pod).any(|volume| {
+        let projected = volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten());
+        volume.config_map.as_ref().is_some_and(|source| source.name == name)
+            || projected.into_iter().any(|source| source.config_map.as_ref().is_some_and(|map| map.name == name))
+    }) || containers(pod).any(|container| {
+        container
+            .env_from
+            .iter()
+            .flatten()
+            .any(|from| from.config_map_ref.as_ref().is_some_and(|reference| reference.name == name))
+            || container
+                .env
+                .iter()
+                .flatten()
+                .filter_map(|var| var.value_from.as_ref())
+                .any(|from| from.config_map_key_ref.as_ref().is_some_and(|reference| reference.name == name))
+    })
+}
+
+/// Whether the pod names this Secret of its namespace.
+pub(crate) fn names_secret(pod: &Pod, name: &str) -> bool {
+    let pull_secrets = pod.spec.iter().flat_map(|spec| spec.image_pull_secrets.iter().flatten());
+    pull_secrets.into_iter().any(|reference| reference.name == name)
+        || volumes(pod).any(|volume| {
+            let projected = volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten());
+            volume.secret.as_ref().is_some_and(|source| source.secret_name.as_deref() == Some(name))
+                || projected.into_iter().any(|source| source.secret.as_ref().is_some_and(|secret| secret.name == name))
+        })
+        || containers(pod).any(|container| {
+            container
+                .env_from
+                .iter()
+                .flatten()
+                .any(|from| from.secret_ref.as_ref().is_some_and(|reference| reference.name == name))
+                || container
+                    .env
+                    .iter()
+                    .flatten()
+                    .filter_map(|var| var.value_from.as_ref())
+                    .any(|from| from.secret_key_ref.as_ref().is_some_and(|reference| reference.name == name))
+        })
+}
+
+/// Whether the pod has a service account token that is renewed while it runs.
+pub(crate) fn has_token(pod: &Pod) -> bool {
+    volumes(pod)
+        .flat_map(|volume| volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten()))
+        .any(|source| source.service_account_token.is_some())
+}
+
+fn volumes(pod: &Pod) -> impl Iterator<Item = &Volume> {
+    pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten())
+}
+
+fn containers(pod: &Pod) -> impl Iterator<Item = &Container> {
+    pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten().chain(&spec.containers))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn every_way_to_name_an_object_is_seen() {
+        let pod: Pod = serde_json::from_value(json!({
+            "spec": {
+                "imagePullSecrets": [{"name": "s-pull"}],
+                "initContainers": [{"name": "i", "envFrom": [{"configMapRef": {"name": "c-from"}}]}],
+                "containers": [{"name": "a",
+                    "envFrom": [{"secretRef": {"name": "s-from"}}],
+                    "env": [
+                        {"name": "A", "valueFrom": {"configMapKeyRef": {"name": "c-key", "key": "k"}}},
+                        {"name": "B", "valueFrom": {"secretKeyRef": {"name": "s-key", "key": "k"}}}]}],
+                "volumes": [
+                    {"name": "v1", "configMap": {"name": "c-volume"}}, {"name": "v2", "secret": {"secretName": "s-volume"}},
+                    {"name": "v3", "projected": {"sources": [
+                        {"configMap": {"name": "c-projected"}}, {"secret": {"name": "s-projected"}},
+                        {"serviceAccountToken": {"path": "token"}}]}}],
+            },
+        }))
+        .unwrap();
+        for name in ["c-from", "c-key", "c-volume", "c-projected"] {
+            assert!(names_config_map(&pod, name) && !names_secret(&pod, name), "{name}");
+        }
+        for name in ["s-pull", "s-from", "s-key", "s-volume", "s-projected"] {
+            assert!(names_secret(&pod, name) && !names_config_map(&pod, name), "{name}");
+        }
+        assert!(has_token(&pod) && !has_token(&Pod::default()));
+    }
+}

@@ -1,0 +1,62 @@
+//! Reports about pods, on their way to the cloud by MetaManager's disk.
+
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use k8s_openapi::api::core::v1::PodStatus;
+use kubeedge_proto::{
+    resource,
+    v1::{ObjectKey, PodTerminated, ReportStatus, StatusUpdate, report_status},
+};
+
+use super::{
+    lifecycle::PodPlan,
+    worker::{Report, Reporter},
+};
+use crate::system::Port;
+
+/// How long MetaManager may take to keep a report.
+const KEEP_WITHIN: Duration = Duration::from_secs(30);
+
+/// Reports through MetaManager's port.
+#[derive(Clone, Debug)]
+pub struct PortReporter(Port<ReportStatus>);
+
+impl PortReporter {
+    /// Reports through `port`.
+    pub fn new(port: Port<ReportStatus>) -> Self {
+        Self(port)
+    }
+
+    /// Reports about a pod; `Ok` when the report is on disk.
+    pub async fn send(&self, key: ObjectKey, uid: String, report: Report) -> Result<(), String> {
+        let (Report::Status(status) | Report::Terminated(status)) = &report;
+        let status_json = json(status)?;
+        let message = match report {
+            Report::Status(_) => report_status::Report::Update(StatusUpdate {
+                r#type: Some(resource::pods()),
+                key: Some(key),
+                uid,
+                // MetaManager counts.
+                generation: 0,
+                status_json,
+            }),
+            Report::Terminated(_) => {
+                report_status::Report::Terminated(PodTerminated { key: Some(key), uid, generation: 0, status_json })
+            }
+        };
+        let settled = self.0.ask(ReportStatus { report: Some(message) }, KEEP_WITHIN).await;
+        let settled = settled.map_err(|error| format!("MetaManager: {error}"))?;
+        if settled.code == 0 { Ok(()) } else { Err(format!("MetaManager: {} ({})", settled.reason, settled.code)) }
+    }
+}
+
+fn json(status: &PodStatus) -> Result<bytes::Bytes, String> {
+    serde_json::to_vec(status).map(Into::into).map_err(|error| error.to_string())
+}
+
+impl Reporter for PortReporter {
+    fn report<'a>(&'a self, plan: &'a PodPlan, report: Report) -> BoxFuture<'a, Result<(), String>> {
+        Box::pin(self.send(ObjectKey::new(&plan.namespace, &plan.name), plan.uid.clone(), report))
+    }
+}

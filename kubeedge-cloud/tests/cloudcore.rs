@@ -1,0 +1,127 @@
+//! The binary as an operator meets it.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use std::{
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+};
+
+fn cloudcore(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_cloudcore")).args(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[test]
+fn the_printed_configuration_passes_the_check() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("cloudcore.yaml");
+    for flag in ["--defaultconfig", "--minconfig"] {
+        let printed = cloudcore(&[flag]);
+        assert!(printed.status.success());
+        std::fs::write(&file, printed.stdout).unwrap();
+        let checked = cloudcore(&["check", "--config", file.to_str().unwrap()]);
+        assert!(checked.status.success(), "{}", text(&checked.stderr));
+        assert_eq!(text(&checked.stdout), "the configuration is valid\n");
+    }
+}
+
+#[test]
+fn a_wrong_configuration_is_refused_with_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("cloudcore.yaml");
+    let path = file.to_str().unwrap();
+    std::fs::write(&file, "modules:\n  cloudHub:\n    nodeLimit: none\n").unwrap();
+    let refused = cloudcore(&["--config", path]);
+    assert!(!refused.status.success());
+    let expected =
+        format!("cloudcore: {path}:3:16: modules.cloudHub.nodeLimit: expected a whole number from 0 to 4294967295\n");
+    assert_eq!(text(&refused.stderr), expected);
+    std::fs::write(&file, "modules: {cloudHub: {nodeLimitt: 1}}").unwrap();
+    let refused = cloudcore(&["check", "--config", path]);
+    assert!(!refused.status.success());
+    assert!(text(&refused.stderr).contains("unknown fields: modules.cloudHub.nodeLimitt"));
+}
+
+#[test]
+fn without_a_running_cloudcore_a_token_command_says_so_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let refused = cloudcore(&["token", "list", "--data-dir", folder.path().to_str().unwrap()]);
+    assert!(!refused.status.success());
+    let said = text(&refused.stderr);
+    assert!(said.contains("is it running with this data folder?"), "{said}");
+    assert_eq!(said.matches("No such file").count(), 1, "{said}");
+}
+
+/// A cloudcore on free ports, up once its last line of the start is logged.
+fn standalone(folder: &Path) -> (Child, BufReader<std::process::ChildStderr>) {
+    let file = folder.join("cloudcore.yaml");
+    let config = "modules:\n  cloudHub:\n    websocket: {address: 127.0.0.1, port: 0}\n    \
+        https: {address: 127.0.0.1, port: 0}\n    tlsCAFile: ''\nstandalone: {port: 0}\n";
+    std::fs::write(&file, config).unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_cloudcore"))
+        .arg("--standalone")
+        .arg("--config")
+        .arg(&file)
+        .arg("--data-dir")
+        .arg(folder.join("data"))
+        .env_remove("RUST_LOG")
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    let mut lines = String::new();
+    while !lines.contains("cloudcore runs") {
+        assert_ne!(log.read_line(&mut lines).unwrap(), 0, "cloudcore ended:\n{lines}");
+    }
+    (child, log)
+}
+
+fn stop(mut child: Child) {
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(child.wait().unwrap().success(), "SIGTERM is an orderly stop");
+}
+
+#[cfg(feature = "standalone")]
+#[test]
+fn tokens_outlive_a_restart_and_a_kill() {
+    let folder = tempfile::tempdir().unwrap();
+    let data_dir = folder.path().join("data");
+    let token = |arguments: &[&str]| {
+        let mut all = vec!["token"];
+        all.extend(arguments);
+        all.extend(["--data-dir", data_dir.to_str().unwrap()]);
+        let output = cloudcore(&all);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    let (child, _log) = standalone(folder.path());
+    let kubeconfig = std::fs::read_to_string(data_dir.join("kubeconfig")).unwrap();
+    let first = token(&["create", "--node", "edge-1", "--ttl", "7d"]);
+    let id = first.split('.').nth(1).unwrap().to_owned();
+    assert!(token(&["list"]).contains(&id));
+    stop(child);
+
+    let (mut child, _log) = standalone(folder.path());
+    assert!(token(&["list"]).contains(&id));
+    let second = token(&["create", "--reusable"]);
+    assert_eq!(first.split('.').next(), second.split('.').next(), "the authority is the same");
+    // As the power does it.
+    child.kill().unwrap();
+    child.wait().unwrap();
+
+    let (child, _log) = standalone(folder.path());
+    let listed = token(&["list"]);
+    assert!(listed.contains(&id) && listed.contains(second.split('.').nth(1).unwrap()), "{listed}");
+    token(&["revoke", &id]);
+    assert!(!token(&["list"]).contains(&id));
+    let secret = |kubeconfig: &str| kubeconfig.split("token").nth(1).map(str::to_owned);
+    let kubeconfig_now = std::fs::read_to_string(data_dir.join("kubeconfig")).unwrap();
+    assert_eq!(secret(&kubeconfig_now), secret(&kubeconfig), "an administrator's token stays good");
+    stop(child);
+}
