@@ -1,6 +1,7 @@
 //! From HTTP to verbs and back.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use actix_web::http::StatusCode;
 use actix_web::http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderName, RETRY_AFTER, WARNING};
@@ -17,6 +18,8 @@ use super::verbs::{Answer, Method, Request, Stream, serve, serve_virtual};
 use super::{Api, auth, documents, negotiate, protobuf};
 
 const JSON: &str = "application/json";
+/// Time a client has to send its body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Every request comes here: the paths are data, not routes.
 pub(super) async fn handle(api: web::Data<Arc<Api>>, http: HttpRequest, payload: web::Payload) -> HttpResponse {
@@ -54,7 +57,13 @@ async fn answer(api: &Arc<Api>, http: &HttpRequest, payload: web::Payload) -> Re
     }
     let form = negotiate::choose(header(http, &ACCEPT))?;
     let mut content_type = header(http, &CONTENT_TYPE).map(str::to_owned);
-    let mut body = if method == Method::Get { Bytes::new() } else { read(payload).await? };
+    let mut body = match method {
+        Method::Get => Bytes::new(),
+        _ => tokio::time::timeout(BODY_TIMEOUT, read(payload)).await.map_err(|_| {
+            let seconds = BODY_TIMEOUT.as_secs();
+            Status::bad_request(format!("the body did not arrive within {seconds} s"))
+        })??,
+    };
     if content_type.as_deref() == Some(protobuf::MEDIA) {
         if !body.is_empty() {
             body = protobuf::to_json(&body)?;

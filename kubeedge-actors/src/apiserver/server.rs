@@ -1,6 +1,6 @@
 //! The server as a value: started from a configuration, stopped in order.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -112,6 +112,25 @@ const MAX_CONNECTIONS: usize = 4096;
 /// Time a client has to send the head of its request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a connection may be idle between requests: that of a real API server.
+const KEEP_ALIVE: Duration = Duration::from_secs(180);
+/// How long a peer may leave sent data unread or unacknowledged, and idle before it is probed: a watch whose client is
+/// gone or does not read costs no more than this.
+const PEER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Listens with [`PEER_TIMEOUT`], which accepted connections inherit.
+fn listener(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let listener = TcpListener::bind(address)?;
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::net::sockopt;
+        sockopt::set_socket_keepalive(&listener, true)?;
+        sockopt::set_tcp_keepidle(&listener, PEER_TIMEOUT)?;
+        sockopt::set_tcp_user_timeout(&listener, u32::try_from(PEER_TIMEOUT.as_millis()).unwrap_or(u32::MAX))?;
+    }
+    Ok(listener)
+}
+
 /// The API server.
 pub struct Server;
 
@@ -151,15 +170,17 @@ impl Server {
             .workers(config.workers.max(1))
             .max_connections(MAX_CONNECTIONS)
             .client_request_timeout(HEAD_TIMEOUT)
+            .keep_alive(KEEP_ALIVE)
             .shutdown_timeout(SHUTDOWN_SECONDS)
             .disable_signals();
-        let (address, server) = match config.listen {
-            Listen::Tls { address, config } => (address, server.bind_rustls_0_23(address, (*config).clone())),
-            Listen::InsecureLoopback { port } => {
-                let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-                (address, server.bind(address))
-            }
+        let address = match &config.listen {
+            Listen::Tls { address, .. } => *address,
+            Listen::InsecureLoopback { port } => SocketAddr::from((Ipv4Addr::LOCALHOST, *port)),
         };
+        let server = listener(address).and_then(|listener| match config.listen {
+            Listen::Tls { config, .. } => server.listen_rustls_0_23(listener, (*config).clone()),
+            Listen::InsecureLoopback { .. } => server.listen(listener),
+        });
         let server = server.map_err(|source| StartError::Listen { address, source })?;
         let address = server.addrs().first().copied().unwrap_or(address);
         let server = server.run();

@@ -152,7 +152,7 @@ impl Storage {
         })
     }
 
-    /// Up to `limit` events of a kind after `position`, with the position reached: everything up to it is in the answer.
+    /// Up to `limit` events of a kind after `position`, and the position reached: the answer has everything up to it.
     pub(crate) fn events(&self, kind: KindId, position: u64, limit: usize) -> Result<(Vec<Event>, u64), TooOld> {
         self.read(|state| {
             let events: Vec<Event> = state.shelves[kind.0].log.after(position)?.take(limit).cloned().collect();

@@ -161,6 +161,9 @@ pub(super) async fn reconcile(api: &Arc<Api>) -> Result<Again, Status> {
         return Err(Status::internal("pods have no selectable node name and phase"));
     };
     let (_, all) = api.storage.list(pods, None);
+    if !all.iter().any(|pod| pod.fields[node_name].is_empty() && !pod.deleting) {
+        return Ok(Again::OnChange);
+    }
     let mut counts: HashMap<&str, usize> = HashMap::new();
     for pod in &all {
         if !matches!(pod.fields[phase].as_str(), "Succeeded" | "Failed") {

@@ -4,9 +4,11 @@
 //! should be and writes the difference. What it misses while it works it sees the next time.
 
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -22,6 +24,11 @@ mod nodes;
 
 /// Time after which a controller that failed, or that waits for time to pass, looks again.
 const RETRY: Duration = Duration::from_secs(5);
+
+/// The least time between two looks of a controller: a burst of changes is looked at once.
+const PAUSE: Duration = Duration::from_millis(20);
+/// The same for the garbage collector, which looks at every object.
+const GARBAGE_PAUSE: Duration = Duration::from_millis(200);
 
 /// The controllers of one server.
 pub(super) struct Running {
@@ -51,7 +58,7 @@ pub(super) fn start(api: &Arc<Api>) -> Running {
     let mut tasks = JoinSet::new();
     let (done, bootstrapped) = watch::channel(false);
     let everything: Vec<KindId> = api.storage.kinds().map(|(id, _)| id).collect();
-    tasks.spawn(run("namespaces", api.clone(), everything, move |api| {
+    tasks.spawn(run("namespaces", api.clone(), everything, PAUSE, move |api| {
         let done = done.clone();
         async move {
             let outcome = namespaces::reconcile(&api).await;
@@ -66,57 +73,74 @@ pub(super) fn start(api: &Arc<Api>) -> Running {
         |plurals: &[&str]| -> Vec<KindId> { plurals.iter().filter_map(|plural| api.storage.core(plural)).collect() };
     let steady: Vec<KindId> =
         api.storage.kinds().filter(|(_, kind)| !matches!(kind.plural, "leases" | "events")).map(|(id, _)| id).collect();
-    tasks.spawn(run("garbage", api.clone(), steady, |api| async move { garbage::reconcile(&api).await }));
-    tasks.spawn(run("nodes", api.clone(), of(&["nodes"]), |api| async move { nodes::reconcile(&api).await }));
-    tasks.spawn(run("binder", api.clone(), of(&["pods", "nodes"]), |api| async move { binder::reconcile(&api).await }));
-    tasks.spawn(run("events", api.clone(), Vec::new(), |api| async move { events::reconcile(&api).await }));
+    tasks.spawn(run(
+        "garbage",
+        api.clone(),
+        steady,
+        GARBAGE_PAUSE,
+        |api| async move { garbage::reconcile(&api).await },
+    ));
+    let monitor = Arc::new(nodes::Monitor::default());
+    tasks.spawn(run("nodes", api.clone(), of(&["nodes"]), PAUSE, move |api| {
+        let monitor = monitor.clone();
+        async move { nodes::reconcile(&api, &monitor).await }
+    }));
+    tasks.spawn(run("binder", api.clone(), of(&["pods", "nodes"]), PAUSE, |api| async move {
+        binder::reconcile(&api).await
+    }));
+    tasks.spawn(run("events", api.clone(), Vec::new(), PAUSE, |api| async move { events::reconcile(&api).await }));
     Running { tasks, bootstrapped }
 }
 
-/// Calls `reconcile` now and after every change of `kinds`, until the server stops.
-async fn run<F, R>(name: &'static str, api: Arc<Api>, kinds: Vec<KindId>, mut reconcile: F)
+/// Calls `reconcile` now and after every change of `kinds`, with a pause in between, until the server stops. One that
+/// panics is called again like one that fails.
+async fn run<F, R>(name: &'static str, api: Arc<Api>, kinds: Vec<KindId>, pause: Duration, mut reconcile: F)
 where
     F: FnMut(Arc<Api>) -> R,
     R: Future<Output = Result<Again, Status>>,
 {
     let closing = api.storage.closing().clone();
     let mut changes: Vec<watch::Receiver<u64>> = kinds.into_iter().map(|id| api.storage.subscribe(id)).collect();
-    loop {
-        for change in &mut changes {
-            change.borrow_and_update();
+    let work = async {
+        loop {
+            for change in &mut changes {
+                change.borrow_and_update();
+            }
+            let outcome = AssertUnwindSafe(reconcile(api.clone())).catch_unwind().await;
+            let again = match outcome.unwrap_or_else(|_| Err(Status::internal("a controller panicked"))) {
+                Ok(Again::OnChange) => None,
+                Ok(Again::After(time)) => Some(time),
+                Err(error) => {
+                    tracing::warn!(controller = name, %error, "trying again");
+                    Some(RETRY)
+                }
+            };
+            tokio::time::sleep(pause).await;
+            let retry = async {
+                match again {
+                    Some(time) => tokio::time::sleep(time).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = any_change(&mut changes) => {}
+                () = retry => {}
+            }
         }
-        let outcome = tokio::select! {
-            outcome = reconcile(api.clone()) => outcome,
-            () = closing.cancelled() => return,
-        };
-        let again = match outcome {
-            Ok(Again::OnChange) => None,
-            Ok(Again::After(time)) => Some(time),
-            Err(error) => {
-                tracing::warn!(controller = name, %error, "trying again");
-                Some(RETRY)
-            }
-        };
-        let retry = async {
-            match again {
-                Some(time) => tokio::time::sleep(time).await,
-                None => std::future::pending().await,
-            }
-        };
-        let changed = async {
-            if changes.is_empty() {
-                std::future::pending::<()>().await;
-            }
-            let any = changes.iter_mut().map(|change| Box::pin(change.changed()));
-            // The sender lives in the storage, which this task holds: it does not end.
-            let (_, _, _) = futures_util::future::select_all(any).await;
-        };
-        tokio::select! {
-            () = changed => {}
-            () = retry => {}
-            () = closing.cancelled() => return,
-        }
+    };
+    tokio::select! {
+        () = work => {}
+        () = closing.cancelled() => {}
     }
+}
+
+async fn any_change(changes: &mut [watch::Receiver<u64>]) {
+    if changes.is_empty() {
+        std::future::pending::<()>().await;
+    }
+    let any = changes.iter_mut().map(|change| Box::pin(change.changed()));
+    // The sender lives in the storage, which the controller holds: it does not end.
+    let (_, _, _) = futures_util::future::select_all(any).await;
 }
 
 /// When a controller looks again.

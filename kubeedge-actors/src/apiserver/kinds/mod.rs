@@ -1,6 +1,6 @@
 //! The kinds the server serves, one file each, and what the generic code reads of them: a row of a table.
 //!
-//! A kind decides nothing about storage, watches or HTTP: it decodes ([`decode`]), sets defaults, finds what is wrong
+//! A kind decides nothing about storage, watches or HTTP: it decodes (`decode`), sets defaults, finds what is wrong
 //! and prints table cells, all as pure functions of JSON objects. Adding a kind is one file and one line in the table.
 
 mod configmap;

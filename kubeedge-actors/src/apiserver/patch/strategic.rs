@@ -1,6 +1,6 @@
 //! Strategic merge patch: a merge patch that knows which lists are merged item by item, and by which key.
 //!
-//! What is merged how comes from the schema of the kind and [`merge_keys`]; fields that no schema knows are merged as
+//! What is merged how comes from the schema of the kind and `merge_keys`; fields that no schema knows are merged as
 //! plain JSON and dropped later by the kind's decode. Directives: `$patch` (`replace`, `delete`, `merge`),
 //! `$retainKeys`, `$deleteFromPrimitiveList/<field>`, `$setElementOrder/<field>`. Nothing of them gets into the result.
 

@@ -116,7 +116,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_token_comes_back_as_it_went(version in proptest::option::of(0..1_000_000_u64), ns in "[a-z]{0,9}", name in "[a-z.]{1,9}") {
+        fn a_token_comes_back_as_it_went(
+            version in proptest::option::of(0..1_000_000_u64), ns in "[a-z]{0,9}", name in "[a-z.]{1,9}",
+        ) {
             let token = Continue { resource_version: version, after: Key::new(&ns, &name) };
             prop_assert_eq!(Continue::decode(&token.encode()).unwrap(), token);
         }
