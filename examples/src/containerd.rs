@@ -30,6 +30,8 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 const POD_LIMIT: Duration = Duration::from_secs(40);
 /// How long containerd itself may take to end.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
+/// A shorter uid could be part of another's name.
+const MIN_UID: usize = 32;
 /// `sun_path` of a unix socket address holds this many bytes.
 const MAX_SOCKET_PATH: usize = 107;
 
@@ -173,7 +175,7 @@ impl PrivateContainerd {
         Ok(RuntimeServiceClient::new(channel))
     }
 
-    /// Stops and removes every pod: containers, namespaces, network, cgroups.
+    /// Stops and removes every pod, as if it were forgotten: containers, namespaces, network, cgroups.
     pub async fn remove_all_pods(&self) -> Result<()> {
         let mut cri = self.cri().await?;
         let pods = cri.list_pod_sandbox(ListPodSandboxRequest::default()).await.context("list pods")?.into_inner();
@@ -186,6 +188,13 @@ impl PrivateContainerd {
             match tokio::time::timeout(POD_LIMIT, remove).await {
                 Ok(removed) => removed.map(drop).with_context(|| format!("remove pod {id}"))?,
                 Err(_) => bail!("pod {id} was not removed within {POD_LIMIT:?}"),
+            }
+            // The runtime leaves the group above its containers' to whoever made the pod, and that one is gone.
+            let uid = pod.metadata.map(|metadata| metadata.uid).unwrap_or_default();
+            if uid.len() >= MIN_UID {
+                for group in leftovers::cgroups_naming(&uid)? {
+                    fs::remove_dir(&group).with_context(|| format!("remove {}", group.display()))?;
+                }
             }
         }
         Ok(())

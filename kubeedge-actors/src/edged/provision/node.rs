@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     io,
     net::IpAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -23,16 +23,18 @@ use crate::edged::{
     objects::ObjectSource,
     resources::{
         self, CgroupDriver, NodeDns, NodeLimits, ResolvConf, cgroup_parent, container_resources, container_security,
-        pod_dns, pod_hostname, pod_sysctls, port_mappings, qos_class, sandbox_resources, sandbox_security,
+        pod_dns, pod_hostname, pod_sysctls, port_mappings, qos_class, remove_pod_cgroups, sandbox_resources,
+        sandbox_security,
     },
     runtime::{ImageUser, Instance},
-    volumes::{Mount, MountedVolumes, Propagation, Volumes},
+    volumes::{Mount, MountedVolumes, PodUid, Propagation, Volumes},
 };
 
 /// Longest last words, bytes, and the longest piece of a log that stands in for them (kubelet's).
 const MAX_MESSAGE: u64 = 4096;
 const MAX_LOG_MESSAGE: u64 = 2048;
 const RESOLV_CONF: &str = "/etc/resolv.conf";
+const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 
 /// What the node says to its pods.
 #[derive(Clone, Debug, Default)]
@@ -311,8 +313,13 @@ impl Provision for NodeProvision {
         Box::pin(async move {
             self.volumes.tear_down(&plan.uid).await.provide()?;
             self.mounted().remove(&plan.uid);
-            let plan = plan.clone();
-            self.files("the pod's logs cannot be removed", move |logs| logs.remove_pod(&plan)).await
+            let (plan, driver) = (plan.clone(), self.setup.cgroup_driver);
+            let uid: PodUid = plan.uid.parse().provide()?;
+            self.files("the pod's logs cannot be removed", move |logs| logs.remove_pod(&plan)).await?;
+            self.files("the pod's cgroups cannot be removed", move |_| {
+                remove_pod_cgroups(driver, Path::new(CGROUP_ROOT), &uid)
+            })
+            .await
         })
     }
 
