@@ -19,6 +19,7 @@ quickstart: packages build ## a cloud, an edge node and a pod on this machine (O
 	$(TARGET_DIR)/quickstart
 
 test: packages ## every test
+	$(CARGO) build --workspace --bins --all-features
 	$(CARGO) test --workspace --all-features
 
 lint: ## format, clippy, links in the docs, licences

@@ -175,6 +175,16 @@ impl Process {
         self.child.kill().await.with_context(|| format!("{}: kill", self.name))
     }
 
+    /// Bytes of physical memory in use, as the kernel counts them (`VmRSS`).
+    pub fn memory(&self) -> Result<u64> {
+        let pid = self.child.id().with_context(|| format!("{} has ended", self.name))?;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))
+            .with_context(|| format!("{}: read its status", self.name))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kibibytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
+        Ok(kibibytes.with_context(|| format!("{}: its status has no VmRSS", self.name))? * 1024)
+    }
+
     /// Sends a signal; nothing happens once the child was waited for.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let Some(pid) = self.child.id().and_then(|id| Pid::from_raw(id.cast_signed())) else { return Ok(()) };
