@@ -94,6 +94,7 @@ impl Lab {
         })
     }
 
+    /// Where everything is kept.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
