@@ -59,7 +59,8 @@ fn main() -> Result<()> {
     let mut argument = || arguments.next().context("usage: gateway <identity folder> <host:port> <store folder>");
     let (identity, address, folder) = (argument()?, argument()?, argument()?);
     actix_rt::System::new().block_on(async {
-        let identity = NodeIdentity::load(Path::new(&identity))?.context("no certificate: run `edgecore join` first")?;
+        let identity =
+            NodeIdentity::load(Path::new(&identity))?.context("no certificate: run `edgecore join` first")?;
         let store = Store::open(Path::new(&folder), Options::default())?.store;
         let tables = Tables::open(store.clone()).await?;
         let tls = Arc::new(client_config(&identity, &[], system_clock())?);

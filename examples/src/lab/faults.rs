@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result};
 
 use super::{Lab, STOP_LIMIT};
-use crate::process::Process;
+use crate::process::{Memory, Process};
 
 /// How a process ended.
 #[derive(Debug)]
@@ -47,8 +47,8 @@ impl Lab {
         self.edge.take().context("the edge does not run")?.kill().await
     }
 
-    /// Bytes of memory that edgecore has in use.
-    pub fn edge_memory(&self) -> Result<u64> {
+    /// The memory that edgecore has in use.
+    pub fn edge_memory(&self) -> Result<Memory> {
         self.edge.as_ref().context("the edge does not run")?.memory()
     }
 

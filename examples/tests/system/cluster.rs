@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, ContainerStatus, Node, Pod, Secret};
 use kube::{
     Api, Client, ResourceExt,
     api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams},
-    runtime::wait::{await_condition, conditions},
+    runtime::wait::{Condition, await_condition, conditions},
 };
 use kubeedge_examples::{
     http,
@@ -32,7 +32,9 @@ pub(crate) async fn apply(lab: &Lab, manifest: &str) -> Result<()> {
     let client = lab.client()?;
     let manifest = manifest.replace("IMAGE", &lab.busybox()?);
     for document in manifest.split("\n---\n") {
-        let object: serde_json::Value = serde_saphyr::from_str(document)?;
+        // File modes are written as 0640.
+        let options = serde_saphyr::options! { legacy_octal_numbers: true };
+        let object: serde_json::Value = serde_saphyr::from_str_with_options(document, options)?;
         let create = PostParams::default();
         match object["kind"].as_str() {
             Some("ConfigMap") => {
@@ -85,8 +87,6 @@ pub(crate) async fn running(client: &Client, name: &str) -> Result<Pod> {
     })
     .await
 }
-
-use kube::runtime::wait::Condition;
 
 fn all_ready(pod: &Pod) -> bool {
     let wanted = pod.spec.as_ref().map_or(0, |spec| spec.containers.len());

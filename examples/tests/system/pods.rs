@@ -130,11 +130,11 @@ async fn tutorial(lab: &Lab) -> Result<Outcome> {
 
     let web = container(lab, &uid, "web").await?;
     let modes = lab
-        .exec(&web.id, &["stat", "-L", "-c", "%a", "/etc/shop/conf/shop.properties", "/etc/secret/password"])
+        .exec(&web.id, &["busybox", "stat", "-L", "-c", "%a", "/etc/shop/conf/shop.properties", "/etc/secret/password"])
         .await?;
     // fsGroup makes what the group may read readable for it.
     ensure!(modes == "640\n440\n", "modes of the mounted files: {modes:?}");
-    let group = lab.exec(&web.id, &["stat", "-c", "%g", "/work"]).await?;
+    let group = lab.exec(&web.id, &["busybox", "stat", "-c", "%g", "/work"]).await?;
     ensure!(group == "2000\n", "the group of an emptyDir is fsGroup: {group:?}");
     let refused = lab.exec(&web.id, &["sh", "-c", "echo x > /etc/shop/x"]).await;
     ensure!(refused.is_err(), "a volume mounted readOnly was written to");
