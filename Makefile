@@ -18,7 +18,9 @@ build: ## cloudcore, edgecore and the examples (PROFILE=release|dev)
 quickstart: packages build ## a cloud, an edge node and a pod on this machine (ONCE=1: check and leave)
 	$(TARGET_DIR)/quickstart
 
+# The programs first: tests run them as processes. Built with the tests, they share every dependency with them.
 test: packages ## every test
+	$(CARGO) build --workspace --all-features --bins --tests
 	$(CARGO) test --workspace --all-features
 
 lint: ## format, clippy, links in the docs, licences

@@ -102,6 +102,15 @@ impl Launch {
     }
 }
 
+/// Physical memory of a process, bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Memory {
+    /// All of it (`VmRSS`).
+    pub resident: u64,
+    /// What is not the content of a file, such as the program itself (`RssAnon`).
+    pub anonymous: u64,
+}
+
 /// A running child process. Dropped without [`Process::stop`], it is killed.
 pub struct Process {
     name: &'static str,
@@ -173,6 +182,19 @@ impl Process {
     /// SIGKILL at once, as a crash would end it.
     pub async fn kill(mut self) -> Result<()> {
         self.child.kill().await.with_context(|| format!("{}: kill", self.name))
+    }
+
+    /// Its physical memory, as the kernel counts it.
+    pub fn memory(&self) -> Result<Memory> {
+        let pid = self.child.id().with_context(|| format!("{} has ended", self.name))?;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))
+            .with_context(|| format!("{}: read its status", self.name))?;
+        let bytes = |field: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+            let kibibytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
+            Ok::<_, anyhow::Error>(kibibytes.with_context(|| format!("{}: no {field}", self.name))? * 1024)
+        };
+        Ok(Memory { resident: bytes("VmRSS")?, anonymous: bytes("RssAnon")? })
     }
 
     /// Sends a signal; nothing happens once the child was waited for.

@@ -23,6 +23,7 @@ use tonic::{
 
 use super::{
     config::MAX_FRAME_BYTES,
+    refusal,
     socket::{HANDSHAKE, SEND_BUFFER, STREAM_WINDOW, tune},
     transport::{FrameSink, FrameStream, TaskGuard, describe},
 };
@@ -48,12 +49,12 @@ pub enum ConnectError {
         address: String,
     },
     /// Certificates, versions.
-    #[error("TLS with {address}: {source}")]
+    #[error("TLS with {address}: {why}")]
     Tls {
         /// `host:port`
         address: String,
-        /// The cause.
-        source: io::Error,
+        /// The cause, and whose certificate it is about.
+        why: String,
     },
     /// TLS 1.2 or older.
     #[error("TLS with {address}: 1.3 is needed, it speaks {version:?}")]
@@ -159,7 +160,7 @@ async fn dial(
     let stream = TlsConnector::from(Arc::new(tls))
         .connect(server_name, stream)
         .await
-        .map_err(|source| ConnectError::Tls { address: address.into(), source })?;
+        .map_err(|error| ConnectError::Tls { address: address.into(), why: refusal::explain(&error) })?;
     let version = stream.get_ref().1.protocol_version();
     if version != Some(ProtocolVersion::TLSv1_3) {
         return Err(ConnectError::OldTls { address: address.into(), version });

@@ -25,6 +25,7 @@ pub mod session;
 pub mod transport;
 
 mod ids;
+mod refusal;
 #[cfg(test)]
 mod sim;
 mod socket;

@@ -37,6 +37,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     config::MAX_FRAME_BYTES,
+    refusal,
     socket::{HANDSHAKE, SEND_BUFFER, STREAM_WINDOW, tune},
     transport::{FrameSink, FrameStream, Outgoing},
 };
@@ -86,6 +87,8 @@ impl Default for Limits {
 enum Refused {
     #[error("socket: {0}")]
     Io(#[from] std::io::Error),
+    #[error("TLS: {}", refusal::explain(.0))]
+    Tls(std::io::Error),
     #[error("no TLS handshake within {HANDSHAKE:?}")]
     Slow,
     #[error("TLS 1.3 is needed, the peer speaks {0:?}")]
@@ -109,7 +112,7 @@ pub async fn serve_link(
     accepted: mpsc::Sender<Accepted>,
     limits: Limits,
 ) {
-    accept(listener, with_h2(&tls), limits, move |stream, peer| {
+    accept("link", listener, with_h2(&tls), limits, move |stream, peer| {
         let (identify, accepted) = (Arc::clone(&identify), accepted.clone());
         async move {
             let chain = stream.get_ref().1.peer_certificates().ok_or(Refused::NoCertificate)?;
@@ -127,7 +130,7 @@ pub async fn serve_enrolment<T: Enrolment>(
     handler: Arc<T>,
     limits: Limits,
 ) {
-    accept(listener, with_h2(&tls), limits, move |stream, _| {
+    accept("enrolment", listener, with_h2(&tls), limits, move |stream, _| {
         let service = EnrolmentServer::from_arc(Arc::clone(&handler)).max_decoding_message_size(MAX_ENROLMENT_BYTES);
         async move {
             let connection = http2().serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
@@ -158,7 +161,7 @@ fn http2() -> hyper::server::conn::http2::Builder<TokioExecutor> {
 }
 
 /// Accepts, shakes hands, and runs `serve` for each connection.
-async fn accept<S, F>(listener: TcpListener, tls: TlsAcceptor, limits: Limits, serve: S)
+async fn accept<S, F>(what: &'static str, listener: TcpListener, tls: TlsAcceptor, limits: Limits, serve: S)
 where
     S: Fn(TlsStream<TcpStream>, SocketAddr) -> F,
     F: Future<Output = Result<(), Refused>> + Send + 'static,
@@ -192,7 +195,12 @@ where
                 serve(stream, peer).await
             };
             if let Err(error) = served.await {
-                tracing::info!(%peer, %error, "connection ended");
+                match &error {
+                    Refused::Tls(cause) if refusal::is_about_certificates(cause) => {
+                        tracing::warn!(%peer, "{what}: a connection was refused: {error}");
+                    }
+                    _ => tracing::info!(%peer, "{what}: a connection ended: {error}"),
+                }
             }
         });
     }
@@ -200,7 +208,8 @@ where
 
 async fn shake_hands(stream: TcpStream, tls: TlsAcceptor) -> Result<TlsStream<TcpStream>, Refused> {
     tune(&stream)?;
-    let stream = timeout(HANDSHAKE, tls.accept(stream)).await.map_err(|_| Refused::Slow)??;
+    let stream = timeout(HANDSHAKE, tls.accept(stream)).await.map_err(|_| Refused::Slow)?;
+    let stream = stream.map_err(Refused::Tls)?;
     match stream.get_ref().1.protocol_version() {
         Some(ProtocolVersion::TLSv1_3) => Ok(stream),
         other => Err(Refused::OldTls(other)),

@@ -19,6 +19,8 @@ use tokio::{
     task::JoinHandle,
 };
 
+use super::refusal;
+
 /// Frames that fit between a session and its transport: what a session hands out at most, and room for a Goodbye.
 pub const SINK_FRAMES: usize = 320;
 
@@ -172,6 +174,9 @@ impl FrameStream {
 
 /// A gRPC status with what is behind it, such as the broken connection.
 pub(crate) fn describe(status: &tonic::Status) -> String {
+    if let Some(error) = refusal::of(status) {
+        return refusal::reason(error);
+    }
     let mut text = format!("{:?}: {}", status.code(), status.message());
     let mut source = std::error::Error::source(status);
     while let Some(error) = source {

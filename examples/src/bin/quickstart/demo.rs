@@ -16,10 +16,12 @@ use kube::{
         wait::{Condition, await_condition},
     },
 };
-use kubeedge_examples::{http, process::find_program};
+use kubeedge_examples::{
+    http,
+    lab::{Lab, NODE},
+    process::find_program,
+};
 use tokio::process::Command;
-
-use crate::lab::{Lab, NODE};
 
 /// What is applied; `IMAGE` stands for the image.
 const MANIFEST: &str = include_str!("demo.yaml");

@@ -8,17 +8,18 @@
 
 mod changes;
 mod demo;
-mod lab;
 mod progress;
 
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use kubeedge_examples::containerd::Tools;
+use kubeedge_examples::{
+    containerd::Tools,
+    lab::{self, Lab},
+};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use lab::Lab;
 use progress::Progress;
 
 /// A cloud, an edge node and a pod on this machine. ONCE=1 in the environment: check and leave.

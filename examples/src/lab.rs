@@ -1,11 +1,17 @@
-//! Everything that runs, in one folder: started step by step, taken away in the reverse order.
+//! A cloud, an edge node and what they need, in one folder: started step by step, taken away in the reverse order.
+//!
+//! The quickstart tells its story with it. Tests also stop, kill and freeze parts of it, and look at what the container
+//! runtime really holds. Several labs may run at once, each in a folder of its own.
+
+mod faults;
+mod look;
 
 use std::{
     fs::{self, DirBuilder, File},
     net::{Ipv4Addr, SocketAddr, TcpListener},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    process::ExitStatus,
+    process::{ExitStatus, Output},
     time::Duration,
 };
 
@@ -14,19 +20,22 @@ use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
 };
-use kubeedge_examples::{
+use rustix::fs::{FlockOperation, flock};
+use rustix::mount::{UnmountFlags, unmount};
+use tokio::process::Command;
+
+use crate::{
     containerd::{PrivateContainerd, Tools},
     image::BusyboxImages,
     leftovers::{self, Leftover},
     process::{Launch, Process},
     registry::{Catalogue, Registry},
 };
-use rustix::fs::{FlockOperation, flock};
-use rustix::mount::{UnmountFlags, unmount};
-use tokio::process::Command;
+pub use faults::Ended;
+pub use look::Container;
 
 /// The edge node's name.
-pub(crate) const NODE: &str = "edge-1";
+pub const NODE: &str = "edge-1";
 const BUSYBOX: (&str, &str) = ("quickstart/busybox", "1");
 const PAUSE: (&str, &str) = ("quickstart/pause", "1");
 /// From the start of cloudcore to an API that answers.
@@ -37,7 +46,7 @@ const COMMAND_LIMIT: Duration = Duration::from_secs(40);
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 
 /// What runs so far.
-pub(crate) struct Lab {
+pub struct Lab {
     folder: PathBuf,
     programs: PathBuf,
     registry: Option<Registry>,
@@ -53,7 +62,7 @@ pub(crate) struct Lab {
 
 impl Lab {
     /// Takes the folder; nothing runs yet.
-    pub(crate) fn open(folder: &Path, programs: Option<PathBuf>) -> Result<Self> {
+    pub fn open(folder: &Path, programs: Option<PathBuf>) -> Result<Self> {
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -85,32 +94,33 @@ impl Lab {
         })
     }
 
-    pub(crate) fn folder(&self) -> &Path {
+    /// Where everything is kept.
+    pub fn folder(&self) -> &Path {
         &self.folder
     }
 
     /// The cluster's administrator.
-    pub(crate) fn kubeconfig(&self) -> PathBuf {
+    pub fn kubeconfig(&self) -> PathBuf {
         self.folder.join("cloud/kubeconfig")
     }
 
     /// A client of the cluster.
-    pub(crate) fn client(&self) -> Result<Client> {
+    pub fn client(&self) -> Result<Client> {
         self.client.clone().context("the cloud does not run")
     }
 
     /// The full name of the busybox image.
-    pub(crate) fn busybox(&self) -> Result<String> {
+    pub fn busybox(&self) -> Result<String> {
         Ok(self.registry.as_ref().context("the registry does not run")?.image(BUSYBOX.0, BUSYBOX.1))
     }
 
     /// Nothing of this pod may be left at the end.
-    pub(crate) fn watch_for_leftovers(&mut self, pod_uid: String) {
+    pub fn watch_for_leftovers(&mut self, pod_uid: String) {
         self.pods.push(pod_uid);
     }
 
     /// Does `work` while all processes run; the end of one of them is an error that shows its log.
-    pub(crate) async fn guarded<T>(&mut self, work: impl AsyncFnOnce(&Lab) -> Result<T>) -> Result<T> {
+    pub async fn guarded<T>(&mut self, work: impl AsyncFnOnce(&Lab) -> Result<T>) -> Result<T> {
         let (mut cloud, mut edge) = (self.cloud.take(), self.edge.take());
         let done = tokio::select! {
             done = work(self) => done,
@@ -122,7 +132,7 @@ impl Lab {
     }
 
     /// Builds the images and serves them.
-    pub(crate) fn start_registry(&mut self) -> Result<SocketAddr> {
+    pub fn start_registry(&mut self) -> Result<SocketAddr> {
         let images = BusyboxImages::build()?;
         let catalogue =
             Catalogue::default().with(BUSYBOX.0, BUSYBOX.1, &images.busybox)?.with(PAUSE.0, PAUSE.1, &images.pause)?;
@@ -131,7 +141,7 @@ impl Lab {
     }
 
     /// Starts containerd, which also takes away the pods of a run that did not end in order.
-    pub(crate) async fn start_containerd(&mut self, tools: Tools) -> Result<String> {
+    pub async fn start_containerd(&mut self, tools: Tools) -> Result<String> {
         let pause = self.registry.as_ref().context("the registry does not run")?.image(PAUSE.0, PAUSE.1);
         let containerd = PrivateContainerd::start(tools, &self.folder.join("containerd"), &pause).await?;
         let containerd = self.containerd.insert(containerd);
@@ -139,7 +149,7 @@ impl Lab {
     }
 
     /// Starts the cloud with an empty store and waits until its API answers; returns where.
-    pub(crate) async fn start_cloud(&mut self) -> Result<String> {
+    pub async fn start_cloud(&mut self) -> Result<String> {
         self.forget()?;
         let folder = self.folder.join("cloud");
         fs::create_dir(&folder)?;
@@ -153,43 +163,53 @@ impl Lab {
         );
         fs::write(&config, text).with_context(|| format!("write {}", config.display()))?;
         self.enrolment = Some((Ipv4Addr::LOCALHOST, enrolment).into());
+        self.resume_cloud().await?;
+        Ok(format!("https://127.0.0.1:{api}"))
+    }
+
+    /// Starts the cloud with what it had when it ended, and waits until its API answers.
+    pub async fn resume_cloud(&mut self) -> Result<()> {
+        let folder = self.folder.join("cloud");
         let cloud = Launch::new("cloudcore", self.programs.join("cloudcore"), self.folder.join("cloudcore.log"))
             .arg("--standalone")
             .arg("--config")
-            .arg(&config)
+            .arg(folder.join("cloudcore.yaml"))
             .arg("--data-dir")
             .arg(&folder)
             .spawn()?;
         self.cloud = Some(cloud);
         self.client = Some(self.guarded(answering).await?);
-        Ok(format!("https://127.0.0.1:{api}"))
+        Ok(())
+    }
+
+    /// Makes a join token; `rules` are flags of `cloudcore token create`.
+    pub async fn token(&self, rules: &[&str]) -> Result<String> {
+        let data_dir = self.folder.join("cloud");
+        let arguments = [&["token", "create", "--data-dir", utf8(&data_dir)?], rules].concat();
+        let printed = succeeded(self.command("cloudcore", &arguments).await?)?;
+        Ok(printed.trim().to_owned())
     }
 
     /// Makes this machine a node: a token from the cloud, a certificate for it.
-    pub(crate) async fn join(&self) -> Result<()> {
-        let cloud = self.enrolment.context("the cloud does not run")?;
-        let data_dir = self.folder.join("cloud");
-        let token =
-            self.command("cloudcore", &["token", "create", "--node", NODE, "--data-dir", utf8(&data_dir)?]).await?;
-        let containerd = self.containerd.as_ref().context("containerd does not run")?;
-        let (cloud, data_dir, runtime) = (cloud.to_string(), self.folder.join("edge"), containerd.endpoint());
-        let arguments = [
-            "join",
-            &cloud,
-            "--token",
-            token.trim(),
-            "--node-name",
-            NODE,
-            "--data-dir",
-            utf8(&data_dir)?,
-            "--remote-runtime-endpoint",
-            &runtime,
-        ];
-        self.command("edgecore", &arguments).await.map(drop)
+    pub async fn join(&self) -> Result<()> {
+        let token = self.token(&["--node", NODE]).await?;
+        succeeded(self.join_as(NODE, &token, &self.folder.join("edge")).await?).map(drop)
+    }
+
+    /// `edgecore join` at this cloud under any name, with any token, into any folder; it may well be refused.
+    pub async fn join_as(&self, node: &str, token: &str, data_dir: &Path) -> Result<Output> {
+        let cloud = self.enrolment.context("the cloud does not run")?.to_string();
+        let mut arguments = vec!["join", &cloud, "--token", token, "--node-name", node];
+        arguments.extend(["--data-dir", utf8(data_dir)?]);
+        let runtime = self.containerd.as_ref().map(PrivateContainerd::endpoint);
+        if let Some(runtime) = &runtime {
+            arguments.extend(["--remote-runtime-endpoint", runtime]);
+        }
+        self.command("edgecore", &arguments).await
     }
 
     /// Starts the edge.
-    pub(crate) fn start_edge(&mut self) -> Result<()> {
+    pub fn start_edge(&mut self) -> Result<()> {
         let edge = Launch::new("edgecore", self.programs.join("edgecore"), self.folder.join("edgecore.log"))
             .arg("--config")
             .arg(self.folder.join("edge/edgecore.yaml"))
@@ -199,7 +219,7 @@ impl Lab {
     }
 
     /// Stops everything, edge first, and returns what is still on the machine. Logs stay in the folder.
-    pub(crate) async fn close(mut self) -> Result<Vec<Leftover>> {
+    pub async fn close(mut self) -> Result<Vec<Leftover>> {
         let mut faults = Vec::new();
         for process in [self.edge.take(), self.cloud.take()].into_iter().flatten() {
             let name = process.name();
@@ -252,16 +272,20 @@ impl Lab {
         Ok(())
     }
 
-    /// Runs one of our programs to its end; returns what it printed.
-    async fn command(&self, program: &str, arguments: &[&str]) -> Result<String> {
+    /// Runs one of our programs to its end.
+    pub async fn command(&self, program: &str, arguments: &[&str]) -> Result<Output> {
         let child = Command::new(self.programs.join(program)).args(arguments).kill_on_drop(true).output();
-        let output = match tokio::time::timeout(COMMAND_LIMIT, child).await {
-            Ok(output) => output.with_context(|| format!("start {program}"))?,
+        match tokio::time::timeout(COMMAND_LIMIT, child).await {
+            Ok(output) => output.with_context(|| format!("start {program}")),
             Err(_) => bail!("{program} {} did not end within {COMMAND_LIMIT:?}", arguments.first().unwrap_or(&"")),
-        };
-        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
-        String::from_utf8(output.stdout).with_context(|| format!("{program} printed something else than text"))
+        }
     }
+}
+
+/// What a command printed; an error with what it complained of if it failed.
+fn succeeded(output: Output) -> Result<String> {
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
+    String::from_utf8(output.stdout).context("something else than text was printed")
 }
 
 /// Ends when the process does, with an error about it; never without a process.

@@ -1,0 +1,65 @@
+//! Ends parts of the lab: in order, or as a crash or a cut cable would.
+
+use std::{
+    path::PathBuf,
+    process::ExitStatus,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+
+use super::{Lab, STOP_LIMIT};
+use crate::process::{Memory, Process};
+
+/// How a process ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// With what.
+    pub status: ExitStatus,
+    /// From the signal on.
+    pub took: Duration,
+}
+
+impl Lab {
+    /// Whether cloudcore was started and not ended.
+    pub fn cloud_runs(&self) -> bool {
+        self.cloud.is_some()
+    }
+
+    /// Whether edgecore was started and not ended.
+    pub fn edge_runs(&self) -> bool {
+        self.edge.is_some()
+    }
+
+    /// Ends cloudcore with SIGTERM. [`Lab::resume_cloud`] starts it again.
+    pub async fn stop_cloud(&mut self) -> Result<Ended> {
+        self.client = None;
+        stop(self.cloud.take().context("the cloud does not run")?).await
+    }
+
+    /// Ends edgecore with SIGTERM; its pods are not its children. [`Lab::start_edge`] starts it again.
+    pub async fn stop_edge(&mut self) -> Result<Ended> {
+        stop(self.edge.take().context("the edge does not run")?).await
+    }
+
+    /// Ends edgecore with SIGKILL.
+    pub async fn kill_edge(&mut self) -> Result<()> {
+        self.edge.take().context("the edge does not run")?.kill().await
+    }
+
+    /// The memory that edgecore has in use.
+    pub fn edge_memory(&self) -> Result<Memory> {
+        self.edge.as_ref().context("the edge does not run")?.memory()
+    }
+
+    /// Where the edge keeps what it has to remember.
+    pub fn edge_store(&self) -> PathBuf {
+        self.folder.join("edge/edgecore.store")
+    }
+}
+
+async fn stop(process: Process) -> Result<Ended> {
+    let began = Instant::now();
+    let status = process.stop(STOP_LIMIT).await?;
+    Ok(Ended { status, took: began.elapsed() })
+}

@@ -1,0 +1,187 @@
+//! Who is not let in, and what both sides say about it. Two clouds, no containers.
+
+use std::{fs, path::Path, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use futures_util::FutureExt;
+use k8s_openapi::api::core::v1::Node;
+use kube::{Api, api::ListParams};
+use kubeedge_examples::{
+    lab::Lab,
+    process::{Launch, Process},
+};
+
+use crate::{
+    cluster::{log_says, poll},
+    report::{Outcome, Report},
+};
+
+const UP: &str = "enrolment::two_clouds_come_up";
+const DOWN: &str = "enrolment::nothing_is_left_of_the_one_cloud";
+const OTHER_DOWN: &str = "enrolment::nothing_is_left_of_the_other_cloud";
+const SECRET: &str = "enrolment::a_wrong_token_is_refused";
+const UNKNOWN: &str = "enrolment::an_unknown_token_is_refused";
+const EXPIRED: &str = "enrolment::an_expired_token_is_refused";
+const FOREIGN: &str = "enrolment::a_token_for_another_node_is_refused";
+const USED: &str = "enrolment::a_used_token_is_refused_to_another_box";
+const CLOUD: &str = "enrolment::a_cloud_with_another_ca_gets_no_token";
+const LINK: &str = "enrolment::a_certificate_of_another_ca_does_not_open_the_link";
+const ALL: [&str; 7] = [SECRET, UNKNOWN, EXPIRED, FOREIGN, USED, CLOUD, LINK];
+
+/// For edgecore to end in order.
+const STOP: Duration = Duration::from_secs(20);
+/// How cloudcore's log begins a refusal.
+const REFUSED: &str = "enrolment refused";
+
+pub(crate) async fn stage(report: &mut Report) {
+    if !report.begins(&ALL) {
+        return;
+    }
+    let Some((lab, folder)) = report.lab(UP, async |lab| lab.start_cloud().await.map(drop)).await else { return };
+    let other = report.lab(UP, async |lab| lab.start_cloud().await.map(drop)).await;
+    if let Some((other, other_folder)) = other {
+        report
+            .together(vec![
+                (SECRET, wrong_secret(&lab).boxed_local()),
+                (UNKNOWN, unknown(&lab, &other).boxed_local()),
+                (EXPIRED, expired(&lab).boxed_local()),
+                (FOREIGN, foreign(&lab).boxed_local()),
+                (USED, used(&lab).boxed_local()),
+                (CLOUD, other_cloud(&lab, &other).boxed_local()),
+            ])
+            .await;
+        // Last: its log is looked at as a whole.
+        report.run(LINK, other_certificate(&lab, &other)).await;
+        report.close(OTHER_DOWN, other, other_folder, Ok(())).await;
+    }
+    report.close(DOWN, lab, folder, Ok(())).await;
+}
+
+/// Joins, and is refused; both sides say all of `why`, and there is no certificate.
+async fn refused(lab: &Lab, node: &str, token: &str, why: &[&str]) -> Result<Outcome> {
+    let folder = lab.folder().join(node);
+    let output = lab.join_as(node, token, &folder).await?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(!output.status.success(), "{node} joined: {}", String::from_utf8_lossy(&output.stdout));
+    ensure!(why.iter().all(|part| stderr.contains(part)), "expected {why:?}, edgecore says {stderr:?}");
+    let id = token.split('.').nth(1).context("a token has an id")?;
+    ensure!(stderr.contains(id), "it does not say which token: {stderr:?}");
+    let line = log_says(lab, "cloudcore", 0, &[REFUSED, node, id]).await?;
+    ensure!(why.iter().all(|part| line.contains(part)), "expected {why:?}, cloudcore says {line:?}");
+    let secret = token.rsplit('.').next().context("a token has a secret")?;
+    ensure!(!stderr.contains(secret) && !lab.log("cloudcore")?.contains(secret), "the token's secret is told");
+    no_certificate(&folder)
+}
+
+fn no_certificate(folder: &Path) -> Result<Outcome> {
+    for file in ["certs/server.crt", "edgecore.yaml"] {
+        ensure!(!folder.join(file).exists(), "{} was written", folder.join(file).display());
+    }
+    Ok(Outcome::Proved)
+}
+
+async fn wrong_secret(lab: &Lab) -> Result<Outcome> {
+    let token = lab.token(&[]).await?;
+    let (rest, secret) = token.rsplit_once('.').context("a token has a secret")?;
+    let wrong: String = secret.chars().rev().collect();
+    ensure!(wrong != secret);
+    refused(lab, "wrong-secret", &format!("{rest}.{wrong}"), &["has another secret"]).await
+}
+
+/// A token of the other cloud, with this cloud's hash: nobody here knows it.
+async fn unknown(lab: &Lab, other: &Lab) -> Result<Outcome> {
+    let (here, there) = (lab.token(&[]).await?, other.token(&[]).await?);
+    let hash = here.split('.').next().context("a token has a hash")?;
+    let (_, credential) = there.split_once('.').context("a token has a credential")?;
+    refused(lab, "unknown-token", &format!("{hash}.{credential}"), &["is not known"]).await
+}
+
+async fn expired(lab: &Lab) -> Result<Outcome> {
+    let token = lab.token(&["--ttl", "1s"]).await?;
+    let id = token.split('.').nth(1).context("a token has an id")?.to_owned();
+    let data_dir = lab.folder().join("cloud");
+    let data_dir = data_dir.to_str().context("a path of UTF-8")?;
+    poll("the token is not listed any more", async || {
+        let listed = lab.command("cloudcore", &["token", "list", "--data-dir", data_dir]).await?;
+        let listed = String::from_utf8(listed.stdout)?;
+        Ok(if listed.contains(&id) { Err(listed) } else { Ok(()) })
+    })
+    .await?;
+    refused(lab, "expired-token", &token, &["expired"]).await
+}
+
+async fn foreign(lab: &Lab) -> Result<Outcome> {
+    let token = lab.token(&["--node", "somebody-else"]).await?;
+    refused(lab, "foreign-node", &token, &["is for node somebody-else, not for foreign-node"]).await
+}
+
+async fn used(lab: &Lab) -> Result<Outcome> {
+    let token = lab.token(&[]).await?;
+    let first = lab.join_as("used-first", &token, &lab.folder().join("used-first")).await?;
+    ensure!(first.status.success(), "{}", String::from_utf8_lossy(&first.stderr));
+    refused(lab, "used-second", &token, &["was already used by node used-first"]).await
+}
+
+/// The token names its cloud by the hash of the CA: another cloud does not even get to see its secret.
+async fn other_cloud(lab: &Lab, other: &Lab) -> Result<Outcome> {
+    let token = other.token(&[]).await?;
+    let folder = lab.folder().join("other-cloud");
+    let output = lab.join_as("other-cloud", &token, &folder).await?;
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    ensure!(!output.status.success(), "it joined a cloud that the token does not name");
+    let hash = token.split('.').next().context("a token has a hash")?;
+    ensure!(stderr.contains("CA") && stderr.contains(hash), "edgecore says {stderr:?}");
+    // The cloud knows no more than what TLS tells it: the peer does not take its certificate.
+    log_says(lab, "cloudcore", 0, &["enrolment: a connection was refused", "does not accept our certificate"]).await?;
+    no_certificate(&folder)
+}
+
+/// A node of the other cloud comes to this one's link: it does not take this cloud's certificate, and made to do so by
+/// force, the cloud does not take the node's.
+async fn other_certificate(lab: &Lab, other: &Lab) -> Result<Outcome> {
+    let folder = lab.folder().join("intruder");
+    let joined = other.join_as("intruder", &other.token(&[]).await?, &folder).await?;
+    ensure!(joined.status.success(), "{}", String::from_utf8_lossy(&joined.stderr));
+    let config = folder.join("edgecore.yaml");
+    let link = |lab: &Lab| -> Result<String> {
+        let yaml: serde_json::Value =
+            serde_saphyr::from_str(&fs::read_to_string(lab.folder().join("cloud/cloudcore.yaml"))?)?;
+        Ok(format!("127.0.0.1:{}", yaml["modules"]["cloudHub"]["websocket"]["port"]))
+    };
+    let text = fs::read_to_string(&config)?;
+    ensure!(text.contains(&link(other)?), "the link's address is in:\n{text}");
+    let text = text.replace(&link(other)?, &link(lab)?);
+    fs::write(&config, text.replace("  edged:\n", "  edged:\n    enable: false\n"))?;
+
+    let log = lab.folder().join("intruder.log");
+    let edge = edgecore(&config, &log)?;
+    let line = says(&log, &["not connected", "the other side's certificate is of another CA than ours"]).await;
+    edge.stop(STOP).await?;
+    line?;
+    log_says(lab, "cloudcore", 0, &["link: a connection was refused", "does not accept our certificate"]).await?;
+
+    fs::copy(lab.folder().join("cloud/pki/rootCA.crt"), folder.join("ca/rootCA.crt"))?;
+    let from = lab.log("cloudcore")?.len();
+    let edge = edgecore(&config, &log)?;
+    let cloud = log_says(lab, "cloudcore", from, &["link: a connection was refused", "of another CA than ours"]).await;
+    let line = says(&log, &["not connected", "does not accept our certificate", "another CA"]).await;
+    edge.stop(STOP).await?;
+    (cloud?, line?);
+    let nodes = Api::<Node>::all(lab.client()?).list(&ListParams::default()).await?;
+    ensure!(nodes.items.is_empty(), "it became a node: {:?}", nodes.items);
+    Ok(Outcome::Proved)
+}
+
+fn edgecore(config: &Path, log: &Path) -> Result<Process> {
+    let programs = Path::new(env!("CARGO_BIN_EXE_quickstart")).parent().context("a program is in a folder")?;
+    Launch::new("edgecore", programs.join("edgecore"), log).arg("--config").arg(config).spawn()
+}
+
+async fn says(log: &Path, parts: &[&str]) -> Result<String> {
+    poll(&format!("{} says {parts:?}", log.display()), async || {
+        let text = fs::read_to_string(log).unwrap_or_default();
+        let found = text.lines().find(|line| parts.iter().all(|part| line.contains(part))).map(str::to_owned);
+        Ok(found.ok_or(text))
+    })
+    .await
+}

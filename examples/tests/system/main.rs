@@ -1,0 +1,31 @@
+//! The whole system as an operator runs it: `cloudcore`, `edgecore` and a private containerd, each a process of its own,
+//! with real pods. Each stage brings a lab up once and its scenarios share it, since a bring-up costs seconds.
+//!
+//! `cargo test --test system -- NAME` runs the scenarios with NAME in their name. The programs are not built by that: run
+//! `make test`, or `cargo build --workspace --bins --all-features` first. Without root or containerd the scenarios are
+//! skipped by name; in CI, which installs everything, that is a failure.
+
+#![allow(clippy::print_stdout, reason = "a test program")]
+
+mod cluster;
+mod enrolment;
+mod kubectl;
+mod pods;
+mod report;
+mod restarts;
+
+use std::process::ExitCode;
+
+use kubeedge_examples::containerd::Tools;
+use report::Report;
+
+// One thread: children are told when the thread that started them ends, and this one ends last.
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    let mut report = Report::from_arguments(std::env::args().skip(1));
+    enrolment::stage(&mut report).await;
+    let tools = Tools::find();
+    pods::stage(&mut report, &tools).await;
+    restarts::stage(&mut report, &tools).await;
+    report.finish()
+}

@@ -1,0 +1,367 @@
+//! Pods behave as on any Kubernetes node. One lab; the scenarios run at the same time.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result, ensure};
+use futures_util::FutureExt;
+use k8s_openapi::api::{authentication::v1::SelfSubjectReview, core::v1::Pod};
+use kube::{
+    Api, Client, Config,
+    api::{ObjectMeta, PostParams},
+    config::{AuthInfo, KubeConfigOptions, Kubeconfig},
+};
+use kubeedge_examples::{containerd::Tools, lab::Lab, leftovers::cgroups_naming};
+
+use crate::{
+    cluster::{
+        NAMESPACE, apply, container, delete, first, gone, node_ready, nothing_left, one_sandbox, page, restarts,
+        running, statuses, uid, until_pod, waits_for, write_config,
+    },
+    kubectl,
+    report::{Outcome, Report},
+};
+
+const UP: &str = "pods::a_lab_comes_up";
+const DOWN: &str = "pods::nothing_is_left_on_the_machine";
+const TUTORIAL: &str = "pods::a_pod_of_any_tutorial_runs_and_serves";
+const ACCOUNT: &str = "pods::a_service_account_is_usable_against_the_api_server";
+const POLICIES: &str = "pods::restart_policies_are_kept";
+const CRASH: &str = "pods::a_crash_loop_backs_off_and_counts";
+const NEVER_PULL: &str = "pods::a_missing_image_that_may_not_be_pulled_is_said";
+const LATE_ENV: &str = "pods::a_container_waits_for_its_config_map_and_starts_by_itself";
+const LATE_VOLUME: &str = "pods::a_volume_waits_for_its_config_map_and_the_pod_starts_by_itself";
+const ALL: [&str; 10] = [
+    TUTORIAL,
+    ACCOUNT,
+    POLICIES,
+    CRASH,
+    NEVER_PULL,
+    LATE_ENV,
+    LATE_VOLUME,
+    kubectl::WATCH,
+    kubectl::VERBS,
+    kubectl::GRACE,
+];
+
+/// Brings a lab up for all scenarios of this file and of [`kubectl`].
+pub(crate) async fn stage(report: &mut Report, tools: &Result<Tools>) {
+    if !report.begins(&ALL) {
+        return;
+    }
+    let Some(tools) = report.tools(tools, &ALL) else { return };
+    let Some((mut lab, folder)) = report.lab(UP, async |lab| up(lab, tools).await).await else { return };
+    let ended = lab
+        .guarded(async |lab| {
+            report
+                .together(vec![
+                    (TUTORIAL, tutorial(lab).boxed_local()),
+                    (ACCOUNT, account(lab).boxed_local()),
+                    (POLICIES, policies(lab).boxed_local()),
+                    (CRASH, crash(lab).boxed_local()),
+                    (NEVER_PULL, never_pull(lab).boxed_local()),
+                    (LATE_ENV, late_env(lab).boxed_local()),
+                    (LATE_VOLUME, late_volume(lab).boxed_local()),
+                    (kubectl::WATCH, kubectl::watch(lab).boxed_local()),
+                    (kubectl::VERBS, kubectl::verbs(lab).boxed_local()),
+                    (kubectl::GRACE, kubectl::grace(lab).boxed_local()),
+                ])
+                .await;
+            Ok(())
+        })
+        .await;
+    report.close(DOWN, lab, folder, ended).await;
+}
+
+/// Everything up to a node that is Ready.
+pub(crate) async fn up(lab: &mut Lab, tools: Tools) -> Result<()> {
+    lab.start_registry()?;
+    lab.start_containerd(tools).await?;
+    lab.start_cloud().await?;
+    lab.join().await?;
+    lab.start_edge()?;
+    lab.guarded(async |lab| node_ready(&lab.client()?).await).await
+}
+
+async fn tutorial(lab: &Lab) -> Result<Outcome> {
+    let client = lab.client()?;
+    apply(lab, include_str!("tutorial.yaml")).await?;
+    let pod = running(&client, "shop").await?;
+    let uid = uid(&pod)?;
+    let status = pod.status.clone().unwrap_or_default();
+    let ip = status.pod_ip.clone().unwrap_or_default();
+    ensure!(status.host_ip.is_some() && status.start_time.is_some(), "hostIP and startTime are set: {status:?}");
+    ensure!(status.qos_class.as_deref() == Some("Burstable"), "its QoS class is {:?}", status.qos_class);
+
+    // It serves its own file system.
+    let environment = page(&pod, "/work/env").await?;
+    for line in [
+        "PORT=8080",
+        "GREETING=hello from a ConfigMap",
+        "PASSWORD=t0p-Secret",
+        "POD_NAME=shop",
+        &format!("POD_IP={ip}"),
+        "NODE_NAME=edge-1",
+        &format!("MEMORY_LIMIT={}", 48 << 20),
+        "GREETED=shop says hello from a ConfigMap, not $(GREETING)",
+        "SHOP_LOG_LEVEL=debug",
+        "username=admin",
+        "HOSTNAME=shop",
+        "PWD=/work",
+    ] {
+        ensure!(environment.lines().any(|found| found == line), "{line} is not in its environment:\n{environment}");
+    }
+    for (path, text) in [
+        ("/work/note", "shared\n"),
+        ("/etc/shop/conf/shop.properties", "color=blue\nsize=7\n"),
+        ("/etc/secret/password", "t0p-Secret"),
+        ("/etc/podinfo/cpu", "500"),
+        ("/projected/level", "debug"),
+        ("/projected/user", "admin"),
+        ("/projected/namespace", "default"),
+        ("/etc/hostname", "shop\n"),
+    ] {
+        let found = page(&pod, path).await?;
+        ensure!(found == text, "{path} is {found:?}, expected {text:?}");
+    }
+    let labels = page(&pod, "/etc/podinfo/labels").await?;
+    ensure!(labels.trim() == "app=\"shop\"\ntier=\"frontend\"", "labels: {labels:?}");
+    ensure!(page(&pod, "/projected/token").await?.split('.').count() == 3, "the projected token is a JWT");
+    ensure!(page(&pod, "/etc/hosts").await?.contains(&format!("{ip}\tshop")), "/etc/hosts names the pod");
+
+    let web = container(lab, &uid, "web").await?;
+    let modes = lab
+        .exec(&web.id, &["busybox", "stat", "-L", "-c", "%a", "/etc/shop/conf/shop.properties", "/etc/secret/password"])
+        .await?;
+    // fsGroup makes what the group may read readable for it.
+    ensure!(modes == "640\n440\n", "modes of the mounted files: {modes:?}");
+    let group = lab.exec(&web.id, &["busybox", "stat", "-c", "%g", "/work"]).await?;
+    ensure!(group == "2000\n", "the group of an emptyDir is fsGroup: {group:?}");
+    let refused = lab.exec(&web.id, &["sh", "-c", "echo x > /etc/shop/x"]).await;
+    ensure!(refused.is_err(), "a volume mounted readOnly was written to");
+    memory_limit(&web.id, 48 << 20)?;
+    ensure!(statuses(&pod).len() == 2, "there is a status of each container");
+
+    logs(lab, &uid).await?;
+    one_sandbox(lab, &uid).await?;
+    delete(&client, "shop", 2).await?;
+    gone(&client, "shop", &uid).await?;
+    nothing_left(lab, &uid).await?;
+    let volumes = lab.folder().join("edge/kubelet/pods").join(&uid);
+    ensure!(!volumes.exists(), "{} is left of a pod that is gone", volumes.display());
+    let logs = lab.pod_logs(NAMESPACE, "shop", &uid);
+    ensure!(!logs.exists(), "{} is left of a pod that is gone", logs.display());
+    Ok(Outcome::Proved)
+}
+
+/// `<log folder>/<namespace>_<name>_<uid>/<container>/0.log`, a line each: time, stream, F, text.
+async fn logs(lab: &Lab, uid: &str) -> Result<()> {
+    let path = lab.pod_logs(NAMESPACE, "shop", uid).join("sidecar/0.log");
+    let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let lines: Vec<Vec<&str>> = text.lines().map(|line| line.splitn(4, ' ').collect()).collect();
+    let said = format!("sidecar of {uid} is up");
+    for (stream, message) in [("stdout", said.as_str()), ("stderr", "to stderr")] {
+        let found = lines.iter().any(|line| {
+            matches!(line.as_slice(), [time, of, "F", text]
+                if time.parse::<k8s_openapi::jiff::Timestamp>().is_ok() && *of == stream && *text == message)
+        });
+        ensure!(found, "{} has no line of {stream} with {message:?}:\n{text}", path.display());
+    }
+    ensure!(lab.pod_logs(NAMESPACE, "shop", uid).join("web/0.log").is_file(), "the other container has a log, too");
+    Ok(())
+}
+
+/// The kernel enforces the limit, whichever version of control groups has the memory controller.
+fn memory_limit(container_id: &str, bytes: u64) -> Result<()> {
+    let groups = cgroups_naming(container_id)?;
+    let files = ["memory.limit_in_bytes", "memory.max"];
+    let found: Vec<String> =
+        groups.iter().flat_map(|group| files.map(|file| group.join(file))).flat_map(fs::read_to_string).collect();
+    ensure!(found.iter().any(|limit| limit.trim() == bytes.to_string()), "memory limits {found:?}, expected {bytes}");
+    Ok(())
+}
+
+async fn account(lab: &Lab) -> Result<Outcome> {
+    let client = lab.client()?;
+    apply(lab, &serving("account", "/")).await?;
+    let pod = running(&client, "account").await?;
+    let read = async |file| page(&pod, &format!("/var/run/secrets/kubernetes.io/serviceaccount/{file}")).await;
+    let (token, ca, namespace) = (read("token").await?, read("ca.crt").await?, read("namespace").await?);
+    ensure!(namespace == NAMESPACE, "its namespace is {namespace:?}");
+    // What a client in the pod would be made of: the API's address, and these files.
+    let mut config = Kubeconfig::read_from(lab.kubeconfig())?;
+    for user in &mut config.auth_infos {
+        user.auth_info = Some(AuthInfo { token: Some(token.clone().into()), ..AuthInfo::default() });
+    }
+    for cluster in config.clusters.iter_mut().filter_map(|cluster| cluster.cluster.as_mut()) {
+        cluster.certificate_authority_data = None;
+        let file = lab.folder().join("account-ca.crt");
+        fs::write(&file, &ca)?;
+        cluster.certificate_authority = Some(utf8(&file)?);
+    }
+    let config = Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await?;
+    let inside = Client::try_from(config)?;
+    let review = SelfSubjectReview { metadata: ObjectMeta::default(), status: None };
+    let review = Api::<SelfSubjectReview>::all(inside.clone()).create(&PostParams::default(), &review).await?;
+    let user = review.status.and_then(|status| status.user_info).and_then(|user| user.username);
+    ensure!(user.as_deref() == Some("system:serviceaccount:default:default"), "the API takes it for {user:?}");
+    let refused = Api::<Pod>::namespaced(inside, NAMESPACE).list(&Default::default()).await;
+    let code = match refused {
+        Err(kube::Error::Api(status)) => status.code,
+        other => anyhow::bail!("a service account without rights was not refused: {other:?}"),
+    };
+    ensure!(code == 403, "it was refused with {code}");
+    Ok(Outcome::Proved)
+}
+
+async fn policies(lab: &Lab) -> Result<Outcome> {
+    let client = lab.client()?;
+    let once = "if [ -e /work/been ]; then exit 0; fi; touch /work/been; exit 5";
+    apply(lab, &script("on-failure", "OnFailure", once)).await?;
+    apply(lab, &script("never", "Never", "exit 3")).await?;
+    apply(lab, &script("always", "Always", "exit 0")).await?;
+    apply(lab, &script("done", "OnFailure", "exit 0")).await?;
+
+    let pod = until_pod(&client, "on-failure", "Succeeded", |pod| phase(pod) == "Succeeded").await?;
+    ensure!(restarts(&pod) == 1, "failed once, started again {} times", restarts(&pod));
+    let last = first(&pod).and_then(|status| status.last_state.clone()).and_then(|state| state.terminated);
+    ensure!(last.as_ref().is_some_and(|last| last.exit_code == 5), "its last state is {last:?}");
+
+    let pod = until_pod(&client, "never", "Failed", |pod| phase(pod) == "Failed").await?;
+    let ended = first(&pod).and_then(|status| status.state.clone()).and_then(|state| state.terminated);
+    ensure!(ended.as_ref().is_some_and(|it| it.exit_code == 3 && it.reason.as_deref() == Some("Error")), "{ended:?}");
+    ensure!(restarts(&pod) == 0 && lab.containers(&uid(&pod)?).await?.len() == 1, "it was started again");
+
+    let pod = until_pod(&client, "done", "Succeeded", |pod| phase(pod) == "Succeeded").await?;
+    let ended = first(&pod).and_then(|status| status.state.clone()).and_then(|state| state.terminated);
+    let completed = ended.as_ref().is_some_and(|it| it.exit_code == 0 && it.reason.as_deref() == Some("Completed"));
+    ensure!(completed && restarts(&pod) == 0, "{ended:?}");
+
+    let pod = until_pod(&client, "always", "one restart", |pod| restarts(pod) >= 1).await?;
+    ensure!(phase(&pod) == "Running", "a pod that is always restarted is {}", phase(&pod));
+    Ok(Outcome::Proved)
+}
+
+async fn crash(lab: &Lab) -> Result<Outcome> {
+    let client = lab.client()?;
+    apply(lab, &script("crash", "Always", "echo boom; exit 9")).await?;
+    let pod = until_pod(&client, "crash", "CrashLoopBackOff after a restart", |pod| {
+        restarts(pod) >= 1 && waits_for(pod).is_some_and(|(reason, _)| reason == "CrashLoopBackOff")
+    })
+    .await?;
+    let (_, message) = waits_for(&pod).unwrap_or_default();
+    ensure!(message.contains("restarting failed container"), "it says {message:?}");
+    let last = first(&pod).and_then(|status| status.last_state.clone()).and_then(|state| state.terminated);
+    ensure!(last.as_ref().is_some_and(|last| last.exit_code == 9), "its last state is {last:?}");
+    // The back-off ends: it is tried again.
+    let count = restarts(&pod);
+    until_pod(&client, "crash", "one more restart", |pod| restarts(pod) > count).await?;
+    one_sandbox(lab, &uid(&pod)?).await?;
+    Ok(Outcome::Proved)
+}
+
+async fn never_pull(lab: &Lab) -> Result<Outcome> {
+    let client = lab.client()?;
+    let manifest =
+        script("never-pull", "Always", "exit 0").replace("IfNotPresent", "Never").replace("IMAGE", "IMAGE-x");
+    apply(lab, &manifest).await?;
+    let pod = until_pod(&client, "never-pull", "ErrImageNeverPull", |pod| {
+        waits_for(pod).is_some_and(|(reason, _)| reason == "ErrImageNeverPull")
+    })
+    .await?;
+    let (_, message) = waits_for(&pod).unwrap_or_default();
+    ensure!(message.contains("-x") && phase(&pod) == "Pending", "{} with {message:?}", phase(&pod));
+    // Nothing holds its deletion up.
+    delete(&client, "never-pull", 1).await?;
+    gone(&client, "never-pull", &uid(&pod)?).await?;
+    nothing_left(lab, &uid(&pod)?).await?;
+    Ok(Outcome::Proved)
+}
+
+async fn late_env(lab: &Lab) -> Result<Outcome> {
+    let client = lab.client()?;
+    let manifest = serving("late-env", "/").replace(
+        "    ports:",
+        "    env:\n    - name: LATE\n      valueFrom: {configMapKeyRef: {name: late-env, key: word}}\n    ports:",
+    );
+    apply(lab, &manifest).await?;
+    let pod = until_pod(&client, "late-env", "CreateContainerConfigError", |pod| {
+        waits_for(pod).is_some_and(|(reason, _)| reason == "CreateContainerConfigError")
+    })
+    .await?;
+    let (_, message) = waits_for(&pod).unwrap_or_default();
+    ensure!(message.contains("configmap \"late-env\" not found"), "it says {message:?}");
+    write_config(&client, "late-env", &[("word", "here")]).await?;
+    let pod = running(&client, "late-env").await?;
+    ensure!(restarts(&pod) == 0, "waiting is not restarting");
+    let id = container(lab, &uid(&pod)?, "web").await?.id;
+    let word = lab.exec(&id, &["sh", "-c", "echo $LATE"]).await?;
+    ensure!(word == "here\n", "the variable is {word:?}");
+    Ok(Outcome::Proved)
+}
+
+async fn late_volume(lab: &Lab) -> Result<Outcome> {
+    let client = lab.client()?;
+    let manifest = serving("late-volume", "/www")
+        .replace("    ports:", "    volumeMounts: [{name: www, mountPath: /www}]\n    ports:")
+        + "  volumes: [{name: www, configMap: {name: late-volume}}]\n";
+    apply(lab, &manifest).await?;
+    let pod = until_pod(&client, "late-volume", "ContainerCreating", |pod| {
+        waits_for(pod).is_some_and(|(reason, _)| reason == "ContainerCreating")
+    })
+    .await?;
+    write_config(&client, "late-volume", &[("index.html", "late")]).await?;
+    let started = running(&client, "late-volume").await?;
+    ensure!(started.metadata.uid == pod.metadata.uid && restarts(&started) == 0);
+    let text = page(&started, "/index.html").await?;
+    ensure!(text == "late", "the page is {text:?}");
+    one_sandbox(lab, &uid(&pod)?).await?;
+    Ok(Outcome::Proved)
+}
+
+fn phase(pod: &Pod) -> &str {
+    pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default()
+}
+
+fn utf8(path: &Path) -> Result<String> {
+    Ok(path.to_str().context("a path that is not UTF-8")?.to_owned())
+}
+
+/// A pod that serves the files of a folder.
+pub(crate) fn serving(name: &str, folder: &str) -> String {
+    format!(
+        "apiVersion: v1
+kind: Pod
+metadata:
+  name: {name}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: web
+    image: IMAGE
+    imagePullPolicy: IfNotPresent
+    command: [/bin/httpd, -f, -p, '8080', -h, {folder}]
+    ports: [{{containerPort: 8080}}]
+"
+    )
+}
+
+/// A pod that runs a script, with a folder of its own at `/work`.
+pub(crate) fn script(name: &str, policy: &str, script: &str) -> String {
+    format!(
+        "apiVersion: v1
+kind: Pod
+metadata:
+  name: {name}
+spec:
+  restartPolicy: {policy}
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: main
+    image: IMAGE
+    imagePullPolicy: IfNotPresent
+    command: [/bin/sh, -c, {script:?}]
+    volumeMounts: [{{name: work, mountPath: /work}}]
+  volumes: [{{name: work, emptyDir: {{}}}}]
+"
+    )
+}
