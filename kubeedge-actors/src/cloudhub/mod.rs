@@ -9,7 +9,7 @@
 //! | stores | nothing: what a node should hold is derived again at each hello |
 //! | a node offline | what is sent to it is dropped and counted; the digests of its next hello show what it lacks |
 //!
-//! [`crate::link::registry`] decides who holds a node, [`crate::link::session`] speaks the protocol, [`session`] carries
+//! [`crate::link::registry`] decides who holds a node, [`crate::link::session`] speaks the protocol, `session` carries
 //! one node's messages between it and the controllers. A node that cannot keep up costs bounded memory: when its queue
 //! is full its session ends, and it comes back and is compared anew.
 

@@ -153,7 +153,7 @@ mod tests {
         reports.take(&key, &mut second);
         assert_ne!(first, second, "each has a generation of its own");
         assert!(!reports.settle(&key, 1));
-        assert_eq!(reports.oldest(10), [key.clone()]);
+        assert_eq!(reports.oldest(10), std::slice::from_ref(&key));
         assert!(reports.settle(&key, 2));
     }
 
