@@ -138,7 +138,7 @@ pub struct KubeletConfig {
     /// How many pods this node takes.
     #[serde(deserialize_with = "max_pods")]
     pub max_pods: u32,
-    /// Where the containers' logs are written.
+    /// Where the containers' logs are written: a folder with the name `pods`.
     pub pod_logs_dir: PathBuf,
     /// Taints that the node registers with.
     #[serde(deserialize_with = "or_default")]
@@ -148,8 +148,6 @@ pub struct KubeletConfig {
     pub cluster_dns: Vec<IpAddr>,
     /// The cluster's domain, searched first by such pods.
     pub cluster_domain: String,
-    /// The name server configuration that pods with DNS policy Default inherit.
-    pub resolv_conf: PathBuf,
 }
 
 impl Default for KubeletConfig {
@@ -162,7 +160,6 @@ impl Default for KubeletConfig {
             register_with_taints: Vec::new(),
             cluster_dns: Vec::new(),
             cluster_domain: String::new(),
-            resolv_conf: "/etc/resolv.conf".into(),
         }
     }
 }
