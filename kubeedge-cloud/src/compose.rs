@@ -14,6 +14,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use futures_util::future::select_all;
 use kubeedge_actors::{
     cloudhub::{CloudHub, CloudHubConfig, EnrolmentConfig, enrolment::EnrolmentService},
     edgecontroller::EdgeController,
@@ -39,13 +40,13 @@ pub fn run(config: CloudCore) -> Result<()> {
             running = start(&config) => running?,
             signal = signals.next() => bail!("{signal} while starting"),
         };
-        let failed = running.system.failed();
+        let failed = select_all(running.systems.iter().map(|system| Box::pin(system.failed())));
         let outcome = tokio::select! {
             signal = signals.next() => {
                 tracing::info!(signal, "stopping");
                 Ok(())
             }
-            (component, exit) = failed => Err(anyhow::anyhow!("{component} {exit}: it does not come back by restarts")),
+            ((component, exit), ..) = failed => Err(anyhow::anyhow!("{component} {exit}: it does not come back by restarts")),
         };
         tokio::select! {
             stopped = running.stop() => stopped.and(outcome),
@@ -56,10 +57,9 @@ pub fn run(config: CloudCore) -> Result<()> {
 
 /// What runs.
 struct Running {
-    system: System,
+    /// In the order in which they stop.
+    systems: Vec<System>,
     control: Control,
-    #[cfg(feature = "standalone")]
-    api_server: Option<standalone::ApiServer>,
     store: Store,
 }
 
@@ -85,10 +85,10 @@ async fn start(config: &CloudCore) -> Result<Running> {
         (None, cluster(config).await?)
     };
     #[cfg(not(feature = "standalone"))]
-    let client = if config.standalone.enable {
+    let (api_server, client) = if config.standalone.enable {
         bail!("this cloudcore was built without the feature `standalone`: name a cluster in kubeAPIConfig.kubeConfig")
     } else {
-        cluster(config).await?
+        (None, cluster(config).await?)
     };
 
     let tokens = Tokens::new(&store);
@@ -125,23 +125,17 @@ async fn start(config: &CloudCore) -> Result<Running> {
     let desk = tokens::Desk::new(tokens, authority.ca_hash());
     let control = Control::start(data, Arc::new(desk))?;
     tracing::info!(data_dir = %data.display(), "cloudcore runs");
-    Ok(Running {
-        system,
-        control,
-        #[cfg(feature = "standalone")]
-        api_server,
-        store,
-    })
+    let systems = std::iter::once(system).chain(api_server).collect();
+    Ok(Running { systems, control, store })
 }
 
 impl Running {
     /// Stops in order: no new work, queues drained, the store last.
     async fn stop(self) -> Result<()> {
         let control = self.control.stop().await;
-        let exits = self.system.stop(STOP_LIMIT).await;
-        #[cfg(feature = "standalone")]
-        if let Some(api_server) = self.api_server {
-            api_server.stop().await;
+        let mut exits = Vec::new();
+        for system in &self.systems {
+            exits.extend(system.stop(STOP_LIMIT).await);
         }
         self.store.close().await?;
         control?;

@@ -1,28 +1,22 @@
 //! The embedded API server: its key material, its administrator's kubeconfig, and the client that cloudcore uses.
 
-use std::{fs, io::Write, os::unix::fs::OpenOptionsExt, path::Path, sync::Arc};
+use std::{fs, io::Write, os::unix::fs::OpenOptionsExt, path::Path, sync::Arc, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use kubeedge_actors::{
-    apiserver::{Config, Handle, ISSUER, Listen, Server, write_kubeconfig},
+    apiserver::{ApiServer, Config, ISSUER, Listen, WhereServed, write_kubeconfig},
     identity::{
         CertificateAuthority, ClientAuth, IssuedCertificate, ServiceAccountTokens, server_config, system_clock,
     },
     store::Store,
+    system::{Ports, System},
 };
 use ring::rand::{SecureRandom, SystemRandom};
 
 use crate::config::CloudCore;
 
-/// The running API server.
-pub(super) struct ApiServer(Handle);
-
-impl ApiServer {
-    /// Finishes what is being answered and ends the watches.
-    pub(super) async fn stop(self) {
-        self.0.stop().await;
-    }
-}
+/// How long the API server may take to read its objects and listen.
+const UP_WITHIN: Duration = Duration::from_secs(60);
 
 /// Starts the API server, writes `<data dir>/kubeconfig`, and gives a client with an administrator's rights.
 pub(super) async fn start(
@@ -30,7 +24,7 @@ pub(super) async fn start(
     authority: &Arc<CertificateAuthority>,
     server: &IssuedCertificate,
     store: Store,
-) -> Result<(ApiServer, kube::Client)> {
+) -> Result<(System, kube::Client)> {
     let data = &config.standalone.data_dir;
     let tls = server_config(server.chain(), server.key(), ClientAuth::None, &[b"http/1.1"], system_clock())?;
     let token = admin_token(&data.join("pki").join("admin-token"))?;
@@ -39,26 +33,35 @@ pub(super) async fn start(
     let ca = authority.certificate_pem().to_owned();
     let mut settings = Config::new(store, listen, token.clone(), ca.clone());
     settings.service_account_tokens = Some(Arc::new(accounts));
-    let handle = Server::start(settings).await?;
-
-    let address = handle.address();
+    // A port in use is an error of the start that names it, not a component that fails again and again.
+    drop(super::listen("the API server", (config.standalone.address, config.standalone.port))?);
+    // A system of its own: it is up before the controllers start, and stops after their last write.
+    let system = System::builder("standalone")
+        .component(move |_: &Ports| ApiServer::new(settings.clone()))
+        .asks::<WhereServed>()
+        .start()?;
+    let where_served = system.port::<WhereServed>();
+    let address = tokio::select! {
+        served = where_served.ask(WhereServed, UP_WITHIN) => served?.context("the API server does not listen")?,
+        (component, exit) = system.failed() => bail!("{component} {exit}"),
+    };
     let host = if address.ip().is_unspecified() { "127.0.0.1".into() } else { address.ip().to_string() };
     let host = if host.contains(':') { format!("[{host}]") } else { host };
     let url = format!("https://{host}:{}", address.port());
     let kubeconfig = data.join("kubeconfig");
     write_kubeconfig(&kubeconfig, &url, &ca, &token).with_context(|| format!("write {}", kubeconfig.display()))?;
-    tracing::info!(%url, kubeconfig = %kubeconfig.display(), "the API server is up");
+    tracing::info!(%url, kubeconfig = %kubeconfig.display(), "the administrator's kubeconfig is written");
 
     let read = kube::config::Kubeconfig::read_from(&kubeconfig)?;
     let client = kube::Client::try_from(kube::Config::from_custom_kubeconfig(read, &Default::default()).await?)?;
-    Ok((ApiServer(handle), client))
+    Ok((system, client))
 }
 
 /// The administrator's bearer token: 32 random bytes in hexadecimal, made once.
 fn admin_token(path: &Path) -> Result<String> {
     match fs::read_to_string(path) {
         Ok(token) if token.trim().len() >= 32 => return Ok(token.trim().to_owned()),
-        Ok(_) => anyhow::bail!("{} holds no token: remove it, and a new one is made", path.display()),
+        Ok(_) => bail!("{} holds no token: remove it, and a new one is made", path.display()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
     }
