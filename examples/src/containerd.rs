@@ -179,6 +179,7 @@ impl PrivateContainerd {
     pub async fn remove_all_pods(&self) -> Result<()> {
         let mut cri = self.cri().await?;
         let pods = cri.list_pod_sandbox(ListPodSandboxRequest::default()).await.context("list pods")?.into_inner();
+        let mut uids = Vec::new();
         for pod in pods.items {
             let id = pod.id;
             let remove = async {
@@ -189,12 +190,15 @@ impl PrivateContainerd {
                 Ok(removed) => removed.map(drop).with_context(|| format!("remove pod {id}"))?,
                 Err(_) => bail!("pod {id} was not removed within {POD_LIMIT:?}"),
             }
-            // The runtime leaves the group above its containers' to whoever made the pod, and that one is gone.
-            let uid = pod.metadata.map(|metadata| metadata.uid).unwrap_or_default();
-            if uid.len() >= MIN_UID {
-                for group in leftovers::cgroups_naming(&uid)? {
-                    fs::remove_dir(&group).with_context(|| format!("remove {}", group.display()))?;
-                }
+            uids.extend(pod.metadata.map(|metadata| metadata.uid).filter(|uid| uid.len() >= MIN_UID));
+        }
+        // The runtime leaves the group above its containers' to whoever made the pod, and that one is gone. A pod may
+        // have had more than one sandbox in it.
+        uids.sort();
+        uids.dedup();
+        for uid in uids {
+            for group in leftovers::cgroups_naming(&uid)? {
+                fs::remove_dir(&group).with_context(|| format!("remove {}", group.display()))?;
             }
         }
         Ok(())
