@@ -15,6 +15,7 @@ use kube::{
 use kubeedge_examples::{
     http,
     lab::{Container, Lab, NODE},
+    leftovers::cgroups_naming,
 };
 use serde_json::json;
 
@@ -237,7 +238,7 @@ pub(crate) async fn one_sandbox(lab: &Lab, pod_uid: &str) -> Result<String> {
     }
 }
 
-/// Checks that the runtime has nothing of a pod.
+/// Checks that nothing of a pod is left on the machine.
 pub(crate) async fn nothing_left(lab: &Lab, pod_uid: &str) -> Result<()> {
     let (sandboxes, _) = lab.sandboxes(pod_uid).await?;
     let containers = lab.containers(pod_uid).await?;
@@ -245,5 +246,7 @@ pub(crate) async fn nothing_left(lab: &Lab, pod_uid: &str) -> Result<()> {
         sandboxes.is_empty() && containers.is_empty(),
         "the pod is gone from the API and the runtime still has {sandboxes:?} {containers:?}"
     );
+    let groups = cgroups_naming(pod_uid)?;
+    ensure!(groups.is_empty(), "the pod is gone from the API and its control groups are not: {groups:?}");
     Ok(())
 }

@@ -37,7 +37,7 @@ const STEADY: &str = "steady";
 const ORDERLY: Duration = Duration::from_secs(10);
 /// Bound of edgecore's own memory in the unoptimized profile, bytes: its heap and stacks, without the program's file,
 /// which is several times larger than an optimized one.
-const MEMORY_LIMIT: u64 = 20_000_000;
+const MEMORY_LIMIT: u64 = 10_000_000;
 
 pub(crate) async fn stage(report: &mut Report, tools: &Result<Tools>) {
     if !report.begins(&ALL) {
