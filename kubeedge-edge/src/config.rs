@@ -148,7 +148,7 @@ pub struct KubeletConfig {
     pub cluster_dns: Vec<IpAddr>,
     /// The cluster's domain, searched first by such pods.
     pub cluster_domain: String,
-    /// The name server configuration that pods with DNS policy Default inherit.
+    /// The name server configuration that pods with DNS policy Default inherit; empty: none.
     pub resolv_conf: PathBuf,
 }
 
