@@ -148,6 +148,8 @@ pub struct KubeletConfig {
     pub cluster_dns: Vec<IpAddr>,
     /// The cluster's domain, searched first by such pods.
     pub cluster_domain: String,
+    /// The name server configuration that pods with DNS policy Default inherit; empty: none.
+    pub resolv_conf: PathBuf,
 }
 
 impl Default for KubeletConfig {
@@ -160,6 +162,7 @@ impl Default for KubeletConfig {
             register_with_taints: Vec::new(),
             cluster_dns: Vec::new(),
             cluster_domain: String::new(),
+            resolv_conf: "/etc/resolv.conf".into(),
         }
     }
 }

@@ -48,6 +48,8 @@ pub struct EdgedConfig {
     pub cluster_dns: Vec<IpAddr>,
     /// The cluster's DNS domain; may be empty.
     pub cluster_domain: String,
+    /// The resolver configuration that pods with DNS policy Default inherit; empty: none.
+    pub resolv_conf: PathBuf,
     /// Kernel parameters beyond the safe ones that pods may set.
     pub allowed_sysctls: Vec<String>,
     /// The API server's service as pods see it.
@@ -70,6 +72,7 @@ impl EdgedConfig {
             cgroup_driver: CgroupDriver::default(),
             cluster_dns: Vec::new(),
             cluster_domain: String::new(),
+            resolv_conf: "/etc/resolv.conf".into(),
             allowed_sysctls: Vec::new(),
             service: None,
             // kubelet's serializeImagePulls
@@ -84,7 +87,7 @@ pub enum PrepareError {
     /// The runtime's address.
     #[error(transparent)]
     Endpoint(#[from] InvalidEndpoint),
-    /// A directory is not absolute, so that what it means would depend on where edgecore was started.
+    /// A directory or a file is not absolute, so that what it means would depend on where edgecore was started.
     #[error("{what} {path:?} is not an absolute path")]
     NotAbsolute {
         /// Which.
@@ -131,8 +134,13 @@ impl Prepared {
     }
 
     fn read(config: EdgedConfig, runtime: Arc<dyn Runtime>) -> Result<Self, PrepareError> {
-        for (what, path) in [("the root directory", &config.root_dir), ("the log directory", &config.log_dir)] {
-            if !path.is_absolute() {
+        for (what, path) in [
+            ("the root directory", &config.root_dir),
+            ("the log directory", &config.log_dir),
+            ("resolvConf", &config.resolv_conf),
+        ] {
+            let none = what == "resolvConf" && path.as_os_str().is_empty();
+            if !none && !path.is_absolute() {
                 return Err(PrepareError::NotAbsolute { what, path: path.clone() });
             }
         }
@@ -166,6 +174,7 @@ impl Prepared {
             cgroup_driver: config.cgroup_driver,
             cluster_dns: config.cluster_dns,
             cluster_domain: config.cluster_domain,
+            resolv_conf: config.resolv_conf,
             allowed_sysctls: config.allowed_sysctls,
             limits: node_limits(&readings, unified),
             allocatable: allocatable(&config.node, &readings),

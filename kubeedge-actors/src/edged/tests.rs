@@ -123,7 +123,10 @@ async fn bench(pods: &[Value], complete: bool) -> Bench {
     let runtime = FakeRuntime::new(Arc::new(Timestamp::now));
     runtime.add_image("app:1");
     let name: NodeName = "edge-1".parse().unwrap();
+    let resolv_conf = folder.path().join("resolv.conf");
+    std::fs::write(&resolv_conf, "nameserver 192.0.2.53\n").unwrap();
     let config = EdgedConfig {
+        resolv_conf,
         root_dir: folder.path().join("kubelet"),
         log_dir: folder.path().join("log"),
         node_ip: Some("192.0.2.7".parse().unwrap()),
@@ -390,8 +393,23 @@ async fn the_node_registers_when_the_link_is_up_and_tells_its_progress() {
 }
 
 #[actix_rt::test]
+async fn pods_inherit_the_configured_resolver_configuration() {
+    let bench = bench(&[], true).await;
+    let mut inheriting = pod("p", "u1");
+    inheriting["spec"]["dnsPolicy"] = "Default".into();
+    bench.tell(&inheriting).await;
+    bench.phase("u1", "Running").await;
+    let dns = bench.runtime.sandbox_configs()[0].dns_config.clone().unwrap();
+    assert_eq!(dns.servers, ["192.0.2.53"]);
+    bench.stop().await;
+}
+
+#[actix_rt::test]
 async fn a_relative_directory_is_refused() {
     let name: NodeName = "edge-1".parse().unwrap();
     let config = EdgedConfig { root_dir: Path::new("kubelet").into(), ..EdgedConfig::new(NodeSettings::new(name)) };
-    assert!(matches!(Prepared::new(config).await, Err(PrepareError::NotAbsolute { .. })));
+    assert!(matches!(Prepared::new(config.clone()).await, Err(PrepareError::NotAbsolute { .. })));
+    let config = EdgedConfig { root_dir: "/nowhere".into(), resolv_conf: "resolv.conf".into(), ..config };
+    let refused = Prepared::new(config).await.map(drop);
+    assert!(matches!(refused, Err(PrepareError::NotAbsolute { what: "resolvConf", .. })), "{refused:?}");
 }

@@ -35,7 +35,7 @@ pub(super) const FIELDS: &[&str] = paths! {
         "memoryThrottlingFactor" "nodeLeaseDurationSeconds" "nodeStatusMaxImages" "nodeStatusReportFrequency"
         "nodeStatusUpdateFrequency" "oomScoreAdj" "podCIDR" "podPidsLimit" "podsPerCore" "port"
         "preserveIptablesChains" "protectKernelDefaults" "providerID" "qosReserved" "readOnlyPort" "registerNode"
-        "registryBurst" "registryPullQPS" "reservedMemory" "reservedSystemCPUs" "resolvConf" "rotateCertificates"
+        "registryBurst" "registryPullQPS" "reservedMemory" "reservedSystemCPUs" "rotateCertificates"
         "runOnce" "runtimeRequestTimeout" "seccompDefault" "serializeImagePulls" "serverTLSBootstrap"
         "showHiddenMetricsForVersion" "shutdownGracePeriod" "shutdownGracePeriodByPodPriority"
         "shutdownGracePeriodCriticalPods" "staticPodPath" "staticPodURL" "staticPodURLHeader"

@@ -33,7 +33,6 @@ use crate::edged::{
 /// Longest last words, bytes, and the longest piece of a log that stands in for them (kubelet's).
 const MAX_MESSAGE: u64 = 4096;
 const MAX_LOG_MESSAGE: u64 = 2048;
-const RESOLV_CONF: &str = "/etc/resolv.conf";
 const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 
 /// What the node says to its pods.
@@ -53,6 +52,8 @@ pub struct NodeSetup {
     pub cluster_dns: Vec<IpAddr>,
     /// The cluster's DNS domain; may be empty.
     pub cluster_domain: String,
+    /// The resolver configuration that pods inherit; empty: none, as kubelet's `resolvConf: ""`.
+    pub resolv_conf: PathBuf,
     /// Kernel parameters beyond the safe ones that pods may set.
     pub allowed_sysctls: Vec<String>,
     /// What the machine says about limits.
@@ -106,6 +107,21 @@ impl NodeProvision {
         }
     }
 
+    /// The resolver configuration that pods inherit. One that cannot be read is no reason to keep pods from running.
+    async fn host_dns(&self) -> ResolvConf {
+        let path = &self.setup.resolv_conf;
+        if path.as_os_str().is_empty() {
+            return ResolvConf::default();
+        }
+        match tokio::fs::read_to_string(path).await {
+            Ok(text) => ResolvConf::parse(&text),
+            Err(error) => {
+                tracing::warn!("pods inherit no name servers: {}: {error}", path.display());
+                ResolvConf::default()
+            }
+        }
+    }
+
     fn labels(plan: &PodPlan) -> HashMap<String, String> {
         [(labels::POD_NAME, &plan.name), (labels::POD_NAMESPACE, &plan.namespace), (labels::POD_UID, &plan.uid)]
             .into_iter()
@@ -133,13 +149,7 @@ impl NodeProvision {
         attempt: u32,
         started_at: Timestamp,
     ) -> Result<cri::PodSandboxConfig, String> {
-        let host = match tokio::fs::read_to_string(RESOLV_CONF).await {
-            Ok(text) => ResolvConf::parse(&text),
-            Err(error) => {
-                tracing::debug!("{RESOLV_CONF}: {error}");
-                ResolvConf::default()
-            }
-        };
+        let host = self.host_dns().await;
         let dns = NodeDns {
             cluster_dns: self.setup.cluster_dns.clone(),
             cluster_domain: self.setup.cluster_domain.clone(),
