@@ -323,7 +323,7 @@ async fn answering(lab: &Lab) -> Result<Client> {
 }
 
 /// Ports that were free a moment ago.
-fn free_ports<const N: usize>() -> Result<[u16; N]> {
+pub fn free_ports<const N: usize>() -> Result<[u16; N]> {
     // All are held until all are known, so that they differ.
     let listeners = [(); N].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
     let mut ports = [0; N];

@@ -1,21 +1,29 @@
 //! Pods behave as on any Kubernetes node. One lab; the scenarios run at the same time.
 
-use std::{fs, path::Path};
+use std::{fs, net::IpAddr, os::unix::fs::PermissionsExt, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use futures_util::FutureExt;
-use k8s_openapi::api::{authentication::v1::SelfSubjectReview, core::v1::Pod};
+use k8s_openapi::api::{
+    authentication::v1::SelfSubjectReview,
+    core::v1::{Pod, Secret},
+};
 use kube::{
     Api, Client, Config,
-    api::{ObjectMeta, PostParams},
+    api::{ObjectMeta, Patch, PatchParams, PostParams},
     config::{AuthInfo, KubeConfigOptions, Kubeconfig},
 };
-use kubeedge_examples::{containerd::Tools, lab::Lab, leftovers::cgroups_naming};
+use kubeedge_examples::{
+    containerd::Tools,
+    http,
+    lab::{Lab, free_ports},
+    leftovers::cgroups_naming,
+};
 
 use crate::{
     cluster::{
-        NAMESPACE, apply, container, delete, first, gone, node_ready, nothing_left, one_sandbox, page, restarts,
-        running, statuses, uid, until_pod, waits_for, write_config,
+        NAMESPACE, apply, container, delete, first, gone, node_ready, nothing_left, one_sandbox, page, page_becomes,
+        restarts, running, statuses, uid, until_pod, waits_for, write_config,
     },
     kubectl,
     report::{Outcome, Report},
@@ -24,14 +32,16 @@ use crate::{
 const UP: &str = "pods::a_lab_comes_up";
 const DOWN: &str = "pods::nothing_is_left_on_the_machine";
 const TUTORIAL: &str = "pods::a_pod_of_any_tutorial_runs_and_serves";
+const TOOLBOX: &str = "pods::init_containers_users_host_ports_and_changed_secrets_work";
 const ACCOUNT: &str = "pods::a_service_account_is_usable_against_the_api_server";
 const POLICIES: &str = "pods::restart_policies_are_kept";
 const CRASH: &str = "pods::a_crash_loop_backs_off_and_counts";
 const NEVER_PULL: &str = "pods::a_missing_image_that_may_not_be_pulled_is_said";
 const LATE_ENV: &str = "pods::a_container_waits_for_its_config_map_and_starts_by_itself";
 const LATE_VOLUME: &str = "pods::a_volume_waits_for_its_config_map_and_the_pod_starts_by_itself";
-const ALL: [&str; 10] = [
+const ALL: [&str; 11] = [
     TUTORIAL,
+    TOOLBOX,
     ACCOUNT,
     POLICIES,
     CRASH,
@@ -55,6 +65,7 @@ pub(crate) async fn stage(report: &mut Report, tools: &Result<Tools>) {
             report
                 .together(vec![
                     (TUTORIAL, tutorial(lab).boxed_local()),
+                    (TOOLBOX, toolbox(lab).boxed_local()),
                     (ACCOUNT, account(lab).boxed_local()),
                     (POLICIES, policies(lab).boxed_local()),
                     (CRASH, crash(lab).boxed_local()),
@@ -178,6 +189,56 @@ fn memory_limit(container_id: &str, bytes: u64) -> Result<()> {
         groups.iter().flat_map(|group| files.map(|file| group.join(file))).flat_map(fs::read_to_string).collect();
     ensure!(found.iter().any(|limit| limit.trim() == bytes.to_string()), "memory limits {found:?}, expected {bytes}");
     Ok(())
+}
+
+async fn toolbox(lab: &Lab) -> Result<Outcome> {
+    let client = lab.client()?;
+    let out = lab.folder().join("toolbox");
+    fs::create_dir(&out)?;
+    // The container's user is not root.
+    fs::set_permissions(&out, PermissionsExt::from_mode(0o777))?;
+    let [host_port] = free_ports()?;
+    let manifest = include_str!("toolbox.yaml").replace("OUT", &utf8(&out)?);
+    apply(lab, &manifest.replace("HOSTPORT", &host_port.to_string())).await?;
+    let pod = running(&client, "toolbox").await?;
+    let uid = uid(&pod)?;
+    let order = page(&pod, "/work/order").await?;
+    ensure!(order == "first\nsecond\n1234\n", "the init containers ran so: {order:?}");
+    let init = pod.status.clone().and_then(|status| status.init_container_statuses).unwrap_or_default();
+    ensure!(init.len() == 2 && init.iter().all(|status| status.ready && status.restart_count == 0), "{init:?}");
+    let host = pod.status.as_ref().and_then(|status| status.host_ip.clone()).context("hostIP")?;
+    let answer = http::get((host.parse::<IpAddr>()?, host_port).into(), "/key/key").await?;
+    ensure!(answer.body == b"one", "through the host's port: {:?}", String::from_utf8_lossy(&answer.body));
+
+    let web = container(lab, &uid, "web").await?;
+    let sh = async |script| lab.exec(&web.id, &["sh", "-c", script]).await;
+    for (script, expected) in [
+        ("id -u; id -g; id -G", "1000\n3000\n3000 2000\n"),
+        ("hostname; echo $COLOR; echo ${MAYBE-unset}", "named\ngreen\nunset\n"),
+        ("touch /x 2>/dev/null || echo read-only", "read-only\n"),
+        ("grep CapEff /proc/self/status", "CapEff:\t0000000000000000\n"),
+        ("grep NoNewPrivs /proc/self/status", "NoNewPrivs:\t1\n"),
+        ("echo deep > /sub/file; cat /work/deep/er/file", "deep\n"),
+        ("grep -c ' /scratch tmpfs ' /proc/mounts", "1\n"),
+        ("ls /maybe", ""),
+        ("echo outside > /out/story", ""),
+        ("grep alias /etc/hosts", "192.0.2.7\talias.example\n"),
+        ("grep -c search.example /etc/resolv.conf", "1\n"),
+    ] {
+        let printed = sh(script).await?;
+        ensure!(printed == expected, "{script} printed {printed:?}, expected {expected:?}");
+    }
+
+    ensure!(fs::read_to_string(out.join("story"))? == "outside\n", "a hostPath is the host's folder");
+    let secrets = Api::<Secret>::namespaced(client.clone(), NAMESPACE);
+    let change = serde_json::json!({ "stringData": { "key": "two" } });
+    secrets.patch("toolbox", &PatchParams::default(), &Patch::Merge(change)).await?;
+    page_becomes(&pod, "/key/key", "two").await?;
+
+    delete(&client, "toolbox", 1).await?;
+    gone(&client, "toolbox", &uid).await?;
+    nothing_left(lab, &uid).await?;
+    Ok(Outcome::Proved)
 }
 
 async fn account(lab: &Lab) -> Result<Outcome> {
