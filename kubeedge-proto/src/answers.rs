@@ -35,6 +35,7 @@ answers! {
     QueryCluster => v1::Cluster;
     QueryDesired => v1::DesiredState;
     SendToNode => ();
+    RecheckNodes => ();
     ApplyFromNode => v1::Settled;
     CallFromNode => v1::CallReply;
     NodeSessionChanged => ();

@@ -3,7 +3,7 @@
 //! | | |
 //! |---|---|
 //! | listens | the link (mutual TLS; the node's name comes from its certificate), and enrolment (a join token for a certificate) |
-//! | answers | `SendToNode` (EdgeController) |
+//! | answers | `SendToNode`, `RecheckNodes` (EdgeController) |
 //! | asks | `QueryCluster`, `QueryDesired`, `ApplyFromNode`, `CallFromNode` (EdgeController) |
 //! | tells | `NodeHeartbeat`, `NodeSessionChanged` (EdgeController) |
 //! | stores | nothing: what a node should hold is derived again at each hello |
@@ -23,7 +23,7 @@ use kubeedge_proto::{
     NodeName,
     v1::{
         ApplyFromNode, CallFromNode, Goodbye, GoodbyeReason, Hello, NodeHeartbeat, NodeSessionChanged, QueryCluster,
-        QueryDesired, SendToNode,
+        QueryDesired, RecheckNodes, SendToNode,
     },
 };
 use tokio::sync::mpsc;
@@ -156,6 +156,7 @@ impl Component for CloudHub {
 
     fn contract(contract: &mut Contract<Self>) {
         contract.answers::<SendToNode>();
+        contract.answers::<RecheckNodes>();
         contract.asks::<QueryCluster>();
         contract.asks::<QueryDesired>();
         contract.asks::<ApplyFromNode>();
@@ -205,6 +206,20 @@ impl Handler<SendToNode> for CloudHub {
             tracing::warn!(%node, "the node cannot keep up: its session ends and is made anew ({error})");
             self.sessions.remove(&name);
         }
+    }
+}
+
+impl Handler<RecheckNodes> for CloudHub {
+    type Result = ();
+
+    fn handle(&mut self, _: RecheckNodes, _: &mut Context<Self>) {
+        self.sessions.retain(|node, live| {
+            let sent = live.inputs.try_send(Input::Recheck);
+            if let Err(error) = &sent {
+                tracing::warn!(%node, "the node cannot keep up: its session ends and is made anew ({error})");
+            }
+            sent.is_ok()
+        });
     }
 }
 

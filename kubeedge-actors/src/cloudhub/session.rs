@@ -1,6 +1,6 @@
 //! One node's connection: carries messages between its session and the controllers.
 
-use std::{sync::Arc, time::Duration};
+use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
 
 use actix::Addr;
 use kubeedge_proto::{
@@ -21,8 +21,9 @@ use crate::link::{
 const APPLY_WITHIN: Duration = Duration::from_secs(30);
 /// How long the controller may take to say what a node should hold.
 const DESIRED_WITHIN: Duration = Duration::from_secs(15);
-/// While what a node should hold is not completely known, it is asked for again after this.
-const ASK_AGAIN: Duration = Duration::from_secs(5);
+/// While what a node should hold is not completely known, it is asked for again after this, then twice as long each time.
+/// Each time the node lists what it holds: that must not go on every few seconds because of one Secret nobody may read.
+const ASK_AGAIN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 
 /// Connections that have shaken hands and wait for their turn; beyond it nodes are asked to come back.
 const BACKLOG: usize = 64;
@@ -93,7 +94,15 @@ async fn serve(
     let session = Session::cloud(config.stamped());
     let (inputs, commands) = mpsc::channel(driver::COMMANDS);
     let (events, outputs) = mpsc::channel(driver::EVENTS);
-    let serving = Serving { node, controllers, hub, inputs: inputs.downgrade(), epoch: None, tasks: JoinSet::new() };
+    let serving = Serving {
+        node,
+        controllers,
+        hub,
+        inputs: inputs.downgrade(),
+        epoch: None,
+        ask_again: Rc::new(Cell::new(ASK_AGAIN.0)),
+        tasks: JoinSet::new(),
+    };
     tokio::join!(driver::run(session, sink, stream, commands, events), serving.run(outputs, inputs));
 }
 
@@ -104,6 +113,8 @@ struct Serving {
     /// Weak: when the hub lets go of the session, nothing here keeps it.
     inputs: mpsc::WeakSender<Input>,
     epoch: Option<u64>,
+    /// The next of the pauses of [`ASK_AGAIN`].
+    ask_again: Rc<Cell<Duration>>,
     /// Answers under way, ended with the session: a superseded session writes nothing more. The session's windows bound
     /// them.
     tasks: JoinSet<()>,
@@ -194,6 +205,7 @@ impl Serving {
         let port = self.controllers.desired.clone();
         let node = self.node.to_string();
         let inputs = self.inputs.clone();
+        let ask_again = Rc::clone(&self.ask_again);
         self.answer(async move {
             let state = match port.ask(QueryDesired { node: node.clone() }, DESIRED_WITHIN).await {
                 Ok(state) => state,
@@ -203,14 +215,17 @@ impl Serving {
                 }
             };
             if state.kinds.is_empty() || state.kinds.iter().any(|kind| !kind.complete) {
-                tracing::info!(node, "the lists are not complete yet: nothing is deleted, and compared again later");
+                let pause = ask_again.replace((ask_again.get() * 2).min(ASK_AGAIN.1));
+                tracing::info!(node, again_in = ?pause, "the lists are not complete yet: nothing is deleted");
                 tokio::task::spawn_local(async move {
-                    tokio::time::sleep(ASK_AGAIN).await;
+                    tokio::time::sleep(pause).await;
                     if let Some(inputs) = inputs.upgrade() {
                         // Ended meanwhile: then there is nothing to compare.
                         let _ = inputs.send(Input::Recheck).await;
                     }
                 });
+            } else {
+                ask_again.set(ASK_AGAIN.0);
             }
             Input::DesiredKnown(state)
         });

@@ -3,7 +3,7 @@
 //! `kube::runtime::watcher` does the same but keeps the list's resourceVersion to itself, and without it nobody may
 //! conclude that an object is gone.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use kube::{
@@ -23,6 +23,8 @@ const PAGE: u32 = 500;
 const WATCH_SECONDS: u32 = 290;
 /// A watch that says nothing for this much longer than it may live is dead.
 const WATCH_SILENCE: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 10);
+/// A watch that ends sooner than this and has told nothing is a failed one.
+const WATCH_SHORT: Duration = Duration::from_secs(1);
 /// Back-off between failed attempts: doubled from the first to the last.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
 
@@ -59,6 +61,11 @@ enum Interrupted {
     Watch { code: u16, message: String },
     #[error("watch was silent for {0:?}")]
     Silent(Duration),
+    #[error("the server ended the watch after {0:?} without a word")]
+    Short(Duration),
+    // Without the body, which may hold secrets: `Client::request` would write it into the log.
+    #[error("the list is not what it should be: {0}")]
+    List(#[from] serde_json::Error),
     #[error("resourceVersion {0:?} is not a number")]
     Version(String),
 }
@@ -112,17 +119,19 @@ where
 {
     let (items, mut version) = list(client, scope).await?;
     *listening = tell(Change::Replaced(items, version)).await;
-    *pause = RETRY.0;
     while *listening {
         let params =
             WatchParams { field_selector: Some(scope.fields.clone()), ..WatchParams::default() }.timeout(WATCH_SECONDS);
         let request = Request::new(&scope.path).watch(&params, &version.to_string())?;
         let stream = client.request_events::<Value>(request).await?;
         let mut stream = std::pin::pin!(stream);
+        let begun = Instant::now();
+        let mut told = false;
         loop {
             let next = tokio::time::timeout(WATCH_SILENCE, stream.next()).await;
             let event = match next {
                 Err(_) => return Err(Interrupted::Silent(WATCH_SILENCE)),
+                Ok(None) if !told && begun.elapsed() < WATCH_SHORT => return Err(Interrupted::Short(begun.elapsed())),
                 // The server's own time limit: go on from where it was.
                 Ok(None) => break,
                 Ok(Some(event)) => event?,
@@ -144,6 +153,9 @@ where
                     return Err(Interrupted::Watch { code: status.code, message: status.message.clone() });
                 }
             };
+            // Only a watch that works ends the back-off: a list that succeeds is no cheap thing to do again and again.
+            told = true;
+            *pause = RETRY.0;
             *listening = tell(change).await;
             if !*listening {
                 return Ok(());
@@ -158,7 +170,7 @@ async fn list(client: &Client, scope: &Scope) -> Result<(Vec<Value>, u64), Inter
     let mut params = ListParams::default().fields(&scope.fields).limit(PAGE);
     loop {
         let request = Request::new(&scope.path).list(&params)?;
-        let mut page: List = client.request(request).await?;
+        let mut page: List = serde_json::from_str(&client.request_text(request).await?)?;
         all.append(&mut page.items);
         if page.metadata.next.is_empty() {
             return Ok((all, parse(&page.metadata.resource_version)?));

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | watches | bound pods (one watch for all nodes); ConfigMaps and Secrets one by one, counted by the pods that name them |
 //! | answers | `QueryCluster`, `QueryDesired`, `ApplyFromNode`, `CallFromNode`, `NodeHeartbeat`, `NodeSessionChanged` |
-//! | asks | `SendToNode` (CloudHub) |
+//! | asks | `SendToNode`, `RecheckNodes` (CloudHub) |
 //! | stores | nothing: everything is read again from the API server |
 //!
 //! [`desired`] decides what a node should hold, [`ownership`] what a node may say; both are pure. [`list_watch`] and
@@ -27,12 +27,12 @@ use kubeedge_proto::{
     NodeName, resource,
     v1::{
         ApplyFromNode, CallFromNode, CallReply, Cluster, DesiredState, Envelope, NodeHeartbeat, NodeSessionChanged,
-        ObjectKey, QueryCluster, QueryDesired, SendToNode, Settled, envelope::Body,
+        ObjectKey, QueryCluster, QueryDesired, RecheckNodes, SendToNode, Settled, envelope::Body,
     },
 };
 use serde_json::Value;
 use tokio::sync::oneshot;
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use self::{
     desired::{Desired, Effect},
@@ -43,6 +43,9 @@ use self::{
 };
 use crate::system::{Component, Context, Contract, Port, Ports, Stage};
 
+/// How long one message of a node may take to be written, all attempts together: below what CloudHub waits, so that the
+/// node does not send again what is still being written.
+const WRITE_WITHIN: Duration = Duration::from_secs(25);
 /// How long a node's question for its desired state waits for the lists to be complete.
 const COMPLETE_WITHIN: Duration = Duration::from_secs(5);
 /// How often held pods and waiting questions are looked at.
@@ -58,13 +61,25 @@ pub struct EdgeController {
     upstream: Upstream,
     desired: Desired,
     to_node: Port<SendToNode>,
+    recheck: Port<RecheckNodes>,
+    /// The pods were listed in this life.
+    listed: bool,
     watches: HashMap<ConfigKey, AbortOnDropHandle<()>>,
     pod_watch: Option<AbortOnDropHandle<()>>,
     leases: HashMap<String, Instant>,
+    /// The session of each connected node: what an older one still wants to write is given up.
+    sessions: HashMap<String, NodeSession>,
     questions: Vec<Question>,
     /// uid of the `kube-system` namespace, once read.
     cluster: String,
     started: Instant,
+}
+
+/// A node's session, as far as writing for it goes.
+struct NodeSession {
+    epoch: u64,
+    /// Cancelled when the session has ended or another one has taken its place.
+    ended: CancellationToken,
 }
 
 impl EdgeController {
@@ -75,9 +90,12 @@ impl EdgeController {
             client,
             desired: Desired::default(),
             to_node: ports.port(),
+            recheck: ports.port(),
+            listed: false,
             watches: HashMap::new(),
             pod_watch: None,
             leases: HashMap::new(),
+            sessions: HashMap::new(),
             questions: Vec::new(),
             cluster: String::new(),
             started: Instant::now(),
@@ -182,6 +200,7 @@ impl Component for EdgeController {
         contract.answers::<NodeHeartbeat>();
         contract.answers::<NodeSessionChanged>();
         contract.asks::<SendToNode>();
+        contract.asks::<RecheckNodes>();
     }
 }
 
@@ -212,7 +231,25 @@ impl Handler<Watched> for EdgeController {
             }
         };
         self.carry_out(effects, ctx);
+        if self.desired.version() > 0 && !std::mem::replace(&mut self.listed, true) {
+            self.recheck_nodes(ctx);
+        }
         self.answer_questions();
+    }
+}
+
+impl EdgeController {
+    /// What was deleted before this life began is not known here: nodes that are connected are compared anew.
+    fn recheck_nodes(&self, ctx: &mut Context<Self>) {
+        let port = self.recheck.clone();
+        ctx.spawn(
+            async move {
+                if let Err(error) = port.tell(RecheckNodes {}).await {
+                    tracing::debug!("CloudHub is stopping: {error}");
+                }
+            }
+            .into_actor(self),
+        );
     }
 }
 
@@ -226,8 +263,11 @@ impl Handler<QueryCluster> for EdgeController {
             async move { if known.is_empty() { upstream.cluster_uid().await.unwrap_or_default() } else { known } }
                 .into_actor(self)
                 .map(|uid, this, _| {
-                    this.cluster = uid.clone();
-                    Cluster { uid, resource_version: this.desired.version() }
+                    // Another question may have found it meanwhile.
+                    if this.cluster.is_empty() {
+                        this.cluster = uid;
+                    }
+                    Cluster { uid: this.cluster.clone(), resource_version: this.desired.version() }
                 }),
         )
     }
@@ -275,7 +315,46 @@ impl EdgeController {
 impl Handler<ApplyFromNode> for EdgeController {
     type Result = ResponseFuture<Settled>;
 
+    /// Writes what a node reports, for as long as the session it came by is the node's. An attempt of an older session
+    /// that is still under way must not overwrite what the newer one has written.
     fn handle(&mut self, message: ApplyFromNode, _: &mut Context<Self>) -> Self::Result {
+        let Some(ended) = self.session(&message.node, message.epoch) else {
+            return ready(Settled::rejected(503, "a newer session of this node has taken over"));
+        };
+        let write = self.write(message);
+        Box::pin(async move {
+            tokio::select! {
+                biased;
+                () = ended.cancelled() => Settled::rejected(503, "the session has ended"),
+                written = tokio::time::timeout(WRITE_WITHIN, write) => written.unwrap_or_else(|_| {
+                    Settled::rejected(503, format!("not written within {WRITE_WITHIN:?}"))
+                }),
+            }
+        })
+    }
+}
+
+impl EdgeController {
+    /// Ends with the session of this epoch; `None` when a newer one has been seen.
+    fn session(&mut self, node: &str, epoch: u64) -> Option<CancellationToken> {
+        let known = self.sessions.get(node);
+        if known.is_some_and(|known| known.epoch > epoch) {
+            return None;
+        }
+        if known.is_none_or(|known| known.epoch < epoch) {
+            self.begin_session(node, epoch);
+        }
+        self.sessions.get(node).map(|session| session.ended.clone())
+    }
+
+    fn begin_session(&mut self, node: &str, epoch: u64) {
+        let session = NodeSession { epoch, ended: CancellationToken::new() };
+        if let Some(old) = self.sessions.insert(node.to_owned(), session) {
+            old.ended.cancel();
+        }
+    }
+
+    fn write(&self, message: ApplyFromNode) -> ResponseFuture<Settled> {
         let upstream = self.upstream.clone();
         let node: NodeName = match message.node.parse() {
             Ok(node) => node,
@@ -443,8 +522,17 @@ impl Handler<NodeSessionChanged> for EdgeController {
     type Result = ();
 
     fn handle(&mut self, change: NodeSessionChanged, _: &mut Context<Self>) {
-        if !change.connected {
+        let known = self.sessions.get(&change.node).map(|session| session.epoch);
+        if change.connected {
+            // What CloudHub says stands, also when it counts anew.
+            if known != Some(change.epoch) {
+                self.begin_session(&change.node, change.epoch);
+            }
+        } else if known.is_none_or(|known| known <= change.epoch) {
             self.leases.remove(&change.node);
+            if let Some(session) = self.sessions.remove(&change.node) {
+                session.ended.cancel();
+            }
         }
         tracing::info!(
             node = change.node,
@@ -467,3 +555,6 @@ fn version_of(object: &Value) -> u64 {
 fn unix_ms() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |now| now.as_millis() as u64)
 }
+
+#[cfg(test)]
+mod tests;

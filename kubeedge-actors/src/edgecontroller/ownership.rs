@@ -67,6 +67,7 @@ pub enum Owner {
 ///
 /// `uid` makes the API server refuse the patch (409) when the object is another one by now.
 pub fn status_patch(owner: Owner, uid: &str, reported: &Value) -> Value {
+    let reported = &without_directives(reported);
     let (fields, conditions) = match owner {
         Owner::Pod => (POD_FIELDS, POD_CONDITIONS),
         Owner::Node => (NODE_FIELDS, NODE_CONDITIONS),
@@ -102,6 +103,20 @@ pub fn status_patch(owner: Owner, uid: &str, reported: &Value) -> Value {
         metadata.insert("uid".into(), uid.into());
     }
     json!({"metadata": metadata, "status": status})
+}
+
+/// Without `$patch` and its like: in a condition it could replace the whole list, others' conditions included.
+fn without_directives(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => fields
+            .iter()
+            .filter(|(name, _)| !name.starts_with('$'))
+            .map(|(name, value)| (name.clone(), without_directives(value)))
+            .collect::<Map<_, _>>()
+            .into(),
+        Value::Array(items) => items.iter().map(without_directives).collect(),
+        other => other.clone(),
+    }
 }
 
 /// Lists that a strategic patch would merge by key are replaced whole: an address that is gone must go.
@@ -191,6 +206,18 @@ mod tests {
                 },
             })
         );
+    }
+
+    #[test]
+    fn a_report_gives_the_api_server_no_orders() {
+        let reported = json!({
+            "$retainKeys": ["phase"],
+            "conditions": [{"type": "Ready", "status": "True", "$patch": "replace"}],
+            "containerStatuses": [{"name": "a", "state": {"$patch": "delete", "running": {}}}],
+        });
+        let status = &status_patch(Owner::Pod, "u", &reported)["status"];
+        assert_eq!(status["conditions"], json!([{"type": "Ready", "status": "True"}]));
+        assert_eq!(status["containerStatuses"], json!([{"name": "a", "state": {"running": {}}}]));
     }
 
     #[test]

@@ -61,7 +61,13 @@ impl Failed {
     }
 
     fn settled(&self) -> Settled {
-        Settled::rejected(self.code().into(), self.to_string())
+        match self.code() {
+            // This cloud's own credentials or rights are at fault, not the node's message: it is kept and sent again.
+            code @ (401 | 403) => {
+                Settled::rejected(503, format!("the API server does not let this cloud write ({code}): {self}"))
+            }
+            code => Settled::rejected(code.into(), self.to_string()),
+        }
     }
 
     fn reply(&self) -> CallReply {
@@ -157,6 +163,9 @@ impl Upstream {
             return Settled::rejected(400, "the event has no namespace and name");
         }
         // A node speaks for itself only.
+        if !body["source"].is_object() {
+            body["source"] = json!({});
+        }
         body["source"]["host"] = node.as_str().into();
         let path = resource::events().path(&namespace, None);
         let bytes = body.to_string().into_bytes();
@@ -275,9 +284,21 @@ impl Upstream {
         };
         let path = type_.path(&key.namespace, None);
         let patch = Patch::Strategic(status_patch(owner, uid, &reported));
-        self.send(|| Request::new(&path).patch_subresource("status", &key.name, &PatchParams::default(), &patch))
-            .await
-            .map_err(|failed| failed.settled())
+        let request = || Request::new(&path).patch_subresource("status", &key.name, &PatchParams::default(), &patch);
+        match self.send(request).await {
+            Ok(object) => Ok(object),
+            // Another object of this name by now, or others wrote at the same time: then it has to go again.
+            Err(failed) if failed.code() == 409 => {
+                match self.send(|| Request::new(&path).get(&key.name, &GetParams::default())).await {
+                    Ok(now) if uid.is_empty() || text(&now, "/metadata/uid") == uid => {
+                        Err(Settled::rejected(503, format!("others write the status of {key} at the same time")))
+                    }
+                    Ok(_) => Err(failed.settled()),
+                    Err(failed) => Err(failed.settled()),
+                }
+            }
+            Err(failed) => Err(failed.settled()),
+        }
     }
 
     /// Sends a request, again after a pause when the API server is overloaded or away.
@@ -286,8 +307,12 @@ impl Upstream {
         let mut attempt = 1;
         loop {
             let request = request().map_err(|error| Failed::Away(error.to_string()))?;
-            let failed = match self.client.request::<Value>(request).await {
-                Ok(answer) => return Ok(answer),
+            // As text: `Client::request` writes a body that it cannot parse into the log, secrets and all.
+            let failed = match self.client.request_text(request).await {
+                Ok(text) => match serde_json::from_str(&text) {
+                    Ok(answer) => return Ok(answer),
+                    Err(error) => Failed::Away(format!("its answer is not JSON: {error}")),
+                },
                 Err(kube::Error::Api(status)) => Failed::Refused(status),
                 Err(error) => Failed::Away(error.to_string()),
             };

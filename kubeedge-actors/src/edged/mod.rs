@@ -78,6 +78,9 @@ const READ_WITHIN: Duration = Duration::from_secs(60);
 const AGAIN: Duration = Duration::from_secs(1);
 /// How often pods with service account tokens are looked at: whether one is due.
 const TOKENS_EVERY: Duration = Duration::from_secs(60);
+/// When the link was down this long or longer, the cloud may have marked the node's pods as not ready: each of them is
+/// then reported again. A break may be noticed half a minute late, and the node's lease lasts 40 s.
+const REASSERT_AFTER: Duration = Duration::from_secs(5);
 /// Pause before a worker that broke is started anew.
 const WORKER_AGAIN: Duration = Duration::from_secs(5);
 
@@ -92,6 +95,8 @@ pub struct Edged {
     report: Port<ReportStatus>,
     node: watch::Sender<NodeFacts>,
     connected: watch::Sender<bool>,
+    /// Since when the link is down, once it was up.
+    down_since: Option<tokio::time::Instant>,
     progress: registrar::Progress,
     book: Book,
     relist: Relist,
@@ -136,6 +141,7 @@ impl Edged {
             report,
             node,
             connected: watch::channel(false).0,
+            down_since: None,
             progress: registrar::Progress::default(),
             book: Book::new(),
             relist: Relist::default(),
@@ -430,10 +436,17 @@ impl Handler<LinkStateChanged> for Edged {
 
     fn handle(&mut self, message: LinkStateChanged, _: &mut Context<Self>) {
         self.connected.send_replace(message.connected);
-        if message.connected {
-            // Tokens that could not be had may be had now.
-            self.refresh_where(references::has_token);
+        if !message.connected {
+            self.down_since.get_or_insert_with(tokio::time::Instant::now);
+            return;
         }
+        if self.down_since.take().is_some_and(|since| since.elapsed() >= REASSERT_AFTER) {
+            for worker in self.workers.values() {
+                worker.bell.report();
+            }
+        }
+        // Tokens that could not be had may be had now.
+        self.refresh_where(references::has_token);
     }
 }
 

@@ -98,6 +98,7 @@ pub struct Shared {
 pub struct Bell {
     news: Notify,
     refresh: AtomicBool,
+    report: AtomicBool,
 }
 
 impl Bell {
@@ -109,6 +110,12 @@ impl Bell {
     /// A ConfigMap or Secret that the pod names changed, or its tokens are due: refresh its volumes and look.
     pub fn refresh(&self) {
         self.refresh.store(true, Ordering::Release);
+        self.news.notify_one();
+    }
+
+    /// The cloud may say something else of the pod by now: report its status, changed or not.
+    pub fn report(&self) {
+        self.report.store(true, Ordering::Release);
         self.news.notify_one();
     }
 }
@@ -264,6 +271,9 @@ impl Worker {
                 return true;
             }
         };
+        if self.bell.report.swap(false, Ordering::AcqRel) {
+            self.reported = None;
+        }
         if self.reported.as_ref() == Some(&value) {
             return true;
         }

@@ -22,7 +22,7 @@ use bytes::Bytes;
 use kubeedge_proto::v1::{
     ApplyState, CallCloud, CallReply, CompleteInventory, DescribeStore, Envelope, LinkStateChanged, ListInventory,
     PendingReports, PublishEvent, QueryProgress, ReportSettled, ReportsPending, SessionStarted, Settled, StoreBookmark,
-    envelope::Body,
+    TrafficClass, envelope::Body,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
@@ -70,6 +70,12 @@ pub struct EdgeHub {
     calls: HashMap<Bytes, oneshot::Sender<CallReply>>,
     events: HashMap<Bytes, oneshot::Sender<Settled>>,
     reports: InFlight,
+    /// A fetch of reports is under way. One at a time: two could send versions of one report in the wrong order.
+    fetching: bool,
+    /// Something came up while one was.
+    fetch_again: bool,
+    /// The next attempt at reports that did not get through is on the clock.
+    retrying: bool,
 }
 
 /// MetaManager, as EdgeHub needs it.
@@ -109,6 +115,9 @@ impl EdgeHub {
             calls: HashMap::new(),
             events: HashMap::new(),
             reports: InFlight::default(),
+            fetching: false,
+            fetch_again: false,
+            retrying: false,
         }
     }
 
@@ -127,19 +136,27 @@ impl EdgeHub {
         );
     }
 
+    /// Fetches what is pending and sends it. While that is under way another call makes it begin again afterwards.
     fn fetch_reports(&mut self, ctx: &mut Context<Self>) {
         if !self.established {
+            // It is done when the session stands.
+            return;
+        }
+        if std::mem::replace(&mut self.fetching, true) {
+            self.fetch_again = true;
             return;
         }
         let pending = self.meta.pending.clone();
         ctx.spawn(
-            async move { pending.ask(PendingReports { limit: FETCH }, STORE_WITHIN).await }.into_actor(self).then(
-                |fetched, this, _| {
+            async move { pending.ask(PendingReports { limit: FETCH }, STORE_WITHIN).await }
+                .into_actor(self)
+                .then(|fetched, this, ctx| {
                     let bodies = match fetched {
                         Ok(list) if this.established => this.reports.take(list.reports),
                         Ok(_) => Vec::new(),
                         Err(error) => {
                             tracing::warn!("reports could not be fetched: {error}");
+                            this.fetch_later(ctx);
                             Vec::new()
                         }
                     };
@@ -154,9 +171,24 @@ impl EdgeHub {
                         }
                     }
                     .into_actor(this)
-                },
-            ),
+                })
+                .map(|(), this, ctx| {
+                    this.fetching = false;
+                    if std::mem::take(&mut this.fetch_again) {
+                        this.fetch_reports(ctx);
+                    }
+                }),
         );
+    }
+
+    /// Fetches after [`REPORT_AGAIN`]; one timer, however many reports did not get through.
+    fn fetch_later(&mut self, ctx: &mut Context<Self>) {
+        if !std::mem::replace(&mut self.retrying, true) {
+            ctx.run_later(REPORT_AGAIN, |this, ctx| {
+                this.retrying = false;
+                this.fetch_reports(ctx);
+            });
+        }
     }
 
     fn tell_link_state(&self, ctx: &mut Context<Self>, connected: bool, reason: String) {
@@ -278,7 +310,8 @@ impl Handler<FromSession> for EdgeHub {
                 return Box::pin(async move { meta.started.ask(message, STORE_WITHIN).await }.into_actor(self).map(
                     move |stored, this, ctx| {
                         match stored {
-                            Ok(_) => {}
+                            Ok(settled) if settled.code == 0 => {}
+                            Ok(settled) => tracing::warn!("the session is not on disk: {}", settled.reason),
                             Err(error) => tracing::warn!("the session is not on disk: {error}"),
                         }
                         tracing::info!(epoch = session.epoch, cluster = session.cluster_uid, "the link is up");
@@ -350,6 +383,7 @@ impl Handler<FromSession> for EdgeHub {
                 None => {
                     tracing::warn!("a report did not get into the link's queue: {why}");
                     self.reports.forget(&envelope);
+                    self.fetch_later(ctx);
                 }
             },
             Output::Reply { id, reply } => {
@@ -397,7 +431,7 @@ impl EdgeHub {
             .into_actor(self),
         );
         if again {
-            ctx.run_later(REPORT_AGAIN, |this, ctx| this.fetch_reports(ctx));
+            self.fetch_later(ctx);
         } else if self.reports.wants_more() {
             self.fetch_reports(ctx);
         }
@@ -419,6 +453,10 @@ impl Handler<CallCloud> for EdgeHub {
         let (Some(envelope), Some(session), true) = (message.envelope, self.session.clone(), self.established) else {
             return Box::pin(std::future::ready(offline()));
         };
+        if envelope.class() != Some(TrafficClass::Call) {
+            let text = "a CallCloud carries something that is not a call";
+            return Box::pin(std::future::ready(CallReply::error(400, "BadRequest", text)));
+        }
         if self.calls.len() >= MAX_WAITING {
             let text = format!("{MAX_WAITING} calls wait for the cloud already");
             return Box::pin(std::future::ready(CallReply::error(429, "TooManyRequests", text)));

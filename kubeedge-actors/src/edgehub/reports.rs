@@ -45,13 +45,7 @@ impl InFlight {
 
     /// The cloud is done with a report. What MetaManager is told, if the message was one.
     pub fn settled(&mut self, envelope: &Envelope, settled: Settled) -> Option<ReportSettled> {
-        let body = envelope.body.as_ref()?;
-        let key = body.state_key()?;
-        let generation = match body {
-            Body::StatusUpdate(update) => update.generation,
-            Body::PodTerminated(pod) => pod.generation,
-            _ => return None,
-        };
+        let (key, generation) = envelope.body.as_ref().and_then(identity)?;
         if self.generations.get(&key) == Some(&generation) {
             self.generations.remove(&key);
         }
@@ -66,7 +60,8 @@ impl InFlight {
 
     /// A report did not get into the session: it may be taken again.
     pub fn forget(&mut self, envelope: &Envelope) {
-        if let Some(key) = envelope.body.as_ref().and_then(Body::state_key) {
+        let Some((key, generation)) = envelope.body.as_ref().and_then(identity) else { return };
+        if self.generations.get(&key) == Some(&generation) {
             self.generations.remove(&key);
         }
     }
@@ -80,6 +75,16 @@ impl InFlight {
     pub fn clear(&mut self) {
         *self = Self::default();
     }
+}
+
+/// Which report a message is; `None` when it is none.
+fn identity(body: &Body) -> Option<(StateKey, u64)> {
+    let generation = match body {
+        Body::StatusUpdate(update) => update.generation,
+        Body::PodTerminated(pod) => pod.generation,
+        _ => return None,
+    };
+    Some((body.state_key()?, generation))
 }
 
 #[cfg(test)]

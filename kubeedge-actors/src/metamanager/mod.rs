@@ -13,7 +13,7 @@
 pub mod index;
 pub mod reports;
 
-use actix::{Actor, ActorFutureExt, Handler, MessageResult, ResponseActFuture, WrapFuture};
+use actix::{Actor, ActorFutureExt, AsyncContext, Handler, MessageResult, ResponseActFuture, WrapFuture};
 use kubeedge_proto::v1::{
     ApplyState, BoxRecord, CompleteInventory, DescribeStore, InventoryList, KindCompleted, KindRecord, KubeObject,
     ListInventory, ObjectKey, ObjectList, ObjectsChanged, PendingReports, PendingReportsList, ReadObjects,
@@ -28,7 +28,7 @@ use self::{
 };
 use crate::{
     store::{Batch, Store, StoreError, Table},
-    system::{Component, Context, Contract, Port, Ports, Stage},
+    system::{Component, Context, Contract, Port, Ports, Stage, TryTellError},
 };
 
 crate::message_records!(BoxRecord, KindRecord, KubeObject, ReportStatus);
@@ -49,6 +49,8 @@ pub struct MetaManager {
     changed: Option<Port<ObjectsChanged>>,
     completed: Option<Port<KindCompleted>>,
     pending: Option<Port<ReportsPending>>,
+    /// A `ReportsPending` waits for room in EdgeHub's queue.
+    telling: bool,
 }
 
 /// The store of MetaManager, opened and read. Made before the system starts, so that a failure is seen there.
@@ -127,7 +129,24 @@ impl MetaManager {
             changed: ports.optional(),
             completed: ports.optional(),
             pending: ports.optional(),
+            telling: false,
         }
+    }
+
+    /// Tells EdgeHub that there is something to fetch. Its queue may be full of other things: then one such message
+    /// waits for room, and one is as good as many.
+    fn tell_pending(&mut self, ctx: &mut Context<Self>) {
+        let Some(port) = self.pending.clone().filter(|_| !self.telling) else { return };
+        if let Ok(()) | Err(TryTellError::Stopped(_)) = port.try_tell(ReportsPending {}) {
+            return;
+        }
+        self.telling = true;
+        ctx.spawn(async move { port.tell(ReportsPending {}).await }.into_actor(self).map(|told, this, _| {
+            this.telling = false;
+            if let Err(error) = told {
+                tracing::debug!("nobody fetches reports any more: {error}");
+            }
+        }));
     }
 
     fn object_key(type_: &ResourceType, key: &ObjectKey) -> Vec<u8> {
@@ -431,18 +450,12 @@ impl Handler<ReportStatus> for MetaManager {
         }
         let mut batch = self.tables.store.batch();
         batch.put(&self.tables.reports, key.bytes(), &report);
-        let port = self.pending.clone();
-        Box::pin(
-            async move {
-                let committed = batch.commit().await;
-                if let (Ok(()), Some(port)) = (&committed, port) {
-                    // Full means that EdgeHub has such a message already, and one is as good as many.
-                    let _ = port.try_tell(ReportsPending {});
-                }
-                settled(committed)
+        Box::pin(batch.commit().into_actor(self).map(|committed, this, ctx| {
+            if committed.is_ok() {
+                this.tell_pending(ctx);
             }
-            .into_actor(self),
-        )
+            settled(committed)
+        }))
     }
 }
 
@@ -470,7 +483,8 @@ impl Handler<ReportSettled> for MetaManager {
         let nothing = || -> ResponseActFuture<Self, ()> { Box::pin(actix::fut::ready(())) };
         let (Some(type_), Some(key)) = (&message.r#type, &message.key) else { return nothing() };
         if message.settled.as_ref().is_some_and(|settled| settled.code == 429 || settled.code >= 500) {
-            // The cloud could not take it now: it stays and goes again.
+            // The cloud could not take it now: it stays and goes again, after the others.
+            self.reports.postpone(&ReportKey::new(type_, key, &message.uid));
             return nothing();
         }
         let key = ReportKey::new(type_, key, &message.uid);

@@ -78,6 +78,14 @@ impl Reports {
         done
     }
 
+    /// The cloud could not take a report now: it goes behind the others, which must not wait for it.
+    pub fn postpone(&mut self, key: &ReportKey) {
+        if let Some(pending) = self.pending.get_mut(key) {
+            self.last += 1;
+            pending.order = self.last;
+        }
+    }
+
     /// The keys of what is pending, oldest first.
     pub fn oldest(&self, limit: usize) -> Vec<ReportKey> {
         let mut keys: Vec<(u64, &ReportKey)> = self.pending.iter().map(|(key, pending)| (pending.order, key)).collect();
@@ -155,6 +163,18 @@ mod tests {
         assert!(!reports.settle(&key, 1));
         assert_eq!(reports.oldest(10), std::slice::from_ref(&key));
         assert!(reports.settle(&key, 2));
+    }
+
+    #[test]
+    fn a_report_that_the_cloud_cannot_take_lets_others_pass() {
+        let mut reports = Reports::default();
+        let key = |uid: &str| ReportKey::new(&resource::pods(), &ObjectKey::new("ns", "a"), uid);
+        for uid in ["first", "second"] {
+            assert!(reports.take(&key(uid), &mut update()));
+        }
+        reports.postpone(&key("first"));
+        assert_eq!(reports.oldest(1), [key("second")]);
+        assert!(reports.settle(&key("first"), 1), "its generation is the same");
     }
 
     #[test]

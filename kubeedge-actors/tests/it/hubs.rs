@@ -8,7 +8,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use actix::{Actor, Handler, MessageResult};
+use actix::{Actor, AsyncContext, Handler, MessageResult};
 use kubeedge_actors::{
     cloudhub::{CloudHub, CloudHubConfig, EnrolmentConfig, enrolment::EnrolmentService},
     edgehub::{
@@ -35,6 +35,8 @@ const SOON: Duration = Duration::from_secs(20);
 struct Script {
     desired: Arc<Mutex<HashMap<String, DesiredState>>>,
     cluster: Arc<Mutex<String>>,
+    /// So many messages of nodes are answered with 503 first.
+    refuse: Arc<Mutex<u32>>,
     heard: Arc<Mutex<Vec<mpsc::UnboundedSender<Heard>>>>,
 }
 
@@ -94,7 +96,14 @@ answers! {
     QueryDesired |this, asked| this.desired.lock().unwrap().get(&asked.node).cloned().unwrap_or_default();
     ApplyFromNode |this, asked| {
         this.hear(Heard::Applied(asked.node, asked.envelope.unwrap().body.unwrap()));
-        Settled::applied()
+        let mut refuse = this.refuse.lock().unwrap();
+        match refuse.checked_sub(1) {
+            Some(left) => {
+                *refuse = left;
+                Settled::rejected(503, "the API server is away")
+            }
+            None => Settled::applied(),
+        }
     };
     CallFromNode |_this, asked| CallReply::error(418, "Teapot", asked.node);
     NodeHeartbeat |_this, _asked| ();
@@ -224,6 +233,7 @@ impl Edge {
             .asks::<ReadObjects>()
             .asks::<ReportStatus>()
             .asks::<CallCloud>()
+            .asks::<PendingReports>()
             .start()
             .unwrap();
         Self { system, changes, store }
@@ -321,6 +331,110 @@ async fn state_goes_down_reports_go_up_and_calls_are_answered() {
     assert_eq!(pods.objects.len(), 2);
     edge.stop().await;
     cloud.system.stop(SOON).await;
+}
+
+fn report(name: &str) -> ReportStatus {
+    let update = StatusUpdate {
+        r#type: Some(resource::pods()),
+        key: Some(ObjectKey::new("ns", name)),
+        uid: name.into(),
+        generation: 0,
+        status_json: r#"{"phase":"Running"}"#.into(),
+    };
+    ReportStatus { report: Some(report_status::Report::Update(update)) }
+}
+
+#[actix_rt::test]
+async fn reports_that_the_cloud_could_not_take_are_sent_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(&folder.path().join("pki"));
+    let mut listener = cloud.script.listen();
+    *cloud.script.refuse.lock().unwrap() = 2;
+    let identity = cloud.join("e1", &folder.path().join("e1")).await;
+    let edge = Edge::start(&identity, &cloud.link, &folder.path().join("store")).await;
+    let port: Port<ReportStatus> = edge.system.port();
+    for name in ["a", "b"] {
+        assert_eq!(port.ask(report(name), SOON).await.unwrap(), Settled::applied());
+    }
+    let mut seen: HashMap<String, u32> = HashMap::new();
+    while seen.values().sum::<u32>() < 4 {
+        let heard = heard(&mut listener, |heard| matches!(heard, Heard::Applied(..))).await;
+        if let Heard::Applied(_, envelope::Body::StatusUpdate(update)) = heard {
+            *seen.entry(update.uid).or_default() += 1;
+        }
+    }
+    assert_eq!(seen, HashMap::from([("a".into(), 2), ("b".into(), 2)]));
+    let pending: Port<PendingReports> = edge.system.port();
+    while !pending.ask(PendingReports { limit: 10 }, SOON).await.unwrap().reports.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    edge.stop().await;
+    cloud.system.stop(SOON).await;
+}
+
+/// Stands for an EdgeHub whose queue is full of other things than news of reports.
+struct Busy {
+    begin: Arc<tokio::sync::Semaphore>,
+    told: mpsc::Sender<()>,
+}
+
+impl Actor for Busy {
+    type Context = Context<Self>;
+}
+
+impl Component for Busy {
+    const NAME: &'static str = "busy";
+    const STAGE: Stage = Stage::Link;
+    const CAPACITY: usize = 1;
+
+    fn contract(contract: &mut Contract<Self>) {
+        contract.answers::<LinkStateChanged>();
+        contract.answers::<ReportsPending>();
+    }
+}
+
+impl Handler<LinkStateChanged> for Busy {
+    type Result = ();
+    fn handle(&mut self, _: LinkStateChanged, ctx: &mut Context<Self>) {
+        let begin = self.begin.clone();
+        let waits = async move { begin.acquire().await.unwrap().forget() };
+        ctx.wait(actix::fut::wrap_future(waits));
+    }
+}
+
+impl Handler<ReportsPending> for Busy {
+    type Result = ();
+    fn handle(&mut self, _: ReportsPending, _: &mut Context<Self>) {
+        self.told.try_send(()).unwrap();
+    }
+}
+
+#[actix_rt::test]
+async fn news_of_a_report_wait_for_room_in_a_full_queue() {
+    let tables = Tables::open(Store::in_memory()).await.unwrap();
+    let begin = Arc::new(tokio::sync::Semaphore::new(0));
+    let (told, mut heard) = mpsc::channel(10);
+    let busy = begin.clone();
+    let system = System::builder("edge")
+        .component(move |ports: &Ports| MetaManager::new(tables.clone(), ports))
+        .component(move |_: &Ports| Busy { begin: busy.clone(), told: told.clone() })
+        .asks::<ReportStatus>()
+        .asks::<LinkStateChanged>()
+        .start()
+        .unwrap();
+    let other: Port<LinkStateChanged> = system.port();
+    let port: Port<ReportStatus> = system.port();
+    // One is being handled, one fills the queue.
+    for _ in 0..2 {
+        other.tell(LinkStateChanged::default()).await.unwrap();
+    }
+    for name in ["a", "b", "c"] {
+        assert_eq!(port.ask(report(name), SOON).await.unwrap(), Settled::applied());
+    }
+    assert!(heard.try_recv().is_err());
+    begin.add_permits(2);
+    tokio::time::timeout(SOON, heard.recv()).await.expect("told once there is room").unwrap();
+    system.stop(SOON).await;
 }
 
 fn cloud_port(cloud: &Cloud) -> Port<SendToNode> {

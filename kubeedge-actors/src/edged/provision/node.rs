@@ -27,7 +27,7 @@ use crate::edged::{
         sandbox_security,
     },
     runtime::{ImageUser, Instance},
-    volumes::{Mount, MountedVolumes, PodUid, Propagation, Volumes},
+    volumes::{MountedVolumes, PodUid, Volumes},
 };
 
 /// Longest last words, bytes, and the longest piece of a log that stands in for them (kubelet's).
@@ -240,7 +240,7 @@ impl NodeProvision {
             args: env.expand_all(container.args.as_ref()),
             working_dir: container.working_dir.clone().unwrap_or_default(),
             envs: env.vars.into_iter().map(|(key, value)| cri::KeyValue { key, value }).collect(),
-            mounts: mounts.into_iter().map(mount).collect(),
+            mounts: mounts.into_iter().map(Into::into).collect(),
             labels,
             annotations,
             log_path: LogDirs::relative(&name, attempt),
@@ -288,21 +288,6 @@ impl NodeProvision {
             Ok(String::from_utf8_lossy(&words).into_owned())
         })
         .await
-    }
-}
-
-fn mount(mount: Mount) -> cri::Mount {
-    let propagation = match mount.propagation {
-        Propagation::Private => cri::MountPropagation::PropagationPrivate,
-        Propagation::HostToContainer => cri::MountPropagation::PropagationHostToContainer,
-        Propagation::Bidirectional => cri::MountPropagation::PropagationBidirectional,
-    };
-    cri::Mount {
-        container_path: mount.container_path,
-        host_path: mount.host_path.to_string_lossy().into_owned(),
-        readonly: mount.read_only,
-        selinux_relabel: mount.selinux_relabel,
-        propagation: propagation.into(),
     }
 }
 

@@ -311,6 +311,21 @@ async fn crashes_are_seen_by_the_bell_and_back_off() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_unchanged_status_is_reported_again_when_asked_for() {
+    let pod = pod(|_| {});
+    let bench = Bench::new(&pod);
+    bench.runtime.add_image("app:1");
+    bench.until_phase("Running").await;
+    tokio::time::sleep(3 * RESYNC).await;
+    let before = bench.reports.made.lock().unwrap().clone();
+    bench.bell.report();
+    tokio::time::sleep(RESYNC).await;
+    let after = bench.reports.made.lock().unwrap().clone();
+    assert_eq!(after.len(), before.len() + 1);
+    assert_eq!(after.last(), before.last());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_pull_is_tried_again_and_given_up_for_a_deletion() {
     let pod = pod(|pod| pod["spec"]["containers"][0]["imagePullPolicy"] = "Always".into());
     let mut bench = Bench::new(&pod);

@@ -1,0 +1,183 @@
+//! EdgeController between a CloudHub and an API server that the test plays.
+
+use std::{cell::RefCell, rc::Rc};
+
+use kubeedge_proto::v1::{KubeObject, KubernetesEvent, StatusUpdate};
+use serde_json::json;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+};
+
+use super::*;
+use crate::system::System;
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// Answers a request line (`PATCH /api/v1/...`) and its body; `None`: never.
+type Answer = dyn FnMut(&str, &[u8]) -> Option<(u16, Value)>;
+
+/// A client of an API server that answers so.
+async fn api(answer: impl FnMut(&str, &[u8]) -> Option<(u16, Value)> + 'static) -> kube::Client {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let answer: Rc<RefCell<Answer>> = Rc::new(RefCell::new(answer));
+    actix_rt::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            actix_rt::spawn(serve(stream, Rc::clone(&answer)));
+        }
+    });
+    kube::Client::try_from(kube::Config::new(url.parse().unwrap())).unwrap()
+}
+
+async fn serve(stream: TcpStream, answer: Rc<RefCell<Answer>>) -> std::io::Result<()> {
+    let mut stream = BufReader::new(stream);
+    loop {
+        let (mut first, mut length) = (String::new(), 0);
+        if stream.read_line(&mut first).await? == 0 {
+            return Ok(());
+        }
+        loop {
+            let mut line = String::new();
+            stream.read_line(&mut line).await?;
+            if line.trim().is_empty() {
+                break;
+            }
+            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse().unwrap();
+            }
+        }
+        let mut body = vec![0; length];
+        stream.read_exact(&mut body).await?;
+        let asked = (answer.borrow_mut())(first.trim_end_matches(" HTTP/1.1\r\n"), &body);
+        let Some((code, body)) = asked else { return std::future::pending().await };
+        let body = body.to_string();
+        let head =
+            format!("HTTP/1.1 {code} X\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len());
+        stream.write_all(format!("{head}{body}").as_bytes()).await?;
+    }
+}
+
+fn failure(code: u16, reason: &str) -> Option<(u16, Value)> {
+    let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": reason, "reason": reason, "code": code});
+    Some((code, status))
+}
+
+fn update() -> StatusUpdate {
+    StatusUpdate {
+        r#type: Some(resource::pods()),
+        key: Some(ObjectKey::new("ns", "a")),
+        uid: "u1".into(),
+        generation: 1,
+        status_json: r#"{"phase":"Running"}"#.into(),
+    }
+}
+
+#[actix_rt::test]
+async fn a_conflict_is_tried_again_unless_it_is_another_pod() {
+    for (uid, code) in [("u1", 503), ("u2", 409)] {
+        let client = api(move |line, _| match line.starts_with("GET") {
+            true => Some((200, json!({"metadata": {"uid": uid}}))),
+            false => failure(409, "Conflict"),
+        });
+        let settled = Upstream::new(client.await).write_status(Owner::Pod, &update()).await;
+        assert_eq!(settled.code, code, "{settled:?}");
+    }
+}
+
+#[actix_rt::test]
+async fn rights_that_the_cloud_lacks_lose_no_report() {
+    for (code, reason) in [(401, "Unauthorized"), (403, "Forbidden")] {
+        let client = api(move |_, _| failure(code, reason)).await;
+        let settled = Upstream::new(client).write_status(Owner::Pod, &update()).await;
+        assert_eq!(settled.code, 503, "{settled:?}");
+    }
+}
+
+#[actix_rt::test]
+async fn an_event_of_any_shape_speaks_for_its_node() {
+    let (sent, mut made) = mpsc::channel(10);
+    let client = api(move |_, body| {
+        sent.try_send(serde_json::from_slice::<Value>(body).unwrap()).unwrap();
+        Some((201, json!({})))
+    });
+    let upstream = Upstream::new(client.await);
+    for source in [json!("me"), json!([1]), json!(null), json!({"host": "other"})] {
+        let event = json!({"metadata": {"namespace": "ns", "name": "a.1"}, "source": source});
+        let object = KubeObject { json: event.to_string().into(), ..KubeObject::default() };
+        let event = KubernetesEvent { event: Some(object) };
+        assert_eq!(upstream.event(&"e1".parse().unwrap(), &event).await, Settled::applied());
+        assert_eq!(made.recv().await.unwrap()["source"]["host"], "e1");
+    }
+}
+
+/// Stands for CloudHub.
+struct Hub(mpsc::Sender<()>);
+
+impl Actor for Hub {
+    type Context = Context<Self>;
+}
+
+impl Component for Hub {
+    const NAME: &'static str = "cloudhub";
+    const STAGE: Stage = Stage::Link;
+    fn contract(contract: &mut Contract<Self>) {
+        contract.answers::<SendToNode>();
+        contract.answers::<RecheckNodes>();
+    }
+}
+
+impl Handler<SendToNode> for Hub {
+    type Result = ();
+    fn handle(&mut self, _: SendToNode, _: &mut Context<Self>) {}
+}
+
+impl Handler<RecheckNodes> for Hub {
+    type Result = ();
+    fn handle(&mut self, _: RecheckNodes, _: &mut Context<Self>) {
+        self.0.try_send(()).unwrap();
+    }
+}
+
+#[actix_rt::test]
+async fn a_write_of_a_replaced_session_is_given_up_and_a_new_life_has_every_node_compared() {
+    let (writes, mut writing) = mpsc::channel(10);
+    let mut first = true;
+    let client = api(move |line, _| match line {
+        list if list.starts_with("GET /api/v1/pods?") && !list.contains("watch=") => {
+            Some((200, json!({"metadata": {"resourceVersion": "5"}, "items": []})))
+        }
+        watch if watch.contains("watch=") => None,
+        get if get.starts_with("GET") => Some((200, json!({"metadata": {"uid": "u1"}, "spec": {"nodeName": "e1"}}))),
+        _ => {
+            writes.try_send(()).unwrap();
+            if std::mem::take(&mut first) { None } else { Some((200, json!({}))) }
+        }
+    })
+    .await;
+    let (rechecks, mut rechecked) = mpsc::channel(10);
+    let system = System::builder("cloud")
+        .component(move |ports: &Ports| EdgeController::new(client.clone(), ports))
+        .component(move |_: &Ports| Hub(rechecks.clone()))
+        .asks::<ApplyFromNode>()
+        .start()
+        .unwrap();
+    tokio::time::timeout(SOON, rechecked.recv()).await.unwrap().unwrap();
+
+    let port: Port<ApplyFromNode> = system.port();
+    let message = |epoch| ApplyFromNode {
+        node: "e1".into(),
+        epoch,
+        envelope: Some(Envelope::new("test", 0, Body::StatusUpdate(update()))),
+    };
+    let old = actix_rt::spawn({
+        let (port, message) = (port.clone(), message(1));
+        async move { port.ask(message, SOON).await.unwrap() }
+    });
+    tokio::time::timeout(SOON, writing.recv()).await.unwrap().unwrap();
+    assert_eq!(port.ask(message(2), SOON).await.unwrap(), Settled::applied());
+    assert_eq!(tokio::time::timeout(SOON, old).await.unwrap().unwrap().code, 503);
+    assert_eq!(port.ask(message(1), SOON).await.unwrap().code, 503);
+    system.stop(SOON).await;
+}
