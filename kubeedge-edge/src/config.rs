@@ -92,6 +92,8 @@ pub struct Edged {
     pub node_labels: BTreeMap<String, String>,
     /// Whether the node takes pods as soon as it is registered.
     pub register_schedulable: bool,
+    /// Whether Kubernetes Events are made of what happens to pods. KubeEdge's default is false.
+    pub report_event: bool,
     /// Older spelling of `tailoredKubeletConfig.containerRuntimeEndpoint`.
     #[serde(deserialize_with = "optional")]
     remote_runtime_endpoint: Option<UnixEndpoint>,
@@ -109,6 +111,7 @@ impl Default for Edged {
             root_directory: "/var/lib/kubelet".into(),
             node_labels: BTreeMap::new(),
             register_schedulable: true,
+            report_event: true,
             remote_runtime_endpoint: None,
             tailored_kubelet_config: KubeletConfig::default(),
         }

@@ -30,6 +30,7 @@ fn a_full_file_of_kubeedge_has_no_unknown_field() {
     assert_eq!(edged.node_ip, Some([192, 0, 2, 20].into()));
     assert_eq!(edged.node_labels["site"], "north");
     assert_eq!(edged.runtime_endpoint(), PathBuf::from("/run/containerd/containerd.sock"));
+    assert!(!edged.report_event, "KubeEdge's default, written out");
     let kubelet = edged.tailored_kubelet_config;
     assert_eq!(kubelet.cgroup_driver, CgroupDriver::Systemd);
     assert_eq!(kubelet.cluster_dns, [IpAddr::from([169, 254, 96, 16])]);
