@@ -124,7 +124,7 @@ impl CloudHub {
         }
     }
 
-    /// How long a silent link lives: long enough for the slowest heartbeat that an edge may be set to (15 s).
+    /// How long a silent link lives: long enough for two of an edge's heartbeats, which come every 10 s at least.
     pub fn dead_after(&self) -> Duration {
         self.keepalive_interval.duration().max(Duration::from_secs(20))
     }

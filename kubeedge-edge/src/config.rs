@@ -92,6 +92,8 @@ pub struct Edged {
     pub node_labels: BTreeMap<String, String>,
     /// Whether the node takes pods as soon as it is registered.
     pub register_schedulable: bool,
+    /// Whether Kubernetes Events are made of what happens to pods. KubeEdge's default is false.
+    pub report_event: bool,
     /// Older spelling of `tailoredKubeletConfig.containerRuntimeEndpoint`.
     #[serde(deserialize_with = "optional")]
     remote_runtime_endpoint: Option<UnixEndpoint>,
@@ -109,6 +111,7 @@ impl Default for Edged {
             root_directory: "/var/lib/kubelet".into(),
             node_labels: BTreeMap::new(),
             register_schedulable: true,
+            report_event: true,
             remote_runtime_endpoint: None,
             tailored_kubelet_config: KubeletConfig::default(),
         }
@@ -185,13 +188,16 @@ fn max_pods<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error>
     }
 }
 
+/// The link's own pause between heartbeats: a file can only make it shorter.
+const LONGEST_HEARTBEAT: Duration = Duration::from_secs(10);
+
 /// `modules.edgeHub`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct EdgeHub {
     /// Whether this node talks to a cloud. Without it, what is on disk goes on running.
     pub enable: bool,
-    /// Pause between heartbeats; [`EdgeHub::heartbeat_interval`] has an upper bound. KubeEdge's default is 15.
+    /// Pause between heartbeats; [`EdgeHub::heartbeat_interval`] has an upper bound, below KubeEdge's default of 15.
     heartbeat: Seconds,
     /// Certificate of the cloud's authority, PEM: `<folder>/ca/rootCA.crt`.
     pub tls_ca_file: PathBuf,
@@ -233,9 +239,9 @@ impl Default for EdgeHub {
 pub struct ScatteredIdentity;
 
 impl EdgeHub {
-    /// Pause between heartbeats: at most 15 s, or the cloud would take a silent link for a dead one.
+    /// Pause between heartbeats: at most 10 s, so that two fit into the 25 s after which a silent link is dead.
     pub fn heartbeat_interval(&self) -> Duration {
-        self.heartbeat.duration().min(Duration::from_secs(15))
+        self.heartbeat.duration().min(LONGEST_HEARTBEAT)
     }
 
     /// The folder of the node's certificate and key.

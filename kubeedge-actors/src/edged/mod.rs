@@ -3,9 +3,9 @@
 //! | | |
 //! |---|---|
 //! | answers | `ObjectsChanged`, `KindCompleted` (MetaManager), `LinkStateChanged`, `QueryProgress` (EdgeHub) |
-//! | asks | `ReadObjects`, `ReportStatus` (MetaManager), `CallCloud` (EdgeHub) |
+//! | asks | `ReadObjects`, `ReportStatus` (MetaManager), `CallCloud`, `PublishEvent` if it is there (EdgeHub) |
 //! | stores | nothing of its own: what is wanted is MetaManager's, what is there is the container runtime's |
-//! | offline | everything works but new tokens and pulls; what is reported waits with MetaManager |
+//! | offline | everything works but new tokens and pulls; what is reported waits with MetaManager, [`events`] are dropped |
 //!
 //! It is a reconciler. One [`worker`] looks after one pod: it looks at the runtime, [`lifecycle::decide`]s, acts,
 //! reports. The [`book`] says which pods there are; a [`relist`] every second says whom to look at. After a restart of
@@ -17,6 +17,7 @@ pub mod credentials;
 pub mod cri;
 pub mod downward;
 pub mod env;
+pub mod events;
 mod expansion;
 pub mod facts;
 #[cfg(any(test, feature = "fake-runtime"))]
@@ -49,7 +50,7 @@ use kubeedge_proto::{
     resource,
     v1::{
         CallCloud, KindCompleted, KubeObject, LinkStateChanged, ObjectKey, ObjectList, ObjectsChanged, Progress,
-        QueryProgress, ReadObjects, ReportStatus,
+        PublishEvent, QueryProgress, ReadObjects, ReportStatus,
     },
 };
 use tokio::sync::{Semaphore, watch};
@@ -61,6 +62,7 @@ pub use reporter::PortReporter;
 
 use self::{
     book::{Book, Effect},
+    events::sender::EventSender,
     lifecycle::PodPlan,
     provision::NodeProvision,
     registrar::Registrar,
@@ -93,6 +95,9 @@ pub struct Edged {
     read: Port<ReadObjects>,
     call: Port<CallCloud>,
     report: Port<ReportStatus>,
+    /// Until it runs.
+    event_sender: Option<EventSender>,
+    telling: Option<AbortOnDropHandle<()>>,
     node: watch::Sender<NodeFacts>,
     connected: watch::Sender<bool>,
     /// Since when the link is down, once it was up.
@@ -120,7 +125,11 @@ impl Edged {
         let (read, call, report) = (ports.port(), ports.port(), ports.port());
         let objects = Arc::new(PortObjects::new(Port::clone(&read), Port::clone(&call)));
         let provision = Arc::new(NodeProvision::new(prepared.setup.clone(), objects));
-        let reporter = PortReporter::new(Port::clone(&report));
+        // One queue for as long as this value lives; without EdgeHub there is nobody to tell.
+        let publish = ports.optional().filter(|_| prepared.report_events);
+        let events = publish.map(|port| events::sender::channel(prepared.setup.node_name.clone(), port));
+        let (sink, sender) = events.unzip();
+        let reporter = PortReporter::new(Port::clone(&report), sink);
         let host_ips = prepared.setup.host_ips.iter().map(ToString::to_string).collect();
         let (node, facts) = watch::channel(NodeFacts { host_ips, runtime_name: String::new() });
         let shared = Arc::new(Shared {
@@ -139,6 +148,8 @@ impl Edged {
             read,
             call,
             report,
+            event_sender: sender,
+            telling: None,
             node,
             connected: watch::channel(false).0,
             down_since: None,
@@ -358,6 +369,9 @@ impl Actor for Edged {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
+        if let Some(sender) = self.event_sender.take() {
+            self.telling = Some(AbortOnDropHandle::new(tokio::spawn(sender.run())));
+        }
         self.introduce(ctx);
         self.load(ctx);
         self.keep_listing(ctx);
@@ -387,6 +401,7 @@ impl Component for Edged {
         contract.asks::<ReadObjects>();
         contract.asks::<ReportStatus>();
         contract.asks::<CallCloud>();
+        contract.may_ask::<PublishEvent>();
     }
 }
 

@@ -56,6 +56,8 @@ pub struct EdgedConfig {
     pub service: Option<KubernetesService>,
     /// Images that are pulled at the same time.
     pub parallel_pulls: usize,
+    /// Whether Kubernetes Events are made.
+    pub report_events: bool,
 }
 
 impl EdgedConfig {
@@ -77,6 +79,7 @@ impl EdgedConfig {
             service: None,
             // kubelet's serializeImagePulls
             parallel_pulls: 1,
+            report_events: true,
         }
     }
 }
@@ -119,6 +122,7 @@ pub struct Prepared {
     pub(super) paths: MachinePaths,
     pub(super) runtime: Arc<dyn Runtime>,
     pub(super) parallel_pulls: usize,
+    pub(super) report_events: bool,
 }
 
 impl Prepared {
@@ -180,7 +184,14 @@ impl Prepared {
             allocatable: allocatable(&config.node, &readings),
             service: config.service,
         };
-        Ok(Self { settings: config.node, setup, paths, runtime, parallel_pulls: config.parallel_pulls.max(1) })
+        Ok(Self {
+            settings: config.node,
+            setup,
+            paths,
+            runtime,
+            parallel_pulls: config.parallel_pulls.max(1),
+            report_events: config.report_events,
+        })
     }
 }
 

@@ -10,6 +10,7 @@ use kubeedge_proto::{
 };
 
 use super::{
+    events::{EventRecord, sender::EventSink},
     lifecycle::PodPlan,
     worker::{Report, Reporter},
 };
@@ -18,14 +19,17 @@ use crate::system::Port;
 /// How long MetaManager may take to keep a report.
 const KEEP_WITHIN: Duration = Duration::from_secs(30);
 
-/// Reports through MetaManager's port.
+/// Reports through MetaManager's port, and events past it.
 #[derive(Clone, Debug)]
-pub struct PortReporter(Port<ReportStatus>);
+pub struct PortReporter {
+    port: Port<ReportStatus>,
+    events: Option<EventSink>,
+}
 
 impl PortReporter {
-    /// Reports through `port`.
-    pub fn new(port: Port<ReportStatus>) -> Self {
-        Self(port)
+    /// Reports through `port`; without `events` those are told to nobody.
+    pub fn new(port: Port<ReportStatus>, events: Option<EventSink>) -> Self {
+        Self { port, events }
     }
 
     /// Reports about a pod; `Ok` when the report is on disk.
@@ -45,7 +49,7 @@ impl PortReporter {
                 report_status::Report::Terminated(PodTerminated { key: Some(key), uid, generation: 0, status_json })
             }
         };
-        let settled = self.0.ask(ReportStatus { report: Some(message) }, KEEP_WITHIN).await;
+        let settled = self.port.ask(ReportStatus { report: Some(message) }, KEEP_WITHIN).await;
         let settled = settled.map_err(|error| format!("MetaManager: {error}"))?;
         if settled.code == 0 { Ok(()) } else { Err(format!("MetaManager: {} ({})", settled.reason, settled.code)) }
     }
@@ -58,5 +62,11 @@ fn json(status: &PodStatus) -> Result<bytes::Bytes, String> {
 impl Reporter for PortReporter {
     fn report<'a>(&'a self, plan: &'a PodPlan, report: Report) -> BoxFuture<'a, Result<(), String>> {
         Box::pin(self.send(ObjectKey::new(&plan.namespace, &plan.name), plan.uid.clone(), report))
+    }
+
+    fn event(&self, event: EventRecord) {
+        if let Some(events) = &self.events {
+            events.record(event);
+        }
     }
 }

@@ -314,11 +314,6 @@ fn never_ran() -> ContainerState {
 fn failure_reason(failure: &Failure) -> &'static str {
     match failure.reason {
         Reason::ImagePull if failure.repeated() => "ImagePullBackOff",
-        Reason::ImagePull => "ErrImagePull",
-        Reason::ImageNeverPull => "ErrImageNeverPull",
-        Reason::InvalidImageName => "InvalidImageName",
-        Reason::Config => "CreateContainerConfigError",
-        Reason::Create => "CreateContainerError",
-        Reason::Run => "RunContainerError",
+        reason => reason.as_str(),
     }
 }

@@ -2,7 +2,10 @@
 
 use std::{
     path::Path,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use actix::ResponseFuture;
@@ -30,6 +33,10 @@ struct Site {
     complete: Mutex<Vec<ResourceType>>,
     reports: Mutex<Vec<(bool, String, Value)>>,
     calls: Mutex<Vec<Body>>,
+    /// Events that reached the hub, and whether it takes them.
+    events: Mutex<Vec<Value>>,
+    refused: Mutex<Vec<Value>>,
+    offline: AtomicBool,
     news: Notify,
 }
 
@@ -88,6 +95,26 @@ impl Component for Hub {
     const STAGE: Stage = Stage::Link;
     fn contract(contract: &mut Contract<Self>) {
         contract.answers::<CallCloud>();
+        contract.answers::<PublishEvent>();
+    }
+}
+
+impl Handler<PublishEvent> for Hub {
+    type Result = MessageResult<PublishEvent>;
+    fn handle(&mut self, message: PublishEvent, _: &mut Context<Self>) -> Self::Result {
+        let Some(Body::KubernetesEvent(event)) = message.envelope.unwrap().body else { panic!("not an event") };
+        let object = event.event.unwrap();
+        let json: Value = serde_json::from_slice(&object.json).unwrap();
+        assert_eq!((object.r#type, object.uid.as_str()), (Some(resource::events()), ""));
+        assert_eq!(json["metadata"]["name"], object.key.unwrap().name);
+        if self.0.offline.load(Ordering::Acquire) {
+            lock(&self.0.refused).push(json);
+            self.0.news.notify_waiters();
+            return MessageResult(Settled::rejected(503, "the link is down"));
+        }
+        lock(&self.0.events).push(json);
+        self.0.news.notify_waiters();
+        MessageResult(Settled::applied())
     }
 }
 
@@ -402,6 +429,38 @@ async fn pods_inherit_the_configured_resolver_configuration() {
     let dns = bench.runtime.sandbox_configs()[0].dns_config.clone().unwrap();
     assert_eq!(dns.servers, ["192.0.2.53"]);
     bench.stop().await;
+}
+
+#[actix_rt::test]
+async fn events_reach_the_hub_and_those_of_an_outage_are_dropped_but_counted() {
+    let bench = bench(&[], true).await;
+    bench.site.offline.store(true, Ordering::Release);
+    bench.tell(&pod("p", "u1")).await;
+    let dropped = |site: &Site| lock(&site.refused).iter().find(|event| event["reason"] == "Started").cloned();
+    let first = bench.until("Started, refused", dropped).await;
+    bench.site.offline.store(false, Ordering::Release);
+    assert!(bench.runtime.exit("u1", "a", 1));
+    let told = |site: &Site| lock(&site.events).iter().find(|event| event["reason"] == "Started").cloned();
+    let second = bench.until("Started again", told).await;
+    assert_eq!(second["source"], json!({"component": "kubelet", "host": "edge-1"}));
+    assert_eq!((&first["count"], &second["count"]), (&json!(1), &json!(2)));
+    assert_eq!(second["metadata"]["name"], first["metadata"]["name"]);
+    assert_eq!(second["firstTimestamp"], first["firstTimestamp"]);
+    let order: Vec<Value> = lock(&bench.site.events).iter().map(|event| event["reason"].clone()).collect();
+    assert_eq!(order, ["Pulled", "Created", "Started"]);
+    bench.stop().await;
+}
+
+#[actix_rt::test]
+async fn events_can_be_switched_off() {
+    let mut bench = bench(&[], true).await;
+    bench.stop().await;
+    bench.prepared.report_events = false;
+    bench.system = system(&bench.site, &bench.prepared);
+    bench.tell(&pod("p", "u1")).await;
+    bench.phase("u1", "Running").await;
+    bench.stop().await;
+    assert_eq!(*lock(&bench.site.events), Vec::<Value>::new());
 }
 
 #[actix_rt::test]

@@ -1,6 +1,7 @@
 //! The task that looks after one pod: looks, decides, acts, reports, and looks again.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -14,7 +15,8 @@ use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use tokio::sync::{Notify, watch};
 
 use super::{
-    lifecycle::{Action, History, Input, PodPlan, Step, VolumeState, Want, decide, later},
+    events::{EventRecord, Involved, Reason as Told},
+    lifecycle::{Action, History, Input, PodPlan, Reason, Step, VolumeState, Wait, Want, decide, later},
     provision::Provision,
     runtime::{InstanceState, ObservedPod, Runtime},
     status::{NodeFacts, pod_status},
@@ -75,6 +77,9 @@ pub enum Report {
 pub trait Reporter: Send + Sync {
     /// Takes a report about a pod.
     fn report<'a>(&'a self, plan: &'a PodPlan, report: Report) -> BoxFuture<'a, Result<(), String>>;
+
+    /// Takes an event if there is a place for it. Returns at once.
+    fn event(&self, _event: EventRecord) {}
 }
 
 /// What all workers share.
@@ -132,6 +137,8 @@ struct Worker {
     /// What was there and what was done about it the last time, and how often before that.
     last: Option<(ObservedPod, Vec<Action>)>,
     in_vain: u32,
+    /// Until when containers wait, as far as that was told.
+    waits: BTreeMap<String, Timestamp>,
 }
 
 /// Looks after a pod until it has ended. Dropping the future leaves the pod as it is.
@@ -151,6 +158,7 @@ pub async fn run(shared: Arc<Shared>, orders: watch::Receiver<Order>, bell: Arc<
         reported: None,
         last: None,
         in_vain: 0,
+        waits: BTreeMap::new(),
     };
     worker.run().await;
 }
@@ -211,6 +219,7 @@ impl Worker {
         if decision.actions.contains(&Action::Finish) {
             return self.finish(order, status).await;
         }
+        self.tell_waits(order, &decision.waits);
         let mut wake_at = later(now, RESYNC);
         if let Some(at) = decision.wake_at {
             wake_at = wake_at.min(at);
@@ -234,6 +243,40 @@ impl Worker {
         (self.shared.clock)()
     }
 
+    /// Makes an event about the pod or one of its containers.
+    fn tell(&self, order: &Order, container: Option<&str>, reason: Told, message: impl Into<String>) {
+        let involved = Involved::of(&order.plan, order.pod.as_deref(), container);
+        self.shared.reporter.event(EventRecord::new(involved, reason, message.into(), self.now()));
+    }
+
+    /// Makes an event of each wait that is new.
+    fn tell_waits(&mut self, order: &Order, waits: &[Wait]) {
+        for wait in waits {
+            let (container, until, failure) = match wait {
+                Wait::Crash { container, until } => (container, *until, None),
+                Wait::Failed { container, until, reason } => (container, *until, Some(*reason)),
+            };
+            if self.waits.insert(container.clone(), until) == Some(until) {
+                continue;
+            }
+            let PodPlan { namespace, name, uid, .. } = &*order.plan;
+            let told = Some(container.as_str());
+            match failure {
+                None => {
+                    let message =
+                        format!("Back-off restarting failed container {container} in pod {name}_{namespace}({uid})");
+                    self.tell(order, told, Told::BackOffRestart, message);
+                }
+                Some(Reason::ImagePull) => {
+                    let image = order.image(container).unwrap_or_default();
+                    self.tell(order, told, Told::BackOffPull, format!("Back-off pulling image \"{image}\""));
+                    self.tell(order, told, Told::Failed, "Error: ImagePullBackOff");
+                }
+                Some(_) => {}
+            }
+        }
+    }
+
     async fn refresh(&mut self, order: &Order) {
         if !self.bell.refresh.swap(false, Ordering::AcqRel) {
             return;
@@ -243,6 +286,7 @@ impl Worker {
             && let Err(error) = self.shared.provision.refresh(pod, &self.history.ips).await
         {
             tracing::warn!(pod = %show(&order.plan), "volumes are not up to date: {error}");
+            self.tell(order, None, Told::FailedMount, error);
         }
     }
 

@@ -24,12 +24,13 @@ fn a_full_file_of_kubeedge_has_no_unknown_field() {
     assert_eq!(edge_hub.websocket.server.to_string(), "192.0.2.10:10000");
     assert_eq!(edge_hub.http_server.to_string(), "192.0.2.10:10002");
     assert_eq!(edge_hub.token.get(), None);
-    assert_eq!(edge_hub.heartbeat_interval().as_secs(), 15);
+    assert_eq!(edge_hub.heartbeat_interval().as_secs(), 10);
     assert_eq!(edge_hub.identity_folder(), Ok(Path::new("/etc/kubeedge")));
     assert_eq!(edged.hostname_override.as_ref().map(NodeName::as_str), Some("edge-1"));
     assert_eq!(edged.node_ip, Some([192, 0, 2, 20].into()));
     assert_eq!(edged.node_labels["site"], "north");
     assert_eq!(edged.runtime_endpoint(), PathBuf::from("/run/containerd/containerd.sock"));
+    assert!(!edged.report_event, "KubeEdge's default, written out");
     let kubelet = edged.tailored_kubelet_config;
     assert_eq!(kubelet.cgroup_driver, CgroupDriver::Systemd);
     assert_eq!(kubelet.cluster_dns, [IpAddr::from([169, 254, 96, 16])]);
@@ -98,7 +99,7 @@ fn a_heartbeat_is_never_slower_than_the_cloud_waits() {
     let heartbeat = |text: &str| read(text).value.modules.edge_hub.heartbeat_interval().as_secs();
     assert_eq!(heartbeat(""), 10);
     assert_eq!(heartbeat("modules: {edgeHub: {heartbeat: 3}}"), 3);
-    assert_eq!(heartbeat("modules: {edgeHub: {heartbeat: 600}}"), 15);
+    assert_eq!(heartbeat("modules: {edgeHub: {heartbeat: 600}}"), 10);
 }
 
 #[test]

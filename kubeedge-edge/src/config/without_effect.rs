@@ -17,7 +17,7 @@ pub(super) const FIELDS: &[&str] = paths! {
         "enableMetrics" "imageCredentialProviderBinDir" "imageCredentialProviderConfigFile" "keepTerminatedPodVolumes"
         "kubeConfig" "masterServiceNamespace" "maxContainerCount" "maxPerPodContainerCount" "minimumGCAge"
         "networkPluginMTU" "networkPluginName" "podSandboxImage" "registerNode" "registerNodeNamespace"
-        "remoteImageEndpoint" "reportEvent" "runtimeCgroups" "seccompDefault";
+        "remoteImageEndpoint" "runtimeCgroups" "seccompDefault";
     "modules.edged.tailoredKubeletConfig.": "address" "allowedUnsafeSysctls" "apiVersion" "authentication"
         "authorization" "cgroupRoot" "cgroupsPerQOS" "configMapAndSecretChangeDetectionStrategy"
         "containerLogMaxFiles" "containerLogMaxSize" "containerLogMaxWorkers" "containerLogMonitorInterval"

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 
 use super::{
-    history::{History, Step},
+    history::{History, Reason, Step},
     plan::{PodPlan, Role},
     verdict::{Initialization, Verdict, current_sandbox, initialization, instances, is_over, verdict},
 };
@@ -57,6 +57,8 @@ pub enum Action {
     StopContainer {
         /// The instance.
         id: String,
+        /// The container.
+        container: String,
         /// Seconds it may take.
         grace_seconds: u32,
         /// Whether it ends to make place for its successor, whatever its restart policy.
@@ -111,11 +113,34 @@ pub struct Decision {
     pub actions: Vec<Action>,
     /// When to decide again although nothing changed.
     pub wake_at: Option<Timestamp>,
+    /// Containers whose turn it is and that wait.
+    pub waits: Vec<Wait>,
+}
+
+/// What a container waits for before it is started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// It crashed.
+    Crash {
+        /// The container.
+        container: String,
+        /// Until when.
+        until: Timestamp,
+    },
+    /// Starting it failed.
+    Failed {
+        /// The container.
+        container: String,
+        /// Until when.
+        until: Timestamp,
+        /// Why.
+        reason: Reason,
+    },
 }
 
 impl Decision {
     fn act(actions: Vec<Action>) -> Self {
-        Self { actions, wake_at: None }
+        Self { actions, ..Self::default() }
     }
 
     fn wait_until(&mut self, at: Timestamp) {
@@ -128,7 +153,7 @@ pub fn decide(input: &Input<'_>) -> Decision {
     if let Some(failed) = input.history.step(Step::CleanUp)
         && failed.until > input.now
     {
-        return Decision { actions: Vec::new(), wake_at: Some(failed.until) };
+        return Decision { wake_at: Some(failed.until), ..Decision::default() };
     }
     match input.want {
         Want::Run => run(input),
@@ -153,6 +178,7 @@ fn run(input: &Input<'_>) -> Decision {
         match verdict(plan, container, observed, history, now) {
             Verdict::Replace(instance) => decision.actions.push(Action::StopContainer {
                 id: instance.id.clone(),
+                container: instance.name.clone(),
                 grace_seconds: plan.grace_seconds,
                 replaced: true,
             }),
@@ -263,8 +289,15 @@ fn startable(input: &Input<'_>, decision: &mut Decision) -> Vec<(String, u32, Op
         }
         match verdict(plan, container, observed, history, now) {
             Verdict::Due { attempt, ended_at } => due.push((container.name.clone(), attempt, ended_at)),
-            Verdict::CrashLoop { until } => decision.wait_until(until),
-            Verdict::Failed { failure } => decision.wait_until(failure.until),
+            Verdict::CrashLoop { until } => {
+                decision.wait_until(until);
+                decision.waits.push(Wait::Crash { container: container.name.clone(), until });
+            }
+            Verdict::Failed { failure } => {
+                decision.wait_until(failure.until);
+                let (container, until) = (container.name.clone(), failure.until);
+                decision.waits.push(Wait::Failed { container, until, reason: failure.reason });
+            }
             Verdict::Running(_) | Verdict::Replace(_) | Verdict::Unclear(_) | Verdict::Ended(_) => {}
         }
     }
@@ -335,7 +368,8 @@ fn end(input: &Input<'_>, grace_seconds: u32) -> Decision {
 }
 
 fn stop(instance: &Instance, grace_seconds: u32) -> Action {
-    Action::StopContainer { id: instance.id.clone(), grace_seconds, replaced: false }
+    let (id, container) = (instance.id.clone(), instance.name.clone());
+    Action::StopContainer { id, container, grace_seconds, replaced: false }
 }
 
 fn remove(instance: &Instance) -> Action {

@@ -40,6 +40,20 @@ pub enum Reason {
     Run,
 }
 
+impl Reason {
+    /// Kubernetes' word for it while the first try has failed.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ImagePull => "ErrImagePull",
+            Self::ImageNeverPull => "ErrImageNeverPull",
+            Self::InvalidImageName => "InvalidImageName",
+            Self::Config => "CreateContainerConfigError",
+            Self::Create => "CreateContainerError",
+            Self::Run => "RunContainerError",
+        }
+    }
+}
+
 /// A failure and when to try again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {

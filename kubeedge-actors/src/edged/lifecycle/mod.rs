@@ -16,7 +16,7 @@ mod plan;
 mod tests;
 mod verdict;
 
-pub use decide::{Action, Decision, Input, VolumeState, Want, decide};
+pub use decide::{Action, Decision, Input, VolumeState, Wait, Want, decide};
 pub use history::{
     CRASH_FIRST, CRASH_MAX, CRASH_RESET, ContainerHistory, Failure, History, Reason, Step, StepFailure, later,
 };

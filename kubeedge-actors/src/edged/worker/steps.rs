@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kubeedge_proto::cri;
 use tokio::sync::watch;
 
-use super::{Order, Worker, show};
+use super::{Order, Told, Worker, show};
 use crate::edged::{
     image_name::ImageName,
     lifecycle::{Action, Reason, Step, VolumeState, container},
@@ -63,6 +63,9 @@ impl Worker {
             Action::SetUpVolumes => {
                 let Some(pod) = &order.pod else { return false };
                 let result = provision.set_up(pod, &self.history.ips).await;
+                if let Err(error) = &result {
+                    self.tell(order, None, Told::FailedMount, error.as_str());
+                }
                 let done = self.step_done(plan, Step::Volumes, result);
                 if done {
                     self.volumes = VolumeState::Ready;
@@ -72,6 +75,10 @@ impl Worker {
             Action::RunSandbox { attempt } => {
                 let Some(pod) = &order.pod else { return false };
                 let result = self.run_sandbox(order, pod, attempt).await;
+                if let Err(error) = &result {
+                    let message = format!("Failed to create pod sandbox: {error}");
+                    self.tell(order, None, Told::FailedCreatePodSandBox, message);
+                }
                 self.step_done(plan, Step::Sandbox, result)
             }
             Action::Start { container, attempt, sandbox_id, ended_at } => {
@@ -82,6 +89,11 @@ impl Worker {
                     Err(NotStarted::GivenUp) => return false,
                     Err(NotStarted::Failed { reason, message }) => {
                         tracing::warn!(pod = %show(plan), container = start.container, ?reason, "{message}");
+                        let about_image =
+                            matches!(reason, Reason::ImagePull | Reason::ImageNeverPull | Reason::InvalidImageName);
+                        // What is wrong with the image was told where it was found.
+                        let why = if about_image { reason.as_str() } else { message.as_str() };
+                        self.tell(order, Some(&start.container), Told::Failed, format!("Error: {why}"));
                         let now = self.now();
                         let image = order.image(&start.container).unwrap_or_default();
                         self.history.start_failed(&start.container, image, reason, message, now);
@@ -128,10 +140,14 @@ impl Worker {
         let runtime = Arc::clone(&self.shared.runtime);
         let mut under_way = FuturesUnordered::new();
         for stop in stops {
-            let Action::StopContainer { id, grace_seconds, replaced } = stop else { continue };
-            if replaced {
+            let Action::StopContainer { id, container, grace_seconds, replaced } = stop else { continue };
+            let message = if replaced {
                 self.history.replaced.insert(id.clone());
-            }
+                format!("Container {container} definition changed, will be restarted")
+            } else {
+                format!("Stopping container {container}")
+            };
+            self.tell(order, Some(&container), Told::Killing, message);
             let runtime = Arc::clone(&runtime);
             under_way.push(async move {
                 tracing::info!(container = id, grace_seconds, "stopping");
@@ -169,15 +185,18 @@ impl Worker {
             reason: Reason::Config,
             message: format!("the pod has no container {name:?}"),
         })?;
-        let image_name = ImageName::parse(spec.image.as_deref().unwrap_or_default())
-            .map_err(NotStarted::because(Reason::InvalidImageName))?;
+        let given = spec.image.as_deref().unwrap_or_default();
+        let image_name = ImageName::parse(given).map_err(|error| {
+            self.tell(order, Some(name), Told::InspectFailed, format!("Failed to inspect image \"{given}\": {error}"));
+            NotStarted::because(Reason::InvalidImageName)(error)
+        })?;
         let provision = Arc::clone(&self.shared.provision);
         let runtime = Arc::clone(&self.shared.runtime);
         let started_at = self.history.started_at.unwrap_or_else(|| self.now());
         let sandbox = provision.sandbox(pod, plan, 0, started_at).await.map_err(NotStarted::because(Reason::Config))?;
 
         let policy = spec.image_pull_policy.as_deref();
-        let image = self.ensure_image(order, pod, name, &image_name, policy, &sandbox).await?;
+        let image = self.ensure_image(order, pod, (name, given), &image_name, policy, &sandbox).await?;
         let request = ContainerRequest {
             pod,
             plan,
@@ -191,9 +210,11 @@ impl Worker {
             .create_container(&start.sandbox_id, &config, &sandbox)
             .await
             .map_err(NotStarted::because(Reason::Create))?;
+        self.tell(order, Some(name), Told::Created, format!("Created container: {name}"));
         let now = self.now();
         self.history.restarted(name, spec.image.as_deref().unwrap_or_default(), start.ended_at, now);
         runtime.start_container(&id).await.map_err(NotStarted::because(Reason::Run))?;
+        self.tell(order, Some(name), Told::Started, format!("Started container {name}"));
         tracing::info!(pod = %show(plan), container = name, attempt = start.attempt, id, "container runs");
         if let Err(error) = provision.container_started(plan, name, start.attempt, &id).await {
             tracing::warn!(pod = %show(plan), container = name, "its log is not linked: {error}");
@@ -203,24 +224,36 @@ impl Worker {
 
     /// The image on the node, fetched if the policy says so.
     async fn ensure_image(
-        &mut self,
+        &self,
         order: &Order,
         pod: &Pod,
-        container: &str,
+        // The name of the container, and of its image as given.
+        (container, given): (&str, &str),
         name: &ImageName,
         policy: Option<&str>,
         sandbox: &cri::PodSandboxConfig,
     ) -> Result<LocalImage, NotStarted> {
         let shared = Arc::clone(&self.shared);
         let asked = name.asked.as_str();
-        let find = || async { shared.runtime.image(asked).await.map_err(NotStarted::because(Reason::ImagePull)) };
+        let tell = |reason, message: String| self.tell(order, Some(container), reason, message);
+        let find = || async {
+            shared.runtime.image(asked).await.map_err(|error| {
+                tell(Told::InspectFailed, format!("Failed to inspect image \"{given}\": {error}"));
+                NotStarted::because(Reason::ImagePull)(error)
+            })
+        };
         let policy = policy.filter(|policy| !policy.is_empty());
         let always = policy == Some("Always") || (policy.is_none() && name.is_latest());
         if !always && let Some(image) = find().await? {
+            tell(Told::Pulled, format!("Container image \"{given}\" already present on machine"));
             return Ok(image);
         }
         if policy == Some("Never") {
             let message = format!("container image {asked:?} is not present with pull policy of Never");
+            tell(
+                Told::ErrImageNeverPull,
+                format!("Container image \"{given}\" is not present with pull policy of Never"),
+            );
             return Err(NotStarted::Failed { reason: Reason::ImageNeverPull, message });
         }
         let pull = async {
@@ -242,16 +275,34 @@ impl Worker {
             Err(NotStarted::Failed { reason: Reason::ImagePull, message: first_error.unwrap_or_default() })
         };
         tracing::info!(pod = %show(&order.plan), image = asked, "pulling");
+        tell(Told::Pulling, format!("Pulling image \"{given}\""));
+        let began = self.now();
         let other =
             other_order(&self.orders, |new| new.want != order.want || new.image(container) != order.image(container));
         tokio::select! {
-            pulled = pull => pulled?,
+            pulled = pull => if let Err(error) = pulled {
+                if let NotStarted::Failed { message, .. } = &error {
+                    tell(Told::Failed, format!("Failed to pull image \"{given}\": {message}"));
+                }
+                return Err(error);
+            },
             () = other => return Err(NotStarted::GivenUp),
         }
-        find().await?.ok_or_else(|| NotStarted::Failed {
-            reason: Reason::ImagePull,
-            message: format!("{asked} was pulled and is not there"),
-        })
+        let took = self.now().duration_since(began).as_millis();
+        let Some(image) = find().await? else {
+            let message = format!("{asked} was pulled and is not there");
+            tell(Told::Failed, format!("Failed to pull image \"{given}\": {message}"));
+            return Err(NotStarted::Failed { reason: Reason::ImagePull, message });
+        };
+        let seconds = format!("{}.{:03}s", took / 1000, took % 1000);
+        let size = image.size_bytes;
+        tell(
+            Told::Pulled,
+            format!(
+                "Successfully pulled image \"{given}\" in {seconds} (including waiting). Image size: {size} bytes."
+            ),
+        );
+        Ok(image)
     }
 }
 

@@ -7,6 +7,7 @@ use tokio::{task::JoinHandle, time::Instant};
 
 use super::*;
 use crate::edged::{
+    events::Correlator,
     fake::FakeRuntime,
     labels,
     lifecycle::DEFAULT_GRACE_SECONDS,
@@ -17,6 +18,7 @@ use crate::edged::{
 #[derive(Default)]
 struct Reports {
     made: Mutex<Vec<(bool, Value)>>,
+    events: Mutex<Vec<EventRecord>>,
     refuse: AtomicBool,
     news: Notify,
 }
@@ -36,6 +38,10 @@ impl Reporter for Reports {
             Ok(())
         })
     }
+
+    fn event(&self, event: EventRecord) {
+        self.events.lock().unwrap().push(event);
+    }
 }
 
 /// Volumes that only exist in words.
@@ -43,6 +49,8 @@ impl Reporter for Reports {
 struct Words {
     done: Mutex<Vec<String>>,
     missing: Mutex<Option<String>>,
+    /// Why the next set-up fails.
+    no_volumes: Mutex<Option<String>>,
 }
 
 impl Words {
@@ -54,7 +62,10 @@ impl Words {
 
 impl Provision for Words {
     fn set_up<'a>(&'a self, _pod: &'a Pod, _ips: &'a [String]) -> Provided<'a, ()> {
-        self.note("set up")
+        match self.no_volumes.lock().unwrap().take() {
+            Some(why) => Box::pin(async { Err(why) }),
+            None => self.note("set up"),
+        }
     }
     fn refresh<'a>(&'a self, _pod: &'a Pod, _ips: &'a [String]) -> Provided<'a, ()> {
         self.note("refresh")
@@ -203,6 +214,15 @@ impl Bench {
 
     async fn until_waiting(&self, reason: &str) -> Value {
         self.until(|status| state(status)["waiting"]["reason"] == reason).await
+    }
+
+    /// The events so far, as `field path reason: message`.
+    fn told(&self) -> Vec<String> {
+        let events = self.reports.events.lock().unwrap();
+        let show = |event: &EventRecord| {
+            format!("{} {}: {}", event.involved.field_path, event.reason.as_str(), event.message).trim().to_owned()
+        };
+        events.iter().map(show).collect()
     }
 
     async fn ended(&mut self) -> Value {
@@ -450,4 +470,101 @@ async fn a_runtime_that_says_done_and_does_nothing_is_not_asked_in_a_busy_loop()
     assert!((10..=25).contains(&asked), "{asked}");
     bench.runtime.lie(false);
     bench.ended().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_start_and_an_end_are_told_in_order() {
+    let pod = pod(|pod| {
+        pod["spec"]["initContainers"] = json!([{"name": "i", "image": "app:1"}]);
+        pod["metadata"]["resourceVersion"] = "7".into();
+    });
+    let mut bench = Bench::new(&pod);
+    bench.runtime.publish_image("app:1");
+    bench.until(|status| status["initContainerStatuses"][0]["state"]["running"].is_object()).await;
+    assert!(bench.runtime.exit("u", "i", 0));
+    bench.bell.look();
+    bench.until_phase("Running").await;
+    bench.orders.send_replace(order(&deleted(&pod, 1)));
+    bench.ended().await;
+    let told = [
+        "spec.initContainers{i} Pulling: Pulling image \"app:1\"",
+        "spec.initContainers{i} Pulled: Successfully pulled image \"app:1\" in 0.000s (including waiting). \
+         Image size: 0 bytes.",
+        "spec.initContainers{i} Created: Created container: i",
+        "spec.initContainers{i} Started: Started container i",
+        "spec.containers{a} Pulled: Container image \"app:1\" already present on machine",
+        "spec.containers{a} Created: Created container: a",
+        "spec.containers{a} Started: Started container a",
+        "spec.containers{a} Killing: Stopping container a",
+    ];
+    assert_eq!(bench.told(), told);
+    let events = bench.reports.events.lock().unwrap();
+    assert!(events.iter().all(|event| event.involved.resource_version == "7" && event.involved.uid == "u"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crash_loop_is_one_event_whose_count_rises() {
+    let pod = pod(|_| {});
+    let bench = Bench::new(&pod);
+    bench.runtime.add_image("app:1");
+    bench.until_phase("Running").await;
+    for restarts in 1..5 {
+        assert!(bench.runtime.exit("u", "a", 2));
+        bench.bell.look();
+        // Looks in between are no new crashes.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        bench.bell.look();
+        bench.until(|status| status["containerStatuses"][0]["restartCount"] == restarts).await;
+    }
+    let mut correlator = Correlator::default();
+    let events = bench.reports.events.lock().unwrap().clone();
+    let told: Vec<_> = events.into_iter().filter_map(|event| correlator.note(event)).collect();
+    let backs_off: Vec<_> = told.iter().filter(|event| event.record.reason == Told::BackOffRestart).collect();
+    let message = "Back-off restarting failed container a in pod p_ns(u)";
+    assert!(backs_off.iter().all(|event| event.record.message == message && event.name == backs_off[0].name));
+    // The first restart is immediate.
+    assert_eq!(backs_off.iter().map(|event| event.count).collect::<Vec<_>>(), [1, 2, 3]);
+    let started = told.iter().rfind(|event| event.record.reason == Told::Started).unwrap();
+    assert_eq!(started.count, 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_goes_wrong_is_told_as_kubelet_does() {
+    let absent = pod(|_| {});
+    let bench = Bench::new(&absent);
+    bench.until_waiting("ImagePullBackOff").await;
+    let told = [
+        "spec.containers{a} Pulling: Pulling image \"app:1\"",
+        "spec.containers{a} Failed: Failed to pull image \"app:1\": pull_image: not found: app:1: not found",
+        "spec.containers{a} Failed: Error: ErrImagePull",
+        "spec.containers{a} BackOff: Back-off pulling image \"app:1\"",
+        "spec.containers{a} Failed: Error: ImagePullBackOff",
+    ];
+    assert_eq!(bench.told()[..5], told);
+
+    let never = pod(|pod| pod["spec"]["containers"][0]["imagePullPolicy"] = "Never".into());
+    let bench = Bench::new(&never);
+    bench.until_waiting("ErrImageNeverPull").await;
+    let told = [
+        "spec.containers{a} ErrImageNeverPull: Container image \"app:1\" is not present with pull policy of Never",
+        "spec.containers{a} Failed: Error: ErrImageNeverPull",
+    ];
+    assert_eq!(bench.told()[..2], told);
+
+    let invalid = pod(|pod| pod["spec"]["containers"][0]["image"] = "App Store".into());
+    let bench = Bench::new(&invalid);
+    bench.until_waiting("InvalidImageName").await;
+    assert!(bench.told()[0].starts_with("spec.containers{a} InspectFailed: Failed to inspect image \"App Store\": "));
+    assert_eq!(bench.told()[1], "spec.containers{a} Failed: Error: InvalidImageName");
+
+    let bench = Bench::new(&absent);
+    bench.runtime.add_image("app:1");
+    *bench.words.no_volumes.lock().unwrap() = Some("MountVolume.SetUp failed for volume \"v\"".to_owned());
+    bench.runtime.fail_next("run_sandbox", "no network");
+    bench.runtime.fail_next("create_container", "no disk");
+    bench.until_phase("Running").await;
+    let told = bench.told();
+    assert_eq!(told[0], "FailedMount: MountVolume.SetUp failed for volume \"v\"");
+    assert_eq!(told[1], "FailedCreatePodSandBox: Failed to create pod sandbox: run_sandbox failed: no network");
+    assert_eq!(told[3], "spec.containers{a} Failed: Error: create_container failed: no disk");
 }

@@ -41,9 +41,10 @@ impl Liveness {
         }
     }
 
-    /// The interval the cloud asks for; it must leave room for a second try before the link counts as dead.
+    /// The interval the cloud asks for. One that this end was set to stands if it is shorter; either must leave room for
+    /// a second try before the link counts as dead.
     pub(crate) fn set_interval(&mut self, interval: Duration) {
-        self.interval = interval.clamp(Duration::from_millis(100), self.dead_after.mul_f64(0.4));
+        self.interval = interval.min(self.interval).clamp(Duration::from_millis(100), self.dead_after.mul_f64(0.4));
     }
 
     pub(crate) fn established(&mut self, now: Duration) {

@@ -53,6 +53,19 @@ fn heartbeat_only_when_silent_and_death_after_25_seconds() {
 }
 
 #[test]
+fn the_shorter_heartbeat_interval_of_the_two_ends_counts() {
+    for (own, asked, counts) in [(10_000, 10_000, 10_000), (3_000, 10_000, 3_000), (10_000, 2_000, 2_000)] {
+        let config = Config { heartbeat_interval: ms(own), ..Config::default() };
+        let mut edge = End::new(Session::edge(hello(), config));
+        edge.poll();
+        let welcome = v1::Welcome { version: 1, epoch: 1, heartbeat_interval_ms: asked, ..Default::default() };
+        edge.receive(F::Welcome(welcome));
+        edge.sent.clear();
+        assert_eq!(edge.session.next_deadline(), Some(ms(counts)), "{own} {asked}");
+    }
+}
+
+#[test]
 fn handshake_has_a_deadline() {
     let mut cloud = End::new(Session::cloud(Config::default()));
     cloud.poll();

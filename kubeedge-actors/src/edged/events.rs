@@ -1,0 +1,321 @@
+//! Kubernetes Events about pods, as kubelet makes them: what `kubectl describe pod` shows below the status.
+//!
+//! Events are told at best. What [`Correlator`] remembers is bounded, and so is the queue behind it ([`sender`]): an
+//! event that has no place is dropped and counted. No pod waits for one.
+
+mod correlator;
+pub mod sender;
+
+use jiff::{Timestamp, Unit};
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::json;
+
+use super::lifecycle::{PodPlan, Role};
+
+pub use correlator::{BURST, Correlator, MAX_REMEMBERED, REFILL};
+
+/// Longest message, bytes: what the API allows.
+pub const MAX_MESSAGE: usize = 1024;
+/// Longest name of an object (DNS-1123 subdomain).
+const MAX_NAME: usize = 253;
+/// Who these events are from: what people and tools look for.
+const COMPONENT: &str = "kubelet";
+
+/// Whether an event needs somebody's attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Severity {
+    /// It does not.
+    Normal,
+    /// It may.
+    Warning,
+}
+
+impl Severity {
+    /// Kubernetes' word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Normal => "Normal",
+            Self::Warning => "Warning",
+        }
+    }
+}
+
+/// What can be told about a pod, by kubelet's names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// An image is being fetched.
+    Pulling,
+    /// An image is on the node.
+    Pulled,
+    /// A container was made.
+    Created,
+    /// A container was started.
+    Started,
+    /// A container is being ended.
+    Killing,
+    /// A container that crashed waits before its next start.
+    BackOffRestart,
+    /// An image that could not be fetched waits before the next try.
+    BackOffPull,
+    /// An image could not be fetched, or a container not be made or started.
+    Failed,
+    /// The pod's volumes could not be set up.
+    FailedMount,
+    /// The pod's sandbox could not be made.
+    FailedCreatePodSandBox,
+    /// An image's name is not valid, or the runtime could not say whether it is there.
+    InspectFailed,
+    /// An image is not on the node and may not be fetched.
+    ErrImageNeverPull,
+}
+
+impl Reason {
+    /// Kubelet's name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pulling => "Pulling",
+            Self::Pulled => "Pulled",
+            Self::Created => "Created",
+            Self::Started => "Started",
+            Self::Killing => "Killing",
+            Self::BackOffRestart | Self::BackOffPull => "BackOff",
+            Self::Failed => "Failed",
+            Self::FailedMount => "FailedMount",
+            Self::FailedCreatePodSandBox => "FailedCreatePodSandBox",
+            Self::InspectFailed => "InspectFailed",
+            Self::ErrImageNeverPull => "ErrImageNeverPull",
+        }
+    }
+
+    /// Kubelet's type for it.
+    pub fn severity(self) -> Severity {
+        match self {
+            Self::Pulling | Self::Pulled | Self::Created | Self::Started | Self::Killing | Self::BackOffPull => {
+                Severity::Normal
+            }
+            Self::BackOffRestart
+            | Self::Failed
+            | Self::FailedMount
+            | Self::FailedCreatePodSandBox
+            | Self::InspectFailed
+            | Self::ErrImageNeverPull => Severity::Warning,
+        }
+    }
+}
+
+/// What an event is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Involved {
+    /// The pod's namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its uid.
+    pub uid: String,
+    /// The version of its object; empty when there is none.
+    pub resource_version: String,
+    /// The container, such as `spec.containers{app}`; empty for the whole pod.
+    pub field_path: String,
+}
+
+impl Involved {
+    /// A pod, or one of its containers.
+    pub fn of(plan: &PodPlan, pod: Option<&Pod>, container: Option<&str>) -> Self {
+        let known = container.and_then(|name| plan.containers.iter().find(|known| known.name == name));
+        let field_path = known.map_or_else(String::new, |container| {
+            let list = match container.role {
+                Role::App => "containers",
+                Role::Init | Role::Sidecar => "initContainers",
+            };
+            format!("spec.{list}{{{}}}", container.name)
+        });
+        Self {
+            namespace: plan.namespace.clone(),
+            name: plan.name.clone(),
+            uid: plan.uid.clone(),
+            resource_version: pod.and_then(|pod| pod.metadata.resource_version.clone()).unwrap_or_default(),
+            field_path,
+        }
+    }
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventRecord {
+    /// About what.
+    pub involved: Involved,
+    /// What.
+    pub reason: Reason,
+    /// For a person; at most [`MAX_MESSAGE`] bytes are kept.
+    pub message: String,
+    /// When.
+    pub at: Timestamp,
+}
+
+impl EventRecord {
+    /// A record whose message fits.
+    pub fn new(involved: Involved, reason: Reason, mut message: String, at: Timestamp) -> Self {
+        message.truncate(prefix(&message, MAX_MESSAGE).len());
+        Self { involved, reason, message, at }
+    }
+
+    /// The name of the event: the same for what happens again, also after a restart of edgecore.
+    pub fn name(&self) -> String {
+        // FNV-1a over the parts, each with an end: it must stay the same in every version of this program.
+        let Involved { namespace, name, uid, field_path, .. } = &self.involved;
+        let parts: [&str; 7] =
+            [namespace, name, uid, field_path, self.reason.severity().as_str(), self.reason.as_str(), &self.message];
+        let mut hash: u64 = 0xcbf2_9ce4_8422_2325;
+        for byte in parts.iter().flat_map(|part| part.bytes().chain([0])) {
+            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+        let suffix = format!(".{hash:016x}");
+        let stem = prefix(name, MAX_NAME - suffix.len());
+        format!("{}{suffix}", stem.trim_end_matches(['.', '-']))
+    }
+}
+
+/// An event to be told: a record, and how often it happened by now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Its name in the pod's namespace.
+    pub name: String,
+    /// What happened, the last time.
+    pub record: EventRecord,
+    /// When it happened first.
+    pub first: Timestamp,
+    /// How often it happened.
+    pub count: u32,
+}
+
+impl Event {
+    /// The object for the API, from this node.
+    pub fn to_json(&self, node: &str) -> serde_json::Value {
+        let EventRecord { involved, reason, message, at } = &self.record;
+        let mut about = json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "namespace": involved.namespace,
+            "name": involved.name,
+            "uid": involved.uid,
+        });
+        for (field, value) in [("resourceVersion", &involved.resource_version), ("fieldPath", &involved.field_path)] {
+            if !value.is_empty() {
+                about[field] = value.as_str().into();
+            }
+        }
+        json!({
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"namespace": involved.namespace, "name": self.name},
+            "involvedObject": about,
+            "type": reason.severity().as_str(),
+            "reason": reason.as_str(),
+            "message": message,
+            "source": {"component": COMPONENT, "host": node},
+            "reportingComponent": COMPONENT,
+            "reportingInstance": node,
+            "firstTimestamp": seconds(self.first),
+            "lastTimestamp": seconds(*at),
+            "count": self.count,
+        })
+    }
+}
+
+/// The longest beginning of a text that fits.
+fn prefix(text: &str, bytes: usize) -> &str {
+    let end = (0..=bytes.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+    text.get(..end).unwrap_or_default()
+}
+
+/// The API's times of events have whole seconds.
+fn seconds(at: Timestamp) -> String {
+    let rounding = jiff::TimestampRound::new().smallest(Unit::Second).mode(jiff::RoundMode::Trunc);
+    at.round(rounding).unwrap_or(at).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(pod: &str, message: &str) -> EventRecord {
+        let involved = Involved {
+            namespace: "ns".into(),
+            name: pod.into(),
+            uid: "u".into(),
+            resource_version: "7".into(),
+            field_path: "spec.containers{a}".into(),
+        };
+        let at = Timestamp::from_nanosecond(1_800_000_000_900_000_000).unwrap();
+        EventRecord::new(involved, Reason::BackOffRestart, message.into(), at)
+    }
+
+    #[test]
+    fn an_event_is_as_kubelet_makes_it() {
+        let record = record("p", "Back-off restarting failed container a in pod p_ns(u)");
+        let first = Timestamp::from_second(1_799_999_000).unwrap();
+        let event = Event { name: record.name(), record, first, count: 3 };
+        assert_eq!(
+            event.to_json("edge-1"),
+            json!({
+                "apiVersion": "v1",
+                "kind": "Event",
+                "metadata": {"namespace": "ns", "name": event.name},
+                "involvedObject": {
+                    "apiVersion": "v1", "kind": "Pod", "namespace": "ns", "name": "p", "uid": "u",
+                    "resourceVersion": "7", "fieldPath": "spec.containers{a}",
+                },
+                "type": "Warning",
+                "reason": "BackOff",
+                "message": "Back-off restarting failed container a in pod p_ns(u)",
+                "source": {"component": "kubelet", "host": "edge-1"},
+                "reportingComponent": "kubelet",
+                "reportingInstance": "edge-1",
+                "firstTimestamp": "2027-01-15T07:43:20Z",
+                "lastTimestamp": "2027-01-15T08:00:00Z",
+                "count": 3,
+            })
+        );
+        serde_json::from_value::<k8s_openapi::api::core::v1::Event>(event.to_json("edge-1")).unwrap();
+    }
+
+    #[test]
+    fn a_name_is_valid_stays_and_tells_events_apart() {
+        let name = record("p", "m").name();
+        // Written down: a later version must find the events of an earlier one.
+        assert_eq!(name, "p.435de2d31c3920ce");
+        assert_eq!(name, EventRecord { at: Timestamp::UNIX_EPOCH, ..record("p", "m") }.name());
+        assert_ne!(name, record("p", "n").name());
+        let mut other = record("p", "m");
+        other.involved.field_path = "spec.containers{b}".into();
+        assert_ne!(name, other.name());
+        // The longest name a pod may have, cut at a place where a name must not end.
+        for pod in ["a".repeat(253), format!("{}.-{}", "a".repeat(234), "b".repeat(17))] {
+            let name = record(&pod, "m").name();
+            assert!(kubeedge_proto::is_dns_subdomain(&name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_long_message_is_cut_between_characters() {
+        let message = record("p", &"ü".repeat(2000)).message;
+        assert_eq!(message.len(), MAX_MESSAGE);
+        assert_eq!(record("p", &format!("x{}", "ü".repeat(2000))).message.len(), MAX_MESSAGE - 1);
+    }
+
+    #[test]
+    fn a_container_is_named_by_its_place_in_the_spec() {
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"namespace": "ns", "name": "p", "uid": "u", "resourceVersion": "9"},
+            "spec": {"initContainers": [{"name": "i"}], "containers": [{"name": "a"}]},
+        }))
+        .unwrap();
+        let plan = PodPlan::of(&pod).unwrap();
+        let path = |container| Involved::of(&plan, Some(&pod), container).field_path;
+        assert_eq!(path(Some("i")), "spec.initContainers{i}");
+        assert_eq!(path(Some("a")), "spec.containers{a}");
+        assert_eq!(path(Some("gone")), "");
+        assert_eq!(path(None), "");
+        assert_eq!(Involved::of(&plan, Some(&pod), None).resource_version, "9");
+    }
+}
