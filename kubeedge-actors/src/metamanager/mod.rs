@@ -13,6 +13,8 @@
 pub mod index;
 pub mod reports;
 
+use std::collections::HashSet;
+
 use actix::{Actor, ActorFutureExt, AsyncContext, Handler, MessageResult, ResponseActFuture, WrapFuture};
 use kubeedge_proto::v1::{
     ApplyState, BoxRecord, CompleteInventory, DescribeStore, InventoryList, KindCompleted, KindRecord, KubeObject,
@@ -49,6 +51,9 @@ pub struct MetaManager {
     changed: Option<Port<ObjectsChanged>>,
     completed: Option<Port<KindCompleted>>,
     pending: Option<Port<ReportsPending>>,
+    /// Keys whose change is being committed. What is in memory changes after the disk: no digest and no answer tells
+    /// what a power cut could still take back.
+    writing: HashSet<Vec<u8>>,
     /// A `ReportsPending` waits for room in EdgeHub's queue.
     telling: bool,
 }
@@ -129,6 +134,7 @@ impl MetaManager {
             changed: ports.optional(),
             completed: ports.optional(),
             pending: ports.optional(),
+            writing: HashSet::new(),
             telling: false,
         }
     }
@@ -153,24 +159,27 @@ impl MetaManager {
         [type_.to_string().as_bytes(), key.namespace.as_bytes(), key.name.as_bytes()].join(&0)
     }
 
-    /// Commits `batch`, then tells `changes`. The answer comes when both are done.
+    /// Commits `batch`, takes `entry` into the index, then tells `changes`. The answer comes when all that is done.
     fn commit(
-        &self,
+        &mut self,
         batch: Batch,
         changes: Vec<ObjectsChanged>,
         type_: ResourceType,
         key: ObjectKey,
+        entry: Option<Entry>,
     ) -> ResponseActFuture<Self, Settled> {
         let port = self.changed.clone();
+        let at = Self::object_key(&type_, &key);
+        self.writing.insert(at.clone());
         Box::pin(batch.commit().into_actor(self).then(move |committed, this, _| {
+            this.writing.remove(&at);
             let (answer, changes) = match committed {
-                Ok(()) => (Settled::applied(), changes),
+                Ok(()) => {
+                    this.index.set(&type_, &key, entry);
+                    (Settled::applied(), changes)
+                }
                 Err(error) => {
                     tracing::error!(%type_, %key, "not on disk: {error}");
-                    // What is on disk counts again.
-                    let at = Self::object_key(&type_, &key);
-                    let entry = this.tables.objects.get(&at).ok().flatten().map(|object| Entry::of(&object));
-                    this.index.set(&type_, &key, entry);
                     (Settled::rejected(507, format!("the edge's store refused it: {error}")), Vec::new())
                 }
             };
@@ -243,6 +252,7 @@ impl Handler<ApplyState> for MetaManager {
     fn handle(&mut self, message: ApplyState, _: &mut Context<Self>) -> Self::Result {
         let mut batch = self.tables.store.batch();
         let mut changes = Vec::new();
+        let mut entry = None;
         let (type_, key) = match message.envelope.and_then(|envelope| envelope.body) {
             Some(Body::ObjectUpsert(upsert)) => {
                 let Some(object) = upsert.object else {
@@ -254,6 +264,9 @@ impl Handler<ApplyState> for MetaManager {
                 if object.uid.is_empty() {
                     return self.answer(Settled::rejected(400, format!("{type_} {key} has no uid")));
                 }
+                if self.writing.contains(&Self::object_key(&type_, &key)) {
+                    return self.answer(still_writing(&type_, &key));
+                }
                 match self.index.upsert(&type_, &key, &object) {
                     Decision::Put { replaces } => {
                         if self.index.get(&type_, &key).is_none() && self.index.count(&type_) >= MAX_OBJECTS {
@@ -263,7 +276,8 @@ impl Handler<ApplyState> for MetaManager {
                         if let Some(uid) = replaces {
                             changes.push(gone(&type_, &key, uid));
                         }
-                        self.index.set(&type_, &key, Some(Entry::of(&object)));
+                        entry = Some(Entry::of(&object));
+                        self.index.saw(&type_, object.version());
                         batch.put(&self.tables.objects, &Self::object_key(&type_, &key), &object);
                         changes.push(ObjectsChanged {
                             r#type: Some(type_.clone()),
@@ -280,10 +294,12 @@ impl Handler<ApplyState> for MetaManager {
                 let (Some(type_), Some(key)) = (tombstone.r#type.clone(), tombstone.key.clone()) else {
                     return self.answer(Settled::rejected(400, "an ObjectTombstone names no object"));
                 };
+                if self.writing.contains(&Self::object_key(&type_, &key)) {
+                    return self.answer(still_writing(&type_, &key));
+                }
                 if self.index.tombstone(&type_, &key, &tombstone) != Decision::Delete {
                     return self.answer(Settled::superseded());
                 }
-                self.index.set(&type_, &key, None);
                 batch.delete(&self.tables.objects, &Self::object_key(&type_, &key));
                 changes.push(gone(&type_, &key, tombstone.uid));
                 (type_, key)
@@ -291,8 +307,13 @@ impl Handler<ApplyState> for MetaManager {
             _ => return self.answer(Settled::rejected(501, "MetaManager takes no State of this type")),
         };
         batch.put(&self.tables.kinds, type_.to_string().as_bytes(), &self.index.record(&type_));
-        self.commit(batch, changes, type_, key)
+        self.commit(batch, changes, type_, key, entry)
     }
+}
+
+/// A message that overtook its own first copy, by a new connection: it is compared again.
+fn still_writing(type_: &ResourceType, key: &ObjectKey) -> Settled {
+    Settled::rejected(503, format!("an earlier message about {type_} {key} is still being written"))
 }
 
 fn gone(type_: &ResourceType, key: &ObjectKey, uid: String) -> ObjectsChanged {

@@ -437,6 +437,30 @@ async fn news_of_a_report_wait_for_room_in_a_full_queue() {
     system.stop(SOON).await;
 }
 
+#[actix_rt::test]
+async fn a_repeated_object_is_not_acknowledged_before_the_first_is_on_disk() {
+    let tables = Tables::open(Store::in_memory()).await.unwrap();
+    let system = System::builder("edge")
+        .component(move |ports: &Ports| MetaManager::new(tables.clone(), ports))
+        .asks::<ApplyState>()
+        .asks::<ListInventory>()
+        .start()
+        .unwrap();
+    let port: Port<ApplyState> = system.port();
+    let list: Port<ListInventory> = system.port();
+    let apply = || ApplyState { envelope: upsert(pod("a", "u1", 5)).envelope };
+    let inventory = || ListInventory { r#type: Some(resource::pods()) };
+    // All are in the queue before the first commit can be over.
+    let (first, again, meanwhile) =
+        tokio::join!(port.ask(apply(), SOON), port.ask(apply(), SOON), list.ask(inventory(), SOON));
+    assert_eq!(first.unwrap(), Settled::applied());
+    assert_eq!(again.unwrap().code, 503);
+    assert!(meanwhile.unwrap().entries.is_empty());
+    assert_eq!(port.ask(apply(), SOON).await.unwrap(), Settled::superseded());
+    assert_eq!(list.ask(inventory(), SOON).await.unwrap().entries.len(), 1);
+    system.stop(SOON).await;
+}
+
 fn cloud_port(cloud: &Cloud) -> Port<SendToNode> {
     cloud.system.port()
 }
