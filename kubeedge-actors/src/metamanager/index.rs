@@ -73,6 +73,11 @@ impl Index {
         }
     }
 
+    /// Objects may be missing here that are wanted: absence means nothing until the cloud has said again what there is.
+    pub fn doubt(&mut self) {
+        self.kinds.values_mut().for_each(|kind| kind.complete = false);
+    }
+
     /// A version of this kind has come, whatever becomes of it.
     pub fn saw(&mut self, type_: &ResourceType, version: u64) {
         let kind = self.kinds.entry(type_.clone()).or_default();

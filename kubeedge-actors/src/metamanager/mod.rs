@@ -93,19 +93,24 @@ impl Tables {
     }
 
     /// Reads everything the component keeps in memory. A record that cannot be read is left out with a warning: the
-    /// digest then differs, and the cloud sends it again.
+    /// digest then differs, and the cloud sends it again. Until then no kind counts as complete: what was in the record
+    /// is wanted, and must not end for being absent.
     fn load(&self) -> (Index, Reports, BoxRecord) {
         let mut index = Index::default();
         let mut reports = Reports::default();
-        for (_, record) in readable("kinds", self.kinds.scan_prefix(b"")) {
+        for (_, record) in readable("kinds", self.kinds.scan_prefix(b""), &mut 0) {
             index.load_kind(&record);
         }
-        for (_, object) in readable("objects", self.objects.scan_prefix(b"")) {
+        let mut unread = 0;
+        for (_, object) in readable("objects", self.objects.scan_prefix(b""), &mut unread) {
             if let (Some(type_), Some(key)) = (&object.r#type, &object.key) {
                 index.set(type_, key, Some(Entry::of(&object)));
             }
         }
-        for (_, report) in readable("reports", self.reports.scan_prefix(b"")) {
+        if unread > 0 {
+            index.doubt();
+        }
+        for (_, report) in readable("reports", self.reports.scan_prefix(b""), &mut 0) {
             if let Some(key) = ReportKey::of(&report) {
                 reports.load(key, report);
             }
@@ -115,11 +120,19 @@ impl Tables {
     }
 }
 
-fn readable<V>(
+/// The rows that can be read; the others are counted.
+fn readable<'a, V>(
     table: &'static str,
-    rows: impl Iterator<Item = Result<(Vec<u8>, V), StoreError>>,
-) -> impl Iterator<Item = (Vec<u8>, V)> {
-    rows.filter_map(move |row| row.inspect_err(|error| tracing::warn!(table, "a record is left out: {error}")).ok())
+    rows: impl Iterator<Item = Result<(Vec<u8>, V), StoreError>> + 'a,
+    unread: &'a mut usize,
+) -> impl Iterator<Item = (Vec<u8>, V)> + 'a {
+    rows.filter_map(move |row| {
+        row.inspect_err(|error| {
+            *unread += 1;
+            tracing::warn!(table, "a record is left out: {error}");
+        })
+        .ok()
+    })
 }
 
 impl MetaManager {
@@ -437,6 +450,7 @@ impl Handler<ReadObjects> for MetaManager {
 
     fn handle(&mut self, message: ReadObjects, _: &mut Context<Self>) -> Self::Result {
         let Some(type_) = message.r#type else { return MessageResult(ObjectList::default()) };
+        let mut unread = 0;
         let objects = match message.key {
             Some(key) => match self.tables.objects.get(&Self::object_key(&type_, &key)) {
                 Ok(object) => object.into_iter().collect(),
@@ -449,10 +463,11 @@ impl Handler<ReadObjects> for MetaManager {
             None => {
                 let mut prefix = type_.to_string().into_bytes();
                 prefix.push(0);
-                readable("objects", self.tables.objects.scan_prefix(&prefix)).map(|(_, object)| object).collect()
+                let rows = self.tables.objects.scan_prefix(&prefix);
+                readable("objects", rows, &mut unread).map(|(_, object)| object).collect()
             }
         };
-        MessageResult(ObjectList { objects, complete: self.index.is_complete(&type_) })
+        MessageResult(ObjectList { objects, complete: unread == 0 && self.index.is_complete(&type_) })
     }
 }
 
