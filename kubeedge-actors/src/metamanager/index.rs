@@ -73,6 +73,17 @@ impl Index {
         }
     }
 
+    /// Objects may be missing here that are wanted: absence means nothing until the cloud has said again what there is.
+    pub fn doubt(&mut self) {
+        self.kinds.values_mut().for_each(|kind| kind.complete = false);
+    }
+
+    /// A version of this kind has come, whatever becomes of it.
+    pub fn saw(&mut self, type_: &ResourceType, version: u64) {
+        let kind = self.kinds.entry(type_.clone()).or_default();
+        kind.max_resource_version = kind.max_resource_version.max(version);
+    }
+
     /// The entry under a key.
     pub fn get(&self, type_: &ResourceType, key: &ObjectKey) -> Option<&Entry> {
         self.kinds.get(type_)?.objects.get(&(key.namespace.clone(), key.name.clone()))

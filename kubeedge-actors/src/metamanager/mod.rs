@@ -13,6 +13,8 @@
 pub mod index;
 pub mod reports;
 
+use std::collections::HashSet;
+
 use actix::{Actor, ActorFutureExt, AsyncContext, Handler, MessageResult, ResponseActFuture, WrapFuture};
 use kubeedge_proto::v1::{
     ApplyState, BoxRecord, CompleteInventory, DescribeStore, InventoryList, KindCompleted, KindRecord, KubeObject,
@@ -49,6 +51,9 @@ pub struct MetaManager {
     changed: Option<Port<ObjectsChanged>>,
     completed: Option<Port<KindCompleted>>,
     pending: Option<Port<ReportsPending>>,
+    /// Keys whose change is being committed. What is in memory changes after the disk: no digest and no answer tells
+    /// what a power cut could still take back.
+    writing: HashSet<Vec<u8>>,
     /// A `ReportsPending` waits for room in EdgeHub's queue.
     telling: bool,
 }
@@ -88,19 +93,24 @@ impl Tables {
     }
 
     /// Reads everything the component keeps in memory. A record that cannot be read is left out with a warning: the
-    /// digest then differs, and the cloud sends it again.
+    /// digest then differs, and the cloud sends it again. Until then no kind counts as complete: what was in the record
+    /// is wanted, and must not end for being absent.
     fn load(&self) -> (Index, Reports, BoxRecord) {
         let mut index = Index::default();
         let mut reports = Reports::default();
-        for (_, record) in readable("kinds", self.kinds.scan_prefix(b"")) {
+        for (_, record) in readable("kinds", self.kinds.scan_prefix(b""), &mut 0) {
             index.load_kind(&record);
         }
-        for (_, object) in readable("objects", self.objects.scan_prefix(b"")) {
+        let mut unread = 0;
+        for (_, object) in readable("objects", self.objects.scan_prefix(b""), &mut unread) {
             if let (Some(type_), Some(key)) = (&object.r#type, &object.key) {
                 index.set(type_, key, Some(Entry::of(&object)));
             }
         }
-        for (_, report) in readable("reports", self.reports.scan_prefix(b"")) {
+        if unread > 0 {
+            index.doubt();
+        }
+        for (_, report) in readable("reports", self.reports.scan_prefix(b""), &mut 0) {
             if let Some(key) = ReportKey::of(&report) {
                 reports.load(key, report);
             }
@@ -110,11 +120,19 @@ impl Tables {
     }
 }
 
-fn readable<V>(
+/// The rows that can be read; the others are counted.
+fn readable<'a, V>(
     table: &'static str,
-    rows: impl Iterator<Item = Result<(Vec<u8>, V), StoreError>>,
-) -> impl Iterator<Item = (Vec<u8>, V)> {
-    rows.filter_map(move |row| row.inspect_err(|error| tracing::warn!(table, "a record is left out: {error}")).ok())
+    rows: impl Iterator<Item = Result<(Vec<u8>, V), StoreError>> + 'a,
+    unread: &'a mut usize,
+) -> impl Iterator<Item = (Vec<u8>, V)> + 'a {
+    rows.filter_map(move |row| {
+        row.inspect_err(|error| {
+            *unread += 1;
+            tracing::warn!(table, "a record is left out: {error}");
+        })
+        .ok()
+    })
 }
 
 impl MetaManager {
@@ -129,6 +147,7 @@ impl MetaManager {
             changed: ports.optional(),
             completed: ports.optional(),
             pending: ports.optional(),
+            writing: HashSet::new(),
             telling: false,
         }
     }
@@ -153,24 +172,27 @@ impl MetaManager {
         [type_.to_string().as_bytes(), key.namespace.as_bytes(), key.name.as_bytes()].join(&0)
     }
 
-    /// Commits `batch`, then tells `changes`. The answer comes when both are done.
+    /// Commits `batch`, takes `entry` into the index, then tells `changes`. The answer comes when all that is done.
     fn commit(
-        &self,
+        &mut self,
         batch: Batch,
         changes: Vec<ObjectsChanged>,
         type_: ResourceType,
         key: ObjectKey,
+        entry: Option<Entry>,
     ) -> ResponseActFuture<Self, Settled> {
         let port = self.changed.clone();
+        let at = Self::object_key(&type_, &key);
+        self.writing.insert(at.clone());
         Box::pin(batch.commit().into_actor(self).then(move |committed, this, _| {
+            this.writing.remove(&at);
             let (answer, changes) = match committed {
-                Ok(()) => (Settled::applied(), changes),
+                Ok(()) => {
+                    this.index.set(&type_, &key, entry);
+                    (Settled::applied(), changes)
+                }
                 Err(error) => {
                     tracing::error!(%type_, %key, "not on disk: {error}");
-                    // What is on disk counts again.
-                    let at = Self::object_key(&type_, &key);
-                    let entry = this.tables.objects.get(&at).ok().flatten().map(|object| Entry::of(&object));
-                    this.index.set(&type_, &key, entry);
                     (Settled::rejected(507, format!("the edge's store refused it: {error}")), Vec::new())
                 }
             };
@@ -243,6 +265,7 @@ impl Handler<ApplyState> for MetaManager {
     fn handle(&mut self, message: ApplyState, _: &mut Context<Self>) -> Self::Result {
         let mut batch = self.tables.store.batch();
         let mut changes = Vec::new();
+        let mut entry = None;
         let (type_, key) = match message.envelope.and_then(|envelope| envelope.body) {
             Some(Body::ObjectUpsert(upsert)) => {
                 let Some(object) = upsert.object else {
@@ -254,6 +277,9 @@ impl Handler<ApplyState> for MetaManager {
                 if object.uid.is_empty() {
                     return self.answer(Settled::rejected(400, format!("{type_} {key} has no uid")));
                 }
+                if self.writing.contains(&Self::object_key(&type_, &key)) {
+                    return self.answer(still_writing(&type_, &key));
+                }
                 match self.index.upsert(&type_, &key, &object) {
                     Decision::Put { replaces } => {
                         if self.index.get(&type_, &key).is_none() && self.index.count(&type_) >= MAX_OBJECTS {
@@ -263,7 +289,8 @@ impl Handler<ApplyState> for MetaManager {
                         if let Some(uid) = replaces {
                             changes.push(gone(&type_, &key, uid));
                         }
-                        self.index.set(&type_, &key, Some(Entry::of(&object)));
+                        entry = Some(Entry::of(&object));
+                        self.index.saw(&type_, object.version());
                         batch.put(&self.tables.objects, &Self::object_key(&type_, &key), &object);
                         changes.push(ObjectsChanged {
                             r#type: Some(type_.clone()),
@@ -280,10 +307,12 @@ impl Handler<ApplyState> for MetaManager {
                 let (Some(type_), Some(key)) = (tombstone.r#type.clone(), tombstone.key.clone()) else {
                     return self.answer(Settled::rejected(400, "an ObjectTombstone names no object"));
                 };
+                if self.writing.contains(&Self::object_key(&type_, &key)) {
+                    return self.answer(still_writing(&type_, &key));
+                }
                 if self.index.tombstone(&type_, &key, &tombstone) != Decision::Delete {
                     return self.answer(Settled::superseded());
                 }
-                self.index.set(&type_, &key, None);
                 batch.delete(&self.tables.objects, &Self::object_key(&type_, &key));
                 changes.push(gone(&type_, &key, tombstone.uid));
                 (type_, key)
@@ -291,8 +320,13 @@ impl Handler<ApplyState> for MetaManager {
             _ => return self.answer(Settled::rejected(501, "MetaManager takes no State of this type")),
         };
         batch.put(&self.tables.kinds, type_.to_string().as_bytes(), &self.index.record(&type_));
-        self.commit(batch, changes, type_, key)
+        self.commit(batch, changes, type_, key, entry)
     }
+}
+
+/// A message that overtook its own first copy, by a new connection: it is compared again.
+fn still_writing(type_: &ResourceType, key: &ObjectKey) -> Settled {
+    Settled::rejected(503, format!("an earlier message about {type_} {key} is still being written"))
 }
 
 fn gone(type_: &ResourceType, key: &ObjectKey, uid: String) -> ObjectsChanged {
@@ -416,6 +450,7 @@ impl Handler<ReadObjects> for MetaManager {
 
     fn handle(&mut self, message: ReadObjects, _: &mut Context<Self>) -> Self::Result {
         let Some(type_) = message.r#type else { return MessageResult(ObjectList::default()) };
+        let mut unread = 0;
         let objects = match message.key {
             Some(key) => match self.tables.objects.get(&Self::object_key(&type_, &key)) {
                 Ok(object) => object.into_iter().collect(),
@@ -428,10 +463,11 @@ impl Handler<ReadObjects> for MetaManager {
             None => {
                 let mut prefix = type_.to_string().into_bytes();
                 prefix.push(0);
-                readable("objects", self.tables.objects.scan_prefix(&prefix)).map(|(_, object)| object).collect()
+                let rows = self.tables.objects.scan_prefix(&prefix);
+                readable("objects", rows, &mut unread).map(|(_, object)| object).collect()
             }
         };
-        MessageResult(ObjectList { objects, complete: self.index.is_complete(&type_) })
+        MessageResult(ObjectList { objects, complete: unread == 0 && self.index.is_complete(&type_) })
     }
 }
 
