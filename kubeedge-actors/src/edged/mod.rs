@@ -3,7 +3,7 @@
 //! | | |
 //! |---|---|
 //! | answers | `ObjectsChanged`, `KindCompleted` (MetaManager), `LinkStateChanged`, `QueryProgress` (EdgeHub) |
-//! | asks | `ReadObjects`, `ReportStatus` (MetaManager), `CallCloud`, `PublishEvent` if it is there (EdgeHub) |
+//! | asks | `ReadObjects`, `ReportStatus` (MetaManager); `CallCloud`, `PublishEvent` where there is an EdgeHub |
 //! | stores | nothing of its own: what is wanted is MetaManager's, what is there is the container runtime's |
 //! | offline | everything works but new tokens and pulls; what is reported waits with MetaManager, [`events`] are dropped |
 //!
@@ -93,7 +93,8 @@ pub struct Edged {
     provision: Arc<NodeProvision>,
     reporter: PortReporter,
     read: Port<ReadObjects>,
-    call: Port<CallCloud>,
+    /// Without EdgeHub there is no cloud to register with.
+    call: Option<Port<CallCloud>>,
     report: Port<ReportStatus>,
     /// Until it runs.
     event_sender: Option<EventSender>,
@@ -122,8 +123,8 @@ struct Worker {
 impl Edged {
     /// Edged on a machine that was read.
     pub fn new(prepared: Prepared, ports: &Ports) -> Self {
-        let (read, call, report) = (ports.port(), ports.port(), ports.port());
-        let objects = Arc::new(PortObjects::new(Port::clone(&read), Port::clone(&call)));
+        let (read, call, report) = (ports.port(), ports.optional(), ports.port());
+        let objects = Arc::new(PortObjects::new(Port::clone(&read), call.clone()));
         let provision = Arc::new(NodeProvision::new(prepared.setup.clone(), objects));
         // One queue for as long as this value lives; without EdgeHub there is nobody to tell.
         let publish = ports.optional().filter(|_| prepared.report_events);
@@ -376,12 +377,15 @@ impl Actor for Edged {
         self.load(ctx);
         self.keep_listing(ctx);
         ctx.run_interval(TOKENS_EVERY, |this, _| this.refresh_where(references::has_token));
+        let Some(call) = self.call.clone() else {
+            return tracing::info!("there is no EdgeHub: this node registers with no cloud");
+        };
         let registrar = Registrar::new(
             self.prepared.settings.clone(),
             self.prepared.paths.clone(),
             Arc::clone(&self.shared.runtime),
             self.prepared.setup.host_ips.clone(),
-            self.call.clone(),
+            call,
             self.report.clone(),
         );
         let run = registrar.noting(self.progress.clone()).run(self.connected.subscribe());
@@ -400,7 +404,7 @@ impl Component for Edged {
         contract.answers::<QueryProgress>();
         contract.asks::<ReadObjects>();
         contract.asks::<ReportStatus>();
-        contract.asks::<CallCloud>();
+        contract.may_ask::<CallCloud>();
         contract.may_ask::<PublishEvent>();
     }
 }

@@ -29,12 +29,12 @@ const TOKEN_WITHIN: Duration = Duration::from_secs(30);
 #[derive(Clone)]
 pub struct PortObjects {
     read: Port<ReadObjects>,
-    call: Port<CallCloud>,
+    call: Option<Port<CallCloud>>,
 }
 
 impl PortObjects {
-    /// Reads through `read`, asks for tokens through `call`.
-    pub fn new(read: Port<ReadObjects>, call: Port<CallCloud>) -> Self {
+    /// Reads through `read`, asks for tokens through `call`; without it there are none.
+    pub fn new(read: Port<ReadObjects>, call: Option<Port<CallCloud>>) -> Self {
         Self { read, call }
     }
 
@@ -72,6 +72,9 @@ impl PortObjects {
             name: name.clone(),
             reason,
         };
+        let Some(call) = &self.call else {
+            return Err(failed("this node talks to no cloud".to_owned()));
+        };
         let body = Body::RequestToken(RequestToken {
             namespace: spec.namespace,
             service_account: spec.service_account,
@@ -85,7 +88,7 @@ impl PortObjects {
             timeout_ms: u32::try_from(TOKEN_WITHIN.as_millis()).unwrap_or(u32::MAX),
             ..Envelope::new("edged", now, body)
         };
-        let reply = self.call.ask(CallCloud { envelope: Some(envelope) }, TOKEN_WITHIN).await;
+        let reply = call.ask(CallCloud { envelope: Some(envelope) }, TOKEN_WITHIN).await;
         match reply.map_err(|error| failed(format!("EdgeHub: {error}")))?.result {
             Some(Reply::Object(object)) => {
                 let request: TokenRequest =

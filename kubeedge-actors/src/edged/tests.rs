@@ -452,6 +452,22 @@ async fn events_reach_the_hub_and_those_of_an_outage_are_dropped_but_counted() {
 }
 
 #[actix_rt::test]
+async fn pods_run_on_a_node_that_talks_to_no_cloud() {
+    let mut bench = bench(&[], true).await;
+    bench.stop().await;
+    let (meta, prepared) = (Arc::clone(&bench.site), bench.prepared.clone());
+    // As with `modules.edgeHub.enable: false`.
+    bench.system = System::builder("edge")
+        .component(move |ports| Edged::new(prepared.clone(), ports))
+        .component(move |_| Meta(Arc::clone(&meta)))
+        .start()
+        .unwrap();
+    bench.tell(&pod("p", "u1")).await;
+    bench.phase("u1", "Running").await;
+    bench.stop().await;
+}
+
+#[actix_rt::test]
 async fn events_can_be_switched_off() {
     let mut bench = bench(&[], true).await;
     bench.stop().await;
