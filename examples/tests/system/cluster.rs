@@ -22,7 +22,7 @@ use serde_json::json;
 /// For one state to come about. A pod takes about a second; CI machines are slow and shared.
 const LIMIT: Duration = Duration::from_secs(60);
 /// Between two looks at what cannot be watched.
-const TICK: Duration = Duration::from_millis(50);
+pub(crate) const TICK: Duration = Duration::from_millis(50);
 /// The namespace of all scenarios.
 pub(crate) const NAMESPACE: &str = "default";
 /// The port of the pods that serve pages.

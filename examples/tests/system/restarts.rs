@@ -1,7 +1,10 @@
 //! What runs outlives who runs it: edgecore and cloudcore are killed, stopped and robbed of their memory.
 //! One lab; the scenarios come one after the other and share a pod that has to live through most of them.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
@@ -15,8 +18,8 @@ use kubeedge_examples::{
 
 use crate::{
     cluster::{
-        NAMESPACE, address, apply, container, delete, first, gone, log_says, node_ready, nothing_left, one_sandbox,
-        page_becomes, pods, poll, restarts, running, uid, until_pod, write_config,
+        NAMESPACE, TICK, address, apply, container, delete, first, gone, log_says, node_ready, nothing_left,
+        one_sandbox, page_becomes, pods, poll, restarts, running, uid, until_pod, write_config,
     },
     pods::{script, serving, up},
     report::{Outcome, Report},
@@ -33,6 +36,8 @@ const ALL: [&str; 5] = [MEMORY, KILLED, STOPPED, CORRUPTED, OFFLINE];
 
 /// The pod that is there all the time, and the page that it serves.
 const STEADY: &str = "steady";
+/// How long nothing may change, where something wrong would: several looks at the runtime, one a second, and a grace.
+const STAYS: Duration = Duration::from_secs(5);
 /// "Within seconds", on a machine that is slow.
 const ORDERLY: Duration = Duration::from_secs(10);
 /// Bound of edgecore's own memory in the unoptimized profile, bytes: its heap and stacks, without the program's file,
@@ -103,6 +108,17 @@ impl Before {
         ensure!(now == [self.container.clone()], "was {:?}, is {now:?}", self.container);
         let sandbox = one_sandbox(lab, &self.uid).await?;
         ensure!(sandbox == self.sandbox, "another sandbox: was {}, is {sandbox}", self.sandbox);
+        Ok(())
+    }
+
+    /// Watches that nothing changes for a while.
+    async fn stays(&self, lab: &Lab, period: Duration) -> Result<()> {
+        let mut tick = tokio::time::interval(TICK);
+        let end = Instant::now() + period;
+        while Instant::now() < end {
+            tick.tick().await;
+            self.unchanged(lab).await?;
+        }
         Ok(())
     }
 
@@ -230,11 +246,14 @@ async fn corrupted(lab: &mut Lab) -> Result<Outcome> {
         log_says(lab, "edgecore", said, &["ERROR", "store", "set aside"]).await?;
         log_says(lab, "edgecore", said, &["pods read from disk", "pods=0", "complete=false"]).await?;
         log_says(lab, "edgecore", said, &["container runtime", "version"]).await?;
-        // It works, and knows of no pods and no cloud: whatever it would do for their absence it has tried by now.
-        log_says(lab, "edgecore", said, &["not connected"]).await.map(drop)
+        log_says(lab, "edgecore", said, &["not connected"]).await?;
+        // It works, and knows of no pods and no cloud. What it would do for their absence it does when it looks at the
+        // runtime the next time, and the container would take its grace to end.
+        before.stays(lab, STAYS).await
     })
     .await?;
-    before.unchanged(lab).await?;
+    let stopping = format!("stopping container=\"{}\"", before.container.id);
+    ensure!(!lab.log("edgecore")?.contains(&stopping), "edgecore began to stop the container");
     lab.resume_cloud().await?;
     lab.guarded(async |lab| before.converges(lab, "a new store").await).await?;
     before.unchanged(lab).await?;
