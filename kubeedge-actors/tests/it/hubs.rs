@@ -41,6 +41,7 @@ struct Script {
 }
 
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "a handful in a test")]
 enum Heard {
     Applied(String, envelope::Body),
     Session { connected: bool },
