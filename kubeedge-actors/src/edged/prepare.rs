@@ -158,7 +158,8 @@ impl Prepared {
         let readings = MachineReadings::read(&paths)?;
         let address = config
             .node_ip
-            .or_else(|| config.cloud.and_then(address_towards))
+            // A cloud on this machine is reached by an address that means nothing to anybody else.
+            .or_else(|| config.cloud.and_then(address_towards).filter(|address| !address.is_loopback()))
             .or_else(|| address_towards(ANYWHERE))
             .unwrap_or_else(|| {
                 tracing::warn!("this machine has no route: the node's address is the loopback's");

@@ -37,8 +37,11 @@ const FLUSH_PATIENCE: Duration = Duration::from_secs(2);
 const FLUSH_ATTEMPTS: usize = 15;
 /// Size of the file that keeps room for opening, bytes: sled writes when it opens, also on a disk that others filled.
 const RESERVE: u64 = 1024 * 1024;
-/// How long the file lock of a sled instance that was just dropped may take to go away.
-const REOPEN_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a file lock that nobody means to hold any more may take to go away: that of a sled instance that was just
+/// dropped, or one that a child process of ours has for the moment between its fork and its exec.
+pub(crate) const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+/// Between two attempts to get it.
+pub(crate) const LOCK_AGAIN: Duration = Duration::from_millis(10);
 
 /// An open sled and the descriptors beside it.
 struct Handle {
@@ -115,7 +118,7 @@ fn open_sled(path: &Path, cache_bytes: u64) -> Result<Handle, SledFailure> {
 /// Opens sled; on a full disk with the room that was reserved for that.
 fn open_with_reserve(path: &Path, cache_bytes: u64) -> Result<Handle, SledFailure> {
     let reserve = path.join("reserve");
-    let opened = match open_sled(path, cache_bytes) {
+    let opened = match open_unlocked(path, cache_bytes) {
         Err(SledFailure::Environment(error)) if matches!(error.kind(), StorageFull | QuotaExceeded) => {
             match std::fs::remove_file(&reserve) {
                 Ok(()) => open_sled(path, cache_bytes),
@@ -130,6 +133,21 @@ fn open_with_reserve(path: &Path, cache_bytes: u64) -> Result<Handle, SledFailur
         tracing::debug!(%error, "no room is reserved for opening the store on a full disk");
     }
     opened
+}
+
+/// Our own lock file keeps other processes away: a lock that sled still finds goes away by itself.
+fn open_unlocked(path: &Path, cache_bytes: u64) -> Result<Handle, SledFailure> {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match open_sled(path, cache_bytes) {
+            Err(SledFailure::Environment(error))
+                if error.to_string().contains("acquire lock") && Instant::now() < deadline =>
+            {
+                thread::park_timeout(LOCK_AGAIN);
+            }
+            other => return other,
+        }
+    }
 }
 
 fn keep_reserve(reserve: &Path) -> io::Result<()> {
@@ -180,30 +198,18 @@ impl Disk {
         if let Err(panic) = guarded(|| drop(failed)) {
             tracing::warn!(store = %self.path.display(), panic, "a failed store did not close cleanly");
         }
-        let deadline = Instant::now() + REOPEN_PATIENCE;
-        loop {
-            match open_with_reserve(&self.path, self.cache_bytes) {
-                Ok(handle) => {
-                    *state = State::Open(handle);
-                    return Ok(());
-                }
-                Err(SledFailure::Environment(error))
-                    if error.to_string().contains("acquire lock") && Instant::now() < deadline =>
-                {
-                    thread::park_timeout(Duration::from_millis(10));
-                }
-                Err(SledFailure::Environment(error)) => {
-                    let error = StoreError::from(error);
-                    *state = State::Broken(error.clone());
-                    return Err(error);
-                }
-                Err(SledFailure::Damaged(what)) => {
-                    let error = StoreError::Engine(format!("it does not open again after a failed write: {what}"));
-                    *state = State::Broken(error.clone());
-                    return Err(error);
-                }
+        let error = match open_with_reserve(&self.path, self.cache_bytes) {
+            Ok(handle) => {
+                *state = State::Open(handle);
+                return Ok(());
             }
-        }
+            Err(SledFailure::Environment(error)) => StoreError::from(error),
+            Err(SledFailure::Damaged(what)) => {
+                StoreError::Engine(format!("it does not open again after a failed write: {what}"))
+            }
+        };
+        *state = State::Broken(error.clone());
+        Err(error)
     }
 
     fn write(&self, writes: Writes) -> Result<(), StoreError> {

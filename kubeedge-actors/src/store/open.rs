@@ -14,13 +14,14 @@ use std::{
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    thread,
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 use super::{
     OpenError, Opened, Options, SetAside, Store, StoreError,
     commit::{self, Committer, FORMAT},
-    disk::{Disk, SledFailure},
+    disk::{Disk, LOCK_AGAIN, LOCK_PATIENCE, SledFailure},
     engine::Engine,
     keys, table,
     writer::Writer,
@@ -140,7 +141,14 @@ fn check(engine: &dyn Engine, acknowledged: Option<u64>) -> Result<Vec<(String, 
 
 fn lock(path: &Path) -> Result<File, OpenError> {
     let mut file = private_file(&path.join("lock"))?;
-    match file.try_lock() {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    let locked = loop {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => thread::park_timeout(LOCK_AGAIN),
+            other => break other,
+        }
+    };
+    match locked {
         Ok(()) => {
             let id = std::process::id().to_string();
             // Only for the other's error message: the lock itself is the kernel's.
