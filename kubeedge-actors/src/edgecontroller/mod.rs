@@ -37,7 +37,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use self::{
     desired::{Desired, Effect},
     list_watch::{Change, Scope},
-    ownership::Owner,
+    ownership::{Owner, may_tell},
     references::{ConfigKey, ConfigKind},
     upstream::Upstream,
 };
@@ -397,7 +397,17 @@ impl EdgeController {
                     }
                 })
             }
-            Body::KubernetesEvent(event) => Box::pin(async move { upstream.event(&node, &event).await }),
+            Body::KubernetesEvent(event) => {
+                let Some(Ok(event)) = event.event.map(|object| serde_json::from_slice::<Value>(&object.json)) else {
+                    return ready(Settled::rejected(400, "a KubernetesEvent carries no event in JSON"));
+                };
+                let node_of =
+                    |namespace: &str, name: &str| self.desired.pod(namespace, name).map(|(node, _)| node.to_owned());
+                match may_tell(node.as_str(), &event, node_of) {
+                    Ok(()) => Box::pin(async move { upstream.event(&node, event).await }),
+                    Err(why) => ready(Settled::rejected(403, why)),
+                }
+            }
             _ => ready(Settled::rejected(501, "EdgeController takes no messages of this type")),
         }
     }

@@ -129,6 +129,40 @@ fn replaced(field: &str, value: &Value) -> Value {
     list.into()
 }
 
+/// An event's name may begin with a cut name of its object when so much of it is there.
+const LONG_STEM: usize = 200;
+
+/// Whether a node may tell this event: about itself, or about a pod that is not bound to another node, under a name that
+/// begins with the object's, so that it cannot change somebody else's event. The error says what is wrong.
+///
+/// `node_of` gives the node a pod (namespace, name) is bound to; `None` when there is no such pod any more.
+pub fn may_tell(node: &str, event: &Value, node_of: impl Fn(&str, &str) -> Option<String>) -> Result<(), String> {
+    let text = |pointer| event.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    let (kind, name) = (text("/involvedObject/kind"), text("/involvedObject/name"));
+    // A pod's name may be too long to stand whole in front of the dot and what follows.
+    let own_name = text("/metadata/name")
+        .rsplit_once('.')
+        .is_some_and(|(stem, _)| stem == name || (stem.len() >= LONG_STEM && name.starts_with(stem)));
+    if name.is_empty() || !own_name {
+        return Err("an event's name begins with that of its involvedObject and a dot".to_owned());
+    }
+    match kind {
+        "Node" if name == node => Ok(()),
+        "Pod" => {
+            let namespace = text("/involvedObject/namespace");
+            if namespace != text("/metadata/namespace") {
+                return Err("an event about a pod is in the pod's namespace".to_owned());
+            }
+            match node_of(namespace, name) {
+                Some(other) if other != node => Err(format!("pod {namespace}/{name} is not bound to node {node}")),
+                // Gone: what happened to it at last may still be told.
+                _ => Ok(()),
+            }
+        }
+        _ => Err(format!("node {node} tells events about itself and its pods, not about {kind} {name}")),
+    }
+}
+
 /// What a node may say of itself when it registers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Registration {
@@ -230,6 +264,36 @@ mod tests {
             status_patch(Owner::Node, "u", &reported)["status"],
             json!({"capacity": {"cpu": "2"}, "conditions": [{"type": "Ready", "status": "True"}]})
         );
+    }
+
+    #[test]
+    fn a_node_tells_events_only_about_itself_and_its_pods() {
+        let event = |name: &str, kind: &str, object: &str, namespace: &str| {
+            json!({"metadata": {"name": name, "namespace": "ns"},
+                   "involvedObject": {"kind": kind, "name": object, "namespace": namespace}})
+        };
+        let bound = |_: &str, pod: &str| match pod {
+            "mine" => Some("e1".to_owned()),
+            "theirs" => Some("e2".to_owned()),
+            _ => None,
+        };
+        let may = |event: &Value| may_tell("e1", event, bound).is_ok();
+        assert!(may(&event("mine.17a", "Pod", "mine", "ns")));
+        assert!(may(&event("gone.17a", "Pod", "gone", "ns")));
+        assert!(may(&event("e1.17a", "Node", "e1", "")));
+        let long = "p".repeat(250);
+        assert!(may(&event(&format!("{}.17a", &long[..230]), "Pod", &long, "ns")));
+        for refused in [
+            event("theirs.17a", "Pod", "theirs", "ns"),
+            event("theirs.17a", "Pod", "mine", "ns"),
+            event("mine.17a", "Pod", "mine", "other"),
+            event("e2.17a", "Node", "e2", ""),
+            event("x.17a", "Secret", "x", "ns"),
+            json!({"metadata": {"name": ".17a"}, "involvedObject": {"kind": "Pod"}}),
+            json!([]),
+        ] {
+            assert!(!may(&refused), "{refused}");
+        }
     }
 
     #[test]

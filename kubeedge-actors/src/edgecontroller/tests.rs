@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, rc::Rc};
 
-use kubeedge_proto::v1::{KubeObject, KubernetesEvent, StatusUpdate};
+use kubeedge_proto::v1::StatusUpdate;
 use serde_json::json;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
@@ -105,9 +105,7 @@ async fn an_event_of_any_shape_speaks_for_its_node() {
     let upstream = Upstream::new(client.await);
     for source in [json!("me"), json!([1]), json!(null), json!({"host": "other"})] {
         let event = json!({"metadata": {"namespace": "ns", "name": "a.1"}, "source": source});
-        let object = KubeObject { json: event.to_string().into(), ..KubeObject::default() };
-        let event = KubernetesEvent { event: Some(object) };
-        assert_eq!(upstream.event(&"e1".parse().unwrap(), &event).await, Settled::applied());
+        assert_eq!(upstream.event(&"e1".parse().unwrap(), event).await, Settled::applied());
         assert_eq!(made.recv().await.unwrap()["source"]["host"], "e1");
     }
 }

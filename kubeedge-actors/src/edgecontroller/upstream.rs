@@ -12,8 +12,7 @@ use kube::{
 use kubeedge_proto::{
     NodeName, is_dns_subdomain, resource,
     v1::{
-        CallReply, KubeObject, KubernetesEvent, ObjectKey, PodTerminated, RequestToken, ResourceType, Settled,
-        StatusUpdate, call_reply,
+        CallReply, KubeObject, ObjectKey, PodTerminated, RequestToken, ResourceType, Settled, StatusUpdate, call_reply,
     },
 };
 use serde_json::{Value, json};
@@ -152,11 +151,8 @@ impl Upstream {
     }
 
     /// Creates a Kubernetes Event; one that is there already under this name is brought up to date.
-    pub async fn event(&self, node: &NodeName, event: &KubernetesEvent) -> Settled {
-        let Some(object) = &event.event else { return Settled::rejected(400, "a KubernetesEvent carries no event") };
-        let Ok(mut body) = serde_json::from_slice::<Value>(&object.json) else {
-            return Settled::rejected(400, "the event is not JSON");
-        };
+    /// The caller has checked that the node may tell it.
+    pub async fn event(&self, node: &NodeName, mut body: Value) -> Settled {
         let namespace = text(&body, "/metadata/namespace").to_owned();
         let name = text(&body, "/metadata/name").to_owned();
         if !is_dns_subdomain(&namespace) || !is_dns_subdomain(&name) || !body.is_object() {
