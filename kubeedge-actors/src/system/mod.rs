@@ -64,6 +64,9 @@ mod restart;
 mod vitals;
 mod wiring;
 
+#[cfg(any(test, feature = "test-kit"))]
+pub mod testing;
+
 #[cfg(test)]
 mod tests;
 
