@@ -30,7 +30,7 @@ use tokio_util::task::AbortOnDropHandle;
 use self::reports::{FETCH, InFlight};
 use crate::{
     link::session::{Class, Input, Output},
-    system::{Component, Context, Contract, Port, Ports, Stage},
+    system::{Component, Context, Contract, Port, Ports, Stage, trace::Trace},
 };
 
 /// How long MetaManager may take for one message. Its disk decides; after this the message is not acknowledged.
@@ -329,16 +329,20 @@ impl Handler<FromSession> for EdgeHub {
                 let settled = Settled::rejected(501, "this edge takes no events of this type");
                 self.answer(ctx, async move { Some(Input::Settle { class, seq, settled }) });
             }
-            Output::Deliver { class: class @ Class::State, seq, envelope } => self.answer(ctx, async move {
-                match meta.apply.ask(ApplyState { envelope: Some(envelope) }, STORE_WITHIN).await {
-                    Ok(settled) => Some(Input::Settle { class, seq, settled }),
-                    Err(error) => {
-                        // Whether it is on disk is not known: the digests will tell at the next hello.
-                        let settled = Settled::rejected(500, format!("MetaManager: {error}"));
-                        Some(Input::Settle { class, seq, settled })
+            Output::Deliver { class: class @ Class::State, seq, envelope } => {
+                let trace = Trace::of(&envelope);
+                let apply = async move {
+                    match meta.apply.ask(ApplyState { envelope: Some(envelope) }, STORE_WITHIN).await {
+                        Ok(settled) => Some(Input::Settle { class, seq, settled }),
+                        Err(error) => {
+                            // Whether it is on disk is not known: the digests will tell at the next hello.
+                            let settled = Settled::rejected(500, format!("MetaManager: {error}"));
+                            Some(Input::Settle { class, seq, settled })
+                        }
                     }
-                }
-            }),
+                };
+                self.answer(ctx, Trace::scope(trace, apply));
+            }
             Output::NeedInventory(type_) => self.answer(ctx, async move {
                 let list = meta.list.ask(ListInventory { r#type: Some(type_.clone()) }, STORE_WITHIN).await;
                 match list {
@@ -450,7 +454,8 @@ impl Handler<CallCloud> for EdgeHub {
     type Result = ResponseFuture<CallReply>;
 
     fn handle(&mut self, message: CallCloud, _: &mut Context<Self>) -> Self::Result {
-        let (Some(envelope), Some(session), true) = (message.envelope, self.session.clone(), self.established) else {
+        let (Some(mut envelope), Some(session), true) = (message.envelope, self.session.clone(), self.established)
+        else {
             return Box::pin(std::future::ready(offline()));
         };
         if envelope.class() != Some(TrafficClass::Call) {
@@ -463,6 +468,7 @@ impl Handler<CallCloud> for EdgeHub {
         }
         let (caller, answer) = oneshot::channel();
         self.calls.insert(envelope.id.clone(), caller);
+        Trace::stamp(&mut envelope);
         Box::pin(async move {
             if session.send(Input::Submit(envelope)).await.is_err() {
                 return offline();
@@ -480,7 +486,7 @@ impl Handler<PublishEvent> for EdgeHub {
         let refuse = |code, text: &str| -> ResponseFuture<Settled> {
             Box::pin(std::future::ready(Settled::rejected(code, text)))
         };
-        let Some(envelope) = message.envelope else { return refuse(400, "a PublishEvent carries no envelope") };
+        let Some(mut envelope) = message.envelope else { return refuse(400, "a PublishEvent carries no envelope") };
         if !matches!(envelope.body, Some(Body::KubernetesEvent(_) | Body::UserMessage(_))) {
             return refuse(400, "only Kubernetes events and user messages are published");
         }
@@ -492,6 +498,7 @@ impl Handler<PublishEvent> for EdgeHub {
         }
         let (publisher, answer) = oneshot::channel();
         self.events.insert(envelope.id.clone(), publisher);
+        Trace::stamp(&mut envelope);
         Box::pin(async move {
             let down = || Settled::rejected(503, "the link broke before the cloud had it");
             if session.send(Input::Submit(envelope)).await.is_err() {

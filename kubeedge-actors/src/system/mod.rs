@@ -61,6 +61,7 @@ mod launch;
 mod letter;
 mod port;
 mod restart;
+pub mod trace;
 mod vitals;
 mod wiring;
 

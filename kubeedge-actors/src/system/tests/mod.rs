@@ -4,6 +4,7 @@ mod ports;
 pub(crate) mod probe;
 mod stop;
 mod supervision;
+mod trace;
 mod wiring;
 
 /// Names of tests in the page's tables: what stands in backquotes and has three underscores or more.
@@ -15,6 +16,7 @@ fn every_documented_guarantee_has_a_test_of_that_name_and_the_reverse() {
         include_str!("wiring.rs"),
         include_str!("supervision.rs"),
         include_str!("stop.rs"),
+        include_str!("trace.rs"),
         include_str!("../restart.rs"),
     ]
     .concat();
