@@ -5,6 +5,8 @@
 
 #[cfg(feature = "apiserver")]
 mod apiserver;
+#[cfg(all(feature = "apiserver", feature = "edgecontroller"))]
+mod clients;
 #[cfg(feature = "apiserver")]
 mod golden;
 #[cfg(all(feature = "cloudhub", feature = "edgehub", feature = "metamanager"))]
