@@ -11,5 +11,7 @@ mod clients;
 mod golden;
 #[cfg(all(feature = "cloudhub", feature = "edgehub", feature = "metamanager"))]
 mod hubs;
+#[cfg(feature = "apiserver")]
+mod kubectl;
 #[cfg(feature = "link")]
 mod link;
