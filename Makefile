@@ -7,7 +7,7 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)/$(if $(filter dev,$(PROFILE)),deb
 FEATURES := config program store identity link cloudhub edgecontroller apiserver edgehub metamanager edged cloud edge standalone
 
 .DEFAULT_GOAL := help
-.PHONY: help build quickstart test lint features bench docs packages
+.PHONY: help build quickstart test lint features bench docs packages kubectl
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,7 +20,7 @@ quickstart: packages ## a cloud, an edge node and a pod on this machine (ONCE=1:
 	$(TARGET_DIR)/quickstart
 
 # The programs first: tests run them as processes. Built with the tests, they share every dependency with them.
-test: packages ## every test
+test: packages kubectl ## every test
 	$(CARGO) build --workspace --all-features --bins --tests
 	$(CARGO) test --workspace --all-features
 
@@ -42,5 +42,8 @@ bench: ## the benchmarks, and how their ratios compare with the committed ones
 docs: ## the API documentation, opened in a browser
 	$(CARGO) doc --workspace --no-deps --all-features --open
 
-packages: ## what containers need: containerd, runc, CNI plugins, busybox, iptables, iproute2
+packages: ## what containers need (containerd, runc, CNI plugins, ...), and pip
 	tools/install-packages
+
+kubectl: packages ## the two versions of kubectl that the tests use
+	tools/install-kubectl
