@@ -59,6 +59,8 @@ mod driver;
 mod handle;
 mod launch;
 mod letter;
+#[cfg(feature = "metrics")]
+pub mod metrics;
 mod port;
 mod restart;
 pub mod trace;
