@@ -5,14 +5,15 @@
 //! | answers | `CallCloud`, `PublishEvent` (anyone at the edge), `ReportsPending` (MetaManager) |
 //! | asks | `DescribeStore`, `SessionStarted`, `ApplyState`, `ListInventory`, `CompleteInventory`, `StoreBookmark`, `PendingReports`, `ReportSettled` (MetaManager), `QueryProgress` (Edged, if there) |
 //! | tells | `LinkStateChanged` (Edged, if there) |
-//! | stores | nothing itself; what must survive is MetaManager's |
-//! | offline | calls fail at once with `Offline`, events are refused with 503, reports wait with MetaManager; it reconnects for ever, with full jitter |
+//! | stores | the outbox of Events for the cloud ([`outbox`]); everything else that must survive is MetaManager's |
+//! | offline | calls fail at once with `Offline`, events wait in the outbox, reports wait with MetaManager; it reconnects for ever, with full jitter |
 //!
 //! The protocol is [`crate::link::session`]; this is the shell that connects it with the transport and the components.
 //! A message of the cloud is acknowledged when MetaManager has it on disk.
 
 mod connection;
 pub mod join;
+pub mod outbox;
 pub mod reports;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -22,14 +23,18 @@ use bytes::Bytes;
 use kubeedge_proto::v1::{
     ApplyState, CallCloud, CallReply, CompleteInventory, DescribeStore, Envelope, LinkStateChanged, ListInventory,
     PendingReports, PublishEvent, QueryProgress, ReportSettled, ReportsPending, SessionStarted, Settled, StoreBookmark,
-    TrafficClass, envelope::Body,
+    TrafficClass,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
-use self::reports::{FETCH, InFlight};
+use self::{
+    outbox::{Outbox, queue::Bounds},
+    reports::{FETCH, InFlight},
+};
 use crate::{
     link::session::{Class, Input, Output},
+    store::Store,
     system::{Component, Context, Contract, Port, Ports, Stage},
 };
 
@@ -41,7 +46,7 @@ const PROGRESS_WITHIN: Duration = Duration::from_secs(2);
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 /// Reports that the cloud could not take are sent again after this.
 const REPORT_AGAIN: Duration = Duration::from_secs(5);
-/// Calls and events of this edge that wait for the cloud at a time; further ones are refused.
+/// Calls of this edge that wait for the cloud at a time, and events that wait for the disk; further ones are refused.
 const MAX_WAITING: usize = 512;
 
 /// Where the cloud is, and who this is.
@@ -53,6 +58,10 @@ pub struct EdgeHubConfig {
     pub tls: Arc<rustls::ClientConfig>,
     /// The protocol's numbers.
     pub link: crate::link::Config,
+    /// Where the outbox is: the edge's store, which others use as well.
+    pub store: Store,
+    /// What the outbox holds at most.
+    pub outbox: Bounds,
 }
 
 /// The component. See the module's page.
@@ -68,7 +77,7 @@ pub struct EdgeHub {
     established: bool,
     cluster_uid: String,
     calls: HashMap<Bytes, oneshot::Sender<CallReply>>,
-    events: HashMap<Bytes, oneshot::Sender<Settled>>,
+    outbox: Outbox,
     reports: InFlight,
     /// A fetch of reports is under way. One at a time: two could send versions of one report in the wrong order.
     fetching: bool,
@@ -95,6 +104,7 @@ impl EdgeHub {
     /// A hub for one cloud.
     pub fn new(config: EdgeHubConfig, ports: &Ports) -> Self {
         Self {
+            outbox: Outbox::load(&config.store, config.outbox, &config.link),
             config,
             meta: Meta {
                 describe: ports.port(),
@@ -113,7 +123,6 @@ impl EdgeHub {
             established: false,
             cluster_uid: String::new(),
             calls: HashMap::new(),
-            events: HashMap::new(),
             reports: InFlight::default(),
             fetching: false,
             fetch_again: false,
@@ -218,6 +227,7 @@ impl Actor for EdgeHub {
                 Some(Input::Progress { age_ms: progress.age_ms })
             });
         });
+        ctx.run_interval(outbox::TICK, Self::outbox_tick);
     }
 }
 
@@ -276,12 +286,10 @@ impl Handler<LinkDown> for EdgeHub {
     fn handle(&mut self, LinkDown { reason }: LinkDown, ctx: &mut Context<Self>) {
         self.session = None;
         self.reports.clear();
+        self.outbox.session_over();
         for (_, caller) in self.calls.drain() {
             // A caller that gave up needs no answer.
             let _ = caller.send(offline());
-        }
-        for (_, publisher) in self.events.drain() {
-            let _ = publisher.send(Settled::rejected(503, "the link broke before the cloud had it"));
         }
         if std::mem::take(&mut self.established) {
             tracing::warn!("the link is down: {reason}");
@@ -318,6 +326,7 @@ impl Handler<FromSession> for EdgeHub {
                         this.established = true;
                         this.tell_link_state(ctx, true, String::new());
                         this.fetch_reports(ctx);
+                        this.send_events(ctx);
                     },
                 ));
             }
@@ -374,18 +383,17 @@ impl Handler<FromSession> for EdgeHub {
                     .into_actor(self),
                 );
             }
+            Output::Settled { class: Class::Event, envelope, settled } => self.event_settled(&envelope, &settled, ctx),
             Output::Settled { envelope, settled, .. } => self.settled(envelope, settled, ctx),
             Output::Coalesced { .. } => {}
-            Output::Refused { envelope, why } => match self.events.remove(&envelope.id) {
-                Some(publisher) => {
-                    let _ = publisher.send(Settled::rejected(429, why.to_string()));
-                }
-                None => {
-                    tracing::warn!("a report did not get into the link's queue: {why}");
-                    self.reports.forget(&envelope);
-                    self.fetch_later(ctx);
-                }
-            },
+            Output::Refused { envelope, why } if envelope.class() == Some(TrafficClass::Event) => {
+                self.event_refused(&envelope, &why, ctx);
+            }
+            Output::Refused { envelope, why } => {
+                tracing::warn!("a report did not get into the link's queue: {why}");
+                self.reports.forget(&envelope);
+                self.fetch_later(ctx);
+            }
             Output::Reply { id, reply } => {
                 if let Some(caller) = self.calls.remove(&id) {
                     let _ = caller.send(reply);
@@ -412,10 +420,6 @@ impl Handler<FromSession> for EdgeHub {
 
 impl EdgeHub {
     fn settled(&mut self, envelope: Envelope, settled: Settled, ctx: &mut Context<Self>) {
-        if let Some(publisher) = self.events.remove(&envelope.id) {
-            let _ = publisher.send(settled);
-            return;
-        }
         if settled.code != 0 {
             tracing::warn!(code = settled.code, "the cloud refused a report: {}", settled.reason);
         }
@@ -469,35 +473,6 @@ impl Handler<CallCloud> for EdgeHub {
             }
             // The session answers every call, be it with a failure; without it the link is down.
             answer.await.unwrap_or_else(|_| offline())
-        })
-    }
-}
-
-impl Handler<PublishEvent> for EdgeHub {
-    type Result = ResponseFuture<Settled>;
-
-    fn handle(&mut self, message: PublishEvent, _: &mut Context<Self>) -> Self::Result {
-        let refuse = |code, text: &str| -> ResponseFuture<Settled> {
-            Box::pin(std::future::ready(Settled::rejected(code, text)))
-        };
-        let Some(envelope) = message.envelope else { return refuse(400, "a PublishEvent carries no envelope") };
-        if !matches!(envelope.body, Some(Body::KubernetesEvent(_) | Body::UserMessage(_))) {
-            return refuse(400, "only Kubernetes events and user messages are published");
-        }
-        let (Some(session), true) = (self.session.clone(), self.established) else {
-            return refuse(503, "the link is down");
-        };
-        if self.events.len() >= MAX_WAITING {
-            return refuse(429, "too many events wait for the cloud already");
-        }
-        let (publisher, answer) = oneshot::channel();
-        self.events.insert(envelope.id.clone(), publisher);
-        Box::pin(async move {
-            let down = || Settled::rejected(503, "the link broke before the cloud had it");
-            if session.send(Input::Submit(envelope)).await.is_err() {
-                return down();
-            }
-            answer.await.unwrap_or_else(|_| down())
         })
     }
 }

@@ -1,5 +1,7 @@
 //! CloudHub and EdgeHub with MetaManager over real TLS on loopback; the controllers behind them are scripted.
 
+mod events;
+
 use std::{
     collections::HashMap,
     net::TcpListener,
@@ -14,6 +16,7 @@ use kubeedge_actors::{
     edgehub::{
         EdgeHub, EdgeHubConfig,
         join::{JoinError, join},
+        outbox::queue::Bounds,
     },
     identity::{
         CertificateAuthority, ClientAuth, JoinToken, NodeIdentity, TokenRules, Tokens, client_config, server_config,
@@ -44,6 +47,7 @@ struct Script {
 #[allow(clippy::large_enum_variant, reason = "a few of them, in a test")]
 enum Heard {
     Applied(String, envelope::Body),
+    Event(Envelope),
     Session { connected: bool },
 }
 
@@ -96,7 +100,11 @@ answers! {
     QueryCluster |this, _asked| Cluster { uid: this.cluster.lock().unwrap().clone(), resource_version: 100 };
     QueryDesired |this, asked| this.desired.lock().unwrap().get(&asked.node).cloned().unwrap_or_default();
     ApplyFromNode |this, asked| {
-        this.hear(Heard::Applied(asked.node, asked.envelope.unwrap().body.unwrap()));
+        let envelope = asked.envelope.unwrap();
+        this.hear(match envelope.class() {
+            Some(TrafficClass::Event) => Heard::Event(envelope),
+            _ => Heard::Applied(asked.node, envelope.body.unwrap()),
+        });
         let mut refuse = this.refuse.lock().unwrap();
         match refuse.checked_sub(1) {
             Some(left) => {
@@ -139,6 +147,7 @@ struct Cloud {
     script: Script,
     authority: Arc<CertificateAuthority>,
     tokens: Tokens,
+    listener: Arc<TcpListener>,
     link: String,
     enrolment: String,
 }
@@ -153,7 +162,7 @@ impl Cloud {
         let script = Script::default();
         *script.cluster.lock().unwrap() = "cluster-1".into();
         let (system, enrolment) = Self::serve(&authority, &tokens, &listener, &script);
-        Self { system, script, authority, tokens, link, enrolment }
+        Self { system, script, authority, tokens, listener, link, enrolment }
     }
 
     fn serve(
@@ -219,12 +228,18 @@ struct Edge {
 
 impl Edge {
     async fn start(identity: &NodeIdentity, address: &str, store: &Path) -> Self {
+        Self::bounded(identity, address, store, Bounds::default()).await
+    }
+
+    async fn bounded(identity: &NodeIdentity, address: &str, store: &Path, bounds: Bounds) -> Self {
         let store = Store::open(store, Options::default()).unwrap().store;
         let tables = Tables::open(store.clone()).await.unwrap();
         let config = EdgeHubConfig {
             address: address.into(),
             tls: Arc::new(client_config(identity, &[], system_clock()).unwrap()),
             link: link::Config::default(),
+            store: store.clone(),
+            outbox: bounds,
         };
         let (sender, changes) = mpsc::channel(1000);
         let system = System::builder("edge")
@@ -234,6 +249,7 @@ impl Edge {
             .asks::<ReadObjects>()
             .asks::<ReportStatus>()
             .asks::<CallCloud>()
+            .asks::<PublishEvent>()
             .asks::<PendingReports>()
             .start()
             .unwrap();
