@@ -34,7 +34,7 @@ use crate::{
         registry::{Admission, Registry, replaced},
         session::Input,
     },
-    system::{Component, Context, Contract, Port, Ports, Stage},
+    system::{Component, Context, Contract, Port, Ports, Stage, trace::Trace},
 };
 
 /// Where CloudHub listens and what it allows.
@@ -196,11 +196,12 @@ impl Handler<SendToNode> for CloudHub {
     type Result = ();
 
     fn handle(&mut self, SendToNode { node, envelope }: SendToNode, _: &mut Context<Self>) {
-        let (Ok(name), Some(envelope)) = (node.parse::<NodeName>(), envelope) else { return };
+        let (Ok(name), Some(mut envelope)) = (node.parse::<NodeName>(), envelope) else { return };
         let Some(live) = self.sessions.get(&name) else {
             self.dropped += 1;
             return;
         };
+        Trace::stamp(&mut envelope);
         if let Err(error) = live.inputs.try_send(Input::Submit(envelope)) {
             // Its next hello is compared with what is desired then: nothing is lost, and nobody waits for it.
             tracing::warn!(%node, "the node cannot keep up: its session ends and is made anew ({error})");

@@ -11,10 +11,13 @@ use tokio::{net::TcpListener, sync::mpsc, task::JoinSet};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{Admit, CloudHub, CloudHubConfig, Controllers, EnrolmentConfig, SessionChanged};
-use crate::link::{
-    FrameSink, FrameStream, driver,
-    server::{Accepted, Identify, Limits, serve_enrolment, serve_link},
-    session::{Class, Input, Output, Session},
+use crate::{
+    link::{
+        FrameSink, FrameStream, driver,
+        server::{Accepted, Identify, Limits, serve_enrolment, serve_link},
+        session::{Class, Input, Output, Session},
+    },
+    system::trace::Trace,
 };
 
 /// How long the API server may take for one message of a node, all attempts together.
@@ -234,9 +237,10 @@ impl Serving {
     fn apply(&mut self, class: Class, seq: u64, envelope: Envelope) {
         let Some(epoch) = self.epoch else { return };
         let port = self.controllers.apply.clone();
+        let trace = Trace::of(&envelope);
         let message = ApplyFromNode { node: self.node.to_string(), epoch, envelope: Some(envelope) };
         self.answer(async move {
-            let settled = match port.ask(message, APPLY_WITHIN).await {
+            let settled = match Trace::scope(trace, port.ask(message, APPLY_WITHIN)).await {
                 Ok(settled) => settled,
                 // Not written as far as is known: the node keeps it and sends it again.
                 Err(error) => Settled::rejected(503, format!("EdgeController: {error}")),
@@ -248,9 +252,10 @@ impl Serving {
     fn call(&mut self, seq: u64, envelope: Envelope) {
         let Some(epoch) = self.epoch else { return };
         let port = self.controllers.call.clone();
+        let trace = Trace::of(&envelope);
         let message = CallFromNode { node: self.node.to_string(), epoch, envelope: Some(envelope) };
         self.answer(async move {
-            let reply = match port.ask(message, APPLY_WITHIN).await {
+            let reply = match Trace::scope(trace, port.ask(message, APPLY_WITHIN)).await {
                 Ok(reply) => reply,
                 Err(error) => CallReply::error(503, "ServiceUnavailable", format!("EdgeController: {error}")),
             };

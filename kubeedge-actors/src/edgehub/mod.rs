@@ -35,7 +35,7 @@ use self::{
 use crate::{
     link::session::{Class, Input, Output},
     store::Store,
-    system::{Component, Context, Contract, Port, Ports, Stage},
+    system::{Component, Context, Contract, Port, Ports, Stage, trace::Trace},
 };
 
 /// How long MetaManager may take for one message. Its disk decides; after this the message is not acknowledged.
@@ -338,16 +338,20 @@ impl Handler<FromSession> for EdgeHub {
                 let settled = Settled::rejected(501, "this edge takes no events of this type");
                 self.answer(ctx, async move { Some(Input::Settle { class, seq, settled }) });
             }
-            Output::Deliver { class: class @ Class::State, seq, envelope } => self.answer(ctx, async move {
-                match meta.apply.ask(ApplyState { envelope: Some(envelope) }, STORE_WITHIN).await {
-                    Ok(settled) => Some(Input::Settle { class, seq, settled }),
-                    Err(error) => {
-                        // Whether it is on disk is not known: the digests will tell at the next hello.
-                        let settled = Settled::rejected(500, format!("MetaManager: {error}"));
-                        Some(Input::Settle { class, seq, settled })
+            Output::Deliver { class: class @ Class::State, seq, envelope } => {
+                let trace = Trace::of(&envelope);
+                let apply = async move {
+                    match meta.apply.ask(ApplyState { envelope: Some(envelope) }, STORE_WITHIN).await {
+                        Ok(settled) => Some(Input::Settle { class, seq, settled }),
+                        Err(error) => {
+                            // Whether it is on disk is not known: the digests will tell at the next hello.
+                            let settled = Settled::rejected(500, format!("MetaManager: {error}"));
+                            Some(Input::Settle { class, seq, settled })
+                        }
                     }
-                }
-            }),
+                };
+                self.answer(ctx, Trace::scope(trace, apply));
+            }
             Output::NeedInventory(type_) => self.answer(ctx, async move {
                 let list = meta.list.ask(ListInventory { r#type: Some(type_.clone()) }, STORE_WITHIN).await;
                 match list {
@@ -454,7 +458,8 @@ impl Handler<CallCloud> for EdgeHub {
     type Result = ResponseFuture<CallReply>;
 
     fn handle(&mut self, message: CallCloud, _: &mut Context<Self>) -> Self::Result {
-        let (Some(envelope), Some(session), true) = (message.envelope, self.session.clone(), self.established) else {
+        let (Some(mut envelope), Some(session), true) = (message.envelope, self.session.clone(), self.established)
+        else {
             return Box::pin(std::future::ready(offline()));
         };
         if envelope.class() != Some(TrafficClass::Call) {
@@ -467,6 +472,7 @@ impl Handler<CallCloud> for EdgeHub {
         }
         let (caller, answer) = oneshot::channel();
         self.calls.insert(envelope.id.clone(), caller);
+        Trace::stamp(&mut envelope);
         Box::pin(async move {
             if session.send(Input::Submit(envelope)).await.is_err() {
                 return offline();

@@ -25,7 +25,7 @@ use kubeedge_actors::{
     link,
     metamanager::{MetaManager, Tables},
     store::{Options, Store},
-    system::{Component, Context, Contract, Port, Ports, Stage, System},
+    system::{Component, Context, Contract, Port, Ports, Stage, System, trace::Trace},
 };
 use kubeedge_proto::{NodeName, digest::projection_hash, resource, v1::*};
 use serde_json::json;
@@ -48,6 +48,7 @@ struct Script {
 enum Heard {
     Applied(String, envelope::Body),
     Event(Envelope),
+    Called(Option<Trace>),
     Session { connected: bool },
 }
 
@@ -114,13 +115,16 @@ answers! {
             None => Settled::applied(),
         }
     };
-    CallFromNode |_this, asked| CallReply::error(418, "Teapot", asked.node);
+    CallFromNode |this, asked| {
+        this.hear(Heard::Called(Trace::current()));
+        CallReply::error(418, "Teapot", asked.node)
+    };
     NodeHeartbeat |_this, _asked| ();
     NodeSessionChanged |this, asked| this.hear(Heard::Session { connected: asked.connected });
 }
 
 /// Stands for Edged: hears what changed.
-struct Listener(mpsc::Sender<ObjectsChanged>);
+struct Listener(mpsc::Sender<(ObjectsChanged, Option<Trace>)>);
 
 impl Actor for Listener {
     type Context = Context<Self>;
@@ -138,7 +142,7 @@ impl Component for Listener {
 impl Handler<ObjectsChanged> for Listener {
     type Result = ();
     fn handle(&mut self, change: ObjectsChanged, _: &mut Context<Self>) {
-        self.0.try_send(change).unwrap();
+        self.0.try_send((change, Trace::current())).unwrap();
     }
 }
 
@@ -222,7 +226,7 @@ impl Cloud {
 
 struct Edge {
     system: System,
-    changes: mpsc::Receiver<ObjectsChanged>,
+    changes: mpsc::Receiver<(ObjectsChanged, Option<Trace>)>,
     store: Store,
 }
 
@@ -257,7 +261,7 @@ impl Edge {
     }
 
     async fn change(&mut self) -> (String, bool) {
-        let change = tokio::time::timeout(SOON, self.changes.recv()).await.unwrap().unwrap();
+        let (change, _) = tokio::time::timeout(SOON, self.changes.recv()).await.unwrap().unwrap();
         (format!("{}:{}", change.key.unwrap(), change.uid), change.object.is_some())
     }
 
@@ -346,6 +350,35 @@ async fn state_goes_down_reports_go_up_and_calls_are_answered() {
     let pods = edge.pods().await;
     assert!(pods.complete);
     assert_eq!(pods.objects.len(), 2);
+    edge.stop().await;
+    cloud.system.stop(SOON).await;
+}
+
+#[actix_rt::test]
+async fn a_trace_crosses_the_link_in_both_directions() {
+    let folder = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(&folder.path().join("pki"));
+    let mut listener = cloud.script.listen();
+    cloud.want("e1", vec![pod("a", "u1", 5)], 10);
+    let identity = cloud.join("e1", &folder.path().join("e1")).await;
+    let mut edge = Edge::start(&identity, &cloud.link, &folder.path().join("store")).await;
+    assert_eq!(edge.change().await, ("ns/a:u1".into(), true));
+
+    let (up, down) = (Trace::root(), Trace::root());
+    let call: Port<CallCloud> = edge.system.port();
+    let body = envelope::Body::RegisterNode(RegisterNode { node_json: "{}".into() });
+    let asked = call.ask(CallCloud { envelope: Some(Envelope::new("test", 0, body)) }, SOON);
+    Trace::scope(Some(up.clone()), asked).await.unwrap();
+    let Heard::Called(Some(seen)) = heard(&mut listener, |heard| matches!(heard, Heard::Called(_))).await else {
+        panic!("the controller was called without a trace")
+    };
+    assert_eq!(seen.trace_id(), up.trace_id());
+
+    let send: Port<SendToNode> = cloud_port(&cloud);
+    Trace::scope(Some(down.clone()), send.tell(upsert(pod("a", "u1", 11)))).await.unwrap();
+    let (_, seen) = tokio::time::timeout(SOON, edge.changes.recv()).await.unwrap().unwrap();
+    assert_eq!(seen.map(|trace| trace.trace_id()), Some(down.trace_id()));
+
     edge.stop().await;
     cloud.system.stop(SOON).await;
 }

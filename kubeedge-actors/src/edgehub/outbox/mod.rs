@@ -35,7 +35,7 @@ use super::{EdgeHub, MAX_WAITING, unix_ms};
 use crate::{
     link::session::{Input, Refusal},
     store::{Store, StoreError, Table},
-    system::Context,
+    system::{Context, trace::Trace},
 };
 
 crate::message_records!(OutboxRecord);
@@ -317,9 +317,10 @@ impl Handler<PublishEvent> for EdgeHub {
     type Result = ResponseFuture<Settled>;
 
     fn handle(&mut self, message: PublishEvent, ctx: &mut Context<Self>) -> Self::Result {
-        let Some(envelope) = message.envelope else {
+        let Some(mut envelope) = message.envelope else {
             return Box::pin(std::future::ready(Settled::rejected(400, "a PublishEvent carries no envelope")));
         };
+        Trace::stamp(&mut envelope);
         match self.outbox.publish(envelope) {
             Ok(answer) => {
                 self.write_outbox(ctx);
