@@ -47,8 +47,8 @@ struct Script {
 #[allow(clippy::large_enum_variant, reason = "a few of them, in a test")]
 enum Heard {
     Applied(String, envelope::Body),
-    Event(Envelope),
     Called(Option<Trace>),
+    Event(Envelope),
     Session { connected: bool },
 }
 

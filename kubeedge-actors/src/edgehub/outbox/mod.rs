@@ -101,7 +101,8 @@ impl Outbox {
     }
 
     /// Takes an event. The answer comes when it is on disk.
-    fn publish(&mut self, envelope: Envelope) -> Result<oneshot::Receiver<Settled>, Settled> {
+    fn publish(&mut self, mut envelope: Envelope) -> Result<oneshot::Receiver<Settled>, Settled> {
+        Trace::stamp(&mut envelope);
         let bytes = prost::Message::encoded_len(&envelope);
         if bytes > self.max_event_bytes {
             let limit = self.max_event_bytes;
