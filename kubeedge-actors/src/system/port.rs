@@ -98,6 +98,14 @@ impl<A: Component> Gate<A> {
     pub(crate) fn new(queue: mpsc::Sender<Letter<A>>, vitals: Arc<Vitals>) -> Self {
         Self { queue, vitals }
     }
+
+    pub(crate) fn queue(&self) -> &mpsc::Sender<Letter<A>> {
+        &self.queue
+    }
+
+    pub(crate) fn vitals(&self) -> &Arc<Vitals> {
+        &self.vitals
+    }
 }
 
 /// What the system asks of a component of any type.
