@@ -33,7 +33,7 @@ use tokio::sync::oneshot;
 use self::queue::{Bounds, Changes, Now, Outcome, Queue, Refused};
 use super::{EdgeHub, MAX_WAITING, unix_ms};
 use crate::{
-    link::session::{Input, Refusal},
+    link::session::Input,
     store::{Store, StoreError, Table},
     system::{Context, trace::Trace},
 };
@@ -301,27 +301,15 @@ impl EdgeHub {
         self.write_outbox(ctx);
         self.send_events(ctx);
     }
-
-    /// The session did not take an event.
-    pub(super) fn event_refused(&mut self, envelope: &Envelope, why: &Refusal, ctx: &mut Context<Self>) {
-        let code = match why {
-            Refusal::TooLarge { .. } => 413,
-            Refusal::Malformed { .. } => 400,
-            Refusal::QueueFull { .. } => 429,
-            Refusal::Closed => 503,
-        };
-        self.event_settled(envelope, &Settled::rejected(code, why.to_string()), ctx);
-    }
 }
 
 impl Handler<PublishEvent> for EdgeHub {
     type Result = ResponseFuture<Settled>;
 
     fn handle(&mut self, message: PublishEvent, ctx: &mut Context<Self>) -> Self::Result {
-        let Some(mut envelope) = message.envelope else {
+        let Some(envelope) = message.envelope else {
             return Box::pin(std::future::ready(Settled::rejected(400, "a PublishEvent carries no envelope")));
         };
-        Trace::stamp(&mut envelope);
         match self.outbox.publish(envelope) {
             Ok(answer) => {
                 self.write_outbox(ctx);
