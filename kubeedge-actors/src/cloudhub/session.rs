@@ -5,12 +5,15 @@ use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
 use actix::Addr;
 use kubeedge_proto::{
     NodeName,
-    v1::{ApplyFromNode, CallFromNode, CallReply, DesiredState, Envelope, NodeHeartbeat, QueryDesired, Settled},
+    v1::{
+        ApplyFromNode, CallFromNode, CallReply, DesiredState, Envelope, NodeHeartbeat, QueryDesired, Settled,
+        TrafficClass,
+    },
 };
 use tokio::{net::TcpListener, sync::mpsc, task::JoinSet};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Admit, CloudHub, CloudHubConfig, Controllers, EnrolmentConfig, SessionChanged};
+use super::{Admit, CloudHub, CloudHubConfig, Controllers, EnrolmentConfig, SessionChanged, events::EventSettled};
 use crate::{
     link::{
         FrameSink, FrameStream, driver,
@@ -154,11 +157,17 @@ impl Serving {
                         tracing::debug!(node = %self.node, "a heartbeat was not passed on: {error}");
                     }
                 }
+                Output::Settled { class: Class::Event, envelope, settled } => {
+                    self.event_settled(envelope, settled).await
+                }
                 Output::Settled { envelope, settled, .. } if settled.code != 0 => {
                     tracing::warn!(
                         node = %self.node, code = settled.code, message = %describe(&envelope),
                         "the node refused a message: {}", settled.reason
                     );
+                }
+                Output::Refused { envelope, why } if envelope.class() == Some(TrafficClass::Event) => {
+                    self.event_settled(envelope, why.settled()).await;
                 }
                 Output::Refused { why, .. } => {
                     // The next hello shows what is missing.
@@ -187,6 +196,14 @@ impl Serving {
         let Some(epoch) = self.epoch else { return };
         let change = SessionChanged { node: self.node.clone(), epoch, connected, reason };
         if self.hub.send(change).await.is_err() {
+            tracing::debug!(node = %self.node, "CloudHub has stopped or was rebuilt");
+        }
+    }
+
+    /// Tells who sent an event what became of it.
+    async fn event_settled(&self, envelope: Envelope, settled: Settled) {
+        let settled = EventSettled { node: self.node.clone(), id: envelope.id, settled };
+        if self.hub.send(settled).await.is_err() {
             tracing::debug!(node = %self.node, "CloudHub has stopped or was rebuilt");
         }
     }

@@ -1,7 +1,7 @@
 //! The system: building, starting, observing and stopping a set of components.
 
 use super::{
-    Component, Exit, Observation, Port, Ports, RestartPolicy, Stage, WiringError, WiringFault,
+    Component, Exit, Observation, Port, Ports, RestartPolicy, Stage, Topic, WiringError, WiringFault,
     launch::{Here, There, Unwired},
     port::Watched,
     restart::stage_share,
@@ -72,6 +72,12 @@ impl SystemBuilder {
         self
     }
 
+    /// Declares that the program around the system announces `M` through [`System::topic`].
+    pub fn announces<M: Message<Result = ()> + Clone + Send + 'static>(mut self) -> Self {
+        self.outside.announce::<M>();
+        self
+    }
+
     /// How failed components are built again.
     pub fn restart_policy(mut self, policy: RestartPolicy) -> Self {
         self.policy = policy;
@@ -98,6 +104,7 @@ impl SystemBuilder {
             }
             entered.push(component);
         }
+        registry.announced_by(&self.outside);
         for component in &entered {
             registry.check(component.name, &component.needs, &mut faults);
         }
@@ -172,6 +179,15 @@ impl System {
             tracing::error!(system = self.0.name, message = std::any::type_name::<M>(), "no component answers it");
             Port::nowhere()
         })
+    }
+
+    /// The topic of `M`, for the program around the system; declare it with [`SystemBuilder::announces`]. If nobody in
+    /// the system announces `M` either, that is logged, for then listeners are not checked at start.
+    pub fn topic<M: Message<Result = ()> + Clone + Send + 'static>(&self) -> Topic<M> {
+        if !self.0.registry.announces::<M>() {
+            tracing::error!(system = self.0.name, event = std::any::type_name::<M>(), "nobody declared to announce it");
+        }
+        self.0.registry.topic()
     }
 
     /// Puts a fault into the queue of the component of this name; `false` when there is none, or no room.

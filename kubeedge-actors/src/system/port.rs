@@ -99,6 +99,14 @@ impl<A: Component> Gate<A> {
         Self { queue, vitals }
     }
 
+    pub(crate) fn queue(&self) -> &mpsc::Sender<Letter<A>> {
+        &self.queue
+    }
+
+    pub(crate) fn vitals(&self) -> &Arc<Vitals> {
+        &self.vitals
+    }
+
     pub(crate) fn name(&self) -> &'static str {
         self.vitals.name
     }

@@ -1,5 +1,6 @@
 //! CloudHub and EdgeHub with MetaManager over real TLS on loopback; the controllers behind them are scripted.
 
+mod enrolment;
 mod events;
 
 use std::{
@@ -197,6 +198,7 @@ impl Cloud {
         let system = System::builder("cloud")
             .component(move |_: &Ports| Controller(script.clone()))
             .component(move |ports: &Ports| CloudHub::new(config.clone(), ports))
+            .asks::<SendEventToNode>()
             .start()
             .unwrap();
         (system, enrolment_address)
@@ -232,10 +234,16 @@ struct Edge {
 
 impl Edge {
     async fn start(identity: &NodeIdentity, address: &str, store: &Path) -> Self {
-        Self::bounded(identity, address, store, Bounds::default()).await
+        Self::with(identity, address, store, Bounds::default(), None).await
     }
 
-    async fn bounded(identity: &NodeIdentity, address: &str, store: &Path, bounds: Bounds) -> Self {
+    async fn with(
+        identity: &NodeIdentity,
+        address: &str,
+        store: &Path,
+        bounds: Bounds,
+        taker: Option<events::Taker>,
+    ) -> Self {
         let store = Store::open(store, Options::default()).unwrap().store;
         let tables = Tables::open(store.clone()).await.unwrap();
         let config = EdgeHubConfig {
@@ -246,7 +254,11 @@ impl Edge {
             outbox: bounds,
         };
         let (sender, changes) = mpsc::channel(1000);
-        let system = System::builder("edge")
+        let mut builder = System::builder("edge");
+        if let Some(taker) = taker {
+            builder = builder.component(move |_: &Ports| taker.clone());
+        }
+        let system = builder
             .component(move |ports: &Ports| MetaManager::new(tables.clone(), ports))
             .component(move |ports: &Ports| EdgeHub::new(config.clone(), ports))
             .component(move |_: &Ports| Listener(sender.clone()))
@@ -595,42 +607,5 @@ async fn another_cluster_ends_nothing_by_absence() {
     let names: Vec<String> = edge.pods().await.objects.iter().map(|pod| pod.key.clone().unwrap().name).collect();
     assert_eq!(names, ["a", "x"]);
     edge.stop().await;
-    cloud.system.stop(SOON).await;
-}
-
-#[actix_rt::test]
-async fn enrolment_refuses_and_says_why() {
-    let folder = tempfile::tempdir().unwrap();
-    let cloud = Cloud::start(&folder.path().join("pki"));
-    let node: NodeName = "e1".parse().unwrap();
-    let try_join = async |token: &JoinToken, node: &NodeName, name: &str| -> String {
-        let error: JoinError = join(&cloud.enrolment, token, node, &folder.path().join(name)).await.unwrap_err();
-        error.to_string()
-    };
-
-    let good = cloud.token(TokenRules::default()).await;
-    let mut wrong = good.expose();
-    let last = wrong.pop().unwrap();
-    wrong.push(if last == 'a' { 'b' } else { 'a' });
-    let text = try_join(&wrong.parse().unwrap(), &node, "wrong").await;
-    assert!(text.contains("secret") || text.contains("token"), "{text}");
-
-    let other = CertificateAuthority::load_or_create(&folder.path().join("other"), SystemTime::now()).unwrap();
-    let foreign = JoinToken { ca_hash: other.ca_hash(), credential: good.credential.clone() };
-    let text = try_join(&foreign, &node, "foreign").await;
-    assert!(text.contains(&other.ca_hash().to_string()), "{text}");
-
-    let yesterday = SystemTime::now() - Duration::from_secs(25 * 60 * 60);
-    let short = cloud.tokens.create(cloud.authority.ca_hash(), TokenRules::default(), yesterday).await.unwrap();
-    let text = try_join(&short, &node, "short").await;
-    assert!(text.contains("expired"), "{text}");
-
-    let bound = cloud.token(TokenRules { node: Some("e2".parse().unwrap()), ..TokenRules::default() }).await;
-    let text = try_join(&bound, &node, "bound").await;
-    assert!(text.contains("e2") || text.contains("e1"), "{text}");
-
-    // And the good one is still good.
-    let joined = join(&cloud.enrolment, &good, &node, &folder.path().join("good")).await.unwrap();
-    assert_eq!(joined.identity.node(), &node);
     cloud.system.stop(SOON).await;
 }

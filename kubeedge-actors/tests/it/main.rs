@@ -13,5 +13,9 @@ mod golden;
 mod hubs;
 #[cfg(feature = "apiserver")]
 mod kubectl;
+#[cfg(feature = "apiserver")]
+mod lifecycle;
 #[cfg(feature = "link")]
 mod link;
+#[cfg(feature = "apiserver")]
+mod pages;

@@ -4,6 +4,7 @@ mod ports;
 pub(crate) mod probe;
 mod stop;
 mod supervision;
+mod topics;
 mod trace;
 mod wiring;
 
@@ -16,6 +17,8 @@ fn every_documented_guarantee_has_a_test_of_that_name_and_the_reverse() {
         include_str!("wiring.rs"),
         include_str!("supervision.rs"),
         include_str!("stop.rs"),
+        include_str!("topics.rs"),
+        include_str!("../buffer.rs"),
         include_str!("trace.rs"),
         include_str!("../restart.rs"),
     ]
