@@ -12,6 +12,9 @@
 //! | `kubeedge_actor_handled_messages_total` | counter | messages handled, those that crashed included |
 //! | `kubeedge_actor_expired_asks_total` | counter | asks not handled because nobody waited any more |
 //! | `kubeedge_actor_unanswered_asks_total` | counter | asks that ended without an answer |
+//! | `kubeedge_actor_overflow_drops_total` | counter | events of topics dropped because the buffer was full |
+//! | `kubeedge_actor_superseded_drops_total` | counter | events of topics replaced by a newer one |
+//! | `kubeedge_actor_stopped_drops_total` | counter | events of topics dropped because the component stopped |
 //! | `kubeedge_actor_panics_total` | counter | panics, in handlers, futures and replies |
 //! | `kubeedge_actor_restarts_total` | counter | times it was built again |
 //!
@@ -99,8 +102,11 @@ fn gauges() -> [Gauge; 5] {
     ]
 }
 
-fn counters() -> [Counter; 5] {
+fn counters() -> [Counter; 8] {
     [
+        ("overflow_drops", "Events of topics dropped because the buffer was full", None, |one| one.dropped.overflow),
+        ("superseded_drops", "Events of topics replaced by a newer one", None, |one| one.dropped.superseded),
+        ("stopped_drops", "Events of topics dropped because the component stopped", None, |one| one.dropped.stopped),
         ("handled", "Messages handled, those that crashed included", messages(), |one| one.handled),
         ("expired_asks", "Asks not handled because nobody waited any more", None, |one| one.expired),
         ("unanswered_asks", "Asks that ended without an answer", None, |one| one.unanswered),

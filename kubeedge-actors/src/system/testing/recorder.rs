@@ -49,8 +49,11 @@ struct State<M: Message> {
     complaints: Vec<String>,
 }
 
+/// Makes the reply to a message.
+type Replier<M> = Box<dyn FnMut(&M) -> <M as Message>::Result + Send>;
+
 enum Answers<M: Message> {
-    Closure(Box<dyn FnMut(&M) -> M::Result + Send>),
+    Closure(Replier<M>),
     List(VecDeque<M::Result>),
 }
 
