@@ -23,6 +23,10 @@ test: packages ## every test
 	$(CARGO) build --workspace --all-features --bins --tests
 	$(CARGO) test --workspace --all-features
 
+crash: packages ## both programs killed at random for two minutes (CRASH_SECONDS=n, CRASH_SEED=n)
+	$(CARGO) build --workspace --all-features --bins --tests
+	CRASH_SECONDS=$${CRASH_SECONDS:-120} $(CARGO) test --workspace --all-features --test system -- crash::
+
 lint: ## format, clippy, links in the docs, licences
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --all-features -- -D warnings
