@@ -51,6 +51,7 @@ pub static SUBRESOURCES: &[Subresource] = &[
     core("pods", "binding", true, ("", "v1", "Binding"), &["create"]),
     core("pods", "eviction", true, ("policy", "v1", "Eviction"), &["create"]),
     core("pods", "status", true, ("", "v1", "Pod"), STATUS_VERBS),
+    core("services", "status", true, ("", "v1", "Service"), STATUS_VERBS),
     core("serviceaccounts", "token", true, ("authentication.k8s.io", "v1", "TokenRequest"), &["create"]),
 ];
 

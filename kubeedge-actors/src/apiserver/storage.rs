@@ -247,6 +247,11 @@ impl Writer {
         self.storage.get(kind, key)
     }
 
+    /// All objects of a kind.
+    pub(crate) fn list(&self, kind: KindId) -> Vec<Arc<Object>> {
+        self.storage.list(kind, None).1
+    }
+
     /// Makes the changes durable, then visible, all or none, and gives the objects as they are now.
     pub(crate) async fn commit(self, changes: Vec<Change>) -> Result<Vec<Arc<Object>>, Status> {
         let Self { storage, mut journal } = self;

@@ -5,6 +5,8 @@
 
 mod configmap;
 pub(crate) mod decode;
+mod endpoints;
+pub(crate) mod endpointslice;
 mod event;
 pub(crate) mod fields;
 mod lease;
@@ -15,6 +17,7 @@ mod pod;
 pub mod quantity;
 pub(crate) mod schema;
 mod secret;
+pub(crate) mod service;
 pub mod serviceaccount;
 mod table;
 pub(crate) mod time;
@@ -22,15 +25,18 @@ mod zero;
 
 use super::kind::Kind;
 
-static KINDS: [Kind; 8] = [
+static KINDS: [Kind; 11] = [
     configmap::KIND,
+    endpoints::KIND,
     event::KIND,
     namespace::KIND,
     node::KIND,
     pod::KIND,
     secret::KIND,
     serviceaccount::KIND,
+    service::KIND,
     lease::KIND,
+    endpointslice::KIND,
 ];
 
 /// All kinds, core first, in the order of their plural names.
