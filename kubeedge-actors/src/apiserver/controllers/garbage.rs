@@ -106,7 +106,7 @@ fn owners_are_known(api: &Api, object: &Value) -> bool {
     let owners = object["metadata"]["ownerReferences"].as_array();
     owners.into_iter().flatten().all(|owner| {
         api.storage
-            .kinds()
+            .served()
             .any(|(_, kind)| kind.kind == text(owner, "kind") && api_version(kind) == text(owner, "apiVersion"))
     })
 }

@@ -21,6 +21,7 @@ pub(super) const KIND: Kind = Kind {
     namespaced: true,
     status_subresource: false,
     has_generation: false,
+    stored_as: None,
     decode: decode::typed::<Endpoints>,
     default,
     validate_create: validate,

@@ -21,6 +21,7 @@ pub(super) const KIND: Kind = Kind {
     namespaced: true,
     status_subresource: false,
     has_generation: true,
+    stored_as: None,
     decode: decode::typed::<EndpointSlice>,
     default,
     validate_create: validate,

@@ -8,6 +8,7 @@ pub(crate) mod decode;
 mod endpoints;
 pub(crate) mod endpointslice;
 mod event;
+mod event_v1;
 pub(crate) mod fields;
 mod lease;
 pub mod names;
@@ -25,7 +26,7 @@ mod zero;
 
 use super::kind::Kind;
 
-static KINDS: [Kind; 11] = [
+static KINDS: [Kind; 12] = [
     configmap::KIND,
     endpoints::KIND,
     event::KIND,
@@ -35,6 +36,7 @@ static KINDS: [Kind; 11] = [
     secret::KIND,
     serviceaccount::KIND,
     service::KIND,
+    event_v1::KIND,
     lease::KIND,
     endpointslice::KIND,
 ];

@@ -36,6 +36,7 @@ const PLAIN_INTS: &[(&str, &str)] = &[
     ("Probe", "failureThreshold"),
     ("ContainerStateTerminated", "signal"),
     ("Event", "count"),
+    ("Event", "deprecatedCount"),
     ("ServicePort", "nodePort"),
     ("ServiceSpec", "healthCheckNodePort"),
     ("EventSeries", "count"),

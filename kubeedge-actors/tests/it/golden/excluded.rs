@@ -24,7 +24,6 @@ pub(crate) const EXCLUDED: &[(&str, &str, &str)] = &[
     ("03-update-patch", "apply conflict", APPLY),
     ("03-update-patch", "apply force", APPLY),
     ("03-update-patch", "apply without manager", APPLY),
-    ("05-nodes-leases-services", "same event through events.k8s.io", "group events.k8s.io is not served yet"),
     ("06-crd", "crd create", CRD),
     ("06-crd", "crd get (conditions)", CRD),
     ("06-crd", "crd bad name", CRD),

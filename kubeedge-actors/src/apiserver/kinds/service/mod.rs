@@ -26,6 +26,7 @@ pub(super) const KIND: Kind = Kind {
     namespaced: true,
     status_subresource: true,
     has_generation: false,
+    stored_as: None,
     decode: decode::typed::<Service>,
     default: defaults::default,
     validate_create: validate::validate,
