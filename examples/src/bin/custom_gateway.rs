@@ -1,6 +1,6 @@
 //! Embedding: the cloud link and the edge's copy of its objects in a program of your own, beside an actor of your own.
 //!
-//! `gateway <folder of ca/ and certs/> <host:port of the link> <folder for the store>`; `edgecore join --data-dir` makes
+//! `custom_gateway <folder of ca/ and certs/> <host:port of the link> <folder for the store>`; `edgecore join --data-dir` makes
 //! the first. It prints what the cloud wants of this node, for as long as it runs, with the cable cut as well.
 
 #![allow(clippy::print_stdout, reason = "its output is for a person")]
@@ -56,7 +56,8 @@ impl Handler<LinkStateChanged> for Printer {
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let mut argument = || arguments.next().context("usage: gateway <identity folder> <host:port> <store folder>");
+    let mut argument =
+        || arguments.next().context("usage: custom_gateway <identity folder> <host:port> <store folder>");
     let (identity, address, folder) = (argument()?, argument()?, argument()?);
     actix_rt::System::new().block_on(async {
         let identity =

@@ -61,6 +61,8 @@ mod driver;
 mod handle;
 mod launch;
 mod letter;
+#[cfg(feature = "metrics")]
+pub mod metrics;
 mod port;
 mod restart;
 mod topic;
