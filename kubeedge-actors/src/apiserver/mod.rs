@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
 
 pub mod discovery;
 pub mod kind;
@@ -64,6 +65,8 @@ pub(crate) struct Api {
     /// Seconds since 1970.
     clock: fn() -> i64,
     watches: Arc<Semaphore>,
+    /// A token for each request whose answer is not written yet.
+    requests: TaskTracker,
     tokens: Arc<ServiceAccountTokens>,
 }
 
