@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
 
 pub mod discovery;
 pub mod kind;
@@ -67,6 +68,8 @@ pub(crate) struct Api {
     clock: fn() -> i64,
     watches: Arc<Semaphore>,
     service_range: ServiceRange,
+    /// A token for each request whose answer is not written yet.
+    requests: TaskTracker,
     tokens: Arc<ServiceAccountTokens>,
 }
 

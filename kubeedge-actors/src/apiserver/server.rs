@@ -8,6 +8,7 @@ use actix_web::dev::ServerHandle;
 use actix_web::{App, HttpServer, web};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
+use tokio_util::task::TaskTracker;
 
 use super::addresses::ServiceRange;
 use super::auth::AdminToken;
@@ -114,8 +115,8 @@ pub enum StartError {
 /// The issuer of service account tokens and their usual audience: Kubernetes' own name for its API server.
 pub const ISSUER: &str = "https://kubernetes.default.svc";
 
-/// Seconds that running requests get at a stop.
-const SHUTDOWN_SECONDS: u64 = 5;
+/// Time that running requests get at a stop.
+const SHUTDOWN: Duration = Duration::from_secs(5);
 /// Connections a worker takes at most.
 const MAX_CONNECTIONS: usize = 4096;
 /// Time a client has to send the head of its request.
@@ -174,6 +175,7 @@ impl Server {
             tokens,
             service_range: config.service_range,
             watches: Arc::new(Semaphore::new(config.max_watches)),
+            requests: TaskTracker::new(),
         });
         let data = web::Data::new(api.clone());
         let server = HttpServer::new(move || App::new().app_data(data.clone()).default_service(web::to(http::handle)))
@@ -181,7 +183,6 @@ impl Server {
             .max_connections(MAX_CONNECTIONS)
             .client_request_timeout(HEAD_TIMEOUT)
             .keep_alive(KEEP_ALIVE)
-            .shutdown_timeout(SHUTDOWN_SECONDS)
             .disable_signals();
         let address = match &config.listen {
             Listen::Tls { address, .. } => *address,
@@ -217,7 +218,14 @@ impl Handle {
     /// Ends watches and controllers, lets running requests finish, and returns when nothing writes any more.
     pub async fn stop(mut self) {
         self.api.storage.closing().cancel();
-        self.http.stop(true).await;
+        // A graceful stop of actix looks once a second whether its connections are gone. What counts here are the
+        // answers: when the last is written, or its time is over, what is left are idle connections.
+        self.http.pause().await;
+        self.api.requests.close();
+        if tokio::time::timeout(SHUTDOWN, self.api.requests.wait()).await.is_err() {
+            tracing::warn!(requests = self.api.requests.len(), seconds = SHUTDOWN.as_secs(), "not waited for longer");
+        }
+        self.http.stop(false).await;
         if let Some((serving, controllers)) = self.tasks.take() {
             controllers.join().await;
             if let Err(error) = serving.await {
