@@ -253,6 +253,62 @@ async fn dependents_go_with_their_owner_or_stay_as_it_was_asked() {
     api.server.stop().await;
 }
 
+/// A map with these owners in `path`.
+async fn owned(api: &Api, path: &str, name: &str, owners: &[(&str, &str)]) {
+    let owners: Vec<Value> = owners
+        .iter()
+        .map(|(kind, uid)| json!({"apiVersion": "v1", "kind": kind, "name": "owner", "uid": uid}))
+        .collect();
+    api.post(path, json!({"metadata": {"name": name, "ownerReferences": owners}})).await;
+}
+
+#[tokio::test]
+async fn what_owns_nothing_any_more_or_lives_elsewhere_keeps_nothing_alive() {
+    let api = Api::start(Config::in_memory()).await;
+    api.post("/api/v1/namespaces", json!({"metadata": {"name": "n"}})).await;
+    let owner = api.map("owner", "1").await;
+    let uid = owner["metadata"]["uid"].as_str().unwrap();
+    let other = "/api/v1/namespaces/n/configmaps";
+    let nobody = "11111111-2222-3333-4444-555555555555";
+    owned(&api, MAPS, "of-nobody", &[("ConfigMap", nobody)]).await;
+    owned(&api, other, "of-elsewhere", &[("ConfigMap", uid)]).await;
+    owned(&api, MAPS, "of-unknown", &[("Widget", nobody)]).await;
+    owned(&api, MAPS, "of-both", &[("ConfigMap", nobody), ("ConfigMap", uid)]).await;
+    api.until(&format!("{MAPS}/of-nobody"), |map| map.is_none()).await;
+    api.until(&format!("{other}/of-elsewhere"), |map| map.is_none()).await;
+    let owners = |map: Option<&Value>| map.and_then(|map| map["metadata"]["ownerReferences"].as_array()).map(Vec::len);
+    api.until(&format!("{MAPS}/of-both"), |map| owners(map) == Some(1)).await;
+    assert_eq!(owners(Some(&api.get(&format!("{MAPS}/of-unknown")).await)), Some(1), "nothing is known of widgets");
+
+    // One owner waits for its dependents, the other stays: the dependent stays with it.
+    let second = api.post(MAPS, json!({"metadata": {"name": "second"}})).await;
+    let second = second["metadata"]["uid"].as_str().unwrap();
+    owned(&api, MAPS, "shared", &[("ConfigMap", uid), ("ConfigMap", second)]).await;
+    let answer = api.delete(&format!("{MAPS}/second?propagationPolicy=Foreground")).await;
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    api.until(&format!("{MAPS}/second"), |map| map.is_none()).await;
+    assert_eq!(owners(Some(&api.get(&format!("{MAPS}/shared")).await)), Some(1));
+    api.server.stop().await;
+}
+
+#[tokio::test]
+async fn a_collection_is_deleted_by_selector_and_by_what_it_was() {
+    let api = Api::start(Config::in_memory()).await;
+    for (name, side) in [("a", "left"), ("b", "right"), ("c", "left")] {
+        api.post(MAPS, json!({"metadata": {"name": name, "labels": {"side": side}}})).await;
+    }
+    let wrong = json!({"preconditions": {"uid": "11111111-2222-3333-4444-555555555555"}});
+    let refused = api.send("DELETE", &format!("{MAPS}?labelSelector=side%3Dleft"), "application/json", wrong).await;
+    assert_eq!(refused.status, 409, "{}", refused.text);
+    assert_eq!(names(&api.get(MAPS).await), ["a", "b", "c", "kube-root-ca.crt"]);
+    let tried = api.delete(&format!("{MAPS}?labelSelector=side%3Dleft&dryRun=All")).await;
+    assert_eq!((tried.status, names(&api.get(MAPS).await).len()), (200, 4));
+    let answer = api.delete(&format!("{MAPS}?labelSelector=side%3Dleft&fieldSelector=metadata.name!%3Da")).await;
+    assert_eq!(names(&serde_json::from_str(&answer.text).unwrap()), ["c"]);
+    assert_eq!(names(&api.get(MAPS).await), ["a", "b", "kube-root-ca.crt"]);
+    api.server.stop().await;
+}
+
 #[tokio::test]
 async fn a_namespace_waits_for_a_pod_that_ends_in_its_own_time() {
     let api = Api::start(Config::in_memory()).await;
@@ -263,6 +319,14 @@ async fn a_namespace_waits_for_a_pod_that_ends_in_its_own_time() {
     assert_eq!(api.delete("/api/v1/namespaces/n").await.status, 200);
     api.until(pod, |pod| pod.is_some_and(|pod| pod["metadata"].get("deletionTimestamp").is_some())).await;
     assert_eq!(api.get("/api/v1/namespaces/n").await["status"]["phase"], "Terminating");
+    let waits = |namespace: Option<&Value>| {
+        let conditions = namespace.and_then(|namespace| namespace["status"]["conditions"].as_array());
+        let message = "Some resources are remaining: pods. has 1 resource instances";
+        conditions.is_some_and(|all| {
+            all.iter().any(|one| one["type"] == "NamespaceContentRemaining" && one["message"] == message)
+        })
+    };
+    api.until("/api/v1/namespaces/n", waits).await;
     assert_eq!(api.delete(&format!("{pod}?gracePeriodSeconds=0")).await.status, 200);
     api.until("/api/v1/namespaces/n", |namespace| namespace.is_none()).await;
     let refused = api.delete("/api/v1/namespaces/default").await;

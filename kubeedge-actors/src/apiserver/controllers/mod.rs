@@ -1,5 +1,5 @@
-//! What keeps going by itself: the bootstrap namespaces, emptying namespaces, binding pods, collecting garbage,
-//! the endpoints of Services.
+//! What keeps going by itself: the bootstrap namespaces, emptying namespaces, binding pods, watching over nodes and
+//! evicting from them, collecting garbage, the endpoints of Services.
 //!
 //! Each controller is level-triggered: woken by any change of the kinds it looks at, it compares what is with what
 //! should be and writes the difference. What it misses while it works it sees the next time.
@@ -21,10 +21,12 @@ use super::storage::KindId;
 mod binder;
 mod endpoints;
 mod events;
+mod evictions;
 mod garbage;
 mod kubernetes;
 mod namespaces;
 mod nodes;
+mod usage;
 
 /// Time after which a controller that failed, or that waits for time to pass, looks again.
 const RETRY: Duration = Duration::from_secs(5);
@@ -93,8 +95,15 @@ pub(super) fn start(api: &Arc<Api>, server: SocketAddr) -> Running {
         let monitor = monitor.clone();
         async move { nodes::reconcile(&api, &monitor).await }
     }));
-    tasks.spawn(run("binder", api.clone(), of(&["pods", "nodes"]), PAUSE, |api| async move {
-        binder::reconcile(&api).await
+    let usages = Arc::new(binder::Usages::default());
+    tasks.spawn(run("binder", api.clone(), of(&["pods", "nodes"]), PAUSE, move |api| {
+        let usages = usages.clone();
+        async move { binder::reconcile(&api, &usages).await }
+    }));
+    let sightings = Arc::new(evictions::Sightings::default());
+    tasks.spawn(run("evictions", api.clone(), of(&["pods", "nodes"]), PAUSE, move |api| {
+        let sightings = sightings.clone();
+        async move { evictions::reconcile(&api, &sightings).await }
     }));
     let mut behind = of(&["services", "pods", "nodes", "endpoints"]);
     behind.extend(api.storage.find("discovery.k8s.io", "v1", "endpointslices"));
