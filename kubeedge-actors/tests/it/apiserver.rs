@@ -340,3 +340,33 @@ async fn a_namespace_waits_for_a_pod_that_ends_in_its_own_time() {
     assert_eq!(refused.status, 403, "{}", refused.text);
     api.server.stop().await;
 }
+
+#[tokio::test]
+async fn reviews_say_what_the_server_would_answer() {
+    let api = Api::start(Config::in_memory()).await;
+    let authorization = "/apis/authorization.k8s.io/v1";
+    let pods = json!({"verb": "list", "resource": "pods", "namespace": "default"});
+    for (groups, allowed) in [(json!(["system:masters"]), true), (json!(["system:authenticated"]), false)] {
+        let asked = json!({"spec": {"user": "u", "groups": groups, "resourceAttributes": pods}});
+        let review = api.post(&format!("{authorization}/subjectaccessreviews"), asked).await;
+        assert_eq!(review["status"]["allowed"], allowed, "{review}");
+    }
+    let nobody = json!({"spec": {"resourceAttributes": pods}});
+    let path = format!("{authorization}/subjectaccessreviews");
+    assert_eq!(api.send("POST", &path, "application/json", nobody).await.status, 422);
+
+    let accounts = "/api/v1/namespaces/default/serviceaccounts/default/token";
+    let token = api.post(accounts, json!({"spec": {}})).await["status"]["token"].as_str().unwrap().to_owned();
+    let account = Client::new(api.server.address(), &token);
+    let rules = format!("{authorization}/selfsubjectrulesreviews");
+    let headers = [("Content-Type", "application/json")];
+    let body = || Some(json!({"spec": {"namespace": "default"}}).to_string());
+    let answer = account.send("POST", &rules, &headers, body()).await;
+    assert_eq!(answer.status, 201, "{}", answer.text);
+    assert!(answer.text.contains("selfsubjectrulesreviews") && !answer.text.contains("pods"), "{}", answer.text);
+    let all = api.send("POST", &rules, "application/json", serde_json::from_str(&body().unwrap()).unwrap()).await;
+    assert!(all.text.contains("\"apiGroups\":[\"*\"]"), "{}", all.text);
+    let others = account.send("POST", &path, &headers, body()).await;
+    assert_eq!(others.status, 403, "{}", others.text);
+    api.server.stop().await;
+}

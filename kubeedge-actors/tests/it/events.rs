@@ -18,9 +18,12 @@ async fn an_event_is_written_and_seen_through_either_group() {
     let config = Config::in_memory();
     let api = Api::start(config.clone()).await;
     let about = json!({"kind": "Pod", "namespace": "default", "name": "p"});
-    api.post(CORE, json!({"metadata": {"name": "old"}, "involvedObject": about, "message": "a", "reason": "R",
-        "type": "Normal", "count": 3, "source": {"component": "kubelet"}}))
-        .await;
+    api.post(
+        CORE,
+        json!({"metadata": {"name": "old"}, "involvedObject": about, "message": "a", "reason": "R",
+        "type": "Normal", "count": 3, "source": {"component": "kubelet"}}),
+    )
+    .await;
     let newer = json!({"metadata": {"name": "new"}, "eventTime": "2026-01-01T00:00:00.000000Z", "regarding": about,
         "note": "b", "reason": "R", "type": "Warning", "action": "Do", "reportingController": "example.com/c",
         "reportingInstance": "i"});

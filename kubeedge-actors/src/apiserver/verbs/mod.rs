@@ -197,6 +197,8 @@ pub(crate) async fn serve_virtual(api: &Arc<Api>, request: &Request) -> Option<R
             })
         }
         ("authorization.k8s.io", "v1", "selfsubjectaccessreviews", None) => Some(review::self_access(request)),
+        ("authorization.k8s.io", "v1", "selfsubjectrulesreviews", None) => Some(review::self_rules(request)),
+        ("authorization.k8s.io", "v1", "subjectaccessreviews", None) => Some(review::access(request)),
         ("authentication.k8s.io", "v1", "selfsubjectreviews", None) => Some(review::self_subject(request)),
         ("authentication.k8s.io", "v1", "tokenreviews", None) => Some(review::token(api, request)),
         _ => None,
