@@ -23,6 +23,7 @@ pub mod openapi;
 pub mod patch;
 pub mod status;
 
+mod addresses;
 mod admission;
 mod auth;
 mod body;
@@ -46,6 +47,7 @@ mod table;
 mod verbs;
 mod watch;
 
+pub use addresses::{BadRange, ServiceRange};
 pub use component::{ApiServer, WhereServed};
 pub use kubeconfig::write_kubeconfig;
 pub use server::{Config, Handle, ISSUER, Listen, Server, StartError};
@@ -67,6 +69,7 @@ pub(crate) struct Api {
     watches: Arc<Semaphore>,
     /// A token for each request whose answer is not written yet.
     requests: TaskTracker,
+    service_range: ServiceRange,
     tokens: Arc<ServiceAccountTokens>,
 }
 

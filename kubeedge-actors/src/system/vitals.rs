@@ -1,6 +1,6 @@
 //! What is known about a component from outside its arbiter: counters, phase, exit, and the way to tell it to stop.
 
-use super::{Exit, Stage};
+use super::{Exit, Stage, buffer::Loss};
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
@@ -39,6 +39,10 @@ pub struct Observation {
     pub queued: usize,
     /// Messages its queue holds at most.
     pub capacity: usize,
+    /// Events in its buffers beside the queue ([`Overflow`](super::Overflow)).
+    pub buffered: usize,
+    /// Events that were announced and did not reach it.
+    pub dropped: Drops,
     /// Asynchronous replies under way.
     pub in_hand: usize,
     /// Messages handled, the ones that crashed included.
@@ -53,6 +57,17 @@ pub struct Observation {
     pub restarts: u64,
     /// Mean time a message held the arbiter: the synchronous part of its handler.
     pub mean_handling: Duration,
+}
+
+/// Events that a listener lost, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Drops {
+    /// Its buffer was full, and they were the oldest.
+    pub overflow: u64,
+    /// A newer event of the same key came before they were handled.
+    pub superseded: u64,
+    /// It was stopping or had ended.
+    pub stopped: u64,
 }
 
 /// What a component has been told from outside.
@@ -82,6 +97,10 @@ pub(crate) struct Vitals {
     unanswered: AtomicU64,
     panics: AtomicU64,
     restarts: AtomicU64,
+    buffered: AtomicUsize,
+    overflow: AtomicU64,
+    superseded: AtomicU64,
+    stopped: AtomicU64,
     exit: watch::Sender<Option<Exit>>,
     failures: Arc<Failures>,
 }
@@ -107,6 +126,10 @@ impl Vitals {
             unanswered: AtomicU64::new(0),
             panics: AtomicU64::new(0),
             restarts: AtomicU64::new(0),
+            buffered: AtomicUsize::new(0),
+            overflow: AtomicU64::new(0),
+            superseded: AtomicU64::new(0),
+            stopped: AtomicU64::new(0),
             exit: watch::Sender::new(None),
             failures,
         }
@@ -187,13 +210,29 @@ impl Vitals {
         self.unanswered.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// An event that did not reach the component.
+    pub(crate) fn lost(&self, loss: Loss) {
+        let counter = match loss {
+            Loss::Overflow => &self.overflow,
+            Loss::Superseded => &self.superseded,
+            Loss::Stopped => &self.stopped,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Events that came into a buffer and went out of it. Called with the buffer locked, so that none goes before it
+    /// came.
+    pub(crate) fn buffered(&self, came: usize, went: usize) {
+        self.buffered.fetch_add(came.wrapping_sub(went), Ordering::Relaxed);
+    }
+
     /// Tells the component to stop or to be dropped; never takes back a stronger command.
     pub(crate) fn order(&self, command: Command) {
         self.command.fetch_max(command as u8, Ordering::SeqCst);
         self.wake();
     }
 
-    fn wake(&self) {
+    pub(crate) fn wake(&self) {
         if let Some(task) = self.task.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
             task.wake_by_ref();
         }
@@ -213,6 +252,12 @@ impl Vitals {
             exit: self.exit.borrow().clone(),
             queued,
             capacity,
+            buffered: self.buffered.load(Ordering::Relaxed),
+            dropped: Drops {
+                overflow: count(&self.overflow),
+                superseded: count(&self.superseded),
+                stopped: count(&self.stopped),
+            },
             in_hand: self.in_hand(),
             handled,
             expired: count(&self.expired),

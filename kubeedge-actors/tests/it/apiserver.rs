@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kubeedge_actors::apiserver::{Config, Handle, Server};
+use kubeedge_actors::apiserver::{Config, Handle, Listen, Server};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -13,41 +13,41 @@ const PODS: &str = "/api/v1/namespaces/default/pods";
 /// Longest time for what a controller brings about.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-struct Api {
-    server: Handle,
+pub(crate) struct Api {
+    pub(crate) server: Handle,
     client: Client,
 }
 
 impl Api {
-    async fn start(config: Config) -> Self {
+    pub(crate) async fn start(config: Config) -> Self {
         let server = Server::start(config).await.unwrap();
         let client = Client::new(server.address(), "admin");
         Self { server, client }
     }
 
-    async fn send(&self, method: &str, path: &str, media: &str, body: Value) -> Answer {
+    pub(crate) async fn send(&self, method: &str, path: &str, media: &str, body: Value) -> Answer {
         let body = (!body.is_null()).then(|| body.to_string());
         self.client.send(method, path, &[("Content-Type", media)], body).await
     }
 
-    async fn get(&self, path: &str) -> Value {
+    pub(crate) async fn get(&self, path: &str) -> Value {
         let answer = self.client.send("GET", path, &[], None).await;
         serde_json::from_str(&answer.text).unwrap()
     }
 
-    async fn post(&self, path: &str, body: Value) -> Value {
+    pub(crate) async fn post(&self, path: &str, body: Value) -> Value {
         let answer = self.send("POST", path, "application/json", body).await;
         assert_eq!(answer.status, 201, "{path}: {}", answer.text);
         serde_json::from_str(&answer.text).unwrap()
     }
 
-    async fn patch(&self, path: &str, body: Value) -> Value {
+    pub(crate) async fn patch(&self, path: &str, body: Value) -> Value {
         let answer = self.send("PATCH", path, "application/merge-patch+json", body).await;
         assert_eq!(answer.status, 200, "{path}: {}", answer.text);
         serde_json::from_str(&answer.text).unwrap()
     }
 
-    async fn delete(&self, path: &str) -> Answer {
+    pub(crate) async fn delete(&self, path: &str) -> Answer {
         self.client.send("DELETE", path, &[], None).await
     }
 
@@ -63,7 +63,7 @@ impl Api {
     }
 
     /// Follows an object until it is as wanted; `None` is an object that is not there.
-    async fn until(&self, path: &str, wanted: impl Fn(Option<&Value>) -> bool) {
+    pub(crate) async fn until(&self, path: &str, wanted: impl Fn(Option<&Value>) -> bool) {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
             let answer = self.client.send("GET", path, &[], None).await;
@@ -118,9 +118,11 @@ async fn a_restart_keeps_objects_and_versions_and_tells_old_watches() {
     let list = api.get(MAPS).await;
     api.post("/api/v1/namespaces/default/secrets", json!({"metadata": {"name": "s"}})).await;
     let before = api.server.resource_version();
+    // The same port: the endpoint of the API server's own Service stays as it is.
+    let listen = Listen::InsecureLoopback { port: api.server.address().port() };
     api.server.stop().await;
 
-    let api = Api::start(config).await;
+    let api = Api::start(Config { listen, ..config }).await;
     assert_eq!(api.server.resource_version(), before);
     assert_eq!(api.get(&format!("{MAPS}/kept")).await, kept);
     let next: u64 = version(&api.map("next", "1").await).parse().unwrap();

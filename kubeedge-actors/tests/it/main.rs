@@ -8,6 +8,8 @@ mod apiserver;
 #[cfg(all(feature = "apiserver", feature = "edgecontroller"))]
 mod clients;
 #[cfg(feature = "apiserver")]
+mod events;
+#[cfg(feature = "apiserver")]
 mod golden;
 #[cfg(all(feature = "cloudhub", feature = "edgehub", feature = "metamanager"))]
 mod hubs;
@@ -19,3 +21,5 @@ mod lifecycle;
 mod link;
 #[cfg(feature = "apiserver")]
 mod pages;
+#[cfg(feature = "apiserver")]
+mod services;

@@ -69,7 +69,7 @@ fn tasks(api: &Api) -> Vec<(KindId, super::super::object::Key, Task)> {
         .map(|object| (object.uid.clone(), object.key.namespace.clone()))
         .collect();
     let served = |owner: &Value| {
-        let mut kinds = api.storage.kinds();
+        let mut kinds = api.storage.served();
         let found =
             kinds.find(|(_, kind)| kind.kind == text(owner, "kind") && api_version(kind) == text(owner, "apiVersion"));
         found.map(|(_, kind)| kind.namespaced)

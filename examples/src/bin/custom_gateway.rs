@@ -10,7 +10,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use actix::Handler;
 use anyhow::{Context as _, Result};
 use kubeedge_actors::{
-    edgehub::{EdgeHub, EdgeHubConfig},
+    edgehub::{EdgeHub, EdgeHubConfig, outbox::queue::Bounds},
     identity::{NodeIdentity, client_config, system_clock},
     link,
     metamanager::{MetaManager, Tables},
@@ -64,7 +64,13 @@ fn main() -> Result<()> {
         let store = Store::open(Path::new(&folder), Options::default())?.store;
         let tables = Tables::open(store.clone()).await?;
         let tls = Arc::new(client_config(&identity, &[], system_clock())?);
-        let hub = EdgeHubConfig { address, tls, link: link::Config::default() };
+        let hub = EdgeHubConfig {
+            address,
+            tls,
+            link: link::Config::default(),
+            store: store.clone(),
+            outbox: Bounds::default(),
+        };
         let system = System::builder("gateway")
             .component(move |ports: &Ports| MetaManager::new(tables.clone(), ports))
             .component(move |ports: &Ports| EdgeHub::new(hub.clone(), ports))
