@@ -5,7 +5,8 @@
 //! | listens | the link (mutual TLS; the node's name comes from its certificate), and enrolment (a join token for a certificate) |
 //! | answers | `SendToNode`, `RecheckNodes` (EdgeController) |
 //! | asks | `QueryCluster`, `QueryDesired`, `ApplyFromNode`, `CallFromNode` (EdgeController) |
-//! | tells | `NodeHeartbeat`, `NodeSessionChanged` (EdgeController) |
+//! | tells | `NodeHeartbeat` (EdgeController) |
+//! | announces | `NodeSessionChanged` |
 //! | stores | nothing: what a node should hold is derived again at each hello |
 //! | a node offline | what is sent to it is dropped and counted; the digests of its next hello show what it lacks |
 //!
@@ -34,7 +35,7 @@ use crate::{
         registry::{Admission, Registry, replaced},
         session::Input,
     },
-    system::{Component, Context, Contract, Port, Ports, Stage},
+    system::{Component, Context, Contract, Port, Ports, Stage, Topic},
 };
 
 /// Where CloudHub listens and what it allows.
@@ -89,7 +90,7 @@ struct Controllers {
     apply: Port<ApplyFromNode>,
     call: Port<CallFromNode>,
     heartbeat: Port<NodeHeartbeat>,
-    changed: Port<NodeSessionChanged>,
+    changed: Topic<NodeSessionChanged>,
 }
 
 impl CloudHub {
@@ -104,7 +105,7 @@ impl CloudHub {
                 apply: ports.port(),
                 call: ports.port(),
                 heartbeat: ports.port(),
-                changed: ports.port(),
+                changed: ports.topic(),
             },
             sessions: HashMap::new(),
             accepting: None,
@@ -121,15 +122,8 @@ impl CloudHub {
     }
 
     fn tell_changed(&self, change: NodeSessionChanged, ctx: &mut Context<Self>) {
-        let port = self.ports.changed.clone();
-        ctx.spawn(
-            async move {
-                if let Err(error) = port.tell(change).await {
-                    tracing::debug!("EdgeController is stopping: {error}");
-                }
-            }
-            .into_actor(self),
-        );
+        let changed = self.ports.changed.clone();
+        ctx.spawn(async move { changed.announce(change).await }.into_actor(self));
     }
 }
 
@@ -162,7 +156,7 @@ impl Component for CloudHub {
         contract.asks::<ApplyFromNode>();
         contract.asks::<CallFromNode>();
         contract.asks::<NodeHeartbeat>();
-        contract.asks::<NodeSessionChanged>();
+        contract.announces::<NodeSessionChanged>();
     }
 
     fn stop(&mut self, _: &mut Context<Self>) -> ResponseActFuture<Self, ()> {

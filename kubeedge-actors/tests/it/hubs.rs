@@ -25,7 +25,7 @@ use kubeedge_actors::{
     link,
     metamanager::{MetaManager, Tables},
     store::{Options, Store},
-    system::{Component, Context, Contract, Port, Ports, Stage, System},
+    system::{Component, Context, Contract, Overflow, Port, Ports, Stage, System},
 };
 use kubeedge_proto::{NodeName, digest::projection_hash, resource, v1::*};
 use serde_json::json;
@@ -80,7 +80,7 @@ impl Component for Controller {
         contract.answers::<ApplyFromNode>();
         contract.answers::<CallFromNode>();
         contract.answers::<NodeHeartbeat>();
-        contract.answers::<NodeSessionChanged>();
+        contract.listens::<NodeSessionChanged>(Overflow::wait());
     }
 }
 
@@ -131,7 +131,7 @@ impl Component for Listener {
     const STAGE: Stage = Stage::Processor;
 
     fn contract(contract: &mut Contract<Self>) {
-        contract.answers::<ObjectsChanged>();
+        contract.listens::<ObjectsChanged>(Overflow::wait());
     }
 }
 
