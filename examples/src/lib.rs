@@ -9,6 +9,7 @@
 //! | [`process`] | child processes that end with us |
 //! | [`leftovers`] | what a run left on the machine: mounts, processes, cgroups, links |
 //! | [`http`] | one HTTP request |
+//! | [`ledger`] | what was acknowledged, and what may be seen after it |
 //! | [`lab`] | all of it together with cloudcore and edgecore, in one folder |
 //!
 //! The programs in `src/bin` are the user stories themselves: `quickstart`, a cloud, a node and a pod on one machine;
@@ -18,6 +19,7 @@ pub mod containerd;
 pub mod http;
 pub mod image;
 pub mod lab;
+pub mod ledger;
 pub mod leftovers;
 pub mod process;
 pub mod registry;

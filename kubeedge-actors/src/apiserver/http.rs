@@ -80,7 +80,7 @@ async fn answer(api: &Arc<Api>, http: &HttpRequest, payload: web::Payload) -> Re
     let served = |kind: &Kind| kind.group == resource.group && kind.version == resource.version;
     match Target::find(&api.storage, resource.clone()) {
         Some(target) => serve(api, &request, &target).await.map(respond),
-        None if api.storage.kinds().any(|(_, kind)| served(kind)) => Err(Status::no_such_resource()),
+        None if api.storage.served().any(|(_, kind)| served(kind)) => Err(Status::no_such_resource()),
         None => Ok(page_not_found()),
     }
 }

@@ -22,6 +22,7 @@ pub mod openapi;
 pub mod patch;
 pub mod status;
 
+mod addresses;
 mod admission;
 mod auth;
 mod body;
@@ -45,6 +46,7 @@ mod table;
 mod verbs;
 mod watch;
 
+pub use addresses::{BadRange, ServiceRange};
 pub use component::{ApiServer, WhereServed};
 pub use kubeconfig::write_kubeconfig;
 pub use server::{Config, Handle, ISSUER, Listen, Server, StartError};
@@ -64,6 +66,7 @@ pub(crate) struct Api {
     /// Seconds since 1970.
     clock: fn() -> i64,
     watches: Arc<Semaphore>,
+    service_range: ServiceRange,
     tokens: Arc<ServiceAccountTokens>,
 }
 

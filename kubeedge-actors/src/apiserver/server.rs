@@ -1,6 +1,6 @@
 //! The server as a value: started from a configuration, stopped in order.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use actix_web::{App, HttpServer, web};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
+use super::addresses::ServiceRange;
 use super::auth::AdminToken;
 use super::kinds;
 use super::storage::{Disk, Storage};
@@ -47,6 +48,12 @@ pub struct Config {
     /// Signs and checks the tokens of service accounts, with the issuer [`ISSUER`]. `None` makes a key that ends with
     /// the process, and every token with it.
     pub service_account_tokens: Option<Arc<ServiceAccountTokens>>,
+    /// The addresses that Services get; the first is that of `default/kubernetes`. Changing it leaves the Services there are
+    /// with what they have.
+    pub service_range: ServiceRange,
+    /// Where pods and nodes reach the API server: the endpoint of `default/kubernetes`. `None` is the address listened on,
+    /// and no endpoint where that is every address.
+    pub advertise: Option<IpAddr>,
     /// Watches open at the same time; one more is answered 429. A watch takes about 2 KB beside its connection.
     pub max_watches: usize,
     /// Threads that serve requests.
@@ -56,7 +63,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// Defaults: a token key that ends with the process, two workers, 4096 watches, the system's clock.
+    /// Defaults: Services in 10.96.0.0/16, a token key that ends with the process, two workers, 4096 watches, the system's clock.
     pub fn new(store: Store, listen: Listen, admin_token: String, root_ca: String) -> Self {
         Self {
             store,
@@ -64,6 +71,8 @@ impl Config {
             admin_token,
             root_ca,
             service_account_tokens: None,
+            service_range: ServiceRange::default(),
+            advertise: None,
             max_watches: 4096,
             workers: 2,
             clock: clock::system,
@@ -163,6 +172,7 @@ impl Server {
             root_ca: config.root_ca.clone(),
             clock: config.clock,
             tokens,
+            service_range: config.service_range,
             watches: Arc::new(Semaphore::new(config.max_watches)),
         });
         let data = web::Data::new(api.clone());
@@ -186,7 +196,8 @@ impl Server {
         let server = server.run();
         let http = server.handle();
         let serving = tokio::spawn(server);
-        let controllers = controllers::start(&api);
+        let controllers =
+            controllers::start(&api, SocketAddr::new(config.advertise.unwrap_or(address.ip()), address.port()));
         controllers.bootstrapped().await;
         Ok(Handle { address, http, tasks: Some((serving, controllers)), api })
     }

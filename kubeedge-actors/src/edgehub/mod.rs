@@ -3,9 +3,9 @@
 //! | | |
 //! |---|---|
 //! | answers | `CallCloud`, `PublishEvent` (anyone at the edge), `ReportsPending` (MetaManager) |
-//! | asks | `DescribeStore`, `SessionStarted`, `ApplyState`, `ListInventory`, `CompleteInventory`, `StoreBookmark`, `PendingReports`, `ReportSettled` (MetaManager), `QueryProgress` (Edged, if there) |
+//! | asks | `DescribeStore`, `SessionStarted`, `ApplyState`, `ListInventory`, `CompleteInventory`, `StoreBookmark`, `PendingReports`, `ReportSettled` (MetaManager), `QueryProgress` (Edged, if there), `EventReceived` (who takes the cloud's Events, if anybody) |
 //! | announces | `LinkStateChanged` |
-//! | stores | the outbox of Events for the cloud ([`outbox`]); everything else that must survive is MetaManager's |
+//! | stores | the outbox of Events for the cloud ([`outbox`]), the ids of the Events from it ([`received`]); everything else that must survive is MetaManager's |
 //! | offline | calls fail at once with `Offline`, events wait in the outbox, reports wait with MetaManager; it reconnects for ever, with full jitter |
 //!
 //! The protocol is [`crate::link::session`]; this is the shell that connects it with the transport and the components.
@@ -14,6 +14,7 @@
 mod connection;
 pub mod join;
 pub mod outbox;
+pub mod received;
 pub mod reports;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -21,21 +22,22 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use actix::{Actor, ActorFutureExt, AsyncContext, Handler, Message, ResponseActFuture, ResponseFuture, WrapFuture};
 use bytes::Bytes;
 use kubeedge_proto::v1::{
-    ApplyState, CallCloud, CallReply, CompleteInventory, DescribeStore, Envelope, LinkStateChanged, ListInventory,
-    PendingReports, PublishEvent, QueryProgress, ReportSettled, ReportsPending, SessionStarted, Settled, StoreBookmark,
-    TrafficClass,
+    ApplyState, CallCloud, CallReply, CompleteInventory, DescribeStore, Envelope, EventReceived, LinkStateChanged,
+    ListInventory, PendingReports, PublishEvent, QueryProgress, ReportSettled, ReportsPending, SessionStarted, Settled,
+    StoreBookmark, TrafficClass,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
 use self::{
     outbox::{Outbox, queue::Bounds},
+    received::Received,
     reports::{FETCH, InFlight},
 };
 use crate::{
     link::session::{Class, Input, Output},
     store::Store,
-    system::{Component, Context, Contract, Port, Ports, Stage, Topic},
+    system::{Component, Context, Contract, Port, Ports, Stage, Topic, trace::Trace},
 };
 
 /// How long MetaManager may take for one message. Its disk decides; after this the message is not acknowledged.
@@ -58,7 +60,7 @@ pub struct EdgeHubConfig {
     pub tls: Arc<rustls::ClientConfig>,
     /// The protocol's numbers.
     pub link: crate::link::Config,
-    /// Where the outbox is: the edge's store, which others use as well.
+    /// Where the outbox and the ids of received Events are: the edge's store, which others use as well.
     pub store: Store,
     /// What the outbox holds at most.
     pub outbox: Bounds,
@@ -78,6 +80,8 @@ pub struct EdgeHub {
     cluster_uid: String,
     calls: HashMap<Bytes, oneshot::Sender<CallReply>>,
     outbox: Outbox,
+    received: Received,
+    take_event: Option<Port<EventReceived>>,
     reports: InFlight,
     /// A fetch of reports is under way. One at a time: two could send versions of one report in the wrong order.
     fetching: bool,
@@ -105,6 +109,8 @@ impl EdgeHub {
     pub fn new(config: EdgeHubConfig, ports: &Ports) -> Self {
         Self {
             outbox: Outbox::load(&config.store, config.outbox, &config.link),
+            received: Received::load(&config.store),
+            take_event: ports.optional(),
             config,
             meta: Meta {
                 describe: ports.port(),
@@ -240,6 +246,7 @@ impl Component for EdgeHub {
         contract.asks::<StoreBookmark>();
         contract.asks::<PendingReports>();
         contract.asks::<ReportSettled>();
+        contract.may_ask::<EventReceived>();
         contract.may_ask::<QueryProgress>();
         contract.announces::<LinkStateChanged>();
     }
@@ -327,20 +334,21 @@ impl Handler<FromSession> for EdgeHub {
                 let reply = CallReply::error(501, "Unsupported", "this edge answers no calls of this type");
                 self.answer(ctx, async move { Some(Input::Reply { seq, reply }) });
             }
-            Output::Deliver { class: class @ Class::Event, seq, .. } => {
-                let settled = Settled::rejected(501, "this edge takes no events of this type");
-                self.answer(ctx, async move { Some(Input::Settle { class, seq, settled }) });
-            }
-            Output::Deliver { class: class @ Class::State, seq, envelope } => self.answer(ctx, async move {
-                match meta.apply.ask(ApplyState { envelope: Some(envelope) }, STORE_WITHIN).await {
-                    Ok(settled) => Some(Input::Settle { class, seq, settled }),
-                    Err(error) => {
-                        // Whether it is on disk is not known: the digests will tell at the next hello.
-                        let settled = Settled::rejected(500, format!("MetaManager: {error}"));
-                        Some(Input::Settle { class, seq, settled })
+            Output::Deliver { class: Class::Event, seq, envelope } => self.event_received(seq, envelope, ctx),
+            Output::Deliver { class: class @ Class::State, seq, envelope } => {
+                let trace = Trace::of(&envelope);
+                let apply = async move {
+                    match meta.apply.ask(ApplyState { envelope: Some(envelope) }, STORE_WITHIN).await {
+                        Ok(settled) => Some(Input::Settle { class, seq, settled }),
+                        Err(error) => {
+                            // Whether it is on disk is not known: the digests will tell at the next hello.
+                            let settled = Settled::rejected(500, format!("MetaManager: {error}"));
+                            Some(Input::Settle { class, seq, settled })
+                        }
                     }
-                }
-            }),
+                };
+                self.answer(ctx, Trace::scope(trace, apply));
+            }
             Output::NeedInventory(type_) => self.answer(ctx, async move {
                 let list = meta.list.ask(ListInventory { r#type: Some(type_.clone()) }, STORE_WITHIN).await;
                 match list {
@@ -380,7 +388,7 @@ impl Handler<FromSession> for EdgeHub {
             Output::Settled { envelope, settled, .. } => self.settled(envelope, settled, ctx),
             Output::Coalesced { .. } => {}
             Output::Refused { envelope, why } if envelope.class() == Some(TrafficClass::Event) => {
-                self.event_refused(&envelope, &why, ctx);
+                self.event_settled(&envelope, &why.settled(), ctx);
             }
             Output::Refused { envelope, why } => {
                 tracing::warn!("a report did not get into the link's queue: {why}");
@@ -447,7 +455,8 @@ impl Handler<CallCloud> for EdgeHub {
     type Result = ResponseFuture<CallReply>;
 
     fn handle(&mut self, message: CallCloud, _: &mut Context<Self>) -> Self::Result {
-        let (Some(envelope), Some(session), true) = (message.envelope, self.session.clone(), self.established) else {
+        let (Some(mut envelope), Some(session), true) = (message.envelope, self.session.clone(), self.established)
+        else {
             return Box::pin(std::future::ready(offline()));
         };
         if envelope.class() != Some(TrafficClass::Call) {
@@ -460,6 +469,7 @@ impl Handler<CallCloud> for EdgeHub {
         }
         let (caller, answer) = oneshot::channel();
         self.calls.insert(envelope.id.clone(), caller);
+        Trace::stamp(&mut envelope);
         Box::pin(async move {
             if session.send(Input::Submit(envelope)).await.is_err() {
                 return offline();

@@ -40,7 +40,18 @@ impl SystemBuilder {
         A: Component,
         F: Fn(&Ports) -> A + 'static,
     {
-        self.components.push(Box::new(Here(factory)));
+        self.components.push(Box::new(Here(A::NAME, factory)));
+        self
+    }
+
+    /// Adds a component under another name than its type's, so that a system can hold several of one type.
+    #[cfg(any(test, feature = "test-kit"))]
+    pub(crate) fn component_named<A, F>(mut self, name: &'static str, factory: F) -> Self
+    where
+        A: Component,
+        F: Fn(&Ports) -> A + 'static,
+    {
+        self.components.push(Box::new(Here(name, factory)));
         self
     }
 
@@ -177,6 +188,12 @@ impl System {
             tracing::error!(system = self.0.name, event = std::any::type_name::<M>(), "nobody declared to announce it");
         }
         self.0.registry.topic()
+    }
+
+    /// Puts a fault into the queue of the component of this name; `false` when there is none, or no room.
+    #[cfg(any(test, feature = "test-kit"))]
+    pub(crate) fn sabotage(&self, component: &str, fault: super::testing::Fault) -> bool {
+        self.0.components.iter().any(|one| one.vitals().name == component && one.sabotage(fault.clone()))
     }
 
     /// Every component as it is now, in the order in which they were added.

@@ -40,8 +40,8 @@ pub(crate) struct Entered {
 /// A component that is there, and begins when this is called.
 pub(crate) type Built = Box<dyn FnOnce() -> Result<(), WiringFault>>;
 
-/// A component for this arbiter.
-pub(crate) struct Here<F>(pub(crate) F);
+/// A component for this arbiter, with the name it has in this system.
+pub(crate) struct Here<F>(pub(crate) &'static str, pub(crate) F);
 
 /// A component for another arbiter.
 pub(crate) struct There<F>(pub(crate) F, pub(crate) ArbiterHandle);
@@ -56,11 +56,13 @@ struct Entrance<A: Component> {
 }
 
 fn entrance<A: Component>(
+    name: &'static str,
     registry: &mut Registry,
     failures: &Arc<Failures>,
     faults: &mut Vec<WiringFault>,
 ) -> Entrance<A> {
-    let vitals = Arc::new(Vitals::new(A::NAME, A::STAGE, Arc::clone(failures)));
+    let vitals = Arc::new(Vitals::new(name, A::STAGE, Arc::clone(failures)));
+    // P-BOUNDED-QUEUE
     let (sender, queue) = mpsc::channel(A::CAPACITY.max(1));
     let gate = Arc::new(Gate::new(sender, Arc::clone(&vitals)));
     let (needs, feeds) = registry.enter(Contract::<A>::of_component(), &gate, faults);
@@ -84,9 +86,10 @@ where
         failures: &Arc<Failures>,
         faults: &mut Vec<WiringFault>,
     ) -> Entered {
-        let Entrance { queue, feeds, gate, vitals, needs } = entrance::<A>(registry, failures, faults);
+        let name = self.0;
+        let Entrance { queue, feeds, gate, vitals, needs } = entrance::<A>(name, registry, failures, faults);
         let build = Box::new(move |ports: Ports, policy| {
-            let factory: Factory<A> = Rc::new(self.0);
+            let factory: Factory<A> = Rc::new(self.1);
             let component = construct(&*factory, &ports)?;
             let plan = Plan { queue, feeds, factory, ports, policy, vitals };
             Ok(Box::new(move || {
@@ -94,7 +97,7 @@ where
                 Ok(())
             }) as Built)
         });
-        Entered { name: A::NAME, watched: gate, needs, build }
+        Entered { name, watched: gate, needs, build }
     }
 }
 
@@ -109,7 +112,7 @@ where
         failures: &Arc<Failures>,
         faults: &mut Vec<WiringFault>,
     ) -> Entered {
-        let Entrance { queue, feeds, gate, vitals, needs } = entrance::<A>(registry, failures, faults);
+        let Entrance { queue, feeds, gate, vitals, needs } = entrance::<A>(A::NAME, registry, failures, faults);
         let build = Box::new(move |ports: Ports, policy| {
             let There(factory, arbiter) = *self;
             Ok(Box::new(move || {

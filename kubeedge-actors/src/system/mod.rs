@@ -64,8 +64,12 @@ mod letter;
 mod port;
 mod restart;
 mod topic;
+pub mod trace;
 mod vitals;
 mod wiring;
+
+#[cfg(any(test, feature = "test-kit"))]
+pub mod testing;
 
 #[cfg(test)]
 mod tests;

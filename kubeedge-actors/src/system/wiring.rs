@@ -248,12 +248,13 @@ impl Registry {
         gate: &Arc<Gate<A>>,
         faults: &mut Vec<WiringFault>,
     ) -> (Needs, Vec<Arc<dyn Feed<A>>>) {
+        let name = gate.name();
         for (kind, make) in &contract.answers {
             match self.doors.get(&kind.id) {
                 Some((first, _)) => {
-                    faults.push(WiringFault::AnsweredTwice { first, second: A::NAME, message: kind.name });
+                    faults.push(WiringFault::AnsweredTwice { first, second: name, message: kind.name });
                 }
-                None => drop(self.doors.insert(kind.id, (A::NAME, make(gate)))),
+                None => drop(self.doors.insert(kind.id, (name, make(gate)))),
             }
         }
         let mut feeds = Vec::new();

@@ -33,9 +33,9 @@ use tokio::sync::oneshot;
 use self::queue::{Bounds, Changes, Now, Outcome, Queue, Refused};
 use super::{EdgeHub, MAX_WAITING, unix_ms};
 use crate::{
-    link::session::{Input, Refusal},
+    link::session::Input,
     store::{Store, StoreError, Table},
-    system::Context,
+    system::{Context, trace::Trace},
 };
 
 crate::message_records!(OutboxRecord);
@@ -101,7 +101,8 @@ impl Outbox {
     }
 
     /// Takes an event. The answer comes when it is on disk.
-    fn publish(&mut self, envelope: Envelope) -> Result<oneshot::Receiver<Settled>, Settled> {
+    fn publish(&mut self, mut envelope: Envelope) -> Result<oneshot::Receiver<Settled>, Settled> {
+        Trace::stamp(&mut envelope);
         let bytes = prost::Message::encoded_len(&envelope);
         if bytes > self.max_event_bytes {
             let limit = self.max_event_bytes;
@@ -299,17 +300,6 @@ impl EdgeHub {
         self.outbox.settled(envelope, settled);
         self.write_outbox(ctx);
         self.send_events(ctx);
-    }
-
-    /// The session did not take an event.
-    pub(super) fn event_refused(&mut self, envelope: &Envelope, why: &Refusal, ctx: &mut Context<Self>) {
-        let code = match why {
-            Refusal::TooLarge { .. } => 413,
-            Refusal::Malformed { .. } => 400,
-            Refusal::QueueFull { .. } => 429,
-            Refusal::Closed => 503,
-        };
-        self.event_settled(envelope, &Settled::rejected(code, why.to_string()), ctx);
     }
 }
 

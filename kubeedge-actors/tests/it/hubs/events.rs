@@ -1,8 +1,10 @@
-//! Events through the outbox: published offline, over a kill, beyond its bounds, and past a cloud that cannot take them.
+//! Events. Up, through the outbox: published offline, over a kill, beyond its bounds, past a cloud that cannot take them.
+//! Down: once each, and the sender knows what became of them.
 
 use std::{collections::BTreeSet, path::Path};
 
 use kubeedge_actors::edgehub::outbox::queue::RETRY_FIRST;
+use tokio::sync::Semaphore;
 
 use super::*;
 
@@ -99,7 +101,7 @@ async fn a_full_outbox_leaves_one_marker_in_place_of_what_it_dropped() {
     let identity = cloud.join("e1", &folder.path().join("e1")).await;
     let store = folder.path().join("store");
     let bounds = Bounds { max_events: 4, ..Bounds::default() };
-    let offline = Edge::bounded(&identity, NOWHERE, &store, bounds).await;
+    let offline = Edge::with(&identity, NOWHERE, &store, bounds, None).await;
     for n in 0..10 {
         assert_eq!(offline.publish(message(&n.to_string())).await, Settled::applied());
     }
@@ -108,7 +110,7 @@ async fn a_full_outbox_leaves_one_marker_in_place_of_what_it_dropped() {
     assert_eq!(huge.code, 413, "{}", huge.reason);
     offline.stop().await;
 
-    let edge = Edge::bounded(&identity, &cloud.link, &store, bounds).await;
+    let edge = Edge::with(&identity, &cloud.link, &store, bounds, None).await;
     let mut came = Vec::new();
     for _ in 0..5 {
         came.push(text(&next_event(&mut listener).await));
@@ -168,4 +170,108 @@ async fn a_link_that_breaks_before_the_cloud_has_settled_loses_no_event() {
     edge.outbox_is_empty().await;
     edge.stop().await;
     again.stop(SOON).await;
+}
+
+/// Takes the cloud's events, as their text says.
+#[derive(Clone)]
+pub(super) struct Taker(mpsc::Sender<String>, Arc<Semaphore>);
+
+impl Actor for Taker {
+    type Context = Context<Self>;
+}
+
+impl Component for Taker {
+    const NAME: &'static str = "taker";
+    const STAGE: Stage = Stage::Processor;
+
+    fn contract(contract: &mut Contract<Self>) {
+        contract.answers::<EventReceived>();
+    }
+}
+
+impl Handler<EventReceived> for Taker {
+    type Result = actix::ResponseFuture<Settled>;
+
+    fn handle(&mut self, received: EventReceived, _: &mut Context<Self>) -> Self::Result {
+        let text = text(&received.envelope.unwrap());
+        self.0.try_send(text.clone()).unwrap();
+        let late = Arc::clone(&self.1);
+        Box::pin(async move {
+            match text.as_str() {
+                "no" => Settled::rejected(422, "not this one"),
+                "late" => {
+                    late.acquire().await.unwrap().forget();
+                    Settled::rejected(500, "nobody waits for this")
+                }
+                _ => Settled::applied(),
+            }
+        })
+    }
+}
+
+async fn send(cloud: &Cloud, envelope: &Envelope, timeout_ms: u32) -> Settled {
+    let port: Port<SendEventToNode> = cloud.system.port();
+    let message = SendEventToNode { node: "e1".into(), envelope: Some(envelope.clone()), timeout_ms };
+    port.ask(message, SOON).await.unwrap()
+}
+
+#[actix_rt::test]
+async fn an_event_for_a_node_takes_effect_once_and_its_sender_knows() {
+    let folder = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(&folder.path().join("pki"));
+    let mut listener = cloud.script.listen();
+    let identity = cloud.join("e1", &folder.path().join("e1")).await;
+    let store = folder.path().join("store");
+    let hello = message("hello");
+    assert_eq!(send(&cloud, &hello, 0).await.code, 503, "no session, and nothing is kept for one");
+
+    let (taken, mut effects) = mpsc::channel(100);
+    let late = Arc::new(Semaphore::new(0));
+    let taker = Taker(taken, Arc::clone(&late));
+    let edge = Edge::with(&identity, &cloud.link, &store, Bounds::default(), Some(taker.clone())).await;
+    heard(&mut listener, connected).await;
+    assert_eq!(send(&cloud, &hello, 0).await, Settled::applied());
+    assert_eq!(send(&cloud, &hello, 0).await, Settled::superseded());
+    let no = message("no");
+    for _ in 0..2 {
+        assert_eq!(send(&cloud, &no, 0).await.code, 422, "what had no effect may be tried again");
+    }
+    let not_an_event = Envelope { id: Vec::new().into(), ..message("x") };
+    assert_eq!(send(&cloud, &not_an_event, 0).await.code, 400);
+    assert_eq!(send(&cloud, &message("late"), 300).await.code, 504);
+    let last = message("late");
+    let (waits, ()) = tokio::join!(send(&cloud, &last, 60_000), async {
+        for _ in 0..2 {
+            while effects.recv().await.unwrap() != "late" {}
+        }
+        // The disk as a kill would leave it, and then no session any more.
+        copy(&store, &folder.path().join("killed"));
+        tokio::join!(edge.stop(), async {
+            heard(&mut listener, |heard| matches!(heard, Heard::Session { connected: false })).await;
+            late.add_permits(2);
+        });
+    });
+    assert_eq!(waits.code, 503, "{}", waits.reason);
+
+    let killed = folder.path().join("killed");
+    let edge = Edge::with(&identity, &cloud.link, &killed, Bounds::default(), Some(taker)).await;
+    heard(&mut listener, connected).await;
+    assert_eq!(send(&cloud, &hello, 0).await, Settled::superseded(), "remembered over a kill");
+    assert_eq!(send(&cloud, &message("next"), 0).await, Settled::applied());
+    assert_eq!(effects.recv().await.unwrap(), "next");
+    edge.stop().await;
+    cloud.system.stop(SOON).await;
+}
+
+#[actix_rt::test]
+async fn an_edge_where_nobody_takes_events_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(&folder.path().join("pki"));
+    let mut listener = cloud.script.listen();
+    let identity = cloud.join("e1", &folder.path().join("e1")).await;
+    let edge = Edge::start(&identity, &cloud.link, &folder.path().join("store")).await;
+    heard(&mut listener, connected).await;
+    assert_eq!(send(&cloud, &message("hello"), 0).await.code, 501);
+    edge.stop().await;
+    cloud.system.stop(SOON).await;
 }
