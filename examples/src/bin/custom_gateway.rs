@@ -16,11 +16,11 @@ use kubeedge_actors::{
     metamanager::{MetaManager, Tables},
     program::StopSignals,
     store::{Options, Store},
-    system::{Component, Context, Contract, Ports, Stage, System},
+    system::{Component, Context, Contract, Overflow, Ports, Stage, System},
 };
 use kubeedge_proto::v1::{LinkStateChanged, ObjectsChanged};
 
-/// An actor of our own: it answers two messages, and that is all its contract.
+/// An actor of our own: it listens to two events, and that is all its contract.
 struct Printer;
 
 impl actix::Actor for Printer {
@@ -32,7 +32,8 @@ impl Component for Printer {
     const STAGE: Stage = Stage::Processor;
 
     fn contract(contract: &mut Contract<Self>) {
-        contract.answers::<ObjectsChanged>().answers::<LinkStateChanged>();
+        contract.listens::<ObjectsChanged>(Overflow::wait());
+        contract.listens::<LinkStateChanged>(Overflow::newest_per_key(1, |_| ()));
     }
 }
 

@@ -5,7 +5,8 @@
 //! | listens | the link (mutual TLS; the node's name comes from its certificate), and enrolment (a join token for a certificate) |
 //! | answers | `SendToNode`, `RecheckNodes` (EdgeController), `SendEventToNode` (anyone) |
 //! | asks | `QueryCluster`, `QueryDesired`, `ApplyFromNode`, `CallFromNode` (EdgeController) |
-//! | tells | `NodeHeartbeat`, `NodeSessionChanged` (EdgeController) |
+//! | tells | `NodeHeartbeat` (EdgeController) |
+//! | announces | `NodeSessionChanged` |
 //! | stores | nothing: what a node should hold is derived again at each hello |
 //! | a node offline | State sent to it is dropped and counted, the digests of its next hello show what it lacks; Events are answered 503 ([`events`]) |
 //!
@@ -35,7 +36,7 @@ use crate::{
         registry::{Admission, Registry, replaced},
         session::Input,
     },
-    system::{Component, Context, Contract, Port, Ports, Stage, trace::Trace},
+    system::{Component, Context, Contract, Port, Ports, Stage, Topic, trace::Trace},
 };
 
 /// Where CloudHub listens and what it allows.
@@ -91,7 +92,7 @@ struct Controllers {
     apply: Port<ApplyFromNode>,
     call: Port<CallFromNode>,
     heartbeat: Port<NodeHeartbeat>,
-    changed: Port<NodeSessionChanged>,
+    changed: Topic<NodeSessionChanged>,
 }
 
 impl CloudHub {
@@ -106,7 +107,7 @@ impl CloudHub {
                 apply: ports.port(),
                 call: ports.port(),
                 heartbeat: ports.port(),
-                changed: ports.port(),
+                changed: ports.topic(),
             },
             sessions: HashMap::new(),
             events: events::Waiting::default(),
@@ -124,15 +125,8 @@ impl CloudHub {
     }
 
     fn tell_changed(&self, change: NodeSessionChanged, ctx: &mut Context<Self>) {
-        let port = self.ports.changed.clone();
-        ctx.spawn(
-            async move {
-                if let Err(error) = port.tell(change).await {
-                    tracing::debug!("EdgeController is stopping: {error}");
-                }
-            }
-            .into_actor(self),
-        );
+        let changed = self.ports.changed.clone();
+        ctx.spawn(async move { changed.announce(change).await }.into_actor(self));
     }
 }
 
@@ -166,7 +160,7 @@ impl Component for CloudHub {
         contract.asks::<ApplyFromNode>();
         contract.asks::<CallFromNode>();
         contract.asks::<NodeHeartbeat>();
-        contract.asks::<NodeSessionChanged>();
+        contract.announces::<NodeSessionChanged>();
     }
 
     fn stop(&mut self, _: &mut Context<Self>) -> ResponseActFuture<Self, ()> {

@@ -3,7 +3,8 @@
 //! | | |
 //! |---|---|
 //! | watches | bound pods (one watch for all nodes); ConfigMaps and Secrets one by one, counted by the pods that name them |
-//! | answers | `QueryCluster`, `QueryDesired`, `ApplyFromNode`, `CallFromNode`, `NodeHeartbeat`, `NodeSessionChanged` |
+//! | answers | `QueryCluster`, `QueryDesired`, `ApplyFromNode`, `CallFromNode`, `NodeHeartbeat` |
+//! | listens | `NodeSessionChanged` (CloudHub); none may be lost |
 //! | asks | `SendToNode`, `RecheckNodes` (CloudHub) |
 //! | stores | nothing: everything is read again from the API server |
 //!
@@ -44,7 +45,7 @@ use self::{
     references::{ConfigKey, ConfigKind},
     upstream::Upstream,
 };
-use crate::system::{Component, Context, Contract, Port, Ports, Stage};
+use crate::system::{Component, Context, Contract, Overflow, Port, Ports, Stage};
 
 /// How long one message of a node may take to be written, all attempts together: below what CloudHub waits, so that the
 /// node does not send again what is still being written.
@@ -204,7 +205,7 @@ impl Component for EdgeController {
         contract.answers::<ApplyFromNode>();
         contract.answers::<CallFromNode>();
         contract.answers::<NodeHeartbeat>();
-        contract.answers::<NodeSessionChanged>();
+        contract.listens::<NodeSessionChanged>(Overflow::wait());
         contract.asks::<SendToNode>();
         contract.asks::<RecheckNodes>();
     }

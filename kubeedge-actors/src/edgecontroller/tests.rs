@@ -156,6 +156,7 @@ impl Component for Hub {
     fn contract(contract: &mut Contract<Self>) {
         contract.answers::<SendToNode>();
         contract.answers::<RecheckNodes>();
+        contract.announces::<NodeSessionChanged>();
     }
 }
 

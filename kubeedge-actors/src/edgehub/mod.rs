@@ -4,7 +4,7 @@
 //! |---|---|
 //! | answers | `CallCloud`, `PublishEvent` (anyone at the edge), `ReportsPending` (MetaManager) |
 //! | asks | `DescribeStore`, `SessionStarted`, `ApplyState`, `ListInventory`, `CompleteInventory`, `StoreBookmark`, `PendingReports`, `ReportSettled` (MetaManager), `QueryProgress` (Edged, if there), `EventReceived` (who takes the cloud's Events, if anybody) |
-//! | tells | `LinkStateChanged` (Edged, if there) |
+//! | announces | `LinkStateChanged` |
 //! | stores | the outbox of Events for the cloud ([`outbox`]), the ids of the Events from it ([`received`]); everything else that must survive is MetaManager's |
 //! | offline | calls fail at once with `Offline`, events wait in the outbox, reports wait with MetaManager; it reconnects for ever, with full jitter |
 //!
@@ -37,7 +37,7 @@ use self::{
 use crate::{
     link::session::{Class, Input, Output},
     store::Store,
-    system::{Component, Context, Contract, Port, Ports, Stage, trace::Trace},
+    system::{Component, Context, Contract, Port, Ports, Stage, Topic, trace::Trace},
 };
 
 /// How long MetaManager may take for one message. Its disk decides; after this the message is not acknowledged.
@@ -71,7 +71,7 @@ pub struct EdgeHub {
     config: EdgeHubConfig,
     meta: Meta,
     progress: Option<Port<QueryProgress>>,
-    link_changed: Option<Port<LinkStateChanged>>,
+    link_changed: Topic<LinkStateChanged>,
     /// Dropped with this value: a rebuilt EdgeHub begins anew.
     connecting: Option<AbortOnDropHandle<()>>,
     /// The session's inputs, while there is one.
@@ -123,7 +123,7 @@ impl EdgeHub {
                 settled: ports.port(),
             },
             progress: ports.optional(),
-            link_changed: ports.optional(),
+            link_changed: ports.topic(),
             connecting: None,
             session: None,
             established: false,
@@ -207,15 +207,8 @@ impl EdgeHub {
     }
 
     fn tell_link_state(&self, ctx: &mut Context<Self>, connected: bool, reason: String) {
-        let Some(port) = self.link_changed.clone() else { return };
-        ctx.spawn(
-            async move {
-                if let Err(error) = port.tell(LinkStateChanged { connected, reason }).await {
-                    tracing::debug!("nobody listens to the link's state any more: {error}");
-                }
-            }
-            .into_actor(self),
-        );
+        let changed = self.link_changed.clone();
+        ctx.spawn(async move { changed.announce(LinkStateChanged { connected, reason }).await }.into_actor(self));
     }
 }
 
@@ -255,7 +248,7 @@ impl Component for EdgeHub {
         contract.asks::<ReportSettled>();
         contract.may_ask::<EventReceived>();
         contract.may_ask::<QueryProgress>();
-        contract.may_ask::<LinkStateChanged>();
+        contract.announces::<LinkStateChanged>();
     }
 }
 

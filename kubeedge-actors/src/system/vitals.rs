@@ -55,7 +55,7 @@ pub struct Observation {
     pub panics: u64,
     /// Times it was built again.
     pub restarts: u64,
-    /// Mean time a message held the arbiter: the synchronous part of its handler.
+    /// Mean time a message held the arbiter: the synchronous part of its handler, in a sample of the messages.
     pub mean_handling: Duration,
 }
 
@@ -92,6 +92,7 @@ pub(crate) struct Vitals {
     in_hand_watched: AtomicBool,
     // Written by the component's own task only, so a load and a store do.
     handled: AtomicU64,
+    timed: AtomicU64,
     busy_nanos: AtomicU64,
     expired: AtomicU64,
     unanswered: AtomicU64,
@@ -121,6 +122,7 @@ impl Vitals {
             in_hand: AtomicUsize::new(0),
             in_hand_watched: AtomicBool::new(false),
             handled: AtomicU64::new(0),
+            timed: AtomicU64::new(0),
             busy_nanos: AtomicU64::new(0),
             expired: AtomicU64::new(0),
             unanswered: AtomicU64::new(0),
@@ -141,8 +143,13 @@ impl Vitals {
         self.phase.store(phase as u8, Ordering::Release);
     }
 
-    pub(crate) fn handled(&self, letters: u64, took: Duration) {
+    pub(crate) fn handled(&self, letters: u64) {
         add(&self.handled, letters);
+    }
+
+    /// Of the messages handled, these took so long.
+    pub(crate) fn timed(&self, letters: u64, took: Duration) {
+        add(&self.timed, letters);
         add(&self.busy_nanos, u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
     }
 
@@ -244,7 +251,6 @@ impl Vitals {
 
     pub(crate) fn observe(&self, queued: usize, capacity: usize) -> Observation {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let handled = count(&self.handled);
         Observation {
             name: self.name,
             stage: self.stage,
@@ -259,12 +265,12 @@ impl Vitals {
                 stopped: count(&self.stopped),
             },
             in_hand: self.in_hand(),
-            handled,
+            handled: count(&self.handled),
             expired: count(&self.expired),
             unanswered: count(&self.unanswered),
             panics: count(&self.panics),
             restarts: count(&self.restarts),
-            mean_handling: Duration::from_nanos(count(&self.busy_nanos).checked_div(handled).unwrap_or(0)),
+            mean_handling: Duration::from_nanos(count(&self.busy_nanos).checked_div(count(&self.timed)).unwrap_or(0)),
         }
     }
 }

@@ -26,7 +26,7 @@ use kubeedge_actors::{
     link,
     metamanager::{MetaManager, Tables},
     store::{Options, Store},
-    system::{Component, Context, Contract, Port, Ports, Stage, System, trace::Trace},
+    system::{Component, Context, Contract, Overflow, Port, Ports, Stage, System, trace::Trace},
 };
 use kubeedge_proto::{NodeName, digest::projection_hash, resource, v1::*};
 use serde_json::json;
@@ -82,7 +82,7 @@ impl Component for Controller {
         contract.answers::<ApplyFromNode>();
         contract.answers::<CallFromNode>();
         contract.answers::<NodeHeartbeat>();
-        contract.answers::<NodeSessionChanged>();
+        contract.listens::<NodeSessionChanged>(Overflow::wait());
     }
 }
 
@@ -136,7 +136,7 @@ impl Component for Listener {
     const STAGE: Stage = Stage::Processor;
 
     fn contract(contract: &mut Contract<Self>) {
-        contract.answers::<ObjectsChanged>();
+        contract.listens::<ObjectsChanged>(Overflow::wait());
     }
 }
 

@@ -314,9 +314,9 @@ async fn events_cross_arbiters() {
     while drops.log.count("99") == 0 {
         drops.heard.notified().await;
     }
+    system.stop(20 * SECOND).await;
     let observed = &system.observe()[1];
     assert_eq!(observed.handled + observed.dropped.superseded + observed.dropped.overflow, 100);
-    system.stop(SECOND).await;
     arbiter.stop();
 }
 
