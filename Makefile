@@ -7,7 +7,7 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)/$(if $(filter dev,$(PROFILE)),deb
 FEATURES := config program store identity link cloudhub edgecontroller apiserver edgehub metamanager edged cloud edge standalone
 
 .DEFAULT_GOAL := help
-.PHONY: help build quickstart test lint features bench docs packages
+.PHONY: help build quickstart test crash mutants lint features bench docs packages
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ test: packages ## every test
 crash: packages ## both programs killed at random for two minutes (CRASH_SECONDS=n, CRASH_SEED=n)
 	$(CARGO) build --workspace --all-features --bins --tests
 	CRASH_SECONDS=$${CRASH_SECONDS:-120} $(CARGO) test --workspace --all-features --test system -- crash::
+
+mutants: ## break one promise after the other: each one's test has to fail (PROMISES='part ...')
+	tools/mutants/run $(PROMISES)
 
 lint: ## format, clippy, links in the docs, licences
 	$(CARGO) fmt --all --check

@@ -247,7 +247,8 @@ impl Writer {
         self.storage.get(kind, key)
     }
 
-    /// Makes the changes durable, then visible, all or none, and gives the objects as they are now.
+    /// Makes the changes durable, then visible, all or none, and gives the objects as they are now
+    /// (`P-API-ANSWER-AFTER-COMMIT`).
     pub(crate) async fn commit(self, changes: Vec<Change>) -> Result<Vec<Arc<Object>>, Status> {
         let Self { storage, mut journal } = self;
         let mut resource_version = storage.resource_version();
@@ -385,6 +386,19 @@ mod tests {
             assert_eq!(again.resource_version(), storage.resource_version());
             assert_eq!(seen(&again, id, None, None), model.into_iter().collect::<Vec<_>>());
         });
+    }
+
+    /// P-API-ANSWER-AFTER-COMMIT: nobody sees a change, and nobody is told it was made, before it is on disk.
+    #[tokio::test]
+    async fn a_change_that_is_not_on_disk_is_neither_acknowledged_nor_seen() {
+        let store = Store::in_memory();
+        let storage = Storage::open(kinds::kinds(), Disk::new(store.clone())).unwrap();
+        let id = storage.core("configmaps").unwrap();
+        store.close().await.unwrap();
+        let refused = storage.write().await.commit(vec![Change::Put(id, map(0, 1))]).await;
+        assert!(refused.is_err(), "acknowledged without a disk");
+        assert_eq!((storage.list(id, None).1.len(), storage.resource_version()), (0, 0));
+        assert!(storage.events(id, 0, usize::MAX).unwrap().0.is_empty());
     }
 
     proptest! {

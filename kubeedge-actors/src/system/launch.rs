@@ -53,6 +53,7 @@ fn entrance<A: Component>(
     faults: &mut Vec<WiringFault>,
 ) -> Entrance<A> {
     let vitals = Arc::new(Vitals::new(A::NAME, A::STAGE, Arc::clone(failures)));
+    // P-BOUNDED-QUEUE
     let (sender, queue) = mpsc::channel(A::CAPACITY.max(1));
     let gate = Arc::new(Gate::new(sender, Arc::clone(&vitals)));
     let contract = Contract::<A>::of_component();
