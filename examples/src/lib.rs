@@ -13,7 +13,7 @@
 //! | [`lab`] | all of it together with cloudcore and edgecore, in one folder |
 //!
 //! The programs in `src/bin` are the user stories themselves: `quickstart`, a cloud, a node and a pod on one machine;
-//! `gateway`, the edge embedded in a program of one's own.
+//! `custom_gateway`, the edge embedded in a program of one's own.
 
 pub mod containerd;
 pub mod http;

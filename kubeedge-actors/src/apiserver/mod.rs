@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
 
 pub mod discovery;
 pub mod kind;
@@ -22,6 +23,7 @@ pub mod openapi;
 pub mod patch;
 pub mod status;
 
+mod addresses;
 mod admission;
 mod auth;
 mod body;
@@ -45,6 +47,7 @@ mod table;
 mod verbs;
 mod watch;
 
+pub use addresses::{BadRange, ServiceRange};
 pub use component::{ApiServer, WhereServed};
 pub use kubeconfig::write_kubeconfig;
 pub use server::{Config, Handle, ISSUER, Listen, Server, StartError};
@@ -64,6 +67,9 @@ pub(crate) struct Api {
     /// Seconds since 1970.
     clock: fn() -> i64,
     watches: Arc<Semaphore>,
+    service_range: ServiceRange,
+    /// A token for each request whose answer is not written yet.
+    requests: TaskTracker,
     tokens: Arc<ServiceAccountTokens>,
 }
 

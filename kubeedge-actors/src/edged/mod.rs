@@ -2,7 +2,8 @@
 //!
 //! | | |
 //! |---|---|
-//! | answers | `ObjectsChanged`, `KindCompleted` (MetaManager), `LinkStateChanged`, `QueryProgress` (EdgeHub) |
+//! | answers | `QueryProgress` (EdgeHub) |
+//! | listens | `ObjectsChanged`, `KindCompleted` (MetaManager), in order and none lost; `LinkStateChanged`, the newest, where there is an EdgeHub |
 //! | asks | `ReadObjects`, `ReportStatus` (MetaManager); `CallCloud`, `PublishEvent` where there is an EdgeHub |
 //! | stores | nothing of its own: what is wanted is MetaManager's, what is there is the container runtime's |
 //! | offline | everything works but new tokens and pulls; what is reported waits with MetaManager, [`events`] are dropped |
@@ -76,7 +77,7 @@ use self::{
     status::NodeFacts,
     worker::{Bell, Order, Report, Shared},
 };
-use crate::system::{Component, Context, Contract, Port, Ports, Stage};
+use crate::system::{Component, Context, Contract, Overflow, Port, Ports, Stage};
 
 /// How long MetaManager may take to read every pod.
 const READ_WITHIN: Duration = Duration::from_secs(60);
@@ -416,9 +417,10 @@ impl Component for Edged {
     const STAGE: Stage = Stage::Processor;
 
     fn contract(contract: &mut Contract<Self>) {
-        contract.answers::<ObjectsChanged>();
-        contract.answers::<KindCompleted>();
-        contract.answers::<LinkStateChanged>();
+        // Both through the queue: what is absent when a kind is complete must have been heard of before.
+        contract.listens::<ObjectsChanged>(Overflow::wait());
+        contract.listens::<KindCompleted>(Overflow::wait());
+        contract.may_listen::<LinkStateChanged>(Overflow::newest_per_key(1, |_| ()));
         contract.answers::<QueryProgress>();
         contract.asks::<ReadObjects>();
         contract.asks::<ReportStatus>();
