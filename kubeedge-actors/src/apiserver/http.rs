@@ -39,7 +39,7 @@ async fn answer(api: &Arc<Api>, http: &HttpRequest, payload: web::Payload) -> Re
         token.and_then(|token| api.authenticate(token, &[api.tokens.issuer()])).ok_or_else(Status::unauthorized)?;
     let method = method(http)?;
     if method == Method::Get
-        && let Some(response) = documents::open_id(api, http).map(Ok).or_else(|| documents::open_api(http))
+        && let Some(response) = documents::open_id(api, http).map(Ok).or_else(|| documents::open_api(api, http))
     {
         return response;
     }
@@ -52,7 +52,7 @@ async fn answer(api: &Arc<Api>, http: &HttpRequest, payload: web::Payload) -> Re
             .into_inner(),
     );
     auth::authorize(&user, method, &parsed, query.flag("watch"))?;
-    if let Some(response) = documents::discover(&parsed, http, &http.app_config().local_addr().to_string()) {
+    if let Some(response) = documents::discover(api, &parsed, http, &http.app_config().local_addr().to_string()) {
         return if method == Method::Get { Ok(response) } else { Err(Status::method_not_allowed()) };
     }
     let form = negotiate::choose(header(http, &ACCEPT))?;
@@ -80,7 +80,11 @@ async fn answer(api: &Arc<Api>, http: &HttpRequest, payload: web::Payload) -> Re
     let served = |kind: &Kind| kind.group == resource.group && kind.version == resource.version;
     match Target::find(&api.storage, resource.clone()) {
         Some(target) => serve(api, &request, &target).await.map(respond),
-        None if api.storage.kinds().any(|(_, kind)| served(kind)) => Err(Status::no_such_resource()),
+        None if api.storage.kinds().any(|(_, kind)| served(kind))
+            || api.storage.custom_versions().iter().any(|version| served(version.kind)) =>
+        {
+            Err(Status::no_such_resource())
+        }
         None => Ok(page_not_found()),
     }
 }

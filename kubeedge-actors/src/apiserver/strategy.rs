@@ -21,10 +21,12 @@ pub(crate) fn returns_deleted(kind: &Kind) -> bool {
     matches!(kind.plural, "pods" | "serviceaccounts" | "namespaces")
 }
 
-/// Takes from a new object what a client does not set: the status of pods and namespaces. A node brings its own.
+/// Takes from a new object what a client does not set: the status of pods, namespaces, definitions and custom
+/// resources. A node brings its own.
 pub(crate) fn prepare_create(kind: &Kind, object: &mut Value) {
-    if kind.group.is_empty()
-        && matches!(kind.plural, "pods" | "namespaces")
+    let own = kind.group.is_empty() && !matches!(kind.plural, "pods" | "namespaces");
+    if !own
+        && kind.status_subresource
         && let Value::Object(map) = object
     {
         map.remove("status");

@@ -6,6 +6,8 @@
 #[cfg(feature = "apiserver")]
 mod apiserver;
 #[cfg(feature = "apiserver")]
+mod custom;
+#[cfg(feature = "apiserver")]
 mod golden;
 #[cfg(all(feature = "cloudhub", feature = "edgehub", feature = "metamanager"))]
 mod hubs;

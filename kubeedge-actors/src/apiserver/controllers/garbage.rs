@@ -105,9 +105,8 @@ fn blocks(dependent: &Value, uid: &str) -> bool {
 fn owners_are_known(api: &Api, object: &Value) -> bool {
     let owners = object["metadata"]["ownerReferences"].as_array();
     owners.into_iter().flatten().all(|owner| {
-        api.storage
-            .kinds()
-            .any(|(_, kind)| kind.kind == text(owner, "kind") && api_version(kind) == text(owner, "apiVersion"))
+        let is = |kind: &Kind| kind.kind == text(owner, "kind") && api_version(kind) == text(owner, "apiVersion");
+        api.storage.kinds().any(|(_, kind)| is(kind)) || api.storage.custom_versions().iter().any(|one| is(one.kind))
     })
 }
 

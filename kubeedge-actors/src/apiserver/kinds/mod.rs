@@ -5,6 +5,7 @@
 
 mod configmap;
 pub(crate) mod decode;
+mod definition;
 mod event;
 pub(crate) mod fields;
 mod lease;
@@ -22,7 +23,7 @@ mod zero;
 
 use super::kind::Kind;
 
-static KINDS: [Kind; 8] = [
+static KINDS: [Kind; 9] = [
     configmap::KIND,
     event::KIND,
     namespace::KIND,
@@ -30,10 +31,11 @@ static KINDS: [Kind; 8] = [
     pod::KIND,
     secret::KIND,
     serviceaccount::KIND,
+    definition::KIND,
     lease::KIND,
 ];
 
-/// All kinds, core first, in the order of their plural names.
+/// All kinds, core first, then by group, each in the order of their plural names.
 pub fn kinds() -> &'static [Kind] {
     &KINDS
 }

@@ -175,7 +175,7 @@ impl Stream {
             let object = match (&event.previous, seen) {
                 // It left the selection: the state it had inside, with the version of its leaving.
                 (Some(before), Seen::Deleted) if !event.deleted => {
-                    departed = at_version(before, self.view, event.resource_version);
+                    departed = at_version(before, &self.view, event.resource_version);
                     &departed
                 }
                 _ => &*event.object,
@@ -187,7 +187,7 @@ impl Stream {
     }
 }
 
-fn at_version(object: &Object, view: View, version: u64) -> Object {
+fn at_version(object: &Object, view: &View, version: u64) -> Object {
     let mut value = object.value(view.kind);
     metadata(&mut value).insert("resourceVersion".into(), version.to_string().into());
     Object::new(view.kind, &value)
