@@ -152,7 +152,7 @@ fn respond(answer: Answer) -> HttpResponse {
     }
 }
 
-fn lines(stream: Stream) -> impl futures_util::Stream<Item = Result<Bytes, actix_web::Error>> {
+fn lines(stream: Box<Stream>) -> impl futures_util::Stream<Item = Result<Bytes, actix_web::Error>> {
     futures_util::stream::unfold(stream, |mut stream| async move {
         let line = stream.next().await?;
         Some((Ok(line), stream))

@@ -56,7 +56,7 @@ pub(crate) enum Answer {
     /// A JSON body.
     Json { code: u16, body: Bytes, warnings: Vec<String> },
     /// A watch.
-    Watch(Stream),
+    Watch(Box<Stream>),
 }
 
 impl Answer {

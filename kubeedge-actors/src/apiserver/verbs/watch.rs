@@ -82,7 +82,7 @@ pub(super) fn watch(api: &Api, target: &Target, view: View, options: ListOptions
     let timeout =
         Duration::from_secs(options.timeout_seconds.filter(|s| *s > 0).unwrap_or(DEFAULT_TIMEOUT_SECONDS).min(86_400));
     let bookmarks = options.bookmarks.then(|| interval_at(Instant::now() + BOOKMARK, BOOKMARK));
-    Ok(Answer::Watch(Stream {
+    Ok(Answer::Watch(Box::new(Stream {
         storage,
         id: target.id,
         namespace: target.namespace.clone(),
@@ -97,7 +97,7 @@ pub(super) fn watch(api: &Api, target: &Target, view: View, options: ListOptions
         first: true,
         ended: false,
         _permit: permit,
-    }))
+    })))
 }
 
 impl Stream {
