@@ -29,12 +29,14 @@ answers! {
     KindCompleted => ();
     CallCloud => v1::CallReply;
     PublishEvent => v1::Settled;
+    EventReceived => v1::Settled;
     LinkStateChanged => ();
     QueryProgress => v1::Progress;
     // cloud
     QueryCluster => v1::Cluster;
     QueryDesired => v1::DesiredState;
     SendToNode => ();
+    SendEventToNode => v1::Settled;
     RecheckNodes => ();
     ApplyFromNode => v1::Settled;
     CallFromNode => v1::CallReply;

@@ -8,6 +8,7 @@
 #![allow(clippy::print_stdout, reason = "a test program")]
 
 mod cluster;
+mod crash;
 mod enrolment;
 mod kubectl;
 mod pods;
@@ -27,5 +28,6 @@ async fn main() -> ExitCode {
     let tools = Tools::find();
     pods::stage(&mut report, &tools).await;
     restarts::stage(&mut report, &tools).await;
+    crash::stage(&mut report, &tools).await;
     report.finish()
 }

@@ -60,6 +60,7 @@ pub static SUBRESOURCES: &[Subresource] = &[
         kind: ("apiextensions.k8s.io", "v1", "CustomResourceDefinition"),
         verbs: STATUS_VERBS,
     },
+    core("services", "status", true, ("", "v1", "Service"), STATUS_VERBS),
     core("serviceaccounts", "token", true, ("authentication.k8s.io", "v1", "TokenRequest"), &["create"]),
 ];
 
@@ -277,6 +278,7 @@ fn add_names(resource: &mut Value, kind: &Kind) {
 
 /// Tells clients when the stored form of a kind changes: Kubernetes' hash of group, version and kind.
 fn storage_version_hash(kind: &Kind) -> String {
+    let kind = kind.stored_as.map_or(kind, |stored| stored.kind);
     let name = format!("{}/{}/{}", kind.group, kind.version, kind.kind);
     let hash = digest(&SHA256, name.as_bytes());
     STANDARD.encode(&hash.as_ref()[..8])
@@ -311,7 +313,7 @@ mod tests {
             (|group: &str, version: &str| resources(&all, group, version), |name: &str| group(&all, name));
         assert!(resources("", "v1").is_some() && resources("coordination.k8s.io", "v1").is_some());
         assert!(resources("apps", "v1").is_none() && group("apps").is_none() && resources("", "v2").is_none());
-        assert_eq!(groups(&all)["groups"][1]["preferredVersion"]["groupVersion"], "coordination.k8s.io/v1");
-        assert_eq!(aggregated_groups(&all, "v2")["items"][1]["metadata"]["name"], "coordination.k8s.io");
+        assert_eq!(groups(&all)["groups"][0]["preferredVersion"]["groupVersion"], "events.k8s.io/v1");
+        assert_eq!(aggregated_groups(&all, "v2")["items"][2]["metadata"]["name"], "coordination.k8s.io");
     }
 }

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
 
 pub mod discovery;
 pub mod kind;
@@ -22,6 +23,7 @@ pub mod openapi;
 pub mod patch;
 pub mod status;
 
+mod addresses;
 mod admission;
 mod auth;
 mod body;
@@ -46,6 +48,7 @@ mod table;
 mod verbs;
 mod watch;
 
+pub use addresses::{BadRange, ServiceRange};
 pub use component::{ApiServer, WhereServed};
 pub use kubeconfig::write_kubeconfig;
 pub use server::{Config, Handle, ISSUER, Listen, Server, StartError};
@@ -65,14 +68,16 @@ pub(crate) struct Api {
     /// Seconds since 1970.
     clock: fn() -> i64,
     watches: Arc<Semaphore>,
+    service_range: ServiceRange,
+    /// A token for each request whose answer is not written yet.
+    requests: TaskTracker,
     tokens: Arc<ServiceAccountTokens>,
 }
 
 impl Api {
     /// Every kind in every version that is served: the table's, then the custom ones.
     fn served(&self) -> Vec<&'static kind::Kind> {
-        let custom = self.storage.custom_versions();
-        kinds::kinds().iter().chain(custom.iter().map(|version| version.kind)).collect()
+        self.storage.served().map(|(_, kind)| kind).collect()
     }
 
     fn now(&self) -> i64 {

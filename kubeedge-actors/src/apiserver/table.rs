@@ -118,7 +118,7 @@ impl View {
             match self.form {
                 Form::Partial => out.put_slice(partial(&self.value(item)).to_string().as_bytes()),
                 _ if self.custom.is_some() => self.write(item, &mut out),
-                _ => out.put_slice(item.stored()),
+                _ => item.write_item(self.kind, &mut out),
             }
         }
         out.put_slice(b"]}");

@@ -57,6 +57,7 @@ pub(super) fn row(names: Names) -> Option<&'static Kind> {
         namespaced: names.namespaced,
         status_subresource: names.status,
         has_generation: true,
+        stored_as: None,
         // A definition does this, not the row: see `Target`.
         decode: |_| Err(DecodeError { message: "a custom kind is decoded by its definition".to_owned() }),
         default: |_| {},

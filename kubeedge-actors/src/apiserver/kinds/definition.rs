@@ -30,6 +30,7 @@ pub(super) const KIND: Kind = Kind {
     namespaced: false,
     status_subresource: true,
     has_generation: true,
+    stored_as: None,
     decode,
     default,
     validate_create: validate,

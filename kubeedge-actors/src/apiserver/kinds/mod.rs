@@ -6,7 +6,10 @@
 mod configmap;
 pub(crate) mod decode;
 mod definition;
+mod endpoints;
+pub(crate) mod endpointslice;
 mod event;
+mod event_v1;
 pub(crate) mod fields;
 mod lease;
 pub mod names;
@@ -16,6 +19,7 @@ mod pod;
 pub mod quantity;
 pub(crate) mod schema;
 mod secret;
+pub(crate) mod service;
 pub mod serviceaccount;
 mod table;
 pub(crate) mod time;
@@ -23,16 +27,20 @@ mod zero;
 
 use super::kind::Kind;
 
-static KINDS: [Kind; 9] = [
+static KINDS: [Kind; 13] = [
     configmap::KIND,
+    endpoints::KIND,
     event::KIND,
     namespace::KIND,
     node::KIND,
     pod::KIND,
     secret::KIND,
     serviceaccount::KIND,
+    service::KIND,
+    event_v1::KIND,
     definition::KIND,
     lease::KIND,
+    endpointslice::KIND,
 ];
 
 /// All kinds, core first, then by group, each in the order of their plural names.

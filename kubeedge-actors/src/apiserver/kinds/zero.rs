@@ -31,6 +31,7 @@ const PLAIN_BOOLS: &[(&str, &str)] = &[
     ("JSONSchemaProps", "uniqueItems"),
     ("JSONSchemaProps", "x-kubernetes-embedded-resource"),
     ("JSONSchemaProps", "x-kubernetes-int-or-string"),
+    ("ServiceSpec", "publishNotReadyAddresses"),
 ];
 
 /// Integers that are plain values.
@@ -43,6 +44,9 @@ const PLAIN_INTS: &[(&str, &str)] = &[
     ("Probe", "failureThreshold"),
     ("ContainerStateTerminated", "signal"),
     ("Event", "count"),
+    ("Event", "deprecatedCount"),
+    ("ServicePort", "nodePort"),
+    ("ServiceSpec", "healthCheckNodePort"),
     ("EventSeries", "count"),
     ("ObjectMeta", "generation"),
     ("PodStatus", "observedGeneration"),
@@ -63,6 +67,15 @@ const POINTER_STRINGS: &[(&str, &str)] = &[
     ("SecurityContext", "procMount"),
     ("Lifecycle", "stopSignal"),
     ("VolumeMount", "mountPropagation"),
+    ("ServicePort", "appProtocol"),
+    // Of a slice; Endpoints drop an empty name themselves.
+    ("EndpointPort", "name"),
+    ("EndpointPort", "appProtocol"),
+    ("EndpointAddress", "nodeName"),
+    ("Endpoint", "hostname"),
+    ("Endpoint", "nodeName"),
+    ("Endpoint", "zone"),
+    ("ServiceSpec", "loadBalancerClass"),
     ("VolumeMount", "recursiveReadOnly"),
 ];
 
