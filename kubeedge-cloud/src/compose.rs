@@ -2,6 +2,7 @@
 
 #[cfg(feature = "standalone")]
 mod standalone;
+mod streams;
 mod tokens;
 
 use std::{
@@ -17,6 +18,7 @@ use anyhow::{Context, Result, bail};
 use futures_util::future::select_all;
 use kubeedge_actors::{
     cloudhub::{CloudHub, CloudHubConfig, EnrolmentConfig, enrolment::EnrolmentService},
+    cloudstream::CloudStream,
     edgecontroller::EdgeController,
     identity::{CertificateAuthority, ClientAuth, IssuedCertificate, Tokens, server_config, system_clock},
     link,
@@ -93,8 +95,14 @@ async fn start(config: &CloudCore) -> Result<Running> {
 
     let tokens = Tokens::new(&store);
     let mut builder = System::builder("cloudcore");
+    let streams = streams::prepare(config, &authority, &server)?;
     if config.modules.edge_controller.enable {
-        builder = builder.component(move |ports: &Ports| EdgeController::new(client.clone(), ports));
+        let gateway = streams.as_ref().map(|(_, gateway)| gateway.clone());
+        builder = builder
+            .component(move |ports: &Ports| EdgeController::new(client.clone(), ports).with_gateway(gateway.clone()));
+    }
+    if let Some((stream_config, _)) = streams {
+        builder = builder.component(move |ports: &Ports| CloudStream::new(stream_config.clone(), ports));
     }
     if hub.enable {
         let link_listener = listen("the link", (hub.websocket.address, hub.websocket.port))?;
@@ -159,6 +167,7 @@ fn server_certificate(
     let mut addresses: Vec<IpAddr> = vec![std::net::Ipv4Addr::LOCALHOST.into(), std::net::Ipv6Addr::LOCALHOST.into()];
     addresses.extend(hub.advertise_address.iter().copied());
     addresses.extend(own_address());
+    addresses.extend(Some(config.modules.cloud_stream.address).filter(|address| !address.is_unspecified()));
     let mut names = vec!["localhost".to_owned()];
     names.extend(hub.dns_names.iter().cloned());
     let subjects = names

@@ -31,11 +31,13 @@ answers! {
     PublishEvent => v1::Settled;
     LinkStateChanged => ();
     QueryProgress => v1::Progress;
+    LocateContainerLog => v1::ContainerLog;
     // cloud
     QueryCluster => v1::Cluster;
     QueryDesired => v1::DesiredState;
     SendToNode => ();
     RecheckNodes => ();
+    LocatePod => v1::PodLocation;
     ApplyFromNode => v1::Settled;
     CallFromNode => v1::CallReply;
     NodeSessionChanged => ();

@@ -10,6 +10,7 @@
 mod cluster;
 mod enrolment;
 mod kubectl;
+mod logs;
 mod pods;
 mod report;
 mod restarts;
@@ -26,6 +27,7 @@ async fn main() -> ExitCode {
     enrolment::stage(&mut report).await;
     let tools = Tools::find();
     pods::stage(&mut report, &tools).await;
+    logs::stage(&mut report, &tools).await;
     restarts::stage(&mut report, &tools).await;
     report.finish()
 }

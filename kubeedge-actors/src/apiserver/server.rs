@@ -47,6 +47,9 @@ pub struct Config {
     /// Signs and checks the tokens of service accounts, with the issuer [`ISSUER`]. `None` makes a key that ends with
     /// the process, and every token with it.
     pub service_account_tokens: Option<Arc<ServiceAccountTokens>>,
+    /// TLS to kubelets, with the client certificate that they know this server by; ALPN is left to it. `None`: logs are
+    /// not served.
+    pub kubelet_client: Option<Arc<rustls::ClientConfig>>,
     /// Watches open at the same time; one more is answered 429. A watch takes about 2 KB beside its connection.
     pub max_watches: usize,
     /// Threads that serve requests.
@@ -64,6 +67,7 @@ impl Config {
             admin_token,
             root_ca,
             service_account_tokens: None,
+            kubelet_client: None,
             max_watches: 4096,
             workers: 2,
             clock: clock::system,
@@ -107,6 +111,8 @@ pub const ISSUER: &str = "https://kubernetes.default.svc";
 
 /// Seconds that running requests get at a stop.
 const SHUTDOWN_SECONDS: u64 = 5;
+/// Logs that are read at the same time; one more is answered 429.
+const MAX_LOGS: usize = 256;
 /// Connections a worker takes at most.
 const MAX_CONNECTIONS: usize = 4096;
 /// Time a client has to send the head of its request.
@@ -164,6 +170,8 @@ impl Server {
             clock: config.clock,
             tokens,
             watches: Arc::new(Semaphore::new(config.max_watches)),
+            logs: Arc::new(Semaphore::new(MAX_LOGS)),
+            kubelet_client: config.kubelet_client.clone(),
         });
         let data = web::Data::new(api.clone());
         let server = HttpServer::new(move || App::new().app_data(data.clone()).default_service(web::to(http::handle)))
@@ -171,6 +179,8 @@ impl Server {
             .max_connections(MAX_CONNECTIONS)
             .client_request_timeout(HEAD_TIMEOUT)
             .keep_alive(KEEP_ALIVE)
+            // A client that closes its end is gone: a quiet log or watch ends with it, not with the next line.
+            .h1_allow_half_closed(false)
             .shutdown_timeout(SHUTDOWN_SECONDS)
             .disable_signals();
         let address = match &config.listen {

@@ -3,7 +3,7 @@
 //! | | |
 //! |---|---|
 //! | listens | the link (mutual TLS; the node's name comes from its certificate), and enrolment (a join token for a certificate) |
-//! | answers | `SendToNode`, `RecheckNodes` (EdgeController) |
+//! | answers | `SendToNode`, `RecheckNodes` (EdgeController), `ConnectStreams` (CloudStream) |
 //! | asks | `QueryCluster`, `QueryDesired`, `ApplyFromNode`, `CallFromNode` (EdgeController) |
 //! | tells | `NodeHeartbeat`, `NodeSessionChanged` (EdgeController) |
 //! | stores | nothing: what a node should hold is derived again at each hello |
@@ -15,6 +15,7 @@
 
 pub mod enrolment;
 mod session;
+mod streams;
 
 use std::{collections::HashMap, net::TcpListener, sync::Arc, time::Duration};
 
@@ -33,6 +34,7 @@ use crate::{
     link::{
         registry::{Admission, Registry, replaced},
         session::Input,
+        streams::ConnectStreams,
     },
     system::{Component, Context, Contract, Port, Ports, Stage},
 };
@@ -69,6 +71,7 @@ pub struct CloudHub {
     ports: Controllers,
     registry: Registry,
     sessions: HashMap<NodeName, Live>,
+    streams: streams::Streams,
     accepting: Option<AbortOnDropHandle<()>>,
     enrolling: Option<AbortOnDropHandle<()>>,
     /// Messages for nodes without a session.
@@ -107,6 +110,7 @@ impl CloudHub {
                 changed: ports.port(),
             },
             sessions: HashMap::new(),
+            streams: streams::Streams::default(),
             accepting: None,
             enrolling: None,
             dropped: 0,
@@ -157,6 +161,7 @@ impl Component for CloudHub {
     fn contract(contract: &mut Contract<Self>) {
         contract.answers::<SendToNode>();
         contract.answers::<RecheckNodes>();
+        contract.answers::<ConnectStreams>();
         contract.asks::<QueryCluster>();
         contract.asks::<QueryDesired>();
         contract.asks::<ApplyFromNode>();
@@ -305,6 +310,7 @@ impl Handler<SessionChanged> for CloudHub {
             if self.sessions.get(&node).is_some_and(|live| live.epoch == epoch) {
                 self.sessions.remove(&node);
             }
+            self.streams.end(&node);
         }
         self.tell_changed(NodeSessionChanged { node: node.to_string(), epoch, connected, reason }, ctx);
     }

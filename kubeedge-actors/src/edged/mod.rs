@@ -2,7 +2,7 @@
 //!
 //! | | |
 //! |---|---|
-//! | answers | `ObjectsChanged`, `KindCompleted` (MetaManager), `LinkStateChanged`, `QueryProgress` (EdgeHub) |
+//! | answers | `ObjectsChanged`, `KindCompleted` (MetaManager), `LinkStateChanged`, `QueryProgress` (EdgeHub), `LocateContainerLog` (EdgeStream) |
 //! | asks | `ReadObjects`, `ReportStatus` (MetaManager); `CallCloud`, `PublishEvent` where there is an EdgeHub |
 //! | stores | nothing of its own: what is wanted is MetaManager's, what is there is the container runtime's |
 //! | offline | everything works but new tokens and pulls; what is reported waits with MetaManager, [`events`] are dropped |
@@ -25,6 +25,7 @@ pub mod fake;
 pub mod image_name;
 pub mod labels;
 pub mod lifecycle;
+mod log_files;
 pub mod node;
 pub mod objects;
 mod prepare;
@@ -49,8 +50,8 @@ use k8s_openapi::api::core::v1::Pod;
 use kubeedge_proto::{
     resource,
     v1::{
-        CallCloud, KindCompleted, KubeObject, LinkStateChanged, ObjectKey, ObjectList, ObjectsChanged, Progress,
-        PublishEvent, QueryProgress, ReadObjects, ReportStatus,
+        CallCloud, KindCompleted, KubeObject, LinkStateChanged, LocateContainerLog, ObjectKey, ObjectList,
+        ObjectsChanged, Progress, PublishEvent, QueryProgress, ReadObjects, ReportStatus,
     },
 };
 use tokio::sync::{Semaphore, watch};
@@ -402,6 +403,7 @@ impl Component for Edged {
         contract.answers::<KindCompleted>();
         contract.answers::<LinkStateChanged>();
         contract.answers::<QueryProgress>();
+        contract.answers::<LocateContainerLog>();
         contract.asks::<ReadObjects>();
         contract.asks::<ReportStatus>();
         contract.may_ask::<CallCloud>();

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | answers | `CallCloud`, `PublishEvent` (anyone at the edge), `ReportsPending` (MetaManager) |
 //! | asks | `DescribeStore`, `SessionStarted`, `ApplyState`, `ListInventory`, `CompleteInventory`, `StoreBookmark`, `PendingReports`, `ReportSettled` (MetaManager), `QueryProgress` (Edged, if there) |
-//! | tells | `LinkStateChanged` (Edged, if there) |
+//! | tells | `LinkStateChanged` (Edged, if there), `ServeStream` (EdgeStream, if there) |
 //! | stores | nothing itself; what must survive is MetaManager's |
 //! | offline | calls fail at once with `Offline`, events are refused with 503, reports wait with MetaManager; it reconnects for ever, with full jitter |
 //!
@@ -14,6 +14,7 @@
 mod connection;
 pub mod join;
 pub mod reports;
+mod streams;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -29,7 +30,10 @@ use tokio_util::task::AbortOnDropHandle;
 
 use self::reports::{FETCH, InFlight};
 use crate::{
-    link::session::{Class, Input, Output},
+    link::{
+        session::{Class, Input, Output},
+        streams::ServeStream,
+    },
     system::{Component, Context, Contract, Port, Ports, Stage},
 };
 
@@ -61,6 +65,7 @@ pub struct EdgeHub {
     meta: Meta,
     progress: Option<Port<QueryProgress>>,
     link_changed: Option<Port<LinkStateChanged>>,
+    streams: streams::Opener,
     /// Dropped with this value: a rebuilt EdgeHub begins anew.
     connecting: Option<AbortOnDropHandle<()>>,
     /// The session's inputs, while there is one.
@@ -95,6 +100,7 @@ impl EdgeHub {
     /// A hub for one cloud.
     pub fn new(config: EdgeHubConfig, ports: &Ports) -> Self {
         Self {
+            streams: streams::Opener::new(config.clone(), ports.optional()),
             config,
             meta: Meta {
                 describe: ports.port(),
@@ -239,6 +245,7 @@ impl Component for EdgeHub {
         contract.asks::<ReportSettled>();
         contract.may_ask::<QueryProgress>();
         contract.may_ask::<LinkStateChanged>();
+        contract.may_ask::<ServeStream>();
     }
 }
 
@@ -275,6 +282,7 @@ impl Handler<LinkDown> for EdgeHub {
 
     fn handle(&mut self, LinkDown { reason }: LinkDown, ctx: &mut Context<Self>) {
         self.session = None;
+        self.streams.close();
         self.reports.clear();
         for (_, caller) in self.calls.drain() {
             // A caller that gave up needs no answer.
@@ -396,9 +404,7 @@ impl Handler<FromSession> for EdgeHub {
                     let _ = caller.send(why.to_reply());
                 }
             }
-            Output::OpenStreams => {
-                tracing::info!("the cloud asks for a stream connection, which this edge does not serve yet");
-            }
+            Output::OpenStreams => self.streams.open(),
             // The driver's own, the cloud's side, and what `connection` has seen already.
             Output::Send(_)
             | Output::HelloReceived(_)

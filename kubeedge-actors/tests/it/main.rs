@@ -11,3 +11,5 @@ mod golden;
 mod hubs;
 #[cfg(feature = "link")]
 mod link;
+#[cfg(feature = "link")]
+mod streams;
