@@ -170,6 +170,12 @@ impl Lab {
 
     /// Starts the cloud with what it had when it ended, and waits until its API answers.
     pub async fn resume_cloud(&mut self) -> Result<()> {
+        self.spawn_cloud()?;
+        self.cloud_answers().await
+    }
+
+    /// Starts the cloud with what it had, and does not wait for it.
+    pub fn spawn_cloud(&mut self) -> Result<()> {
         let folder = self.folder.join("cloud");
         let cloud = Launch::new("cloudcore", self.programs.join("cloudcore"), self.folder.join("cloudcore.log"))
             .arg("--standalone")
@@ -179,6 +185,11 @@ impl Lab {
             .arg(&folder)
             .spawn()?;
         self.cloud = Some(cloud);
+        Ok(())
+    }
+
+    /// Waits until the API of a started cloud answers.
+    pub async fn cloud_answers(&mut self) -> Result<()> {
         self.client = Some(self.guarded(answering).await?);
         Ok(())
     }

@@ -60,6 +60,22 @@ pub fn processes_naming(folder: &Path) -> Result<Vec<(u32, String)>> {
     Ok(found)
 }
 
+/// The processes whose parent is this one.
+pub fn children_of(parent: u32) -> Result<Vec<u32>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").context("read /proc")? {
+        let entry = entry?;
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        // A process may end between the listing and this read.
+        let Ok(status) = fs::read_to_string(entry.path().join("status")) else { continue };
+        let of = status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse::<u32>().ok());
+        if of == Some(parent) {
+            found.push(pid);
+        }
+    }
+    Ok(found)
+}
+
 /// Control groups with `part` in their name, in every mounted hierarchy.
 pub fn cgroups_naming(part: &str) -> Result<Vec<PathBuf>> {
     // systemd's driver writes the dashes of a uid as underscores.
@@ -126,6 +142,15 @@ mod tests {
         let table = b"22 27 0:21 / /proc rw - proc proc rw\n23 27 0:2 / /a\\040b/c rw - tmpfs t rw\n";
         let mounts: Vec<_> = mount_points(table).collect();
         assert_eq!(mounts, [PathBuf::from("/proc"), PathBuf::from("/a b/c")]);
+    }
+
+    #[test]
+    fn a_child_is_found_under_its_parent() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let found = children_of(std::process::id()).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(found.contains(&child.id()), "{found:?}");
     }
 
     #[test]

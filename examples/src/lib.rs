@@ -9,15 +9,17 @@
 //! | [`process`] | child processes that end with us |
 //! | [`leftovers`] | what a run left on the machine: mounts, processes, cgroups, links |
 //! | [`http`] | one HTTP request |
+//! | [`ledger`] | what was acknowledged, and what may be seen after it |
 //! | [`lab`] | all of it together with cloudcore and edgecore, in one folder |
 //!
 //! The programs in `src/bin` are the user stories themselves: `quickstart`, a cloud, a node and a pod on one machine;
-//! `gateway`, the edge embedded in a program of one's own.
+//! `custom_gateway`, the edge embedded in a program of one's own.
 
 pub mod containerd;
 pub mod http;
 pub mod image;
 pub mod lab;
+pub mod ledger;
 pub mod leftovers;
 pub mod process;
 pub mod registry;

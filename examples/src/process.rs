@@ -179,8 +179,11 @@ impl Process {
         }
     }
 
-    /// SIGKILL at once, as a crash would end it.
+    /// SIGKILL at once, as a crash would end it. That it had ended by itself before is an error.
     pub async fn kill(mut self) -> Result<()> {
+        if let Some(status) = self.child.try_wait()? {
+            return Err(self.ended_early(status));
+        }
         self.child.kill().await.with_context(|| format!("{}: kill", self.name))
     }
 

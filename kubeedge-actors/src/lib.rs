@@ -16,6 +16,11 @@
 
 pub mod system;
 
+/// The blocks of the page for embedders, compiled and run.
+#[cfg(all(doctest, feature = "test-kit", feature = "metrics"))]
+#[doc = include_str!("../../docs/embedding.md")]
+mod embedding {}
+
 #[cfg(feature = "config")]
 pub mod config;
 

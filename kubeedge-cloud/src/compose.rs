@@ -7,14 +7,15 @@ mod tokens;
 
 use std::{
     fs::DirBuilder,
-    net::{IpAddr, TcpListener},
+    io::ErrorKind,
+    net::{IpAddr, SocketAddr, TcpListener},
     os::unix::fs::DirBuilderExt,
     path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use futures_util::future::select_all;
 use kubeedge_actors::{
     cloudhub::{CloudHub, CloudHubConfig, EnrolmentConfig, enrolment::EnrolmentService},
@@ -105,11 +106,12 @@ async fn start(config: &CloudCore) -> Result<Running> {
         builder = builder.component(move |ports: &Ports| CloudStream::new(stream_config.clone(), ports));
     }
     if hub.enable {
-        let link_listener = listen("the link", (hub.websocket.address, hub.websocket.port))?;
+        let link_listener =
+            listen("the link", "modules.cloudHub.websocket", (hub.websocket.address, hub.websocket.port))?;
         let link_address = format!(":{}", link_listener.local_addr()?.port());
         let tls = |clients| server_config(server.chain(), server.key(), clients, &[], system_clock());
         let enrolment = if hub.https.enable {
-            let listener = listen("enrolment", (hub.https.address, hub.https.port))?;
+            let listener = listen("enrolment", "modules.cloudHub.https", (hub.https.address, hub.https.port))?;
             tracing::info!(address = %listener.local_addr()?, "enrolment is served");
             Some(EnrolmentConfig {
                 listener: Arc::new(listener),
@@ -194,8 +196,21 @@ async fn cluster(config: &CloudCore) -> Result<kube::Client> {
 }
 
 /// Binds before anything runs, so that a port in use is an error of the start that names it.
-fn listen(what: &str, address: (IpAddr, u16)) -> Result<TcpListener> {
-    TcpListener::bind(address).with_context(|| format!("listen on {}:{} for {what}", address.0, address.1))
+///
+/// `setting` is the part of the configuration that holds `address` and `port`.
+fn listen(what: &str, setting: &str, address: impl Into<SocketAddr>) -> Result<TcpListener> {
+    let address = address.into();
+    TcpListener::bind(address).map_err(|error| {
+        let advice = match error.kind() {
+            ErrorKind::AddrInUse => format!(
+                "another program has this port (`ss -ltnp` names it): stop it, or set {setting}.port to a free one"
+            ),
+            ErrorKind::AddrNotAvailable => format!("set {setting}.address to an address of this machine"),
+            ErrorKind::PermissionDenied => format!("this user may not: set {setting}.port to 1024 or more"),
+            _ => format!("see {setting}"),
+        };
+        anyhow!("cannot listen on {address} for {what}: {error}; {advice}")
+    })
 }
 
 /// The folder of keys and tokens: made if it is not there, for its owner only.

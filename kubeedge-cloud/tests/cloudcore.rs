@@ -48,6 +48,76 @@ fn a_wrong_configuration_is_refused_with_its_place() {
 }
 
 #[test]
+fn a_file_that_cannot_be_read_or_is_no_yaml_is_refused_with_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("cloudcore.yaml");
+    let said = |file: &Path| {
+        let refused = cloudcore(&["--config", file.to_str().unwrap()]);
+        assert!(!refused.status.success());
+        let said = text(&refused.stderr);
+        assert!(said.starts_with(&format!("cloudcore: {}", file.display())), "{said}");
+        said
+    };
+    assert!(said(&file).contains("No such file"));
+    assert!(said(folder.path()).contains("directory"));
+    for (content, place) in [("modules: [\n", "1:10: modules: "), ("kind: a: b\n", "1:"), ("- a\n", "1:1: ")] {
+        std::fs::write(&file, content).unwrap();
+        let said = said(&file);
+        assert!(said.contains(&format!("{}:{place}", file.display())), "{content:?}: {said}");
+    }
+    std::fs::write(&file, [0xff, 0xfe, 0]).unwrap();
+    assert!(said(&file).contains("UTF-8"));
+}
+
+#[cfg(feature = "standalone")]
+#[test]
+fn a_port_in_use_is_told_with_its_setting() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("cloudcore.yaml");
+    let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = holder.local_addr().unwrap();
+    let ports = ["modules.cloudHub.websocket", "modules.cloudHub.https", "standalone"];
+    for setting in ports {
+        let port = |of: &str| if of == setting { taken.port() } else { 0 };
+        let config = format!(
+            "modules:\n  cloudHub:\n    websocket: {{address: 127.0.0.1, port: {}}}\n    https: {{address: \
+             127.0.0.1, port: {}}}\n    tlsCAFile: ''\nstandalone: {{address: 127.0.0.1, port: {}}}\n",
+            port(ports[0]),
+            port(ports[1]),
+            port(ports[2])
+        );
+        std::fs::write(&file, config).unwrap();
+        let data = folder.path().join(setting);
+        let arguments = ["--standalone", "--config", file.to_str().unwrap(), "--data-dir", data.to_str().unwrap()];
+        let refused = cloudcore(&arguments);
+        assert!(!refused.status.success());
+        let said = text(&refused.stderr);
+        let expected = format!("cannot listen on {taken} for ");
+        assert!(said.contains(&expected) && said.contains(&format!("set {setting}.port to a free one")), "{said}");
+    }
+}
+
+#[cfg(feature = "standalone")]
+#[test]
+fn a_store_of_a_newer_version_is_refused_and_left_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let (child, _log) = standalone(folder.path());
+    stop(child);
+    let store = folder.path().join("data/store");
+    std::fs::write(store.join("format"), "kubeedge-store 999\n").unwrap();
+    let before = std::fs::read(store.join("db")).unwrap();
+    let (file, data) = (folder.path().join("cloudcore.yaml"), folder.path().join("data"));
+    let arguments = ["--standalone", "--config", file.to_str().unwrap(), "--data-dir", data.to_str().unwrap()];
+    let refused = cloudcore(&arguments);
+    assert!(!refused.status.success());
+    let said = text(&refused.stderr);
+    assert!(said.contains("has format 999") && said.contains("use the newer build"), "{said}");
+    assert_eq!(std::fs::read(store.join("db")).unwrap(), before, "the store is left as it is");
+    let names: Vec<_> = std::fs::read_dir(&data).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(!names.iter().any(|name| name.to_string_lossy().contains("set-aside")), "{names:?}");
+}
+
+#[test]
 fn without_a_running_cloudcore_a_token_command_says_so_once() {
     let folder = tempfile::tempdir().unwrap();
     let refused = cloudcore(&["token", "list", "--data-dir", folder.path().to_str().unwrap()]);

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use kubeedge_actors::{
     edged::{Edged, Prepared},
-    edgehub::{EdgeHub, EdgeHubConfig},
+    edgehub::{EdgeHub, EdgeHubConfig, outbox::queue::Bounds},
     edgestream::EdgeStream,
     identity::{JoinToken, NodeIdentity, client_config, system_clock},
     link::{self, backoff},
@@ -87,6 +87,8 @@ async fn start(config: &EdgeCore) -> Result<Running> {
                 heartbeat_interval: config.modules.edge_hub.heartbeat_interval(),
                 ..link::Config::default()
             },
+            store: store.clone(),
+            outbox: Bounds::default(),
         };
         builder = builder.component(move |ports: &Ports| EdgeHub::new(hub.clone(), ports));
     }

@@ -29,6 +29,7 @@ answers! {
     KindCompleted => ();
     CallCloud => v1::CallReply;
     PublishEvent => v1::Settled;
+    EventReceived => v1::Settled;
     LinkStateChanged => ();
     QueryProgress => v1::Progress;
     LocateContainerLog => v1::ContainerLog;
@@ -36,6 +37,7 @@ answers! {
     QueryCluster => v1::Cluster;
     QueryDesired => v1::DesiredState;
     SendToNode => ();
+    SendEventToNode => v1::Settled;
     RecheckNodes => ();
     LocatePod => v1::PodLocation;
     ApplyFromNode => v1::Settled;

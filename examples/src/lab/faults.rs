@@ -47,6 +47,12 @@ impl Lab {
         self.edge.take().context("the edge does not run")?.kill().await
     }
 
+    /// Ends cloudcore with SIGKILL. [`Lab::resume_cloud`] starts it again.
+    pub async fn kill_cloud(&mut self) -> Result<()> {
+        self.client = None;
+        self.cloud.take().context("the cloud does not run")?.kill().await
+    }
+
     /// The memory that edgecore has in use.
     pub fn edge_memory(&self) -> Result<Memory> {
         self.edge.as_ref().context("the edge does not run")?.memory()

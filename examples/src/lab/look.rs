@@ -54,6 +54,15 @@ impl Lab {
         Ok((items.into_iter().map(|item| item.id).collect(), ready))
     }
 
+    /// The pods of all sandboxes that the runtime has, whatever their state: one uid for each sandbox, sorted.
+    pub async fn pods_in_runtime(&self) -> Result<Vec<String>> {
+        let listed = self.containerd()?.cri().await?.list_pod_sandbox(ListPodSandboxRequest::default()).await?;
+        let items = listed.into_inner().items.into_iter();
+        let mut uids: Vec<String> = items.map(|item| item.metadata.unwrap_or_default().uid).collect();
+        uids.sort();
+        Ok(uids)
+    }
+
     /// A pod's containers, whatever their state, the first started first.
     pub async fn containers(&self, pod_uid: &str) -> Result<Vec<Container>> {
         let mut cri = self.containerd()?.cri().await?;

@@ -8,6 +8,7 @@
 #![allow(clippy::print_stdout, reason = "a test program")]
 
 mod cluster;
+mod crash;
 mod enrolment;
 mod kubectl;
 mod logs;
@@ -29,5 +30,6 @@ async fn main() -> ExitCode {
     pods::stage(&mut report, &tools).await;
     logs::stage(&mut report, &tools).await;
     restarts::stage(&mut report, &tools).await;
+    crash::stage(&mut report, &tools).await;
     report.finish()
 }

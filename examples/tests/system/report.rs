@@ -76,8 +76,18 @@ impl Report {
 
     /// Runs one scenario, if it was asked for.
     pub(crate) async fn run(&mut self, name: &'static str, work: impl Future<Output = Result<Outcome>>) {
+        self.run_within(name, LIMIT, work).await;
+    }
+
+    /// Runs one scenario that may take longer than others, if it was asked for.
+    pub(crate) async fn run_within(
+        &mut self,
+        name: &'static str,
+        limit: Duration,
+        work: impl Future<Output = Result<Outcome>>,
+    ) {
         if self.wants(name) {
-            let (outcome, took) = guarded(work).await;
+            let (outcome, took) = guarded_for(limit, work).await;
             self.tell(name, outcome, took);
         }
     }
@@ -176,14 +186,18 @@ impl Report {
     }
 }
 
-/// A panic or a hang fails one scenario, not the others.
 async fn guarded(work: impl Future<Output = Result<Outcome>>) -> (Result<Outcome>, Duration) {
+    guarded_for(LIMIT, work).await
+}
+
+/// A panic or a hang fails one scenario, not the others.
+async fn guarded_for(limit: Duration, work: impl Future<Output = Result<Outcome>>) -> (Result<Outcome>, Duration) {
     let began = Instant::now();
-    let outcome = match tokio::time::timeout(LIMIT, AssertUnwindSafe(work).catch_unwind()).await {
+    let outcome = match tokio::time::timeout(limit, AssertUnwindSafe(work).catch_unwind()).await {
         Ok(Ok(outcome)) => outcome,
         // The panic's own message is on standard error already.
         Ok(Err(_)) => Err(anyhow::anyhow!("it panicked")),
-        Err(elapsed) => Err(elapsed).with_context(|| format!("it did not end within {LIMIT:?}")),
+        Err(elapsed) => Err(elapsed).with_context(|| format!("it did not end within {limit:?}")),
     };
     (outcome, began.elapsed())
 }

@@ -4,6 +4,9 @@
 //! signed tokens say who they are. A service account may read what the API offers and ask about itself; nothing else,
 //! as in a cluster where nobody gave it a role.
 
+use serde_json::{Value, json};
+
+use super::object::text;
 use super::request::Path;
 use super::status::Status;
 use super::verbs::Method;
@@ -23,7 +26,7 @@ impl User {
         Self {
             name: "kubernetes-admin".into(),
             uid: String::new(),
-            groups: vec!["system:masters".into(), "system:authenticated".into()],
+            groups: vec![MASTERS.into(), AUTHENTICATED.into()],
             admin: true,
         }
     }
@@ -36,7 +39,7 @@ impl User {
             groups: vec![
                 "system:serviceaccounts".into(),
                 format!("system:serviceaccounts:{namespace}"),
-                "system:authenticated".into(),
+                AUTHENTICATED.into(),
             ],
             admin: false,
         }
@@ -76,8 +79,7 @@ pub(crate) fn authorize(user: &User, method: Method, path: &Path, watch: bool) -
         return Ok(());
     }
     let Path::Resource(resource) = path else { return Ok(()) };
-    let asks_about_itself = matches!(resource.resource.as_str(), "selfsubjectaccessreviews" | "selfsubjectreviews");
-    if asks_about_itself && method == Method::Post {
+    if method == Method::Post && asks_about_itself(&resource.group, &resource.resource) {
         return Ok(());
     }
     let verb = match (method, &resource.name) {
@@ -105,13 +107,50 @@ pub(crate) fn authorize(user: &User, method: Method, path: &Path, watch: bool) -
         "{qualified}{name} is forbidden: User \"{}\" cannot {verb} resource \"{what}\" in API group \"{}\" {place}",
         user.name, resource.group
     );
-    let mut details = serde_json::json!({"kind": resource.resource});
+    let mut details = json!({"kind": resource.resource});
     for (key, value) in [("name", resource.name.as_deref()), ("group", Some(resource.group.as_str()))] {
         if let Some(value) = value.filter(|value| !value.is_empty()) {
             details[key] = value.into();
         }
     }
     Err(Status { details: Some(details), ..Status::new(403, "Forbidden", message) })
+}
+
+/// The reviews that everybody may send.
+fn asks_about_itself(group: &str, resource: &str) -> bool {
+    matches!(
+        (group, resource),
+        ("authorization.k8s.io", "selfsubjectaccessreviews" | "selfsubjectrulesreviews")
+            | ("authentication.k8s.io", "selfsubjectreviews")
+    )
+}
+
+/// The group whose members may do everything.
+pub(crate) const MASTERS: &str = "system:masters";
+/// The group of everyone who is known.
+pub(crate) const AUTHENTICATED: &str = "system:authenticated";
+/// What everyone who is known may read beside resources.
+pub(crate) const OPEN_PATHS: [&str; 10] =
+    ["/api", "/api/*", "/apis", "/apis/*", "/healthz", "/livez", "/openapi", "/openapi/*", "/readyz", "/version"];
+
+/// Whether a member of `groups` may do this, by the rules of [`authorize`]; the attributes are those of a review.
+pub(crate) fn may(groups: &[&str], resource: &Value, path: &Value) -> bool {
+    if groups.contains(&MASTERS) {
+        return true;
+    }
+    if !groups.contains(&AUTHENTICATED) {
+        return false;
+    }
+    if resource.is_object() {
+        return text(resource, "verb") == "create"
+            && asks_about_itself(text(resource, "group"), text(resource, "resource"));
+    }
+    let asked = text(path, "path");
+    text(path, "verb") == "get"
+        && OPEN_PATHS.iter().any(|open| match open.strip_suffix('*') {
+            Some(prefix) => asked.starts_with(prefix),
+            None => asked == *open,
+        })
 }
 
 #[cfg(test)]
@@ -127,6 +166,18 @@ mod tests {
         assert_eq!(bearer(Some("bearer x")), Some("x"));
         assert_eq!(bearer(Some("Basic x")), None);
         assert_eq!(bearer(Some("Bearer ")), None);
+    }
+
+    #[test]
+    fn what_a_review_says_is_what_a_request_meets() {
+        let known = [AUTHENTICATED, "system:serviceaccounts"];
+        let resource = |verb: &str, group: &str, name: &str| json!({"verb": verb, "group": group, "resource": name});
+        assert!(may(&[MASTERS], &resource("delete", "", "nodes"), &Value::Null));
+        assert!(!may(&known, &resource("list", "", "pods"), &Value::Null));
+        let own = resource("create", "authorization.k8s.io", "selfsubjectrulesreviews");
+        assert!(may(&known, &own, &Value::Null) && !may(&["a"], &own, &Value::Null));
+        let read = |path: &str| may(&known, &Value::Null, &json!({"verb": "get", "path": path}));
+        assert!(read("/apis/apps/v1") && read("/version") && !read("/metrics"));
     }
 
     #[test]

@@ -52,6 +52,7 @@ pub static SUBRESOURCES: &[Subresource] = &[
     core("pods", "eviction", true, ("policy", "v1", "Eviction"), &["create"]),
     core("pods", "log", true, ("", "v1", "Pod"), &["get"]),
     core("pods", "status", true, ("", "v1", "Pod"), STATUS_VERBS),
+    core("services", "status", true, ("", "v1", "Service"), STATUS_VERBS),
     core("serviceaccounts", "token", true, ("authentication.k8s.io", "v1", "TokenRequest"), &["create"]),
 ];
 
@@ -250,6 +251,7 @@ fn add_names(resource: &mut Value, kind: &Kind) {
 
 /// Tells clients when the stored form of a kind changes: Kubernetes' hash of group, version and kind.
 fn storage_version_hash(kind: &Kind) -> String {
+    let kind = kind.stored_as.map_or(kind, |stored| stored.kind);
     let name = format!("{}/{}/{}", kind.group, kind.version, kind.kind);
     let hash = digest(&SHA256, name.as_bytes());
     STANDARD.encode(&hash.as_ref()[..8])
@@ -281,7 +283,7 @@ mod tests {
     fn every_served_group_version_is_listed_and_no_other() {
         assert!(resources("", "v1").is_some() && resources("coordination.k8s.io", "v1").is_some());
         assert!(resources("apps", "v1").is_none() && group("apps").is_none() && resources("", "v2").is_none());
-        assert_eq!(groups()["groups"][0]["preferredVersion"]["groupVersion"], "coordination.k8s.io/v1");
-        assert_eq!(aggregated_groups("v2")["items"][0]["metadata"]["name"], "coordination.k8s.io");
+        assert_eq!(groups()["groups"][0]["preferredVersion"]["groupVersion"], "events.k8s.io/v1");
+        assert_eq!(aggregated_groups("v2")["items"][1]["metadata"]["name"], "coordination.k8s.io");
     }
 }

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix_web::http::StatusCode;
+use actix_web::body::{BodySize, BoxBody, MessageBody};
 use actix_web::http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderName, RETRY_AFTER, WARNING};
+use actix_web::http::{ConnectionType, StatusCode};
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use serde_json::json;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::body::MAX_BODY;
 use super::kind::Kind;
@@ -24,9 +26,38 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Every request comes here: the paths are data, not routes.
 pub(super) async fn handle(api: web::Data<Arc<Api>>, http: HttpRequest, payload: web::Payload) -> HttpResponse {
-    match answer(api.get_ref(), &http, payload).await {
+    let request = api.requests.token();
+    if api.storage.closing().is_cancelled() {
+        let mut response = error(&Status::new(503, "ServiceUnavailable", "the server is stopping"));
+        response.head_mut().set_connection_type(ConnectionType::Close);
+        return response;
+    }
+    let response = match answer(api.get_ref(), &http, payload).await {
         Ok(response) => response,
         Err(status) => error(&status),
+    };
+    response.map_body(|_, body| BoxBody::new(Held { body, _request: request }))
+}
+
+/// A body, and its request's token until it is written: a stop waits for it. The server asks for the end of a body when
+/// it has less than 32 KiB that the socket has not taken yet.
+struct Held {
+    body: BoxBody,
+    _request: TaskTrackerToken,
+}
+
+impl MessageBody for Held {
+    type Error = Box<dyn std::error::Error>;
+
+    fn size(&self) -> BodySize {
+        self.body.size()
+    }
+
+    fn poll_next(
+        self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<Bytes, Self::Error>>> {
+        std::pin::Pin::new(&mut self.get_mut().body).poll_next(context)
     }
 }
 
@@ -81,7 +112,7 @@ async fn answer(api: &Arc<Api>, http: &HttpRequest, payload: web::Payload) -> Re
     let served = |kind: &Kind| kind.group == resource.group && kind.version == resource.version;
     match Target::find(&api.storage, resource.clone()) {
         Some(target) => serve(api, &request, &target).await.map(respond),
-        None if api.storage.kinds().any(|(_, kind)| served(kind)) => Err(Status::no_such_resource()),
+        None if api.storage.served().any(|(_, kind)| served(kind)) => Err(Status::no_such_resource()),
         None => Ok(page_not_found()),
     }
 }

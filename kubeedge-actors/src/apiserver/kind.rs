@@ -26,6 +26,8 @@ pub struct Kind {
     pub status_subresource: bool,
     /// Whether `metadata.generation` is kept (1 at creation, +1 with each change of `spec`).
     pub has_generation: bool,
+    /// The kind whose objects these are, for one that shows stored objects in another form; `None` is one of its own.
+    pub stored_as: Option<StoredAs>,
     /// Turns the wire form into the stored form: wrong types are an error naming the field, fields that no schema knows
     /// are removed and returned as paths (`spec.foo`), duplicates of map keys too.
     pub decode: fn(Value) -> Result<Decoded, DecodeError>,
@@ -43,6 +45,19 @@ pub struct Kind {
     pub columns: &'static [Column],
     /// One object's cells, in the order of `columns`; `now` is seconds since 1970.
     pub cells: fn(&Value, i64) -> Vec<Value>,
+}
+
+/// How the objects of a kind are kept: as those of another kind, under the same namespace and name.
+///
+/// The two functions turn one form into the other, without `kind` and `apiVersion`, and lose nothing that both can say.
+#[derive(Clone, Copy)]
+pub struct StoredAs {
+    /// The kind that is stored. Its selectable values begin with those of this kind, in their order.
+    pub kind: &'static Kind,
+    /// From the served form to the stored one.
+    pub to_stored: fn(Value) -> Value,
+    /// From the stored form to the served one.
+    pub from_stored: fn(Value) -> Value,
 }
 
 /// A field selector's name and how to read the field.

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
 
 pub mod discovery;
 pub mod kind;
@@ -23,6 +24,7 @@ pub mod openapi;
 pub mod patch;
 pub mod status;
 
+mod addresses;
 mod admission;
 mod auth;
 mod body;
@@ -47,6 +49,7 @@ mod table;
 mod verbs;
 mod watch;
 
+pub use addresses::{BadRange, ServiceRange};
 pub use component::{ApiServer, WhereServed};
 pub use kubeconfig::write_kubeconfig;
 pub use server::{Config, Handle, ISSUER, Listen, Server, StartError};
@@ -68,6 +71,9 @@ pub(crate) struct Api {
     watches: Arc<Semaphore>,
     logs: Arc<Semaphore>,
     kubelet_client: Option<Arc<rustls::ClientConfig>>,
+    service_range: ServiceRange,
+    /// A token for each request whose answer is not written yet.
+    requests: TaskTracker,
     tokens: Arc<ServiceAccountTokens>,
 }
 

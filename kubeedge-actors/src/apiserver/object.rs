@@ -35,10 +35,13 @@ pub(crate) struct Object {
 }
 
 impl Object {
-    /// Takes `value` with its `metadata.resourceVersion` already set.
+    /// Takes `value`, one of `kind`, with its `metadata.resourceVersion` already set.
     pub(crate) fn new(kind: &Kind, value: &Value) -> Self {
-        let fields = kind.selectable.iter().map(|(_, read)| read(value)).collect();
-        let mut stored = value.clone();
+        let (kind, mut stored) = match kind.stored_as {
+            Some(stored) => (stored.kind, (stored.to_stored)(value.clone())),
+            None => (kind, value.clone()),
+        };
+        let fields = kind.selectable.iter().map(|(_, read)| read(&stored)).collect();
         if let Value::Object(map) = &mut stored {
             map.remove("kind");
             map.remove("apiVersion");
@@ -74,9 +77,17 @@ impl Object {
         }
     }
 
-    /// The bytes for the disk and for the items of a list: no `kind`, no `apiVersion`.
+    /// The bytes for the disk: no `kind`, no `apiVersion`.
     pub(crate) fn stored(&self) -> &Bytes {
         &self.json
+    }
+
+    /// Appends the object as it stands in a list of `kind`: no `kind`, no `apiVersion`.
+    pub(crate) fn write_item(&self, kind: &Kind, out: &mut BytesMut) {
+        match kind.stored_as {
+            Some(stored) => out.put_slice((stored.from_stored)(self.parsed()).to_string().as_bytes()),
+            None => out.put_slice(&self.json),
+        }
     }
 
     /// The whole object, as an answer to a GET.
@@ -88,6 +99,10 @@ impl Object {
 
     /// Appends the whole object to `out`. The stored bytes are spliced, not parsed: they start with `{"metadata"...`.
     pub(crate) fn write_wire(&self, kind: &Kind, out: &mut BytesMut) {
+        if kind.stored_as.is_some() {
+            out.put_slice(self.value(kind).to_string().as_bytes());
+            return;
+        }
         out.put_slice(br#"{"apiVersion":""#);
         out.put_slice(api_version(kind).as_bytes());
         out.put_slice(br#"","kind":""#);
@@ -96,10 +111,18 @@ impl Object {
         out.put_slice(self.json.get(1..).unwrap_or(b"}"));
     }
 
-    /// The whole object, parsed.
-    pub(crate) fn value(&self, kind: &Kind) -> Value {
+    /// The stored form.
+    fn parsed(&self) -> Value {
         // The bytes were written by `Value::to_string` or checked by `from_stored`.
-        let mut value = serde_json::from_slice(&self.json).unwrap_or_else(|_| Value::Object(Map::new()));
+        serde_json::from_slice(&self.json).unwrap_or_else(|_| Value::Object(Map::new()))
+    }
+
+    /// The whole object as one of `kind`, parsed.
+    pub(crate) fn value(&self, kind: &Kind) -> Value {
+        let mut value = match kind.stored_as {
+            Some(stored) => (stored.from_stored)(self.parsed()),
+            None => self.parsed(),
+        };
         add_type(&mut value, kind);
         value
     }

@@ -172,6 +172,11 @@ const KINDS: &[(&str, &str, &[Field])] = &[
     ),
     (
         "authorization.k8s.io/v1",
+        "SelfSubjectRulesReview",
+        &[META, Field(2, "spec", Message(&[Field(1, "namespace", Text, false)]), false)],
+    ),
+    (
+        "authorization.k8s.io/v1",
         "SelfSubjectAccessReview",
         &[
             META,

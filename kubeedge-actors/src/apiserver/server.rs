@@ -1,6 +1,6 @@
 //! The server as a value: started from a configuration, stopped in order.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +8,9 @@ use actix_web::dev::ServerHandle;
 use actix_web::{App, HttpServer, web};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
+use tokio_util::task::TaskTracker;
 
+use super::addresses::ServiceRange;
 use super::auth::AdminToken;
 use super::kinds;
 use super::storage::{Disk, Storage};
@@ -50,6 +52,12 @@ pub struct Config {
     /// TLS to kubelets, with the client certificate that they know this server by; ALPN is left to it. `None`: logs are
     /// not served.
     pub kubelet_client: Option<Arc<rustls::ClientConfig>>,
+    /// The addresses that Services get; the first is that of `default/kubernetes`. Changing it leaves the Services there are
+    /// with what they have.
+    pub service_range: ServiceRange,
+    /// Where pods and nodes reach the API server: the endpoint of `default/kubernetes`. `None` is the address listened on,
+    /// and no endpoint where that is every address.
+    pub advertise: Option<IpAddr>,
     /// Watches open at the same time; one more is answered 429. A watch takes about 2 KB beside its connection.
     pub max_watches: usize,
     /// Threads that serve requests.
@@ -59,7 +67,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// Defaults: a token key that ends with the process, two workers, 4096 watches, the system's clock.
+    /// Defaults: Services in 10.96.0.0/16, a token key that ends with the process, two workers, 4096 watches, the system's clock.
     pub fn new(store: Store, listen: Listen, admin_token: String, root_ca: String) -> Self {
         Self {
             store,
@@ -68,6 +76,8 @@ impl Config {
             root_ca,
             service_account_tokens: None,
             kubelet_client: None,
+            service_range: ServiceRange::default(),
+            advertise: None,
             max_watches: 4096,
             workers: 2,
             clock: clock::system,
@@ -109,8 +119,8 @@ pub enum StartError {
 /// The issuer of service account tokens and their usual audience: Kubernetes' own name for its API server.
 pub const ISSUER: &str = "https://kubernetes.default.svc";
 
-/// Seconds that running requests get at a stop.
-const SHUTDOWN_SECONDS: u64 = 5;
+/// Time that running requests get at a stop.
+const SHUTDOWN: Duration = Duration::from_secs(5);
 /// Logs that are read at the same time; one more is answered 429.
 const MAX_LOGS: usize = 256;
 /// Connections a worker takes at most.
@@ -169,9 +179,11 @@ impl Server {
             root_ca: config.root_ca.clone(),
             clock: config.clock,
             tokens,
+            service_range: config.service_range,
             watches: Arc::new(Semaphore::new(config.max_watches)),
             logs: Arc::new(Semaphore::new(MAX_LOGS)),
             kubelet_client: config.kubelet_client.clone(),
+            requests: TaskTracker::new(),
         });
         let data = web::Data::new(api.clone());
         let server = HttpServer::new(move || App::new().app_data(data.clone()).default_service(web::to(http::handle)))
@@ -181,7 +193,6 @@ impl Server {
             .keep_alive(KEEP_ALIVE)
             // A client that closes its end is gone: a quiet log or watch ends with it, not with the next line.
             .h1_allow_half_closed(false)
-            .shutdown_timeout(SHUTDOWN_SECONDS)
             .disable_signals();
         let address = match &config.listen {
             Listen::Tls { address, .. } => *address,
@@ -196,7 +207,8 @@ impl Server {
         let server = server.run();
         let http = server.handle();
         let serving = tokio::spawn(server);
-        let controllers = controllers::start(&api);
+        let controllers =
+            controllers::start(&api, SocketAddr::new(config.advertise.unwrap_or(address.ip()), address.port()));
         controllers.bootstrapped().await;
         Ok(Handle { address, http, tasks: Some((serving, controllers)), api })
     }
@@ -216,7 +228,14 @@ impl Handle {
     /// Ends watches and controllers, lets running requests finish, and returns when nothing writes any more.
     pub async fn stop(mut self) {
         self.api.storage.closing().cancel();
-        self.http.stop(true).await;
+        // A graceful stop of actix looks once a second whether its connections are gone. What counts here are the
+        // answers: when the last is written, or its time is over, what is left are idle connections.
+        self.http.pause().await;
+        self.api.requests.close();
+        if tokio::time::timeout(SHUTDOWN, self.api.requests.wait()).await.is_err() {
+            tracing::warn!(requests = self.api.requests.len(), seconds = SHUTDOWN.as_secs(), "not waited for longer");
+        }
+        self.http.stop(false).await;
         if let Some((serving, controllers)) = self.tasks.take() {
             controllers.join().await;
             if let Err(error) = serving.await {

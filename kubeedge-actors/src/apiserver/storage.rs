@@ -81,9 +81,20 @@ impl Storage {
         &self.kinds[id.0]
     }
 
-    /// Every kind with its id.
+    /// Every kind that is stored, with its id: each object is of one of them.
     pub(crate) fn kinds(&self) -> impl Iterator<Item = (KindId, &'static Kind)> + use<> {
+        self.served().filter(|(_, kind)| kind.stored_as.is_none())
+    }
+
+    /// Every kind that is served, with its id.
+    pub(crate) fn served(&self) -> impl Iterator<Item = (KindId, &'static Kind)> + use<> {
         self.kinds.iter().enumerate().map(|(index, kind)| (KindId(index), kind))
+    }
+
+    /// Where the objects of a kind are kept: its own place, or that of the kind it is stored as.
+    fn row(&self, kind: KindId) -> KindId {
+        let stored = self.kind(kind).stored_as.map(|stored| stored.kind);
+        stored.and_then(|kind| self.find(kind.group, kind.version, kind.plural)).unwrap_or(kind)
     }
 
     /// The kind served under this group, version and plural name.
@@ -100,13 +111,15 @@ impl Storage {
     }
 
     pub(crate) fn get(&self, kind: KindId, key: &Key) -> Option<Arc<Object>> {
-        self.read(|state| state.shelves[kind.0].objects.get(key).cloned())
+        let row = self.row(kind);
+        self.read(|state| state.shelves[row.0].objects.get(key).cloned())
     }
 
     /// The objects of a kind, in one namespace or in all, in the order of their keys, with the resourceVersion.
     pub(crate) fn list(&self, kind: KindId, namespace: Option<&str>) -> (u64, Vec<Arc<Object>>) {
+        let row = self.row(kind);
         self.read(|state| {
-            let objects = scope(&state.shelves[kind.0].objects, namespace, None).map(|(_, o)| o.clone()).collect();
+            let objects = scope(&state.shelves[row.0].objects, namespace, None).map(|(_, o)| o.clone()).collect();
             (state.resource_version, objects)
         })
     }
@@ -121,8 +134,9 @@ impl Storage {
         start: Option<&Key>,
         mut visit: impl FnMut(&Arc<Object>) -> bool,
     ) -> Result<u64, TooOld> {
+        let row = self.row(kind);
         self.read(|state| {
-            let shelf = &state.shelves[kind.0];
+            let shelf = &state.shelves[row.0];
             let past = match position {
                 Some(position) => shelf.log.undo(position)?,
                 None => BTreeMap::new(),
@@ -154,8 +168,9 @@ impl Storage {
 
     /// Up to `limit` events of a kind after `position`, and the position reached: the answer has everything up to it.
     pub(crate) fn events(&self, kind: KindId, position: u64, limit: usize) -> Result<(Vec<Event>, u64), TooOld> {
+        let row = self.row(kind);
         self.read(|state| {
-            let events: Vec<Event> = state.shelves[kind.0].log.after(position)?.take(limit).cloned().collect();
+            let events: Vec<Event> = state.shelves[row.0].log.after(position)?.take(limit).cloned().collect();
             let reached = match events.last() {
                 Some(last) if events.len() == limit => last.resource_version,
                 _ => state.resource_version.max(position),
@@ -170,7 +185,7 @@ impl Storage {
 
     /// Resolves `changed` after each change of the kind.
     pub(crate) fn subscribe(&self, kind: KindId) -> watch::Receiver<u64> {
-        self.signals[kind.0].subscribe()
+        self.signals[self.row(kind).0].subscribe()
     }
 
     /// Cancelled when the server stops: watches and controllers end.
@@ -247,7 +262,13 @@ impl Writer {
         self.storage.get(kind, key)
     }
 
-    /// Makes the changes durable, then visible, all or none, and gives the objects as they are now.
+    /// All objects of a kind.
+    pub(crate) fn list(&self, kind: KindId) -> Vec<Arc<Object>> {
+        self.storage.list(kind, None).1
+    }
+
+    /// Makes the changes durable, then visible, all or none, and gives the objects as they are now
+    /// (`P-API-ANSWER-AFTER-COMMIT`).
     pub(crate) async fn commit(self, changes: Vec<Change>) -> Result<Vec<Arc<Object>>, Status> {
         let Self { storage, mut journal } = self;
         let mut resource_version = storage.resource_version();
@@ -262,6 +283,7 @@ impl Writer {
             };
             metadata(&mut value).insert("resourceVersion".into(), resource_version.to_string().into());
             let object = Arc::new(Object::new(storage.kind(kind), &value));
+            let kind = storage.row(kind);
             let stored: Option<Bytes> = (!deleted).then(|| object.stored().clone());
             batch.set(storage.kind(kind), &object.key, stored, resource_version);
             let before = storage.get(kind, &object.key).map(|before| before.stored().clone());
@@ -385,6 +407,19 @@ mod tests {
             assert_eq!(again.resource_version(), storage.resource_version());
             assert_eq!(seen(&again, id, None, None), model.into_iter().collect::<Vec<_>>());
         });
+    }
+
+    /// P-API-ANSWER-AFTER-COMMIT: nobody sees a change, and nobody is told it was made, before it is on disk.
+    #[tokio::test]
+    async fn a_change_that_is_not_on_disk_is_neither_acknowledged_nor_seen() {
+        let store = Store::in_memory();
+        let storage = Storage::open(kinds::kinds(), Disk::new(store.clone())).unwrap();
+        let id = storage.core("configmaps").unwrap();
+        store.close().await.unwrap();
+        let refused = storage.write().await.commit(vec![Change::Put(id, map(0, 1))]).await;
+        assert!(refused.is_err(), "acknowledged without a disk");
+        assert_eq!((storage.list(id, None).1.len(), storage.resource_version()), (0, 0));
+        assert!(storage.events(id, 0, usize::MAX).unwrap().0.is_empty());
     }
 
     proptest! {

@@ -3,12 +3,12 @@
 use serde_json::Value;
 
 use super::kind::Kind;
-use super::kinds::node;
-use super::object::{member, text};
+use super::kinds::{endpointslice, node, service};
+use super::object::{member, metadata, text};
 
 /// Whether a PUT of a name that is not there creates it.
 pub(crate) fn creates_on_update(kind: &Kind) -> bool {
-    matches!(kind.plural, "leases" | "events")
+    matches!(kind.plural, "leases" | "events" | "services" | "endpoints")
 }
 
 /// Whether a PUT may leave out the resourceVersion.
@@ -18,13 +18,13 @@ pub(crate) fn updates_unconditionally(kind: &Kind) -> bool {
 
 /// Whether deleting answers with the object that was deleted instead of a `Status`.
 pub(crate) fn returns_deleted(kind: &Kind) -> bool {
-    matches!(kind.plural, "pods" | "serviceaccounts" | "namespaces")
+    matches!(kind.plural, "pods" | "serviceaccounts" | "services" | "namespaces")
 }
 
-/// Takes from a new object what a client does not set: the status of pods and namespaces. A node brings its own.
+/// Takes from a new object what a client does not set: the status of pods, namespaces and Services. A node brings its own.
 pub(crate) fn prepare_create(kind: &Kind, object: &mut Value) {
     if kind.group.is_empty()
-        && matches!(kind.plural, "pods" | "namespaces")
+        && matches!(kind.plural, "pods" | "namespaces" | "services")
         && let Value::Object(map) = object
     {
         map.remove("status");
@@ -35,6 +35,13 @@ pub(crate) fn prepare_create(kind: &Kind, object: &mut Value) {
 pub(crate) fn prepare_update(kind: &Kind, new: &mut Value, old: &Value) {
     if kind.group.is_empty() && kind.plural == "namespaces" {
         member(new, "spec").insert("finalizers".into(), old["spec"]["finalizers"].clone());
+    }
+    if kind.group.is_empty() && kind.plural == "services" {
+        service::inherit(new, old);
+    }
+    if kind.plural == "endpointslices" && endpointslice::says_something_else(new, old) {
+        let generation = old["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
+        metadata(new).insert("generation".into(), generation.into());
     }
 }
 

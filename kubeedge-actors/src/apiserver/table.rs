@@ -92,7 +92,7 @@ impl View {
             }
             match self.form {
                 Form::Partial => out.put_slice(partial(&item.value(self.kind)).to_string().as_bytes()),
-                _ => out.put_slice(item.stored()),
+                _ => item.write_item(self.kind, &mut out),
             }
         }
         out.put_slice(b"]}");

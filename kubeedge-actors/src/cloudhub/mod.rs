@@ -3,17 +3,19 @@
 //! | | |
 //! |---|---|
 //! | listens | the link (mutual TLS; the node's name comes from its certificate), and enrolment (a join token for a certificate) |
-//! | answers | `SendToNode`, `RecheckNodes` (EdgeController), `ConnectStreams` (CloudStream) |
+//! | answers | `SendToNode`, `RecheckNodes` (EdgeController), `SendEventToNode` (anyone), `ConnectStreams` (CloudStream) |
 //! | asks | `QueryCluster`, `QueryDesired`, `ApplyFromNode`, `CallFromNode` (EdgeController) |
-//! | tells | `NodeHeartbeat`, `NodeSessionChanged` (EdgeController) |
+//! | tells | `NodeHeartbeat` (EdgeController) |
+//! | announces | `NodeSessionChanged` |
 //! | stores | nothing: what a node should hold is derived again at each hello |
-//! | a node offline | what is sent to it is dropped and counted; the digests of its next hello show what it lacks |
+//! | a node offline | State sent to it is dropped and counted, the digests of its next hello show what it lacks; Events are answered 503 ([`events`]) |
 //!
 //! [`crate::link::registry`] decides who holds a node, [`crate::link::session`] speaks the protocol, `session` carries
 //! one node's messages between it and the controllers. A node that cannot keep up costs bounded memory: when its queue
 //! is full its session ends, and it comes back and is compared anew.
 
 pub mod enrolment;
+pub mod events;
 mod session;
 mod streams;
 
@@ -24,7 +26,7 @@ use kubeedge_proto::{
     NodeName,
     v1::{
         ApplyFromNode, CallFromNode, Goodbye, GoodbyeReason, Hello, NodeHeartbeat, NodeSessionChanged, QueryCluster,
-        QueryDesired, RecheckNodes, SendToNode,
+        QueryDesired, RecheckNodes, SendEventToNode, SendToNode,
     },
 };
 use tokio::sync::mpsc;
@@ -36,7 +38,7 @@ use crate::{
         session::Input,
         streams::ConnectStreams,
     },
-    system::{Component, Context, Contract, Port, Ports, Stage},
+    system::{Component, Context, Contract, Port, Ports, Stage, Topic, trace::Trace},
 };
 
 /// Where CloudHub listens and what it allows.
@@ -72,6 +74,7 @@ pub struct CloudHub {
     registry: Registry,
     sessions: HashMap<NodeName, Live>,
     streams: streams::Streams,
+    events: events::Waiting,
     accepting: Option<AbortOnDropHandle<()>>,
     enrolling: Option<AbortOnDropHandle<()>>,
     /// Messages for nodes without a session.
@@ -92,7 +95,7 @@ struct Controllers {
     apply: Port<ApplyFromNode>,
     call: Port<CallFromNode>,
     heartbeat: Port<NodeHeartbeat>,
-    changed: Port<NodeSessionChanged>,
+    changed: Topic<NodeSessionChanged>,
 }
 
 impl CloudHub {
@@ -107,10 +110,11 @@ impl CloudHub {
                 apply: ports.port(),
                 call: ports.port(),
                 heartbeat: ports.port(),
-                changed: ports.port(),
+                changed: ports.topic(),
             },
             sessions: HashMap::new(),
             streams: streams::Streams::default(),
+            events: events::Waiting::default(),
             accepting: None,
             enrolling: None,
             dropped: 0,
@@ -125,15 +129,8 @@ impl CloudHub {
     }
 
     fn tell_changed(&self, change: NodeSessionChanged, ctx: &mut Context<Self>) {
-        let port = self.ports.changed.clone();
-        ctx.spawn(
-            async move {
-                if let Err(error) = port.tell(change).await {
-                    tracing::debug!("EdgeController is stopping: {error}");
-                }
-            }
-            .into_actor(self),
-        );
+        let changed = self.ports.changed.clone();
+        ctx.spawn(async move { changed.announce(change).await }.into_actor(self));
     }
 }
 
@@ -160,6 +157,7 @@ impl Component for CloudHub {
 
     fn contract(contract: &mut Contract<Self>) {
         contract.answers::<SendToNode>();
+        contract.answers::<SendEventToNode>();
         contract.answers::<RecheckNodes>();
         contract.answers::<ConnectStreams>();
         contract.asks::<QueryCluster>();
@@ -167,7 +165,7 @@ impl Component for CloudHub {
         contract.asks::<ApplyFromNode>();
         contract.asks::<CallFromNode>();
         contract.asks::<NodeHeartbeat>();
-        contract.asks::<NodeSessionChanged>();
+        contract.announces::<NodeSessionChanged>();
     }
 
     fn stop(&mut self, _: &mut Context<Self>) -> ResponseActFuture<Self, ()> {
@@ -201,11 +199,12 @@ impl Handler<SendToNode> for CloudHub {
     type Result = ();
 
     fn handle(&mut self, SendToNode { node, envelope }: SendToNode, _: &mut Context<Self>) {
-        let (Ok(name), Some(envelope)) = (node.parse::<NodeName>(), envelope) else { return };
+        let (Ok(name), Some(mut envelope)) = (node.parse::<NodeName>(), envelope) else { return };
         let Some(live) = self.sessions.get(&name) else {
             self.dropped += 1;
             return;
         };
+        Trace::stamp(&mut envelope);
         if let Err(error) = live.inputs.try_send(Input::Submit(envelope)) {
             // Its next hello is compared with what is desired then: nothing is lost, and nobody waits for it.
             tracing::warn!(%node, "the node cannot keep up: its session ends and is made anew ({error})");
@@ -303,6 +302,7 @@ impl Handler<SessionChanged> for CloudHub {
     fn handle(&mut self, change: SessionChanged, ctx: &mut Context<Self>) {
         let SessionChanged { node, epoch, connected, reason } = change;
         if !connected {
+            self.events.session_over(&node, epoch);
             // The teardown of a replaced session touches nothing of its successor.
             if !self.registry.release(&node, epoch) {
                 return;

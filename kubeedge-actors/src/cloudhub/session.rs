@@ -5,17 +5,26 @@ use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
 use actix::Addr;
 use kubeedge_proto::{
     NodeName,
-    v1::{ApplyFromNode, CallFromNode, CallReply, DesiredState, Envelope, NodeHeartbeat, QueryDesired, Settled},
+    v1::{
+        ApplyFromNode, CallFromNode, CallReply, DesiredState, Envelope, NodeHeartbeat, QueryDesired, Settled,
+        TrafficClass,
+    },
 };
 use tokio::{net::TcpListener, sync::mpsc, task::JoinSet};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Admit, CloudHub, CloudHubConfig, Controllers, EnrolmentConfig, SessionChanged, streams::StreamsConnected};
-use crate::link::{
-    FrameSink, FrameStream, driver,
-    server::{Accepted, AcceptedStreams, Doors, Identify, Limits, serve_enrolment, serve_link},
-    session::{Class, Input, Output, Session},
-    streams::{Connection, Side},
+use super::{
+    Admit, CloudHub, CloudHubConfig, Controllers, EnrolmentConfig, SessionChanged, events::EventSettled,
+    streams::StreamsConnected,
+};
+use crate::{
+    link::{
+        FrameSink, FrameStream, driver,
+        server::{Accepted, AcceptedStreams, Doors, Identify, Limits, serve_enrolment, serve_link},
+        session::{Class, Input, Output, Session},
+        streams::{Connection, Side},
+    },
+    system::trace::Trace,
 };
 
 /// How long the API server may take for one message of a node, all attempts together.
@@ -170,11 +179,17 @@ impl Serving {
                         tracing::debug!(node = %self.node, "a heartbeat was not passed on: {error}");
                     }
                 }
+                Output::Settled { class: Class::Event, envelope, settled } => {
+                    self.event_settled(envelope, settled).await
+                }
                 Output::Settled { envelope, settled, .. } if settled.code != 0 => {
                     tracing::warn!(
                         node = %self.node, code = settled.code, message = %describe(&envelope),
                         "the node refused a message: {}", settled.reason
                     );
+                }
+                Output::Refused { envelope, why } if envelope.class() == Some(TrafficClass::Event) => {
+                    self.event_settled(envelope, why.settled()).await;
                 }
                 Output::Refused { why, .. } => {
                     // The next hello shows what is missing.
@@ -203,6 +218,14 @@ impl Serving {
         let Some(epoch) = self.epoch else { return };
         let change = SessionChanged { node: self.node.clone(), epoch, connected, reason };
         if self.hub.send(change).await.is_err() {
+            tracing::debug!(node = %self.node, "CloudHub has stopped or was rebuilt");
+        }
+    }
+
+    /// Tells who sent an event what became of it.
+    async fn event_settled(&self, envelope: Envelope, settled: Settled) {
+        let settled = EventSettled { node: self.node.clone(), id: envelope.id, settled };
+        if self.hub.send(settled).await.is_err() {
             tracing::debug!(node = %self.node, "CloudHub has stopped or was rebuilt");
         }
     }
@@ -253,9 +276,10 @@ impl Serving {
     fn apply(&mut self, class: Class, seq: u64, envelope: Envelope) {
         let Some(epoch) = self.epoch else { return };
         let port = self.controllers.apply.clone();
+        let trace = Trace::of(&envelope);
         let message = ApplyFromNode { node: self.node.to_string(), epoch, envelope: Some(envelope) };
         self.answer(async move {
-            let settled = match port.ask(message, APPLY_WITHIN).await {
+            let settled = match Trace::scope(trace, port.ask(message, APPLY_WITHIN)).await {
                 Ok(settled) => settled,
                 // Not written as far as is known: the node keeps it and sends it again.
                 Err(error) => Settled::rejected(503, format!("EdgeController: {error}")),
@@ -267,9 +291,10 @@ impl Serving {
     fn call(&mut self, seq: u64, envelope: Envelope) {
         let Some(epoch) = self.epoch else { return };
         let port = self.controllers.call.clone();
+        let trace = Trace::of(&envelope);
         let message = CallFromNode { node: self.node.to_string(), epoch, envelope: Some(envelope) };
         self.answer(async move {
-            let reply = match port.ask(message, APPLY_WITHIN).await {
+            let reply = match Trace::scope(trace, port.ask(message, APPLY_WITHIN)).await {
                 Ok(reply) => reply,
                 Err(error) => CallReply::error(503, "ServiceUnavailable", format!("EdgeController: {error}")),
             };

@@ -134,8 +134,9 @@ pub fn parse<T: Document>(file: &str, text: &str) -> Result<Loaded<T>, ConfigErr
             let place = error.location();
             Err(ConfigError::Invalid {
                 file: file.to_owned(),
-                line: place.map_or(0, |place| place.line()),
-                column: place.map_or(0, |place| place.column()),
+                // Without a place it is about the document, which begins there.
+                line: place.map_or(1, |place| place.line()).max(1),
+                column: place.map_or(1, |place| place.column()).max(1),
                 field: field
                     .filter(|field| !matches!(field.as_str(), "" | "."))
                     .unwrap_or_else(|| "document".to_owned()),

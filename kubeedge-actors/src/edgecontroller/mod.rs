@@ -3,15 +3,18 @@
 //! | | |
 //! |---|---|
 //! | watches | bound pods (one watch for all nodes); ConfigMaps and Secrets one by one, counted by the pods that name them |
-//! | answers | `QueryCluster`, `QueryDesired`, `ApplyFromNode`, `CallFromNode`, `NodeHeartbeat`, `NodeSessionChanged` (CloudHub), `LocatePod` (CloudStream) |
+//! | answers | `QueryCluster`, `QueryDesired`, `ApplyFromNode`, `CallFromNode`, `NodeHeartbeat` (CloudHub), `LocatePod` (CloudStream) |
+//! | listens | `NodeSessionChanged` (CloudHub); none may be lost |
 //! | asks | `SendToNode`, `RecheckNodes` (CloudHub) |
 //! | stores | nothing: everything is read again from the API server |
 //!
-//! [`desired`] decides what a node should hold, [`ownership`] what a node may say; both are pure. [`list_watch`] and
-//! [`upstream`] are the shells around the API server. A node reads and writes only what belongs to it: its own Node and
+//! [`desired`] decides what a node should hold, [`ownership`] what a node may say, [`events`] what an Event becomes; all
+//! are pure. A node that dropped Events says so with a gap marker: it is logged, counted and told as an Event on the Node.
+//! [`list_watch`] and [`upstream`] are the shells around the API server. A node reads and writes only what belongs to it: its own Node and
 //! Lease, the pods bound to it, the ConfigMaps and Secrets those name, and tokens for them.
 
 pub mod desired;
+pub mod events;
 mod gateway;
 pub mod list_watch;
 pub mod ownership;
@@ -39,12 +42,13 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 pub use self::gateway::StreamGateway;
 use self::{
     desired::{Desired, Effect},
+    events::events_dropped,
     list_watch::{Change, Scope},
     ownership::{Owner, may_tell},
     references::{ConfigKey, ConfigKind},
     upstream::Upstream,
 };
-use crate::system::{Component, Context, Contract, Port, Ports, Stage};
+use crate::system::{Component, Context, Contract, Overflow, Port, Ports, Stage};
 
 /// How long one message of a node may take to be written, all attempts together: below what CloudHub waits, so that the
 /// node does not send again what is still being written.
@@ -76,6 +80,8 @@ pub struct EdgeController {
     /// uid of the `kube-system` namespace, once read.
     cluster: String,
     started: Instant,
+    /// Events that nodes said they had dropped, since the start; a marker told twice counts twice.
+    events_dropped: u64,
 }
 
 /// A node's session, as far as writing for it goes.
@@ -102,6 +108,7 @@ impl EdgeController {
             questions: Vec::new(),
             cluster: String::new(),
             started: Instant::now(),
+            events_dropped: 0,
         }
     }
 
@@ -207,8 +214,8 @@ impl Component for EdgeController {
         contract.answers::<ApplyFromNode>();
         contract.answers::<CallFromNode>();
         contract.answers::<NodeHeartbeat>();
-        contract.answers::<NodeSessionChanged>();
         contract.answers::<LocatePod>();
+        contract.listens::<NodeSessionChanged>(Overflow::wait());
         contract.asks::<SendToNode>();
         contract.asks::<RecheckNodes>();
     }
@@ -364,13 +371,13 @@ impl EdgeController {
         }
     }
 
-    fn write(&self, message: ApplyFromNode) -> ResponseFuture<Settled> {
+    fn write(&mut self, message: ApplyFromNode) -> ResponseFuture<Settled> {
         let upstream = self.upstream.clone();
         let node: NodeName = match message.node.parse() {
             Ok(node) => node,
             Err(error) => return ready(Settled::rejected(400, format!("{error}"))),
         };
-        let Some(body) = message.envelope.and_then(|envelope| envelope.body) else {
+        let Some(Envelope { id, time_unix_ms, body: Some(body), .. }) = message.envelope else {
             return ready(Settled::rejected(501, "this version does not know the message's type"));
         };
         match body {
@@ -417,6 +424,14 @@ impl EdgeController {
                     Ok(()) => Box::pin(async move { upstream.event(&node, event).await }),
                     Err(why) => ready(Settled::rejected(403, why)),
                 }
+            }
+            Body::GapMarker(gap) => {
+                let (dropped, bytes, bound) = (gap.dropped_count, gap.dropped_bytes, gap.bound.as_str());
+                self.events_dropped = self.events_dropped.saturating_add(dropped);
+                let total = self.events_dropped;
+                tracing::warn!(%node, dropped, bytes, bound, total, "the node's outbox has dropped events");
+                let event = events_dropped(&node, &id, &gap, time_unix_ms);
+                Box::pin(async move { upstream.event(&node, event).await })
             }
             _ => ready(Settled::rejected(501, "EdgeController takes no messages of this type")),
         }

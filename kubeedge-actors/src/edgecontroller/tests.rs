@@ -110,6 +110,39 @@ async fn an_event_of_any_shape_speaks_for_its_node() {
     }
 }
 
+#[actix_rt::test]
+async fn a_repeated_event_is_superseded_and_a_later_one_brings_it_up_to_date() {
+    let event = |count: u32| {
+        json!({
+            "metadata": {"namespace": "ns", "name": "a.1", "resourceVersion": "7"},
+            "count": count, "lastTimestamp": "2027-01-15T08:00:00Z",
+        })
+    };
+    let (sent, mut patched) = mpsc::channel(10);
+    let mut conflicts = 1;
+    let client = api(move |line, body| match line.split(' ').next() {
+        Some("POST") => failure(409, "AlreadyExists"),
+        Some("GET") => Some((200, event(2))),
+        _ if conflicts > 0 => {
+            conflicts -= 1;
+            failure(409, "Conflict")
+        }
+        _ => {
+            sent.try_send(serde_json::from_slice::<Value>(body).unwrap()).unwrap();
+            Some((200, json!({})))
+        }
+    });
+    let upstream = Upstream::new(client.await);
+    let node: NodeName = "e1".parse().unwrap();
+    for known in [1, 2] {
+        assert_eq!(upstream.event(&node, event(known)).await, Settled::superseded());
+    }
+    assert_eq!(upstream.event(&node, event(3)).await, Settled::applied());
+    let patch = patched.recv().await.unwrap();
+    assert_eq!((&patch["count"], &patch["metadata"]["resourceVersion"]), (&json!(3), &json!("7")));
+    assert!(patched.try_recv().is_err());
+}
+
 /// Stands for CloudHub.
 struct Hub(mpsc::Sender<()>);
 
@@ -123,6 +156,7 @@ impl Component for Hub {
     fn contract(contract: &mut Contract<Self>) {
         contract.answers::<SendToNode>();
         contract.answers::<RecheckNodes>();
+        contract.announces::<NodeSessionChanged>();
     }
 }
 

@@ -21,6 +21,7 @@ use tokio::sync::Semaphore;
 
 use super::{
     StreamGateway,
+    events::update,
     ownership::{Owner, registration, status_patch},
 };
 
@@ -31,6 +32,8 @@ const CONCURRENT: usize = 64;
 const ATTEMPTS: u32 = 5;
 /// Pause before the second attempt, doubled for each further one.
 const RETRY: Duration = Duration::from_millis(250);
+/// Attempts to bring an event up to date while others do so, too.
+const CONFLICTS: usize = 5;
 /// Who writes, in managed fields.
 const FIELD_MANAGER: &str = "kubeedge-edgecontroller";
 /// A Lease is valid for this long after a renewal, in seconds: the kubelet's own default.
@@ -154,8 +157,8 @@ impl Upstream {
         }
     }
 
-    /// Creates a Kubernetes Event; one that is there already under this name is brought up to date.
-    /// The caller has checked that the node may tell it.
+    /// Creates a Kubernetes Event. One that is there already under this name is brought up to date when this one is later,
+    /// and otherwise left as it is: superseded. The caller has checked that the node may tell it.
     pub async fn event(&self, node: &NodeName, mut body: Value) -> Settled {
         let namespace = text(&body, "/metadata/namespace").to_owned();
         let name = text(&body, "/metadata/name").to_owned();
@@ -171,17 +174,29 @@ impl Upstream {
         let bytes = body.to_string().into_bytes();
         match self.send(|| Request::new(&path).create(&post(), bytes.clone())).await {
             Ok(_) => Settled::applied(),
-            Err(failed) if failed.code() == 409 => {
-                let patch = Patch::Merge(json!({
-                    "count": body["count"], "lastTimestamp": body["lastTimestamp"], "message": body["message"],
-                }));
-                match self.send(|| Request::new(&path).patch(&name, &patch_params(), &patch)).await {
-                    Ok(_) => Settled::applied(),
-                    Err(failed) => failed.settled(),
-                }
-            }
+            Err(failed) if failed.code() == 409 => self.event_again(&path, &name, &body).await,
             Err(failed) => failed.settled(),
         }
+    }
+
+    /// Brings an event up to date. Several messages of a node are written at the same time: the latest stays.
+    async fn event_again(&self, path: &str, name: &str, told: &Value) -> Settled {
+        for _ in 0..CONFLICTS {
+            let existing = match self.send(|| Request::new(path).get(name, &GetParams::default())).await {
+                Ok(existing) => existing,
+                Err(failed) if failed.code() == 404 => {
+                    return Settled::rejected(503, "the event has expired in between: it is to be told again");
+                }
+                Err(failed) => return failed.settled(),
+            };
+            let Some(patch) = update(&existing, told).map(Patch::Merge) else { return Settled::superseded() };
+            match self.send(|| Request::new(path).patch(name, &patch_params(), &patch)).await {
+                Ok(_) => return Settled::applied(),
+                Err(failed) if failed.code() == 409 => {}
+                Err(failed) => return failed.settled(),
+            }
+        }
+        Settled::rejected(503, "others write the event at the same time")
     }
 
     /// Creates the Node, or brings labels and annotations of an existing one up to date. Answers with the Node.

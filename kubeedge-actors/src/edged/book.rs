@@ -98,7 +98,7 @@ impl Book {
         self.complete = true;
     }
 
-    /// Whether pods that nobody wants may be ended.
+    /// Whether pods that nobody wants may be ended (`P-NO-END-FROM-IGNORANCE`).
     pub fn may_end_for_absence(&self) -> bool {
         self.complete && self.early.is_none()
     }

@@ -1,7 +1,7 @@
 //! Kubernetes Events about pods, as kubelet makes them: what `kubectl describe pod` shows below the status.
 //!
-//! Events are told at best. What [`Correlator`] remembers is bounded, and so is the queue behind it ([`sender`]): an
-//! event that has no place is dropped and counted. No pod waits for one.
+//! What [`Correlator`] remembers is bounded, and so is the queue behind it ([`sender`]): an event that has no place is
+//! dropped and counted. No pod waits for one. What got through is kept by EdgeHub's outbox until the cloud has it.
 
 mod correlator;
 pub mod sender;

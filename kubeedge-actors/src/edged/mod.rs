@@ -2,7 +2,8 @@
 //!
 //! | | |
 //! |---|---|
-//! | answers | `ObjectsChanged`, `KindCompleted` (MetaManager), `LinkStateChanged`, `QueryProgress` (EdgeHub), `LocateContainerLog` (EdgeStream) |
+//! | answers | `QueryProgress` (EdgeHub), `LocateContainerLog` (EdgeStream) |
+//! | listens | `ObjectsChanged`, `KindCompleted` (MetaManager), in order and none lost; `LinkStateChanged`, the newest, where there is an EdgeHub |
 //! | asks | `ReadObjects`, `ReportStatus` (MetaManager); `CallCloud`, `PublishEvent` where there is an EdgeHub |
 //! | stores | nothing of its own: what is wanted is MetaManager's, what is there is the container runtime's |
 //! | offline | everything works but new tokens and pulls; what is reported waits with MetaManager, [`events`] are dropped |
@@ -42,7 +43,11 @@ pub mod status;
 pub mod volumes;
 pub mod worker;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use actix::{Actor, ActorFutureExt, AsyncContext, Handler, MessageResult, WrapFuture};
 use jiff::Timestamp;
@@ -73,7 +78,7 @@ use self::{
     status::NodeFacts,
     worker::{Bell, Order, Report, Shared},
 };
-use crate::system::{Component, Context, Contract, Port, Ports, Stage};
+use crate::system::{Component, Context, Contract, Overflow, Port, Ports, Stage};
 
 /// How long MetaManager may take to read every pod.
 const READ_WITHIN: Duration = Duration::from_secs(60);
@@ -86,6 +91,10 @@ const TOKENS_EVERY: Duration = Duration::from_secs(60);
 const REASSERT_AFTER: Duration = Duration::from_secs(5);
 /// Pause before a worker that broke is started anew.
 const WORKER_AGAIN: Duration = Duration::from_secs(5);
+
+/// Pause before what pods of earlier lives left is looked for: what the runtime was doing for an edgecore that was
+/// killed, such as taking a half-made sandbox back, is over by then.
+const SWEEP_AFTER: Duration = Duration::from_secs(5);
 
 /// The component. See the module's page.
 pub struct Edged {
@@ -249,33 +258,43 @@ impl Edged {
         self.apply(ctx, effects);
         if self.book.may_end_for_absence() && !self.swept {
             self.swept = true;
-            self.sweep(ctx);
+            ctx.run_later(SWEEP_AFTER, |this, ctx| this.sweep(ctx));
         }
     }
 
-    /// Removes directories of pods that ended while edgecore was down: neither wanted nor in the runtime.
+    /// Removes what is left of pods that ended while edgecore was down: neither wanted nor in the runtime.
     fn sweep(&self, ctx: &mut Context<Self>) {
         let volumes = self.provision.volumes().clone();
         let runtime = Arc::clone(&self.shared.runtime);
-        let wanted: std::collections::HashSet<String> = self.book.uids().map(str::to_owned).collect();
-        ctx.spawn(
-            async move {
-                let swept = async {
-                    let mut known = wanted;
-                    known.extend(runtime.list_pods().await.map_err(|e| e.to_string())?.into_iter().map(|pod| pod.uid));
-                    let left = volumes.orphans(&known).await.map_err(|error| error.to_string())?;
-                    for uid in left {
-                        volumes.tear_down(&uid).await.map_err(|error| error.to_string())?;
-                        tracing::info!(uid, "what a pod had left is removed");
-                    }
-                    Ok::<(), String>(())
-                };
-                if let Err(error) = swept.await {
-                    tracing::warn!("what pods had left is not removed: {error}");
+        let look = async move {
+            // What is on disk first: a pod that is made meanwhile is not among it.
+            let found = volumes.orphans(&HashSet::new()).await.map_err(|error| error.to_string())?;
+            let pods = runtime.list_pods().await.map_err(|error| error.to_string())?;
+            Ok((found, pods))
+        };
+        let swept = look.into_actor(self).then(|looked: Result<(Vec<String>, Vec<PodSummary>), String>, this, _| {
+            let provision = Arc::clone(&this.provision);
+            let looked = looked.map(|(mut found, pods)| {
+                let mut known: HashSet<&str> = this.book.uids().collect();
+                known.extend(pods.iter().map(|pod| pod.uid.as_str()));
+                found.retain(|uid| !known.contains(uid.as_str()));
+                found
+            });
+            let remove = async move {
+                for uid in looked? {
+                    provision.remove_orphan(&uid).await?;
+                    tracing::info!(uid, "what a pod had left is removed");
                 }
+                Ok::<(), String>(())
+            };
+            remove.into_actor(this)
+        });
+        ctx.spawn(swept.map(|swept, _, ctx| {
+            if let Err(error) = swept {
+                tracing::warn!("what pods had left is not removed, and is tried again: {error}");
+                ctx.run_later(SWEEP_AFTER, |this, ctx| this.sweep(ctx));
             }
-            .into_actor(self),
-        );
+        }));
     }
 
     /// A pod and its plan; one that cannot be run is refused, where it can be said.
@@ -399,9 +418,10 @@ impl Component for Edged {
     const STAGE: Stage = Stage::Processor;
 
     fn contract(contract: &mut Contract<Self>) {
-        contract.answers::<ObjectsChanged>();
-        contract.answers::<KindCompleted>();
-        contract.answers::<LinkStateChanged>();
+        // Both through the queue: what is absent when a kind is complete must have been heard of before.
+        contract.listens::<ObjectsChanged>(Overflow::wait());
+        contract.listens::<KindCompleted>(Overflow::wait());
+        contract.may_listen::<LinkStateChanged>(Overflow::newest_per_key(1, |_| ()));
         contract.answers::<QueryProgress>();
         contract.answers::<LocateContainerLog>();
         contract.asks::<ReadObjects>();

@@ -140,6 +140,9 @@ fn system(site: &Arc<Site>, prepared: &Prepared) -> System {
     System::builder("edge")
         .component(move |ports| Edged::new(prepared.clone(), ports))
         .component(move |_| Meta(Arc::clone(&meta)))
+        .announces::<ObjectsChanged>()
+        .announces::<KindCompleted>()
+        .announces::<LinkStateChanged>()
         .component(move |_| Hub(Arc::clone(&hub)))
         .start()
         .unwrap()
@@ -204,7 +207,7 @@ impl Bench {
             uid: object.uid.clone(),
             object: Some(object),
         };
-        self.system.port().tell(message).await.unwrap();
+        self.system.topic().announce(message).await;
     }
 
     async fn gone(&self, name: &str, uid: &str) {
@@ -214,7 +217,7 @@ impl Bench {
             uid: uid.into(),
             object: None,
         };
-        self.system.port().tell(message).await.unwrap();
+        self.system.topic().announce(message).await;
     }
 
     async fn until<T>(&self, what: &str, found: impl Fn(&Site) -> Option<T>) -> T {
@@ -286,7 +289,7 @@ async fn pods_on_disk_run_without_the_cloud_and_nothing_ends_for_absence() {
     assert!(bench.runtime.pod("u0").sandboxes[0].ready);
 
     let completed = KindCompleted { r#type: Some(resource::pods()) };
-    bench.system.port().tell(completed).await.unwrap();
+    bench.system.topic().announce(completed).await;
     bench.vanished("u0").await;
     assert!(bench.runtime.pod("u1").instances[0].state == InstanceState::Running);
     bench.stop().await;
@@ -403,7 +406,7 @@ async fn a_pod_that_cannot_be_run_is_refused_by_name() {
 async fn the_node_registers_when_the_link_is_up_and_tells_its_progress() {
     let bench = bench(&[], true).await;
     let up = LinkStateChanged { connected: true, reason: String::new() };
-    bench.system.port().tell(up).await.unwrap();
+    bench.system.topic().announce(up).await;
     let node = bench
         .until("RegisterNode", |site| {
             lock(&site.calls).iter().find_map(|call| match call {
@@ -460,6 +463,9 @@ async fn pods_run_on_a_node_that_talks_to_no_cloud() {
     bench.system = System::builder("edge")
         .component(move |ports| Edged::new(prepared.clone(), ports))
         .component(move |_| Meta(Arc::clone(&meta)))
+        .announces::<ObjectsChanged>()
+        .announces::<KindCompleted>()
+        .announces::<LinkStateChanged>()
         .start()
         .unwrap();
     bench.tell(&pod("p", "u1")).await;

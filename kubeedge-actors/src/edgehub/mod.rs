@@ -3,16 +3,18 @@
 //! | | |
 //! |---|---|
 //! | answers | `CallCloud`, `PublishEvent` (anyone at the edge), `ReportsPending` (MetaManager) |
-//! | asks | `DescribeStore`, `SessionStarted`, `ApplyState`, `ListInventory`, `CompleteInventory`, `StoreBookmark`, `PendingReports`, `ReportSettled` (MetaManager), `QueryProgress` (Edged, if there) |
-//! | tells | `LinkStateChanged` (Edged, if there), `ServeStream` (EdgeStream, if there) |
-//! | stores | nothing itself; what must survive is MetaManager's |
-//! | offline | calls fail at once with `Offline`, events are refused with 503, reports wait with MetaManager; it reconnects for ever, with full jitter |
+//! | asks | `DescribeStore`, `SessionStarted`, `ApplyState`, `ListInventory`, `CompleteInventory`, `StoreBookmark`, `PendingReports`, `ReportSettled` (MetaManager), `QueryProgress` (Edged, if there), `EventReceived` (who takes the cloud's Events, if anybody), `ServeStream` (EdgeStream, if there) |
+//! | announces | `LinkStateChanged` |
+//! | stores | the outbox of Events for the cloud ([`outbox`]), the ids of the Events from it ([`received`]); everything else that must survive is MetaManager's |
+//! | offline | calls fail at once with `Offline`, events wait in the outbox, reports wait with MetaManager; it reconnects for ever, with full jitter |
 //!
 //! The protocol is [`crate::link::session`]; this is the shell that connects it with the transport and the components.
 //! A message of the cloud is acknowledged when MetaManager has it on disk.
 
 mod connection;
 pub mod join;
+pub mod outbox;
+pub mod received;
 pub mod reports;
 mod streams;
 
@@ -21,20 +23,25 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use actix::{Actor, ActorFutureExt, AsyncContext, Handler, Message, ResponseActFuture, ResponseFuture, WrapFuture};
 use bytes::Bytes;
 use kubeedge_proto::v1::{
-    ApplyState, CallCloud, CallReply, CompleteInventory, DescribeStore, Envelope, LinkStateChanged, ListInventory,
-    PendingReports, PublishEvent, QueryProgress, ReportSettled, ReportsPending, SessionStarted, Settled, StoreBookmark,
-    TrafficClass, envelope::Body,
+    ApplyState, CallCloud, CallReply, CompleteInventory, DescribeStore, Envelope, EventReceived, LinkStateChanged,
+    ListInventory, PendingReports, PublishEvent, QueryProgress, ReportSettled, ReportsPending, SessionStarted, Settled,
+    StoreBookmark, TrafficClass,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
-use self::reports::{FETCH, InFlight};
+use self::{
+    outbox::{Outbox, queue::Bounds},
+    received::Received,
+    reports::{FETCH, InFlight},
+};
 use crate::{
     link::{
         session::{Class, Input, Output},
         streams::ServeStream,
     },
-    system::{Component, Context, Contract, Port, Ports, Stage},
+    store::Store,
+    system::{Component, Context, Contract, Port, Ports, Stage, Topic, trace::Trace},
 };
 
 /// How long MetaManager may take for one message. Its disk decides; after this the message is not acknowledged.
@@ -45,7 +52,7 @@ const PROGRESS_WITHIN: Duration = Duration::from_secs(2);
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 /// Reports that the cloud could not take are sent again after this.
 const REPORT_AGAIN: Duration = Duration::from_secs(5);
-/// Calls and events of this edge that wait for the cloud at a time; further ones are refused.
+/// Calls of this edge that wait for the cloud at a time, and events that wait for the disk; further ones are refused.
 const MAX_WAITING: usize = 512;
 
 /// Where the cloud is, and who this is.
@@ -57,6 +64,10 @@ pub struct EdgeHubConfig {
     pub tls: Arc<rustls::ClientConfig>,
     /// The protocol's numbers.
     pub link: crate::link::Config,
+    /// Where the outbox and the ids of received Events are: the edge's store, which others use as well.
+    pub store: Store,
+    /// What the outbox holds at most.
+    pub outbox: Bounds,
 }
 
 /// The component. See the module's page.
@@ -64,7 +75,7 @@ pub struct EdgeHub {
     config: EdgeHubConfig,
     meta: Meta,
     progress: Option<Port<QueryProgress>>,
-    link_changed: Option<Port<LinkStateChanged>>,
+    link_changed: Topic<LinkStateChanged>,
     streams: streams::Opener,
     /// Dropped with this value: a rebuilt EdgeHub begins anew.
     connecting: Option<AbortOnDropHandle<()>>,
@@ -73,7 +84,9 @@ pub struct EdgeHub {
     established: bool,
     cluster_uid: String,
     calls: HashMap<Bytes, oneshot::Sender<CallReply>>,
-    events: HashMap<Bytes, oneshot::Sender<Settled>>,
+    outbox: Outbox,
+    received: Received,
+    take_event: Option<Port<EventReceived>>,
     reports: InFlight,
     /// A fetch of reports is under way. One at a time: two could send versions of one report in the wrong order.
     fetching: bool,
@@ -101,6 +114,9 @@ impl EdgeHub {
     pub fn new(config: EdgeHubConfig, ports: &Ports) -> Self {
         Self {
             streams: streams::Opener::new(config.clone(), ports.optional()),
+            outbox: Outbox::load(&config.store, config.outbox, &config.link),
+            received: Received::load(&config.store),
+            take_event: ports.optional(),
             config,
             meta: Meta {
                 describe: ports.port(),
@@ -113,13 +129,12 @@ impl EdgeHub {
                 settled: ports.port(),
             },
             progress: ports.optional(),
-            link_changed: ports.optional(),
+            link_changed: ports.topic(),
             connecting: None,
             session: None,
             established: false,
             cluster_uid: String::new(),
             calls: HashMap::new(),
-            events: HashMap::new(),
             reports: InFlight::default(),
             fetching: false,
             fetch_again: false,
@@ -198,15 +213,8 @@ impl EdgeHub {
     }
 
     fn tell_link_state(&self, ctx: &mut Context<Self>, connected: bool, reason: String) {
-        let Some(port) = self.link_changed.clone() else { return };
-        ctx.spawn(
-            async move {
-                if let Err(error) = port.tell(LinkStateChanged { connected, reason }).await {
-                    tracing::debug!("nobody listens to the link's state any more: {error}");
-                }
-            }
-            .into_actor(self),
-        );
+        let changed = self.link_changed.clone();
+        ctx.spawn(async move { changed.announce(LinkStateChanged { connected, reason }).await }.into_actor(self));
     }
 }
 
@@ -224,6 +232,7 @@ impl Actor for EdgeHub {
                 Some(Input::Progress { age_ms: progress.age_ms })
             });
         });
+        ctx.run_interval(outbox::TICK, Self::outbox_tick);
     }
 }
 
@@ -243,9 +252,10 @@ impl Component for EdgeHub {
         contract.asks::<StoreBookmark>();
         contract.asks::<PendingReports>();
         contract.asks::<ReportSettled>();
+        contract.may_ask::<EventReceived>();
         contract.may_ask::<QueryProgress>();
-        contract.may_ask::<LinkStateChanged>();
         contract.may_ask::<ServeStream>();
+        contract.announces::<LinkStateChanged>();
     }
 }
 
@@ -284,12 +294,10 @@ impl Handler<LinkDown> for EdgeHub {
         self.session = None;
         self.streams.close();
         self.reports.clear();
+        self.outbox.session_over();
         for (_, caller) in self.calls.drain() {
             // A caller that gave up needs no answer.
             let _ = caller.send(offline());
-        }
-        for (_, publisher) in self.events.drain() {
-            let _ = publisher.send(Settled::rejected(503, "the link broke before the cloud had it"));
         }
         if std::mem::take(&mut self.established) {
             tracing::warn!("the link is down: {reason}");
@@ -326,6 +334,7 @@ impl Handler<FromSession> for EdgeHub {
                         this.established = true;
                         this.tell_link_state(ctx, true, String::new());
                         this.fetch_reports(ctx);
+                        this.send_events(ctx);
                     },
                 ));
             }
@@ -333,20 +342,21 @@ impl Handler<FromSession> for EdgeHub {
                 let reply = CallReply::error(501, "Unsupported", "this edge answers no calls of this type");
                 self.answer(ctx, async move { Some(Input::Reply { seq, reply }) });
             }
-            Output::Deliver { class: class @ Class::Event, seq, .. } => {
-                let settled = Settled::rejected(501, "this edge takes no events of this type");
-                self.answer(ctx, async move { Some(Input::Settle { class, seq, settled }) });
-            }
-            Output::Deliver { class: class @ Class::State, seq, envelope } => self.answer(ctx, async move {
-                match meta.apply.ask(ApplyState { envelope: Some(envelope) }, STORE_WITHIN).await {
-                    Ok(settled) => Some(Input::Settle { class, seq, settled }),
-                    Err(error) => {
-                        // Whether it is on disk is not known: the digests will tell at the next hello.
-                        let settled = Settled::rejected(500, format!("MetaManager: {error}"));
-                        Some(Input::Settle { class, seq, settled })
+            Output::Deliver { class: Class::Event, seq, envelope } => self.event_received(seq, envelope, ctx),
+            Output::Deliver { class: class @ Class::State, seq, envelope } => {
+                let trace = Trace::of(&envelope);
+                let apply = async move {
+                    match meta.apply.ask(ApplyState { envelope: Some(envelope) }, STORE_WITHIN).await {
+                        Ok(settled) => Some(Input::Settle { class, seq, settled }),
+                        Err(error) => {
+                            // Whether it is on disk is not known: the digests will tell at the next hello.
+                            let settled = Settled::rejected(500, format!("MetaManager: {error}"));
+                            Some(Input::Settle { class, seq, settled })
+                        }
                     }
-                }
-            }),
+                };
+                self.answer(ctx, Trace::scope(trace, apply));
+            }
             Output::NeedInventory(type_) => self.answer(ctx, async move {
                 let list = meta.list.ask(ListInventory { r#type: Some(type_.clone()) }, STORE_WITHIN).await;
                 match list {
@@ -382,18 +392,17 @@ impl Handler<FromSession> for EdgeHub {
                     .into_actor(self),
                 );
             }
+            Output::Settled { class: Class::Event, envelope, settled } => self.event_settled(&envelope, &settled, ctx),
             Output::Settled { envelope, settled, .. } => self.settled(envelope, settled, ctx),
             Output::Coalesced { .. } => {}
-            Output::Refused { envelope, why } => match self.events.remove(&envelope.id) {
-                Some(publisher) => {
-                    let _ = publisher.send(Settled::rejected(429, why.to_string()));
-                }
-                None => {
-                    tracing::warn!("a report did not get into the link's queue: {why}");
-                    self.reports.forget(&envelope);
-                    self.fetch_later(ctx);
-                }
-            },
+            Output::Refused { envelope, why } if envelope.class() == Some(TrafficClass::Event) => {
+                self.event_settled(&envelope, &why.settled(), ctx);
+            }
+            Output::Refused { envelope, why } => {
+                tracing::warn!("a report did not get into the link's queue: {why}");
+                self.reports.forget(&envelope);
+                self.fetch_later(ctx);
+            }
             Output::Reply { id, reply } => {
                 if let Some(caller) = self.calls.remove(&id) {
                     let _ = caller.send(reply);
@@ -418,10 +427,6 @@ impl Handler<FromSession> for EdgeHub {
 
 impl EdgeHub {
     fn settled(&mut self, envelope: Envelope, settled: Settled, ctx: &mut Context<Self>) {
-        if let Some(publisher) = self.events.remove(&envelope.id) {
-            let _ = publisher.send(settled);
-            return;
-        }
         if settled.code != 0 {
             tracing::warn!(code = settled.code, "the cloud refused a report: {}", settled.reason);
         }
@@ -456,7 +461,8 @@ impl Handler<CallCloud> for EdgeHub {
     type Result = ResponseFuture<CallReply>;
 
     fn handle(&mut self, message: CallCloud, _: &mut Context<Self>) -> Self::Result {
-        let (Some(envelope), Some(session), true) = (message.envelope, self.session.clone(), self.established) else {
+        let (Some(mut envelope), Some(session), true) = (message.envelope, self.session.clone(), self.established)
+        else {
             return Box::pin(std::future::ready(offline()));
         };
         if envelope.class() != Some(TrafficClass::Call) {
@@ -469,41 +475,13 @@ impl Handler<CallCloud> for EdgeHub {
         }
         let (caller, answer) = oneshot::channel();
         self.calls.insert(envelope.id.clone(), caller);
+        Trace::stamp(&mut envelope);
         Box::pin(async move {
             if session.send(Input::Submit(envelope)).await.is_err() {
                 return offline();
             }
             // The session answers every call, be it with a failure; without it the link is down.
             answer.await.unwrap_or_else(|_| offline())
-        })
-    }
-}
-
-impl Handler<PublishEvent> for EdgeHub {
-    type Result = ResponseFuture<Settled>;
-
-    fn handle(&mut self, message: PublishEvent, _: &mut Context<Self>) -> Self::Result {
-        let refuse = |code, text: &str| -> ResponseFuture<Settled> {
-            Box::pin(std::future::ready(Settled::rejected(code, text)))
-        };
-        let Some(envelope) = message.envelope else { return refuse(400, "a PublishEvent carries no envelope") };
-        if !matches!(envelope.body, Some(Body::KubernetesEvent(_) | Body::UserMessage(_))) {
-            return refuse(400, "only Kubernetes events and user messages are published");
-        }
-        let (Some(session), true) = (self.session.clone(), self.established) else {
-            return refuse(503, "the link is down");
-        };
-        if self.events.len() >= MAX_WAITING {
-            return refuse(429, "too many events wait for the cloud already");
-        }
-        let (publisher, answer) = oneshot::channel();
-        self.events.insert(envelope.id.clone(), publisher);
-        Box::pin(async move {
-            let down = || Settled::rejected(503, "the link broke before the cloud had it");
-            if session.send(Input::Submit(envelope)).await.is_err() {
-                return down();
-            }
-            answer.await.unwrap_or_else(|_| down())
         })
     }
 }

@@ -106,7 +106,8 @@ impl Registry {
         Admission::Admitted { epoch, replaces }
     }
 
-    /// A session ended. True when it was the node's current one; the end of a replaced one changes nothing.
+    /// A session ended. True when it was the node's current one; the end of a replaced one changes nothing
+    /// (`P-ONE-EPOCH-HOLDS`).
     pub fn release(&mut self, node: &NodeName, epoch: u64) -> bool {
         let Some(entry) = self.nodes.get_mut(node) else { return false };
         let current = entry.holder.as_ref().is_some_and(|holder| holder.epoch == epoch);

@@ -89,7 +89,7 @@ impl Index {
         self.kinds.get(type_)?.objects.get(&(key.namespace.clone(), key.name.clone()))
     }
 
-    /// What an incoming version does.
+    /// What an incoming version does (`P-NEWER-WINS`).
     pub fn upsert(&self, type_: &ResourceType, key: &ObjectKey, object: &KubeObject) -> Decision {
         match self.get(type_, key) {
             None => Decision::Put { replaces: None },

@@ -3,7 +3,8 @@
 //! | | |
 //! |---|---|
 //! | answers | `ApplyState`, `CompleteInventory`, `StoreBookmark`, `DescribeStore`, `SessionStarted`, `ListInventory` (EdgeHub), `ReportStatus` (Edged), `PendingReports`, `ReportSettled` (EdgeHub), `ReadObjects` (anyone) |
-//! | tells | `ObjectsChanged`, `KindCompleted` (Edged), `ReportsPending` (EdgeHub) |
+//! | announces | `ObjectsChanged`, `KindCompleted`; who cannot keep up is waited for |
+//! | tells | `ReportsPending` (EdgeHub) |
 //! | stores | objects by (type, namespace, name); one record per kind; the box's own record; reports not settled yet |
 //! | offline | everything but news from the cloud works; reports wait on disk, the newest per object |
 //!
@@ -30,7 +31,7 @@ use self::{
 };
 use crate::{
     store::{Batch, Store, StoreError, Table},
-    system::{Component, Context, Contract, Port, Ports, Stage, TryTellError},
+    system::{Component, Context, Contract, Port, Ports, Stage, Topic, TryTellError},
 };
 
 crate::message_records!(BoxRecord, KindRecord, KubeObject, ReportStatus);
@@ -48,8 +49,8 @@ pub struct MetaManager {
     index: Index,
     reports: Reports,
     this_box: BoxRecord,
-    changed: Option<Port<ObjectsChanged>>,
-    completed: Option<Port<KindCompleted>>,
+    changed: Topic<ObjectsChanged>,
+    completed: Topic<KindCompleted>,
     pending: Option<Port<ReportsPending>>,
     /// Keys whose change is being committed. What is in memory changes after the disk: no digest and no answer tells
     /// what a power cut could still take back.
@@ -144,8 +145,8 @@ impl MetaManager {
             index,
             reports,
             this_box,
-            changed: ports.optional(),
-            completed: ports.optional(),
+            changed: ports.topic(),
+            completed: ports.topic(),
             pending: ports.optional(),
             writing: HashSet::new(),
             telling: false,
@@ -181,7 +182,7 @@ impl MetaManager {
         key: ObjectKey,
         entry: Option<Entry>,
     ) -> ResponseActFuture<Self, Settled> {
-        let port = self.changed.clone();
+        let changed = self.changed.clone();
         let at = Self::object_key(&type_, &key);
         self.writing.insert(at.clone());
         Box::pin(batch.commit().into_actor(self).then(move |committed, this, _| {
@@ -197,12 +198,8 @@ impl MetaManager {
                 }
             };
             async move {
-                if let Some(port) = port {
-                    for change in changes {
-                        if let Err(error) = port.tell(change).await {
-                            tracing::debug!("nobody listens to changes any more: {error}");
-                        }
-                    }
+                for change in changes {
+                    changed.announce(change).await;
                 }
                 answer
             }
@@ -253,8 +250,8 @@ impl Component for MetaManager {
         contract.answers::<PendingReports>();
         contract.answers::<ReportSettled>();
         contract.answers::<ReadObjects>();
-        contract.may_ask::<ObjectsChanged>();
-        contract.may_ask::<KindCompleted>();
+        contract.announces::<ObjectsChanged>();
+        contract.announces::<KindCompleted>();
         contract.may_ask::<ReportsPending>();
     }
 }
@@ -360,16 +357,14 @@ impl Handler<CompleteInventory> for MetaManager {
         record.max_resource_version = record.max_resource_version.max(complete.as_of);
         let mut batch = self.tables.store.batch();
         batch.put(&self.tables.kinds, type_.to_string().as_bytes(), &record);
-        let port = self.completed.clone();
+        let completed = self.completed.clone();
         Box::pin(batch.commit().into_actor(self).then(move |committed, this, _| {
             if committed.is_ok() {
                 this.index.load_kind(&record);
             }
             async move {
-                if let (Ok(()), Some(port)) = (&committed, port)
-                    && let Err(error) = port.tell(KindCompleted { r#type: Some(type_) }).await
-                {
-                    tracing::debug!("nobody listens to completed kinds any more: {error}");
+                if committed.is_ok() {
+                    completed.announce(KindCompleted { r#type: Some(type_) }).await;
                 }
                 settled(committed)
             }

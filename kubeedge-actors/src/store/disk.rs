@@ -46,7 +46,7 @@ pub(crate) const LOCK_AGAIN: Duration = Duration::from_millis(10);
 /// An open sled and the descriptors beside it.
 struct Handle {
     tree: sled::Db,
-    /// Second descriptor of sled's file: `sync_data` on it is what a power cut respects.
+    /// Second descriptor of sled's file: `sync_data` on it is what a power cut respects (`P-SYNC-IN-COMMIT`).
     data: File,
     /// sled's files for large pages, which it never syncs.
     blobs: PathBuf,

@@ -1,4 +1,5 @@
-//! The writer's thread: waits for batches, commits all that wait as one group, answers every waiter.
+//! The writer's thread: waits for batches, commits all that wait as one group, answers every waiter with what became of
+//! its commit (`P-ACK-AFTER-COMMIT`).
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},

@@ -2,6 +2,7 @@
 
 use super::{
     Component,
+    trace::Trace,
     vitals::{InHand, Vitals},
 };
 use actix::{
@@ -126,6 +127,7 @@ impl<A: Component> Context<A> {
             life: if self.fault.is_some() { self.life.wrapping_sub(1) } else { self.life },
             in_hand: self.replying.then(|| InHand::new(&self.vitals)),
             span: tracing::Span::current(),
+            trace: Trace::current(),
         }
     }
 }
@@ -201,6 +203,7 @@ pin_project! {
         life: u64,
         in_hand: Option<InHand>,
         span: tracing::Span,
+        trace: Option<Trace>,
     }
 }
 
@@ -215,6 +218,7 @@ impl<A: Component, F: ActorFuture<A, Output = ()>> ActorFuture<A> for Guarded<F>
     ) -> Poll<Self::Output> {
         let mut this = self.project();
         let _entered = this.span.enter();
+        let _traced = this.trace.clone().map(|trace| Trace::enter(Some(trace)));
         if *this.life == ctx.life {
             let polled = catch_unwind(AssertUnwindSafe(|| match this.future.as_mut().as_pin_mut() {
                 Some(future) => future.poll(act, ctx, task),

@@ -1,7 +1,7 @@
 //! The system: building, starting, observing and stopping a set of components.
 
 use super::{
-    Component, Exit, Observation, Port, Ports, RestartPolicy, Stage, WiringError, WiringFault,
+    Component, Exit, Observation, Port, Ports, RestartPolicy, Stage, Topic, WiringError, WiringFault,
     launch::{Here, There, Unwired},
     port::Watched,
     restart::stage_share,
@@ -40,7 +40,18 @@ impl SystemBuilder {
         A: Component,
         F: Fn(&Ports) -> A + 'static,
     {
-        self.components.push(Box::new(Here(factory)));
+        self.components.push(Box::new(Here(A::NAME, factory)));
+        self
+    }
+
+    /// Adds a component under another name than its type's, so that a system can hold several of one type.
+    #[cfg(any(test, feature = "test-kit"))]
+    pub(crate) fn component_named<A, F>(mut self, name: &'static str, factory: F) -> Self
+    where
+        A: Component,
+        F: Fn(&Ports) -> A + 'static,
+    {
+        self.components.push(Box::new(Here(name, factory)));
         self
     }
 
@@ -58,6 +69,12 @@ impl SystemBuilder {
     /// Declares that the program around the system sends `M` through [`System::port`]: checked at start.
     pub fn asks<M: Message + Send + 'static>(mut self) -> Self {
         self.outside.ask::<M>();
+        self
+    }
+
+    /// Declares that the program around the system announces `M` through [`System::topic`].
+    pub fn announces<M: Message<Result = ()> + Clone + Send + 'static>(mut self) -> Self {
+        self.outside.announce::<M>();
         self
     }
 
@@ -87,6 +104,7 @@ impl SystemBuilder {
             }
             entered.push(component);
         }
+        registry.announced_by(&self.outside);
         for component in &entered {
             registry.check(component.name, &component.needs, &mut faults);
         }
@@ -161,6 +179,21 @@ impl System {
             tracing::error!(system = self.0.name, message = std::any::type_name::<M>(), "no component answers it");
             Port::nowhere()
         })
+    }
+
+    /// The topic of `M`, for the program around the system; declare it with [`SystemBuilder::announces`]. If nobody in
+    /// the system announces `M` either, that is logged, for then listeners are not checked at start.
+    pub fn topic<M: Message<Result = ()> + Clone + Send + 'static>(&self) -> Topic<M> {
+        if !self.0.registry.announces::<M>() {
+            tracing::error!(system = self.0.name, event = std::any::type_name::<M>(), "nobody declared to announce it");
+        }
+        self.0.registry.topic()
+    }
+
+    /// Puts a fault into the queue of the component of this name; `false` when there is none, or no room.
+    #[cfg(any(test, feature = "test-kit"))]
+    pub(crate) fn sabotage(&self, component: &str, fault: super::testing::Fault) -> bool {
+        self.0.components.iter().any(|one| one.vitals().name == component && one.sabotage(fault.clone()))
     }
 
     /// Every component as it is now, in the order in which they were added.

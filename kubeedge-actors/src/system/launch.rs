@@ -6,6 +6,7 @@ use super::{
     driver::{Factory, Plan, Shell},
     letter::Letter,
     port::{Gate, Watched},
+    topic::Feeds,
     vitals::{Failures, Vitals},
     wiring::{Needs, Registry},
 };
@@ -39,25 +40,34 @@ pub(crate) struct Entered {
 /// A component that is there, and begins when this is called.
 pub(crate) type Built = Box<dyn FnOnce() -> Result<(), WiringFault>>;
 
-/// A component for this arbiter.
-pub(crate) struct Here<F>(pub(crate) F);
+/// A component for this arbiter, with the name it has in this system.
+pub(crate) struct Here<F>(pub(crate) &'static str, pub(crate) F);
 
 /// A component for another arbiter.
 pub(crate) struct There<F>(pub(crate) F, pub(crate) ArbiterHandle);
 
-type Entrance<A> = (mpsc::Receiver<Letter<A>>, Arc<Gate<A>>, Arc<Vitals>, Needs);
+/// What exists of a component before it is built.
+struct Entrance<A: Component> {
+    queue: mpsc::Receiver<Letter<A>>,
+    feeds: Feeds<A>,
+    gate: Arc<Gate<A>>,
+    vitals: Arc<Vitals>,
+    needs: Needs,
+}
 
 fn entrance<A: Component>(
+    name: &'static str,
     registry: &mut Registry,
     failures: &Arc<Failures>,
     faults: &mut Vec<WiringFault>,
 ) -> Entrance<A> {
-    let vitals = Arc::new(Vitals::new(A::NAME, A::STAGE, Arc::clone(failures)));
+    let vitals = Arc::new(Vitals::new(name, A::STAGE, Arc::clone(failures)));
+    // P-BOUNDED-QUEUE
     let (sender, queue) = mpsc::channel(A::CAPACITY.max(1));
     let gate = Arc::new(Gate::new(sender, Arc::clone(&vitals)));
-    let contract = Contract::<A>::of_component();
-    registry.enter(&contract, &gate, faults);
-    (queue, gate, vitals, contract.into_needs())
+    let (needs, feeds) = registry.enter(Contract::<A>::of_component(), &gate, faults);
+    let feeds = Feeds::new(feeds, Arc::clone(&vitals));
+    Entrance { queue, feeds, gate, vitals, needs }
 }
 
 fn construct<A: Component>(factory: &dyn Fn(&Ports) -> A, ports: &Ports) -> Result<A, WiringFault> {
@@ -76,17 +86,18 @@ where
         failures: &Arc<Failures>,
         faults: &mut Vec<WiringFault>,
     ) -> Entered {
-        let (queue, gate, vitals, needs) = entrance::<A>(registry, failures, faults);
+        let name = self.0;
+        let Entrance { queue, feeds, gate, vitals, needs } = entrance::<A>(name, registry, failures, faults);
         let build = Box::new(move |ports: Ports, policy| {
-            let factory: Factory<A> = Rc::new(self.0);
+            let factory: Factory<A> = Rc::new(self.1);
             let component = construct(&*factory, &ports)?;
-            let plan = Plan { queue, factory, ports, policy, vitals };
+            let plan = Plan { queue, feeds, factory, ports, policy, vitals };
             Ok(Box::new(move || {
                 actix_rt::spawn(Shell::new(component, plan));
                 Ok(())
             }) as Built)
         });
-        Entered { name: A::NAME, watched: gate, needs, build }
+        Entered { name, watched: gate, needs, build }
     }
 }
 
@@ -101,7 +112,7 @@ where
         failures: &Arc<Failures>,
         faults: &mut Vec<WiringFault>,
     ) -> Entered {
-        let (queue, gate, vitals, needs) = entrance::<A>(registry, failures, faults);
+        let Entrance { queue, feeds, gate, vitals, needs } = entrance::<A>(A::NAME, registry, failures, faults);
         let build = Box::new(move |ports: Ports, policy| {
             let There(factory, arbiter) = *self;
             Ok(Box::new(move || {
@@ -112,7 +123,7 @@ where
                     let faults = ports.faults();
                     match (built, faults.first()) {
                         (Ok(component), None) => {
-                            let plan = Plan { queue, factory, ports, policy, vitals };
+                            let plan = Plan { queue, feeds, factory, ports, policy, vitals };
                             actix_rt::spawn(Shell::new(component, plan));
                         }
                         (Err(fault), _) => vitals.exited(super::Exit::Failed(fault.to_string())),

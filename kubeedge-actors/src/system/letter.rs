@@ -1,6 +1,6 @@
 //! A message in a queue: what is done around each handler call.
 
-use super::{Component, Context, context::panic_text, port::Reply, vitals::InHand, wiring::short_name};
+use super::{Component, Context, context::panic_text, port::Reply, trace::Trace, vitals::InHand, wiring::short_name};
 use actix::{
     Handler, Message, ResponseFuture,
     dev::{EnvelopeProxy, MessageResponse, ToEnvelope},
@@ -23,6 +23,8 @@ pub(crate) trait Sealed<A: Component>: EnvelopeProxy<A> + Send {
 pub(crate) struct Envelope<M: Message> {
     message: Option<M>,
     reply: Option<Reply<M>>,
+    /// What its sender was part of.
+    trace: Option<Trace>,
 }
 
 impl<M> Envelope<M>
@@ -31,7 +33,11 @@ where
     M::Result: Send,
 {
     pub(crate) fn letter<A: Component + Handler<M>>(message: M, reply: Option<Reply<M>>) -> Letter<A> {
-        Box::new(Self { message: Some(message), reply })
+        Box::new(Self::new(message, reply))
+    }
+
+    fn new(message: M, reply: Option<Reply<M>>) -> Self {
+        Self { message: Some(message), reply, trace: Trace::current() }
     }
 }
 
@@ -59,7 +65,19 @@ where
             return;
         }
         let Some(message) = self.message.take() else { return };
-        let span = tracing::debug_span!("handle", component = A::NAME, message = short_name(type_name::<M>()));
+        let span = tracing::debug_span!(
+            "handle",
+            component = ctx.vitals().name,
+            message = short_name(type_name::<M>()),
+            trace_id = tracing::field::Empty,
+            span_id = tracing::field::Empty,
+        );
+        // Handling it is an operation of its own in the sender's trace. A component has none between messages.
+        let _traced = self.trace.take().map(|sender| {
+            let trace = sender.child();
+            trace.record(&span);
+            Trace::enter(Some(trace))
+        });
         let _entered = span.enter();
         // The component is rebuilt after a panic, so what it leaves behind is never seen again.
         let outcome = catch_unwind(AssertUnwindSafe(|| {
@@ -90,7 +108,7 @@ where
             let in_hand = InHand::new(ctx.vitals());
             let vitals = std::sync::Arc::clone(ctx.vitals());
             let span = tracing::Span::current();
-            actix_rt::spawn(tracing::Instrument::instrument(
+            let answering = tracing::Instrument::instrument(
                 async move {
                     match AssertUnwindSafe(future).catch_unwind().await {
                         // An asker that left is no fault of ours.
@@ -108,7 +126,8 @@ where
                     drop(in_hand);
                 },
                 span,
-            ));
+            );
+            actix_rt::spawn(Trace::scope(Trace::current(), answering));
         }
     } else {
         ctx.replying(true);
@@ -125,6 +144,6 @@ where
     M::Result: Send,
 {
     fn pack(message: M, reply: Option<Reply<M>>) -> actix::dev::Envelope<A> {
-        actix::dev::Envelope::with_proxy(Box::new(Envelope { message: Some(message), reply }))
+        actix::dev::Envelope::with_proxy(Box::new(Envelope::new(message, reply)))
     }
 }

@@ -1,8 +1,9 @@
 //! The actor kit: components, the ports between them, supervision and ordered stop.
 //!
 //! actix is the engine; this is what it leaves open. A [`Component`] is an actix actor with a name, a factory and a
-//! [`Contract`]; a [`Port`] is the bounded, typed way to whoever answers a message; a [`System`] checks at start that
-//! every ask has exactly one answer, builds a component again in place when it fails, with its queue kept, and stops
+//! [`Contract`]; a [`Port`] is the bounded, typed way to whoever answers a message, a [`Topic`] the one to everybody who
+//! listens to an event; a [`System`] checks at start that
+//! every ask has exactly one answer and every listener somebody who announces, builds a component again in place when it fails, with its queue kept, and stops
 //! everything in order.
 //!
 //! `docs/runtime-semantics.md` lists each guarantee with the test that proves it, and what is not guaranteed.
@@ -53,16 +54,24 @@
 //! # }
 //! ```
 
+mod buffer;
 mod component;
 mod context;
 mod driver;
 mod handle;
 mod launch;
 mod letter;
+#[cfg(feature = "metrics")]
+pub mod metrics;
 mod port;
 mod restart;
+mod topic;
+pub mod trace;
 mod vitals;
 mod wiring;
+
+#[cfg(any(test, feature = "test-kit"))]
+pub mod testing;
 
 #[cfg(test)]
 mod tests;
@@ -72,5 +81,6 @@ pub use context::Context;
 pub use handle::{System, SystemBuilder};
 pub use port::{AskError, Port, TellError, TryTellError};
 pub use restart::RestartPolicy;
-pub use vitals::{Observation, Phase};
+pub use topic::{NoRoom, Overflow, Topic};
+pub use vitals::{Drops, Observation, Phase};
 pub use wiring::{Contract, Ports, WiringError, WiringFault};

@@ -98,12 +98,27 @@ impl<A: Component> Gate<A> {
     pub(crate) fn new(queue: mpsc::Sender<Letter<A>>, vitals: Arc<Vitals>) -> Self {
         Self { queue, vitals }
     }
+
+    pub(crate) fn queue(&self) -> &mpsc::Sender<Letter<A>> {
+        &self.queue
+    }
+
+    pub(crate) fn vitals(&self) -> &Arc<Vitals> {
+        &self.vitals
+    }
+
+    pub(crate) fn name(&self) -> &'static str {
+        self.vitals.name
+    }
 }
 
 /// What the system asks of a component of any type.
 pub(crate) trait Watched: Send + Sync {
     fn vitals(&self) -> &Arc<Vitals>;
     fn observe(&self) -> Observation;
+    /// Puts a fault into its queue, behind what is there; `false` when there is no room or it has ended.
+    #[cfg(any(test, feature = "test-kit"))]
+    fn sabotage(&self, fault: super::testing::Fault) -> bool;
 }
 
 impl<A: Component> Watched for Gate<A> {
@@ -115,6 +130,11 @@ impl<A: Component> Watched for Gate<A> {
         let capacity = self.queue.max_capacity();
         let queued = if self.queue.is_closed() { 0 } else { capacity.saturating_sub(self.queue.capacity()) };
         self.vitals.observe(queued, capacity)
+    }
+
+    #[cfg(any(test, feature = "test-kit"))]
+    fn sabotage(&self, fault: super::testing::Fault) -> bool {
+        self.queue.try_send(Box::new(fault)).is_ok()
     }
 }
 

@@ -1,6 +1,6 @@
 //! What is known about a component from outside its arbiter: counters, phase, exit, and the way to tell it to stop.
 
-use super::{Exit, Stage};
+use super::{Exit, Stage, buffer::Loss};
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
@@ -39,6 +39,10 @@ pub struct Observation {
     pub queued: usize,
     /// Messages its queue holds at most.
     pub capacity: usize,
+    /// Events in its buffers beside the queue ([`Overflow`](super::Overflow)).
+    pub buffered: usize,
+    /// Events that were announced and did not reach it.
+    pub dropped: Drops,
     /// Asynchronous replies under way.
     pub in_hand: usize,
     /// Messages handled, the ones that crashed included.
@@ -51,8 +55,19 @@ pub struct Observation {
     pub panics: u64,
     /// Times it was built again.
     pub restarts: u64,
-    /// Mean time a message held the arbiter: the synchronous part of its handler.
+    /// Mean time a message held the arbiter: the synchronous part of its handler, in a sample of the messages.
     pub mean_handling: Duration,
+}
+
+/// Events that a listener lost, by reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Drops {
+    /// Its buffer was full, and they were the oldest.
+    pub overflow: u64,
+    /// A newer event of the same key came before they were handled.
+    pub superseded: u64,
+    /// It was stopping or had ended.
+    pub stopped: u64,
 }
 
 /// What a component has been told from outside.
@@ -77,11 +92,16 @@ pub(crate) struct Vitals {
     in_hand_watched: AtomicBool,
     // Written by the component's own task only, so a load and a store do.
     handled: AtomicU64,
+    timed: AtomicU64,
     busy_nanos: AtomicU64,
     expired: AtomicU64,
     unanswered: AtomicU64,
     panics: AtomicU64,
     restarts: AtomicU64,
+    buffered: AtomicUsize,
+    overflow: AtomicU64,
+    superseded: AtomicU64,
+    stopped: AtomicU64,
     exit: watch::Sender<Option<Exit>>,
     failures: Arc<Failures>,
 }
@@ -102,11 +122,16 @@ impl Vitals {
             in_hand: AtomicUsize::new(0),
             in_hand_watched: AtomicBool::new(false),
             handled: AtomicU64::new(0),
+            timed: AtomicU64::new(0),
             busy_nanos: AtomicU64::new(0),
             expired: AtomicU64::new(0),
             unanswered: AtomicU64::new(0),
             panics: AtomicU64::new(0),
             restarts: AtomicU64::new(0),
+            buffered: AtomicUsize::new(0),
+            overflow: AtomicU64::new(0),
+            superseded: AtomicU64::new(0),
+            stopped: AtomicU64::new(0),
             exit: watch::Sender::new(None),
             failures,
         }
@@ -118,8 +143,13 @@ impl Vitals {
         self.phase.store(phase as u8, Ordering::Release);
     }
 
-    pub(crate) fn handled(&self, letters: u64, took: Duration) {
+    pub(crate) fn handled(&self, letters: u64) {
         add(&self.handled, letters);
+    }
+
+    /// Of the messages handled, these took so long.
+    pub(crate) fn timed(&self, letters: u64, took: Duration) {
+        add(&self.timed, letters);
         add(&self.busy_nanos, u64::try_from(took.as_nanos()).unwrap_or(u64::MAX));
     }
 
@@ -187,13 +217,29 @@ impl Vitals {
         self.unanswered.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// An event that did not reach the component.
+    pub(crate) fn lost(&self, loss: Loss) {
+        let counter = match loss {
+            Loss::Overflow => &self.overflow,
+            Loss::Superseded => &self.superseded,
+            Loss::Stopped => &self.stopped,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Events that came into a buffer and went out of it. Called with the buffer locked, so that none goes before it
+    /// came.
+    pub(crate) fn buffered(&self, came: usize, went: usize) {
+        self.buffered.fetch_add(came.wrapping_sub(went), Ordering::Relaxed);
+    }
+
     /// Tells the component to stop or to be dropped; never takes back a stronger command.
     pub(crate) fn order(&self, command: Command) {
         self.command.fetch_max(command as u8, Ordering::SeqCst);
         self.wake();
     }
 
-    fn wake(&self) {
+    pub(crate) fn wake(&self) {
         if let Some(task) = self.task.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
             task.wake_by_ref();
         }
@@ -205,7 +251,6 @@ impl Vitals {
 
     pub(crate) fn observe(&self, queued: usize, capacity: usize) -> Observation {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let handled = count(&self.handled);
         Observation {
             name: self.name,
             stage: self.stage,
@@ -213,13 +258,19 @@ impl Vitals {
             exit: self.exit.borrow().clone(),
             queued,
             capacity,
+            buffered: self.buffered.load(Ordering::Relaxed),
+            dropped: Drops {
+                overflow: count(&self.overflow),
+                superseded: count(&self.superseded),
+                stopped: count(&self.stopped),
+            },
             in_hand: self.in_hand(),
-            handled,
+            handled: count(&self.handled),
             expired: count(&self.expired),
             unanswered: count(&self.unanswered),
             panics: count(&self.panics),
             restarts: count(&self.restarts),
-            mean_handling: Duration::from_nanos(count(&self.busy_nanos).checked_div(handled).unwrap_or(0)),
+            mean_handling: Duration::from_nanos(count(&self.busy_nanos).checked_div(count(&self.timed)).unwrap_or(0)),
         }
     }
 }

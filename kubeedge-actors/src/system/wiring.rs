@@ -1,13 +1,14 @@
 //! Who answers what: contracts, the check at start, and the ports that come out of it.
 
 use super::{
-    Component, Port,
+    Component, Overflow, Port, Topic,
     port::{Door, Gate},
+    topic::{Feed, Listener, Policy, Shelf},
 };
 use actix::{Handler, Message};
 use std::{
     any::{Any, TypeId, type_name},
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt,
     marker::PhantomData,
     sync::{Arc, Mutex, PoisonError},
@@ -35,29 +36,40 @@ impl Kind {
 /// Makes the door of one message type from a component's gate; boxed as `Arc<dyn Door<M>>`.
 type MakeDoor<A> = fn(&Arc<Gate<A>>) -> Box<dyn Any + Send + Sync>;
 
-/// The messages that component `A` answers and asks; filled in by [`Component::contract`].
+/// Makes a component the listener of one event: boxed as `Arc<dyn Listener<M>>`, and its buffer if it has one.
+type MakeListener<A> = Box<dyn FnOnce(&Arc<Gate<A>>) -> (Box<dyn Any + Send + Sync>, Option<Arc<dyn Feed<A>>>)>;
+
+/// The messages that component `A` answers and asks, announces and hears; filled in by [`Component::contract`].
 pub struct Contract<A: Component> {
     answers: Vec<(Kind, MakeDoor<A>)>,
+    listens: Vec<(Kind, MakeListener<A>)>,
     needs: Needs,
     component: PhantomData<fn(A)>,
 }
 
-/// What a component sends.
+/// What a component sends, and what it needs somebody to announce.
 #[derive(Debug, Default)]
 pub(crate) struct Needs {
     asks: Vec<Kind>,
     may_ask: Vec<Kind>,
+    announces: Vec<Kind>,
+    announced: Vec<Kind>,
 }
 
 impl Needs {
     pub(crate) fn ask<M: Message + Send + 'static>(&mut self) {
         self.asks.push(Kind::of::<M>());
     }
+
+    pub(crate) fn announce<M: Message + Send + 'static>(&mut self) {
+        self.announces.push(Kind::of::<M>());
+    }
 }
 
 impl<A: Component> Contract<A> {
     pub(crate) fn of_component() -> Self {
-        let mut contract = Self { answers: Vec::new(), needs: Needs::default(), component: PhantomData };
+        let mut contract =
+            Self { answers: Vec::new(), listens: Vec::new(), needs: Needs::default(), component: PhantomData };
         A::contract(&mut contract);
         contract
     }
@@ -89,8 +101,42 @@ impl<A: Component> Contract<A> {
         self
     }
 
-    pub(crate) fn into_needs(self) -> Needs {
-        self.needs
+    /// This component announces `M` to everybody who listens, nobody included; see [`Ports::topic`].
+    pub fn announces<M: Message<Result = ()> + Clone + Send + 'static>(&mut self) -> &mut Self {
+        self.needs.announce::<M>();
+        self
+    }
+
+    /// This component hears `M` whenever it is announced: without somebody who announces it the system does not start.
+    /// Others may hear it too.
+    pub fn listens<M>(&mut self, overflow: Overflow<M>) -> &mut Self
+    where
+        A: Handler<M>,
+        M: Message<Result = ()> + Clone + Send + 'static,
+    {
+        self.needs.announced.push(Kind::of::<M>());
+        self.may_listen(overflow)
+    }
+
+    /// This component hears `M` if somebody announces it.
+    pub fn may_listen<M>(&mut self, overflow: Overflow<M>) -> &mut Self
+    where
+        A: Handler<M>,
+        M: Message<Result = ()> + Clone + Send + 'static,
+    {
+        let make: MakeListener<A> = Box::new(|gate| match overflow.0 {
+            Policy::Wait => {
+                let listener: Arc<dyn Listener<M>> = Arc::<Gate<A>>::clone(gate);
+                (Box::new(listener), None)
+            }
+            Policy::Lose(events) => {
+                let shelf = Arc::new(Shelf::new(events, Arc::clone(gate.vitals())));
+                let listener: Arc<dyn Listener<M>> = Arc::<Shelf<M>>::clone(&shelf);
+                (Box::new(listener), Some(shelf))
+            }
+        });
+        self.listens.push((Kind::of::<M>(), make));
+        self
     }
 }
 
@@ -124,6 +170,38 @@ pub enum WiringFault {
         /// The message type.
         message: &'static str,
     },
+    /// An event nobody announces.
+    #[error(
+        "{listener} listens to {event}, which no component announces: add one whose contract announces it, or \
+             say `contract.may_listen`"
+    )]
+    Unannounced {
+        /// Who listens.
+        listener: &'static str,
+        /// The event type.
+        event: &'static str,
+    },
+    /// A component answers what is announced: it would never hear it.
+    #[error("{announcer} announces {event}, which {answerer} answers: say `contract.listens` there")]
+    AnsweredAndAnnounced {
+        /// Who announces.
+        announcer: &'static str,
+        /// Who answers.
+        answerer: &'static str,
+        /// The event type.
+        event: &'static str,
+    },
+    /// A factory took a topic that its component's contract does not name.
+    #[error(
+        "{announcer} takes the topic of {event}, which its contract does not name: \
+             add `contract.announces::<{event}>()`"
+    )]
+    UndeclaredTopic {
+        /// Whose factory.
+        announcer: &'static str,
+        /// The event type.
+        event: &'static str,
+    },
     /// Two components of one name.
     #[error("two components are named {name}")]
     NamedTwice {
@@ -154,34 +232,67 @@ pub enum WiringFault {
     },
 }
 
-/// Who answers each message of a system.
+/// Who answers each message of a system, and who listens to each event.
 #[derive(Default)]
 pub(crate) struct Registry {
     doors: HashMap<TypeId, (&'static str, Box<dyn Any + Send + Sync>)>,
+    listeners: HashMap<TypeId, Vec<Box<dyn Any + Send + Sync>>>,
+    announced: HashSet<TypeId>,
 }
 
 impl Registry {
-    /// Enters what `A` answers; faults are collected.
+    /// Enters what `A` answers, hears and announces; faults are collected.
     pub(crate) fn enter<A: Component>(
         &mut self,
-        contract: &Contract<A>,
+        contract: Contract<A>,
         gate: &Arc<Gate<A>>,
         faults: &mut Vec<WiringFault>,
-    ) {
+    ) -> (Needs, Vec<Arc<dyn Feed<A>>>) {
+        let name = gate.name();
         for (kind, make) in &contract.answers {
             match self.doors.get(&kind.id) {
                 Some((first, _)) => {
-                    faults.push(WiringFault::AnsweredTwice { first, second: A::NAME, message: kind.name });
+                    faults.push(WiringFault::AnsweredTwice { first, second: name, message: kind.name });
                 }
-                None => drop(self.doors.insert(kind.id, (A::NAME, make(gate)))),
+                None => drop(self.doors.insert(kind.id, (name, make(gate)))),
             }
         }
+        let mut feeds = Vec::new();
+        for (kind, make) in contract.listens {
+            let (listener, feed) = make(gate);
+            self.listeners.entry(kind.id).or_default().push(listener);
+            feeds.extend(feed);
+        }
+        self.announced_by(&contract.needs);
+        (contract.needs, feeds)
     }
 
-    /// Checks that everything `asker` needs is answered.
+    /// Enters what somebody announces.
+    pub(crate) fn announced_by(&mut self, needs: &Needs) {
+        self.announced.extend(needs.announces.iter().map(|kind| kind.id));
+    }
+
+    /// Checks that everything `asker` needs is answered or announced.
     pub(crate) fn check(&self, asker: &'static str, needs: &Needs, faults: &mut Vec<WiringFault>) {
         let unanswered = needs.asks.iter().filter(|kind| !self.doors.contains_key(&kind.id));
         faults.extend(unanswered.map(|kind| WiringFault::Unanswered { asker, message: kind.name }));
+        let unannounced = needs.announced.iter().filter(|kind| !self.announced.contains(&kind.id));
+        faults.extend(unannounced.map(|kind| WiringFault::Unannounced { listener: asker, event: kind.name }));
+        let answered = needs.announces.iter().filter_map(|kind| Some((kind.name, self.doors.get(&kind.id)?.0)));
+        faults.extend(answered.map(|(event, answerer)| WiringFault::AnsweredAndAnnounced {
+            announcer: asker,
+            answerer,
+            event,
+        }));
+    }
+
+    pub(crate) fn topic<M: Message<Result = ()> + Clone + Send + 'static>(&self) -> Topic<M> {
+        let listeners = self.listeners.get(&TypeId::of::<M>()).into_iter().flatten();
+        Topic::new(listeners.filter_map(|listener| listener.downcast_ref::<Arc<dyn Listener<M>>>()).cloned().collect())
+    }
+
+    pub(crate) fn announces<M: Message + 'static>(&self) -> bool {
+        self.announced.contains(&TypeId::of::<M>())
     }
 
     pub(crate) fn port<M>(&self) -> Option<Port<M>>
@@ -194,7 +305,7 @@ impl Registry {
     }
 }
 
-/// The ports a component's contract entitles it to; handed to its factory.
+/// The ports and topics a component's contract entitles it to; handed to its factory.
 #[derive(Clone)]
 pub struct Ports(Arc<PortsOf>);
 
@@ -202,7 +313,7 @@ struct PortsOf {
     owner: &'static str,
     needs: Needs,
     registry: Arc<Registry>,
-    undeclared: Mutex<Vec<&'static str>>,
+    undeclared: Mutex<Vec<WiringFault>>,
 }
 
 impl Ports {
@@ -239,14 +350,29 @@ impl Ports {
         M::Result: Send,
     {
         tracing::error!(component = self.0.owner, message = kind.name, "a port that the contract does not name");
-        self.0.undeclared.lock().unwrap_or_else(PoisonError::into_inner).push(kind.name);
+        self.undeclared(WiringFault::Undeclared { asker: self.0.owner, message: kind.name });
         Port::nowhere()
+    }
+
+    /// The topic of `M`, which the contract names with [`Contract::announces`]. If it does not, the system does not
+    /// start ([`WiringFault::UndeclaredTopic`]); until then nobody hears what is announced.
+    pub fn topic<M: Message<Result = ()> + Clone + Send + 'static>(&self) -> Topic<M> {
+        let kind = Kind::of::<M>();
+        if self.0.needs.announces.iter().any(|announced| announced.id == kind.id) {
+            return self.0.registry.topic();
+        }
+        tracing::error!(component = self.0.owner, event = kind.name, "a topic that the contract does not name");
+        self.undeclared(WiringFault::UndeclaredTopic { announcer: self.0.owner, event: kind.name });
+        Topic::new(Vec::new())
+    }
+
+    fn undeclared(&self, fault: WiringFault) {
+        self.0.undeclared.lock().unwrap_or_else(PoisonError::into_inner).push(fault);
     }
 
     /// The faults of the factory calls so far.
     pub(crate) fn faults(&self) -> Vec<WiringFault> {
-        let undeclared = self.0.undeclared.lock().unwrap_or_else(PoisonError::into_inner);
-        undeclared.iter().map(|message| WiringFault::Undeclared { asker: self.0.owner, message }).collect()
+        self.0.undeclared.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 

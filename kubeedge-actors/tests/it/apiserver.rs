@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kubeedge_actors::apiserver::{Config, Handle, Server};
+use kubeedge_actors::apiserver::{Config, Handle, Listen, Server};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -13,41 +13,41 @@ const PODS: &str = "/api/v1/namespaces/default/pods";
 /// Longest time for what a controller brings about.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-struct Api {
-    server: Handle,
+pub(crate) struct Api {
+    pub(crate) server: Handle,
     client: Client,
 }
 
 impl Api {
-    async fn start(config: Config) -> Self {
+    pub(crate) async fn start(config: Config) -> Self {
         let server = Server::start(config).await.unwrap();
         let client = Client::new(server.address(), "admin");
         Self { server, client }
     }
 
-    async fn send(&self, method: &str, path: &str, media: &str, body: Value) -> Answer {
+    pub(crate) async fn send(&self, method: &str, path: &str, media: &str, body: Value) -> Answer {
         let body = (!body.is_null()).then(|| body.to_string());
         self.client.send(method, path, &[("Content-Type", media)], body).await
     }
 
-    async fn get(&self, path: &str) -> Value {
+    pub(crate) async fn get(&self, path: &str) -> Value {
         let answer = self.client.send("GET", path, &[], None).await;
         serde_json::from_str(&answer.text).unwrap()
     }
 
-    async fn post(&self, path: &str, body: Value) -> Value {
+    pub(crate) async fn post(&self, path: &str, body: Value) -> Value {
         let answer = self.send("POST", path, "application/json", body).await;
         assert_eq!(answer.status, 201, "{path}: {}", answer.text);
         serde_json::from_str(&answer.text).unwrap()
     }
 
-    async fn patch(&self, path: &str, body: Value) -> Value {
+    pub(crate) async fn patch(&self, path: &str, body: Value) -> Value {
         let answer = self.send("PATCH", path, "application/merge-patch+json", body).await;
         assert_eq!(answer.status, 200, "{path}: {}", answer.text);
         serde_json::from_str(&answer.text).unwrap()
     }
 
-    async fn delete(&self, path: &str) -> Answer {
+    pub(crate) async fn delete(&self, path: &str) -> Answer {
         self.client.send("DELETE", path, &[], None).await
     }
 
@@ -63,7 +63,7 @@ impl Api {
     }
 
     /// Follows an object until it is as wanted; `None` is an object that is not there.
-    async fn until(&self, path: &str, wanted: impl Fn(Option<&Value>) -> bool) {
+    pub(crate) async fn until(&self, path: &str, wanted: impl Fn(Option<&Value>) -> bool) {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
             let answer = self.client.send("GET", path, &[], None).await;
@@ -118,9 +118,11 @@ async fn a_restart_keeps_objects_and_versions_and_tells_old_watches() {
     let list = api.get(MAPS).await;
     api.post("/api/v1/namespaces/default/secrets", json!({"metadata": {"name": "s"}})).await;
     let before = api.server.resource_version();
+    // The same port: the endpoint of the API server's own Service stays as it is.
+    let listen = Listen::InsecureLoopback { port: api.server.address().port() };
     api.server.stop().await;
 
-    let api = Api::start(config).await;
+    let api = Api::start(Config { listen, ..config }).await;
     assert_eq!(api.server.resource_version(), before);
     assert_eq!(api.get(&format!("{MAPS}/kept")).await, kept);
     let next: u64 = version(&api.map("next", "1").await).parse().unwrap();
@@ -178,8 +180,15 @@ async fn bounds_are_answered_not_exceeded() {
     first.read_exact(&mut byte).await.unwrap();
     let second = api.client.send("GET", &path, &[], None).await;
     assert_eq!((second.status, second.headers.get("retry-after").map(String::as_str)), (429, Some("1")));
-    // The first is still open: a stop does not wait for it.
-    tokio::time::timeout(Duration::from_secs(10), api.server.stop()).await.unwrap();
+    // The first is still open: a stop ends it and does not wait, and its end is written.
+    let begun = std::time::Instant::now();
+    api.server.stop().await;
+    let took = begun.elapsed();
+    println!("a stop with an open watch took {took:?}");
+    assert!(took < Duration::from_millis(900), "{took:?}");
+    let mut rest = Vec::new();
+    first.read_to_end(&mut rest).await.unwrap();
+    assert!(rest.ends_with(b"0\r\n\r\n"), "the end of the watch: {}", String::from_utf8_lossy(&rest));
 }
 
 #[tokio::test]
@@ -251,6 +260,62 @@ async fn dependents_go_with_their_owner_or_stay_as_it_was_asked() {
     api.server.stop().await;
 }
 
+/// A map with these owners in `path`.
+async fn owned(api: &Api, path: &str, name: &str, owners: &[(&str, &str)]) {
+    let owners: Vec<Value> = owners
+        .iter()
+        .map(|(kind, uid)| json!({"apiVersion": "v1", "kind": kind, "name": "owner", "uid": uid}))
+        .collect();
+    api.post(path, json!({"metadata": {"name": name, "ownerReferences": owners}})).await;
+}
+
+#[tokio::test]
+async fn what_owns_nothing_any_more_or_lives_elsewhere_keeps_nothing_alive() {
+    let api = Api::start(Config::in_memory()).await;
+    api.post("/api/v1/namespaces", json!({"metadata": {"name": "n"}})).await;
+    let owner = api.map("owner", "1").await;
+    let uid = owner["metadata"]["uid"].as_str().unwrap();
+    let other = "/api/v1/namespaces/n/configmaps";
+    let nobody = "11111111-2222-3333-4444-555555555555";
+    owned(&api, MAPS, "of-nobody", &[("ConfigMap", nobody)]).await;
+    owned(&api, other, "of-elsewhere", &[("ConfigMap", uid)]).await;
+    owned(&api, MAPS, "of-unknown", &[("Widget", nobody)]).await;
+    owned(&api, MAPS, "of-both", &[("ConfigMap", nobody), ("ConfigMap", uid)]).await;
+    api.until(&format!("{MAPS}/of-nobody"), |map| map.is_none()).await;
+    api.until(&format!("{other}/of-elsewhere"), |map| map.is_none()).await;
+    let owners = |map: Option<&Value>| map.and_then(|map| map["metadata"]["ownerReferences"].as_array()).map(Vec::len);
+    api.until(&format!("{MAPS}/of-both"), |map| owners(map) == Some(1)).await;
+    assert_eq!(owners(Some(&api.get(&format!("{MAPS}/of-unknown")).await)), Some(1), "nothing is known of widgets");
+
+    // One owner waits for its dependents, the other stays: the dependent stays with it.
+    let second = api.post(MAPS, json!({"metadata": {"name": "second"}})).await;
+    let second = second["metadata"]["uid"].as_str().unwrap();
+    owned(&api, MAPS, "shared", &[("ConfigMap", uid), ("ConfigMap", second)]).await;
+    let answer = api.delete(&format!("{MAPS}/second?propagationPolicy=Foreground")).await;
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    api.until(&format!("{MAPS}/second"), |map| map.is_none()).await;
+    assert_eq!(owners(Some(&api.get(&format!("{MAPS}/shared")).await)), Some(1));
+    api.server.stop().await;
+}
+
+#[tokio::test]
+async fn a_collection_is_deleted_by_selector_and_by_what_it_was() {
+    let api = Api::start(Config::in_memory()).await;
+    for (name, side) in [("a", "left"), ("b", "right"), ("c", "left")] {
+        api.post(MAPS, json!({"metadata": {"name": name, "labels": {"side": side}}})).await;
+    }
+    let wrong = json!({"preconditions": {"uid": "11111111-2222-3333-4444-555555555555"}});
+    let refused = api.send("DELETE", &format!("{MAPS}?labelSelector=side%3Dleft"), "application/json", wrong).await;
+    assert_eq!(refused.status, 409, "{}", refused.text);
+    assert_eq!(names(&api.get(MAPS).await), ["a", "b", "c", "kube-root-ca.crt"]);
+    let tried = api.delete(&format!("{MAPS}?labelSelector=side%3Dleft&dryRun=All")).await;
+    assert_eq!((tried.status, names(&api.get(MAPS).await).len()), (200, 4));
+    let answer = api.delete(&format!("{MAPS}?labelSelector=side%3Dleft&fieldSelector=metadata.name!%3Da")).await;
+    assert_eq!(names(&serde_json::from_str(&answer.text).unwrap()), ["c"]);
+    assert_eq!(names(&api.get(MAPS).await), ["a", "b", "kube-root-ca.crt"]);
+    api.server.stop().await;
+}
+
 #[tokio::test]
 async fn a_namespace_waits_for_a_pod_that_ends_in_its_own_time() {
     let api = Api::start(Config::in_memory()).await;
@@ -261,9 +326,47 @@ async fn a_namespace_waits_for_a_pod_that_ends_in_its_own_time() {
     assert_eq!(api.delete("/api/v1/namespaces/n").await.status, 200);
     api.until(pod, |pod| pod.is_some_and(|pod| pod["metadata"].get("deletionTimestamp").is_some())).await;
     assert_eq!(api.get("/api/v1/namespaces/n").await["status"]["phase"], "Terminating");
+    let waits = |namespace: Option<&Value>| {
+        let conditions = namespace.and_then(|namespace| namespace["status"]["conditions"].as_array());
+        let message = "Some resources are remaining: pods. has 1 resource instances";
+        conditions.is_some_and(|all| {
+            all.iter().any(|one| one["type"] == "NamespaceContentRemaining" && one["message"] == message)
+        })
+    };
+    api.until("/api/v1/namespaces/n", waits).await;
     assert_eq!(api.delete(&format!("{pod}?gracePeriodSeconds=0")).await.status, 200);
     api.until("/api/v1/namespaces/n", |namespace| namespace.is_none()).await;
     let refused = api.delete("/api/v1/namespaces/default").await;
     assert_eq!(refused.status, 403, "{}", refused.text);
+    api.server.stop().await;
+}
+
+#[tokio::test]
+async fn reviews_say_what_the_server_would_answer() {
+    let api = Api::start(Config::in_memory()).await;
+    let authorization = "/apis/authorization.k8s.io/v1";
+    let pods = json!({"verb": "list", "resource": "pods", "namespace": "default"});
+    for (groups, allowed) in [(json!(["system:masters"]), true), (json!(["system:authenticated"]), false)] {
+        let asked = json!({"spec": {"user": "u", "groups": groups, "resourceAttributes": pods}});
+        let review = api.post(&format!("{authorization}/subjectaccessreviews"), asked).await;
+        assert_eq!(review["status"]["allowed"], allowed, "{review}");
+    }
+    let nobody = json!({"spec": {"resourceAttributes": pods}});
+    let path = format!("{authorization}/subjectaccessreviews");
+    assert_eq!(api.send("POST", &path, "application/json", nobody).await.status, 422);
+
+    let accounts = "/api/v1/namespaces/default/serviceaccounts/default/token";
+    let token = api.post(accounts, json!({"spec": {}})).await["status"]["token"].as_str().unwrap().to_owned();
+    let account = Client::new(api.server.address(), &token);
+    let rules = format!("{authorization}/selfsubjectrulesreviews");
+    let headers = [("Content-Type", "application/json")];
+    let body = || Some(json!({"spec": {"namespace": "default"}}).to_string());
+    let answer = account.send("POST", &rules, &headers, body()).await;
+    assert_eq!(answer.status, 201, "{}", answer.text);
+    assert!(answer.text.contains("selfsubjectrulesreviews") && !answer.text.contains("pods"), "{}", answer.text);
+    let all = api.send("POST", &rules, "application/json", serde_json::from_str(&body().unwrap()).unwrap()).await;
+    assert!(all.text.contains("\"apiGroups\":[\"*\"]"), "{}", all.text);
+    let others = account.send("POST", &path, &headers, body()).await;
+    assert_eq!(others.status, 403, "{}", others.text);
     api.server.stop().await;
 }

@@ -1,5 +1,8 @@
 //! CloudHub and EdgeHub with MetaManager over real TLS on loopback; the controllers behind them are scripted.
 
+mod enrolment;
+mod events;
+
 use std::{
     collections::HashMap,
     net::TcpListener,
@@ -14,6 +17,7 @@ use kubeedge_actors::{
     edgehub::{
         EdgeHub, EdgeHubConfig,
         join::{JoinError, join},
+        outbox::queue::Bounds,
     },
     identity::{
         CertificateAuthority, ClientAuth, JoinToken, NodeIdentity, TokenRules, Tokens, client_config, server_config,
@@ -22,7 +26,7 @@ use kubeedge_actors::{
     link,
     metamanager::{MetaManager, Tables},
     store::{Options, Store},
-    system::{Component, Context, Contract, Port, Ports, Stage, System},
+    system::{Component, Context, Contract, Overflow, Port, Ports, Stage, System, trace::Trace},
 };
 use kubeedge_proto::{NodeName, digest::projection_hash, resource, v1::*};
 use serde_json::json;
@@ -44,6 +48,8 @@ struct Script {
 #[allow(clippy::large_enum_variant, reason = "a few of them, in a test")]
 enum Heard {
     Applied(String, envelope::Body),
+    Called(Option<Trace>),
+    Event(Envelope),
     Session { connected: bool },
 }
 
@@ -76,7 +82,7 @@ impl Component for Controller {
         contract.answers::<ApplyFromNode>();
         contract.answers::<CallFromNode>();
         contract.answers::<NodeHeartbeat>();
-        contract.answers::<NodeSessionChanged>();
+        contract.listens::<NodeSessionChanged>(Overflow::wait());
     }
 }
 
@@ -96,7 +102,11 @@ answers! {
     QueryCluster |this, _asked| Cluster { uid: this.cluster.lock().unwrap().clone(), resource_version: 100 };
     QueryDesired |this, asked| this.desired.lock().unwrap().get(&asked.node).cloned().unwrap_or_default();
     ApplyFromNode |this, asked| {
-        this.hear(Heard::Applied(asked.node, asked.envelope.unwrap().body.unwrap()));
+        let envelope = asked.envelope.unwrap();
+        this.hear(match envelope.class() {
+            Some(TrafficClass::Event) => Heard::Event(envelope),
+            _ => Heard::Applied(asked.node, envelope.body.unwrap()),
+        });
         let mut refuse = this.refuse.lock().unwrap();
         match refuse.checked_sub(1) {
             Some(left) => {
@@ -106,13 +116,16 @@ answers! {
             None => Settled::applied(),
         }
     };
-    CallFromNode |_this, asked| CallReply::error(418, "Teapot", asked.node);
+    CallFromNode |this, asked| {
+        this.hear(Heard::Called(Trace::current()));
+        CallReply::error(418, "Teapot", asked.node)
+    };
     NodeHeartbeat |_this, _asked| ();
     NodeSessionChanged |this, asked| this.hear(Heard::Session { connected: asked.connected });
 }
 
 /// Stands for Edged: hears what changed.
-struct Listener(mpsc::Sender<ObjectsChanged>);
+struct Listener(mpsc::Sender<(ObjectsChanged, Option<Trace>)>);
 
 impl Actor for Listener {
     type Context = Context<Self>;
@@ -123,14 +136,14 @@ impl Component for Listener {
     const STAGE: Stage = Stage::Processor;
 
     fn contract(contract: &mut Contract<Self>) {
-        contract.answers::<ObjectsChanged>();
+        contract.listens::<ObjectsChanged>(Overflow::wait());
     }
 }
 
 impl Handler<ObjectsChanged> for Listener {
     type Result = ();
     fn handle(&mut self, change: ObjectsChanged, _: &mut Context<Self>) {
-        self.0.try_send(change).unwrap();
+        self.0.try_send((change, Trace::current())).unwrap();
     }
 }
 
@@ -139,6 +152,7 @@ struct Cloud {
     script: Script,
     authority: Arc<CertificateAuthority>,
     tokens: Tokens,
+    listener: Arc<TcpListener>,
     link: String,
     enrolment: String,
 }
@@ -153,7 +167,7 @@ impl Cloud {
         let script = Script::default();
         *script.cluster.lock().unwrap() = "cluster-1".into();
         let (system, enrolment) = Self::serve(&authority, &tokens, &listener, &script);
-        Self { system, script, authority, tokens, link, enrolment }
+        Self { system, script, authority, tokens, listener, link, enrolment }
     }
 
     fn serve(
@@ -184,6 +198,7 @@ impl Cloud {
         let system = System::builder("cloud")
             .component(move |_: &Ports| Controller(script.clone()))
             .component(move |ports: &Ports| CloudHub::new(config.clone(), ports))
+            .asks::<SendEventToNode>()
             .start()
             .unwrap();
         (system, enrolment_address)
@@ -213,27 +228,44 @@ impl Cloud {
 
 struct Edge {
     system: System,
-    changes: mpsc::Receiver<ObjectsChanged>,
+    changes: mpsc::Receiver<(ObjectsChanged, Option<Trace>)>,
     store: Store,
 }
 
 impl Edge {
     async fn start(identity: &NodeIdentity, address: &str, store: &Path) -> Self {
+        Self::with(identity, address, store, Bounds::default(), None).await
+    }
+
+    async fn with(
+        identity: &NodeIdentity,
+        address: &str,
+        store: &Path,
+        bounds: Bounds,
+        taker: Option<events::Taker>,
+    ) -> Self {
         let store = Store::open(store, Options::default()).unwrap().store;
         let tables = Tables::open(store.clone()).await.unwrap();
         let config = EdgeHubConfig {
             address: address.into(),
             tls: Arc::new(client_config(identity, &[], system_clock()).unwrap()),
             link: link::Config::default(),
+            store: store.clone(),
+            outbox: bounds,
         };
         let (sender, changes) = mpsc::channel(1000);
-        let system = System::builder("edge")
+        let mut builder = System::builder("edge");
+        if let Some(taker) = taker {
+            builder = builder.component(move |_: &Ports| taker.clone());
+        }
+        let system = builder
             .component(move |ports: &Ports| MetaManager::new(tables.clone(), ports))
             .component(move |ports: &Ports| EdgeHub::new(config.clone(), ports))
             .component(move |_: &Ports| Listener(sender.clone()))
             .asks::<ReadObjects>()
             .asks::<ReportStatus>()
             .asks::<CallCloud>()
+            .asks::<PublishEvent>()
             .asks::<PendingReports>()
             .start()
             .unwrap();
@@ -241,7 +273,7 @@ impl Edge {
     }
 
     async fn change(&mut self) -> (String, bool) {
-        let change = tokio::time::timeout(SOON, self.changes.recv()).await.unwrap().unwrap();
+        let (change, _) = tokio::time::timeout(SOON, self.changes.recv()).await.unwrap().unwrap();
         (format!("{}:{}", change.key.unwrap(), change.uid), change.object.is_some())
     }
 
@@ -330,6 +362,35 @@ async fn state_goes_down_reports_go_up_and_calls_are_answered() {
     let pods = edge.pods().await;
     assert!(pods.complete);
     assert_eq!(pods.objects.len(), 2);
+    edge.stop().await;
+    cloud.system.stop(SOON).await;
+}
+
+#[actix_rt::test]
+async fn a_trace_crosses_the_link_in_both_directions() {
+    let folder = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(&folder.path().join("pki"));
+    let mut listener = cloud.script.listen();
+    cloud.want("e1", vec![pod("a", "u1", 5)], 10);
+    let identity = cloud.join("e1", &folder.path().join("e1")).await;
+    let mut edge = Edge::start(&identity, &cloud.link, &folder.path().join("store")).await;
+    assert_eq!(edge.change().await, ("ns/a:u1".into(), true));
+
+    let (up, down) = (Trace::root(), Trace::root());
+    let call: Port<CallCloud> = edge.system.port();
+    let body = envelope::Body::RegisterNode(RegisterNode { node_json: "{}".into() });
+    let asked = call.ask(CallCloud { envelope: Some(Envelope::new("test", 0, body)) }, SOON);
+    Trace::scope(Some(up.clone()), asked).await.unwrap();
+    let Heard::Called(Some(seen)) = heard(&mut listener, |heard| matches!(heard, Heard::Called(_))).await else {
+        panic!("the controller was called without a trace")
+    };
+    assert_eq!(seen.trace_id(), up.trace_id());
+
+    let send: Port<SendToNode> = cloud_port(&cloud);
+    Trace::scope(Some(down.clone()), send.tell(upsert(pod("a", "u1", 11)))).await.unwrap();
+    let (_, seen) = tokio::time::timeout(SOON, edge.changes.recv()).await.unwrap().unwrap();
+    assert_eq!(seen.map(|trace| trace.trace_id()), Some(down.trace_id()));
+
     edge.stop().await;
     cloud.system.stop(SOON).await;
 }
@@ -546,42 +607,5 @@ async fn another_cluster_ends_nothing_by_absence() {
     let names: Vec<String> = edge.pods().await.objects.iter().map(|pod| pod.key.clone().unwrap().name).collect();
     assert_eq!(names, ["a", "x"]);
     edge.stop().await;
-    cloud.system.stop(SOON).await;
-}
-
-#[actix_rt::test]
-async fn enrolment_refuses_and_says_why() {
-    let folder = tempfile::tempdir().unwrap();
-    let cloud = Cloud::start(&folder.path().join("pki"));
-    let node: NodeName = "e1".parse().unwrap();
-    let try_join = async |token: &JoinToken, node: &NodeName, name: &str| -> String {
-        let error: JoinError = join(&cloud.enrolment, token, node, &folder.path().join(name)).await.unwrap_err();
-        error.to_string()
-    };
-
-    let good = cloud.token(TokenRules::default()).await;
-    let mut wrong = good.expose();
-    let last = wrong.pop().unwrap();
-    wrong.push(if last == 'a' { 'b' } else { 'a' });
-    let text = try_join(&wrong.parse().unwrap(), &node, "wrong").await;
-    assert!(text.contains("secret") || text.contains("token"), "{text}");
-
-    let other = CertificateAuthority::load_or_create(&folder.path().join("other"), SystemTime::now()).unwrap();
-    let foreign = JoinToken { ca_hash: other.ca_hash(), credential: good.credential.clone() };
-    let text = try_join(&foreign, &node, "foreign").await;
-    assert!(text.contains(&other.ca_hash().to_string()), "{text}");
-
-    let yesterday = SystemTime::now() - Duration::from_secs(25 * 60 * 60);
-    let short = cloud.tokens.create(cloud.authority.ca_hash(), TokenRules::default(), yesterday).await.unwrap();
-    let text = try_join(&short, &node, "short").await;
-    assert!(text.contains("expired"), "{text}");
-
-    let bound = cloud.token(TokenRules { node: Some("e2".parse().unwrap()), ..TokenRules::default() }).await;
-    let text = try_join(&bound, &node, "bound").await;
-    assert!(text.contains("e2") || text.contains("e1"), "{text}");
-
-    // And the good one is still good.
-    let joined = join(&cloud.enrolment, &good, &node, &folder.path().join("good")).await.unwrap();
-    assert_eq!(joined.identity.node(), &node);
     cloud.system.stop(SOON).await;
 }

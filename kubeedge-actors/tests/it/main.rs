@@ -5,11 +5,23 @@
 
 #[cfg(feature = "apiserver")]
 mod apiserver;
+#[cfg(all(feature = "apiserver", feature = "edgecontroller"))]
+mod clients;
+#[cfg(feature = "apiserver")]
+mod events;
 #[cfg(feature = "apiserver")]
 mod golden;
 #[cfg(all(feature = "cloudhub", feature = "edgehub", feature = "metamanager"))]
 mod hubs;
+#[cfg(feature = "apiserver")]
+mod kubectl;
+#[cfg(feature = "apiserver")]
+mod lifecycle;
 #[cfg(feature = "link")]
 mod link;
+#[cfg(feature = "apiserver")]
+mod pages;
+#[cfg(feature = "apiserver")]
+mod services;
 #[cfg(feature = "link")]
 mod streams;

@@ -1,11 +1,11 @@
 //! The binder: gives each pod without a node one that fits.
 //!
-//! It looks at readiness, `unschedulable`, taints, `nodeSelector`, required node affinity and the number of pods a node
-//! takes, and among the nodes that fit takes the one with the fewest pods. It does not look at resources, pod affinity,
-//! topology or volumes.
+//! It looks at readiness, `unschedulable`, taints, `nodeSelector`, required node affinity, requested resources against
+//! what the node can give, ports of the host, and the number of pods a node takes; among the nodes that fit it takes the
+//! one with the fewest pods. It does not look at pod affinity, topology or volumes, and nothing makes room for a pod.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::{Value, json};
 
@@ -16,6 +16,7 @@ use super::super::storage::{Change, KindId};
 use super::super::verbs::bind::{bound, condition};
 use super::super::{Api, clock};
 use super::Again;
+use super::usage::{Amounts, Usage, amounts};
 
 const SCHEDULER: &str = "default-scheduler";
 
@@ -30,10 +31,13 @@ pub(super) struct Candidate {
     /// Pods it takes, `None` when it does not say.
     room: Option<usize>,
     pods: usize,
+    allocatable: Amounts,
+    /// What its pods take.
+    used: Usage,
 }
 
 impl Candidate {
-    fn new(node: &Value, pods: usize) -> Self {
+    fn new(node: &Value, pods: &[Arc<Usage>]) -> Self {
         let labels = node["metadata"]["labels"].as_object().into_iter().flatten();
         let conditions = node["status"]["conditions"].as_array().into_iter().flatten();
         Self {
@@ -43,33 +47,85 @@ impl Candidate {
             ready: conditions.into_iter().any(|one| one["type"] == "Ready" && one["status"] == "True"),
             unschedulable: node["spec"]["unschedulable"] == true,
             room: text(&node["status"]["allocatable"], "pods").parse().ok(),
-            pods,
+            pods: pods.len(),
+            allocatable: amounts(&node["status"]["allocatable"]),
+            used: pods.iter().fold(Usage::default(), |mut sum, pod| {
+                sum.add(pod);
+                sum
+            }),
         }
+    }
+
+    /// Takes a pod.
+    fn take(&mut self, pod: &Usage) {
+        self.pods += 1;
+        self.used.add(pod);
+    }
+}
+
+/// What each pod takes, by uid, of the version it was last seen in: reading a pod anew at each look would cost more than
+/// all the rest.
+#[derive(Debug, Default)]
+pub(super) struct Usages(Mutex<HashMap<String, (u64, Arc<Usage>)>>);
+
+impl Usages {
+    /// That of each of `pods`; others are forgotten.
+    fn of(&self, pods: &[&Arc<Object>], read: impl Fn(&Object) -> Value) -> Vec<Arc<Usage>> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = HashMap::with_capacity(pods.len());
+        let usages = pods
+            .iter()
+            .map(|pod| {
+                let version = pod.resource_version;
+                let usage = match known.get(&pod.uid) {
+                    Some((of, usage)) if *of == version => usage.clone(),
+                    _ => Arc::new(Usage::of(&read(pod)["spec"])),
+                };
+                next.insert(pod.uid.clone(), (version, usage.clone()));
+                usage
+            })
+            .collect();
+        *known = next;
+        usages
     }
 }
 
 /// The node for a pod, or why there is none, in the scheduler's words.
 pub(super) fn choose<'a>(pod: &Value, nodes: &'a [Candidate]) -> Result<&'a str, String> {
+    let usage = Usage::of(&pod["spec"]);
     let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
     let mut best: Option<&Candidate> = None;
     for node in nodes {
-        match misfit(&pod["spec"], node) {
-            Some(reason) => *reasons.entry(reason).or_default() += 1,
-            None => {
-                if best.is_none_or(|best| (node.pods, &node.name) < (best.pods, &best.name)) {
-                    best = Some(node);
-                }
-            }
+        let misfits = misfits(&pod["spec"], &usage, node);
+        if misfits.is_empty() && best.is_none_or(|best| (node.pods, &node.name) < (best.pods, &best.name)) {
+            best = Some(node);
+        }
+        for reason in misfits {
+            *reasons.entry(reason).or_default() += 1;
         }
     }
     match best {
         Some(node) => Ok(&node.name),
         None if nodes.is_empty() => Err("no nodes available to schedule pods".into()),
         None => {
-            let list: Vec<String> = reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+            let mut list: Vec<String> = reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+            list.sort();
             Err(format!("0/{} nodes are available: {}.", nodes.len(), list.join(", ")))
         }
     }
+}
+
+/// Why a pod does not fit: the first reason that is not its size, or everything of which there is too little.
+fn misfits(spec: &Value, usage: &Usage, node: &Candidate) -> Vec<String> {
+    if let Some(reason) = misfit(spec, node) {
+        return vec![reason];
+    }
+    if node.used.port_taken(usage) {
+        return vec!["node(s) didn't have free ports for the requested pod ports".into()];
+    }
+    let too_many = node.room.is_some_and(|room| node.pods >= room).then(|| "Too many pods".to_owned());
+    let lacking = node.used.lacking(&node.allocatable, usage).into_iter().map(|name| format!("Insufficient {name}"));
+    too_many.into_iter().chain(lacking).collect()
 }
 
 fn misfit(spec: &Value, node: &Candidate) -> Option<String> {
@@ -87,14 +143,16 @@ fn misfit(spec: &Value, node: &Candidate) -> Option<String> {
     if !node.ready {
         return Some("node(s) were not ready".into());
     }
-    if !selected(spec, node) {
-        return Some("node(s) didn't match Pod's node affinity/selector".into());
-    }
-    node.room.is_some_and(|room| node.pods >= room).then(|| "Too many pods".into())
+    (!selected(spec, node)).then(|| "node(s) didn't match Pod's node affinity/selector".into())
 }
 
 fn tolerated(spec: &Value, taint: &Value) -> bool {
-    spec["tolerations"].as_array().into_iter().flatten().any(|toleration| {
+    toleration(spec, taint).is_some()
+}
+
+/// The first toleration of a pod that covers the taint.
+pub(super) fn toleration<'a>(spec: &'a Value, taint: &Value) -> Option<&'a Value> {
+    spec["tolerations"].as_array()?.iter().find(|toleration| {
         let (key, effect) = (text(toleration, "key"), text(toleration, "effect"));
         let same_effect = effect.is_empty() || effect == text(taint, "effect");
         let same_key = key.is_empty() || key == text(taint, "key");
@@ -151,7 +209,7 @@ fn requirement(expression: &Value) -> Option<Requirement> {
 }
 
 /// Binds every pod that waits and fits somewhere; tells why of the others.
-pub(super) async fn reconcile(api: &Arc<Api>) -> Result<Again, Status> {
+pub(super) async fn reconcile(api: &Arc<Api>, usages: &Usages) -> Result<Again, Status> {
     let (Some(pods), Some(nodes)) = (api.storage.core("pods"), api.storage.core("nodes")) else {
         return Ok(Again::OnChange);
     };
@@ -164,11 +222,14 @@ pub(super) async fn reconcile(api: &Arc<Api>) -> Result<Again, Status> {
     if !all.iter().any(|pod| pod.fields[node_name].is_empty() && !pod.deleting) {
         return Ok(Again::OnChange);
     }
-    let mut counts: HashMap<&str, usize> = HashMap::new();
-    for pod in &all {
-        if !matches!(pod.fields[phase].as_str(), "Succeeded" | "Failed") {
-            *counts.entry(pod.fields[node_name].as_str()).or_default() += 1;
-        }
+    let placed: Vec<&Arc<Object>> = all
+        .iter()
+        .filter(|pod| !pod.fields[node_name].is_empty())
+        .filter(|pod| !matches!(pod.fields[phase].as_str(), "Succeeded" | "Failed"))
+        .collect();
+    let mut on: HashMap<&str, Vec<Arc<Usage>>> = HashMap::new();
+    for (pod, usage) in placed.iter().zip(usages.of(&placed, |pod| pod.value(kind))) {
+        on.entry(pod.fields[node_name].as_str()).or_default().push(usage);
     }
     let mut candidates: Vec<Candidate> = api
         .storage
@@ -177,10 +238,8 @@ pub(super) async fn reconcile(api: &Arc<Api>) -> Result<Again, Status> {
         .iter()
         .filter(|node| !node.deleting)
         .map(|node| {
-            Candidate::new(
-                &node.value(api.storage.kind(nodes)),
-                counts.get(node.key.name.as_str()).copied().unwrap_or_default(),
-            )
+            let pods = on.get(node.key.name.as_str()).map(Vec::as_slice).unwrap_or_default();
+            Candidate::new(&node.value(api.storage.kind(nodes)), pods)
         })
         .collect();
     for pod in all.iter().filter(|pod| pod.fields[node_name].is_empty() && !pod.deleting) {
@@ -194,7 +253,7 @@ pub(super) async fn reconcile(api: &Arc<Api>) -> Result<Again, Status> {
                 if assign(api, pods, pod, &name).await?
                     && let Some(node) = candidates.iter_mut().find(|node| node.name == name)
                 {
-                    node.pods += 1;
+                    node.take(&Usage::of(&value["spec"]));
                 }
             }
             Err(why) => explain(api, pods, pod, &why).await?,
@@ -275,13 +334,13 @@ mod tests {
             "spec": more,
             "status": {
                 "conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }}],
-                "allocatable": {"pods": "2"},
+                "allocatable": {"pods": "2", "cpu": "1", "memory": "1Gi"},
             },
         });
         if node["spec"].is_null() {
             node["spec"] = json!({});
         }
-        Candidate::new(&node, 0)
+        Candidate::new(&node, &[])
     }
 
     fn pod(spec: Value) -> Value {
@@ -297,6 +356,24 @@ mod tests {
         nodes[0].pods = 2;
         nodes[1].pods = 2;
         assert_eq!(choose(&pod(json!({})), &nodes), Err("0/2 nodes are available: 2 Too many pods.".into()));
+    }
+
+    #[test]
+    fn what_is_asked_must_be_left_and_a_host_port_free() {
+        let mut nodes = [node("a", true, Value::Null), node("b", true, Value::Null)];
+        let asking = |cpu: &str, memory: &str| {
+            pod(json!({"containers": [{"resources": {"requests": {"cpu": cpu, "memory": memory}}}]}))
+        };
+        assert_eq!(choose(&asking("1", "1Gi"), &nodes), Ok("a"));
+        nodes[0].take(&Usage::of(&asking("600m", "1Gi")["spec"]));
+        assert_eq!(choose(&asking("400m", "0"), &nodes[..1]), Ok("a"));
+        let why = choose(&asking("2", "1Mi"), &nodes).unwrap_err();
+        assert_eq!(why, "0/2 nodes are available: 1 Insufficient memory, 2 Insufficient cpu.");
+        let port = pod(json!({"containers": [{"ports": [{"containerPort": 80, "hostPort": 80}]}]}));
+        nodes[1].take(&Usage::of(&port["spec"]));
+        assert_eq!(choose(&port, &nodes), Ok("a"));
+        let why = choose(&port, &nodes[1..]).unwrap_err();
+        assert_eq!(why, "0/1 nodes are available: 1 node(s) didn't have free ports for the requested pod ports.");
     }
 
     #[test]

@@ -1,9 +1,11 @@
-//! What keeps going by itself: the bootstrap namespaces, emptying namespaces, binding pods, collecting garbage.
+//! What keeps going by itself: the bootstrap namespaces, emptying namespaces, binding pods, watching over nodes and
+//! evicting from them, collecting garbage, the endpoints of Services.
 //!
 //! Each controller is level-triggered: woken by any change of the kinds it looks at, it compares what is with what
 //! should be and writes the difference. What it misses while it works it sees the next time.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,10 +19,14 @@ use super::status::Status;
 use super::storage::KindId;
 
 mod binder;
+mod endpoints;
 mod events;
+mod evictions;
 mod garbage;
+mod kubernetes;
 mod namespaces;
 mod nodes;
+mod usage;
 
 /// Time after which a controller that failed, or that waits for time to pass, looks again.
 const RETRY: Duration = Duration::from_secs(5);
@@ -37,7 +43,7 @@ pub(super) struct Running {
 }
 
 impl Running {
-    /// Resolves when the bootstrap namespaces are there, or the server stops.
+    /// Resolves when the bootstrap namespaces and `default/kubernetes` are there, or the server stops.
     pub(super) async fn bootstrapped(&self) {
         // An error means that the controller has ended: there is nothing to wait for.
         let _ = self.bootstrapped.clone().wait_for(|done| *done).await;
@@ -53,8 +59,8 @@ impl Running {
     }
 }
 
-/// Starts them all.
-pub(super) fn start(api: &Arc<Api>) -> Running {
+/// Starts them all; `server` is where the API server is reached.
+pub(super) fn start(api: &Arc<Api>, server: SocketAddr) -> Running {
     let mut tasks = JoinSet::new();
     let (done, bootstrapped) = watch::channel(false);
     let everything: Vec<KindId> = api.storage.kinds().map(|(id, _)| id).collect();
@@ -63,6 +69,10 @@ pub(super) fn start(api: &Arc<Api>) -> Running {
         async move {
             let outcome = namespaces::reconcile(&api).await;
             if outcome.is_ok() {
+                // A server that is up has its own Service, too.
+                if !*done.borrow() {
+                    kubernetes::reconcile(&api, server).await?;
+                }
                 done.send_replace(true);
             }
             outcome
@@ -85,9 +95,26 @@ pub(super) fn start(api: &Arc<Api>) -> Running {
         let monitor = monitor.clone();
         async move { nodes::reconcile(&api, &monitor).await }
     }));
-    tasks.spawn(run("binder", api.clone(), of(&["pods", "nodes"]), PAUSE, |api| async move {
-        binder::reconcile(&api).await
+    let usages = Arc::new(binder::Usages::default());
+    tasks.spawn(run("binder", api.clone(), of(&["pods", "nodes"]), PAUSE, move |api| {
+        let usages = usages.clone();
+        async move { binder::reconcile(&api, &usages).await }
     }));
+    let sightings = Arc::new(evictions::Sightings::default());
+    tasks.spawn(run("evictions", api.clone(), of(&["pods", "nodes"]), PAUSE, move |api| {
+        let sightings = sightings.clone();
+        async move { evictions::reconcile(&api, &sightings).await }
+    }));
+    let mut behind = of(&["services", "pods", "nodes", "endpoints"]);
+    behind.extend(api.storage.find("discovery.k8s.io", "v1", "endpointslices"));
+    tasks.spawn(run("endpoints", api.clone(), behind, PAUSE, |api| async move { endpoints::reconcile(&api).await }));
+    tasks.spawn(run(
+        "kubernetes",
+        api.clone(),
+        of(&["namespaces", "services", "endpoints"]),
+        PAUSE,
+        move |api| async move { kubernetes::reconcile(&api, server).await },
+    ));
     tasks.spawn(run("events", api.clone(), Vec::new(), PAUSE, |api| async move { events::reconcile(&api).await }));
     Running { tasks, bootstrapped }
 }

@@ -1,7 +1,8 @@
 //! Nodes: the taints that follow from their conditions, and `Ready: Unknown` for one that is not heard of.
 //!
 //! A node is heard of when its lease is renewed or its status changes, by the time this server saw it: clocks of nodes
-//! do not matter, and after a restart every node has its time again. Nothing is evicted.
+//! do not matter, and after a restart every node has its time again. A node that is unknown or not ready also gets the
+//! `NoExecute` taint of that, with the time; what follows for its pods is decided in `evictions`.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,7 +10,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::super::kinds::node::condition_taints;
+use super::super::kinds::node::{NOT_READY, UNREACHABLE, condition_taints};
 use super::super::object::{Key, Object, member, text};
 use super::super::status::Status;
 use super::super::storage::{Change, KindId};
@@ -17,8 +18,8 @@ use super::super::strategy::set_taints;
 use super::super::{Api, clock};
 use super::Again;
 
-/// Seconds without a sign after which nothing is known of a node: Kubernetes' default grace period.
-const GRACE_SECONDS: i64 = 50;
+/// Seconds without a sign after which nothing is known of a node: what a node's lease lasts in Kubernetes.
+const GRACE_SECONDS: i64 = 40;
 /// How often it is looked, beside changes.
 const PERIOD: Duration = Duration::from_secs(5);
 /// Where nodes have their leases.
@@ -100,10 +101,32 @@ fn settle(node: &Value, silent: bool, now: i64) -> Option<Value> {
     }
     // One that has not reported yet stays as admission made it.
     let reports = new["status"]["conditions"].as_array().is_some_and(|all| !all.is_empty());
-    if reports && let Some(taints) = condition_taints(&new) {
+    if reports {
+        let taints = condition_taints(&new).or_else(|| new["spec"]["taints"].as_array().cloned());
+        let taints = execution_taints(&new, taints.unwrap_or_default(), now);
         set_taints(&mut new, taints);
     }
     (new != *node).then_some(new)
+}
+
+/// `taints` with the one `NoExecute` taint that follows from `Ready`, and no other of this kind. One that is there
+/// already keeps its time.
+fn execution_taints(node: &Value, mut taints: Vec<Value>, now: i64) -> Vec<Value> {
+    let conditions = node["status"]["conditions"].as_array();
+    let ready = conditions.into_iter().flatten().find(|one| one["type"] == "Ready");
+    let wanted = match ready.map(|ready| text(ready, "status")) {
+        Some("False") => Some(NOT_READY),
+        Some("Unknown") => Some(UNREACHABLE),
+        _ => None,
+    };
+    let ours = |taint: &Value| taint["effect"] == "NoExecute" && [NOT_READY, UNREACHABLE].contains(&text(taint, "key"));
+    taints.retain(|taint| !ours(taint) || wanted == Some(text(taint, "key")));
+    if let Some(key) = wanted
+        && !taints.iter().any(ours)
+    {
+        taints.push(json!({"key": key, "effect": "NoExecute", "timeAdded": clock::rfc3339(now)}));
+    }
+    taints
 }
 
 /// Looks at the nodes that changed and at those that are silent.
@@ -160,12 +183,12 @@ mod tests {
         assert_eq!(look(&one, 5, 0), Some(false), "a new node is looked at");
         assert_eq!(look(&one, 5, 40), None);
         assert_eq!(look(&one, 6, 45), None, "a renewed lease is a sign");
-        assert_eq!(look(&one, 6, 95), None);
-        assert_eq!(look(&one, 6, 96), Some(true));
+        assert_eq!(look(&one, 6, 85), None);
+        assert_eq!(look(&one, 6, 86), Some(true));
         let two = node(2);
         monitor.wrote(&two);
-        assert_eq!(look(&two, 6, 97), Some(true), "what was written here is no sign");
-        assert_eq!(look(&node(3), 6, 98), Some(false), "a new status is one");
+        assert_eq!(look(&two, 6, 87), Some(true), "what was written here is no sign");
+        assert_eq!(look(&node(3), 6, 88), Some(false), "a new status is one");
     }
 
     #[test]
@@ -177,8 +200,20 @@ mod tests {
         assert_eq!(settle(&ready, false, 0), None);
         let unknown = settle(&ready, true, 0).unwrap();
         assert_eq!(unknown["status"]["conditions"][0]["status"], "Unknown");
-        assert_eq!(unknown["spec"]["taints"][0]["key"], "node.kubernetes.io/unreachable");
-        assert_eq!(settle(&unknown, true, 9), None);
+        assert_eq!(unknown["status"]["conditions"][0]["reason"], "NodeStatusUnknown");
+        let taints = |effects: [(&str, &str); 2]| {
+            let [schedule, execute] = effects;
+            json!([
+                {"key": schedule.0, "effect": schedule.1},
+                {"key": execute.0, "effect": execute.1, "timeAdded": "1970-01-01T00:00:00Z"},
+            ])
+        };
+        assert_eq!(unknown["spec"]["taints"], taints([(UNREACHABLE, "NoSchedule"), (UNREACHABLE, "NoExecute")]));
+        assert_eq!(settle(&unknown, true, 9), None, "the taint keeps its time");
+        let mut sick = unknown.clone();
+        sick["status"]["conditions"][0]["status"] = "False".into();
+        let sick = settle(&sick, false, 0).unwrap();
+        assert_eq!(sick["spec"]["taints"], taints([(NOT_READY, "NoSchedule"), (NOT_READY, "NoExecute")]));
         let mut back = unknown;
         back["status"]["conditions"][0]["status"] = "True".into();
         assert_eq!(settle(&back, false, 0).unwrap()["spec"].get("taints"), None);

@@ -115,7 +115,11 @@ impl Walk {
                 object.insert(name, value);
             }
         }
+        // Two structs may have one name: only what this one has is written.
         for (name, value) in zero::written(&owner.name) {
+            if !owner.fields.contains_key(&name) {
+                continue;
+            }
             object.entry(name).or_insert(value);
         }
         Ok(Value::Object(object))

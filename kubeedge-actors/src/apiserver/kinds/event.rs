@@ -21,6 +21,7 @@ pub(super) const KIND: Kind = Kind {
     namespaced: true,
     status_subresource: false,
     has_generation: false,
+    stored_as: None,
     decode: decode::typed::<Event>,
     default: |_| {},
     validate_create: validate,
@@ -35,9 +36,9 @@ pub(super) const KIND: Kind = Kind {
         ("involvedObject.resourceVersion", |o| text(o, "/involvedObject/resourceVersion").to_owned()),
         ("involvedObject.fieldPath", |o| text(o, "/involvedObject/fieldPath").to_owned()),
         ("reason", |o| text(o, "/reason").to_owned()),
+        ("type", |o| text(o, "/type").to_owned()),
         ("reportingComponent", |o| component(o).to_owned()),
         ("source", |o| component(o).to_owned()),
-        ("type", |o| text(o, "/type").to_owned()),
     ],
     columns: &[
         column("Last Seen", "When it happened last"),
@@ -58,7 +59,7 @@ pub(super) const KIND: Kind = Kind {
 const MESSAGE_MAX: usize = 1024;
 
 /// Who reports an event, by the newer or the older field.
-fn component(object: &Value) -> &str {
+pub(super) fn component(object: &Value) -> &str {
     match text(object, "/source/component") {
         "" => text(object, "/reportingComponent"),
         component => component,
@@ -68,7 +69,7 @@ fn component(object: &Value) -> &str {
 /// Namespace of events about objects that have none.
 const CLUSTER_NAMESPACE: &str = "default";
 
-fn validate(object: &Value) -> Vec<FieldError> {
+pub(super) fn validate(object: &Value) -> Vec<FieldError> {
     let mut errors = Errors::default();
     let namespace = text(object, "/metadata/namespace");
     let about = text(object, "/involvedObject/namespace");
@@ -96,7 +97,7 @@ fn validate(object: &Value) -> Vec<FieldError> {
     errors.done()
 }
 
-fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
+pub(super) fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
     let mut all = validate(new);
     if old.get("eventTime").is_some_and(|time| !time.is_null()) {
         let mut errors = Errors::default();
@@ -108,7 +109,7 @@ fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
     all
 }
 
-fn cells(object: &Value, now: i64) -> Vec<Value> {
+pub(super) fn cells(object: &Value, now: i64) -> Vec<Value> {
     let age = |pointer: &str| time::age(object.pointer(pointer).and_then(Value::as_str), now);
     let has = |pointer: &str| object.pointer(pointer).is_some_and(Value::is_string);
     let first = if has("/firstTimestamp") { age("/firstTimestamp") } else { age("/eventTime") };

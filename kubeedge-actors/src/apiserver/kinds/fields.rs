@@ -117,6 +117,13 @@ impl Errors {
         self.add(path, FieldCause::TooLong(limit));
     }
 
+    /// Refuses a list with more than `limit` items.
+    pub(crate) fn at_most(&mut self, path: &Path, items: usize, limit: usize) {
+        if items > limit {
+            self.add(path, FieldCause::TooMany(items as u64, limit as u64));
+        }
+    }
+
     /// Refuses a value that is none of `supported`.
     pub(crate) fn one_of(&mut self, path: &Path, value: &str, supported: &[&str]) {
         if !supported.contains(&value) {

@@ -20,6 +20,7 @@ pub(super) const KIND: Kind = Kind {
     namespaced: true,
     status_subresource: false,
     has_generation: false,
+    stored_as: None,
     decode: decode::typed::<Lease>,
     default: |object| super::fields::set_missing(object, "spec", json!({})),
     validate_create: validate,

@@ -5,7 +5,10 @@
 
 mod configmap;
 pub(crate) mod decode;
+mod endpoints;
+pub(crate) mod endpointslice;
 mod event;
+mod event_v1;
 pub(crate) mod fields;
 mod lease;
 pub mod names;
@@ -15,6 +18,7 @@ mod pod;
 pub mod quantity;
 pub(crate) mod schema;
 mod secret;
+pub(crate) mod service;
 pub mod serviceaccount;
 mod table;
 pub(crate) mod time;
@@ -22,15 +26,19 @@ mod zero;
 
 use super::kind::Kind;
 
-static KINDS: [Kind; 8] = [
+static KINDS: [Kind; 12] = [
     configmap::KIND,
+    endpoints::KIND,
     event::KIND,
     namespace::KIND,
     node::KIND,
     pod::KIND,
     secret::KIND,
     serviceaccount::KIND,
+    service::KIND,
+    event_v1::KIND,
     lease::KIND,
+    endpointslice::KIND,
 ];
 
 /// All kinds, core first, in the order of their plural names.

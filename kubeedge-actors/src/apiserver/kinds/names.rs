@@ -66,6 +66,23 @@ pub fn dns_label(text: &str) -> Vec<String> {
     all
 }
 
+/// Names of Services: labels that begin with a letter (RFC 1035).
+pub fn dns_1035_label(text: &str) -> Vec<String> {
+    let mut all = Vec::new();
+    if text.len() > LABEL_MAX {
+        all.push(too_long(LABEL_MAX));
+    }
+    if !is_label(text) || text.starts_with(|c: char| c.is_ascii_digit()) {
+        all.push(format_error(
+            "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic \
+             character, and end with an alphanumeric character",
+            "[a-z]([-a-z0-9]*[a-z0-9])?",
+            &["my-name", "abc-123"],
+        ));
+    }
+    all
+}
+
 fn is_qualified_part(text: &str) -> bool {
     let bytes = text.as_bytes();
     match (bytes.first(), bytes.last()) {
@@ -179,6 +196,19 @@ pub fn port_name(text: &str) -> Vec<String> {
         all.push("must not begin or end with a hyphen".to_owned());
     }
     all
+}
+
+/// Networks: an address and the bits of its prefix.
+pub fn cidr(text: &str) -> Vec<String> {
+    let good = text.split_once('/').is_some_and(|(address, bits)| {
+        let most = match address.parse() {
+            Ok(std::net::IpAddr::V4(_)) => 32,
+            Ok(std::net::IpAddr::V6(_)) => 128,
+            Err(_) => return false,
+        };
+        bits.parse::<u8>().is_ok_and(|bits| bits <= most)
+    });
+    if good { Vec::new() } else { vec!["must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)".to_owned()] }
 }
 
 /// IP addresses.

@@ -25,6 +25,7 @@ pub(super) const KIND: Kind = Kind {
     namespaced: false,
     status_subresource: true,
     has_generation: false,
+    stored_as: None,
     decode: decode::typed::<Namespace>,
     default,
     validate_create: validate,

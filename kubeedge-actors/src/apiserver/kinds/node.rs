@@ -21,6 +21,7 @@ pub(super) const KIND: Kind = Kind {
     namespaced: false,
     status_subresource: true,
     has_generation: false,
+    stored_as: None,
     decode: decode::typed::<Node>,
     default,
     validate_create: validate,

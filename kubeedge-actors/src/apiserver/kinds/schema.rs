@@ -9,6 +9,8 @@ use std::sync::OnceLock;
 use k8s_openapi::api::authentication::v1::TokenRequest;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::events::v1 as events;
 use k8s_openapi::api::policy::v1::Eviction;
 use schemars::generate::SchemaSettings;
 use schemars::{Schema, SchemaGenerator};
@@ -131,13 +133,17 @@ pub(crate) fn definitions() -> Map<String, Value> {
     let mut settings = SchemaSettings::draft2020_12();
     settings.definitions_path = DEFINITIONS.into();
     let mut generator = SchemaGenerator::new(settings);
-    let all: [fn(&mut SchemaGenerator) -> Schema; 11] = [
+    let all: [fn(&mut SchemaGenerator) -> Schema; 15] = [
         SchemaGenerator::subschema_for::<core::Namespace>,
         SchemaGenerator::subschema_for::<core::Node>,
         SchemaGenerator::subschema_for::<core::Pod>,
         SchemaGenerator::subschema_for::<core::ConfigMap>,
         SchemaGenerator::subschema_for::<core::Secret>,
         SchemaGenerator::subschema_for::<core::ServiceAccount>,
+        SchemaGenerator::subschema_for::<events::Event>,
+        SchemaGenerator::subschema_for::<core::Endpoints>,
+        SchemaGenerator::subschema_for::<EndpointSlice>,
+        SchemaGenerator::subschema_for::<core::Service>,
         SchemaGenerator::subschema_for::<core::Event>,
         SchemaGenerator::subschema_for::<core::Binding>,
         SchemaGenerator::subschema_for::<Lease>,

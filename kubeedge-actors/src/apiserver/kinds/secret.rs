@@ -23,6 +23,7 @@ pub(super) const KIND: Kind = Kind {
     namespaced: true,
     status_subresource: false,
     has_generation: false,
+    stored_as: None,
     decode: decode::typed::<Secret>,
     default,
     validate_create: validate,

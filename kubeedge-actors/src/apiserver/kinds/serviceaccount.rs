@@ -19,6 +19,7 @@ pub(super) const KIND: Kind = Kind {
     namespaced: true,
     status_subresource: false,
     has_generation: false,
+    stored_as: None,
     decode: decode::typed::<ServiceAccount>,
     default: |_| {},
     validate_create: |_| Vec::new(),

@@ -23,6 +23,7 @@ const PLAIN_BOOLS: &[(&str, &str)] = &[
     ("NodeSpec", "unschedulable"),
     ("PersistentVolumeClaimVolumeSource", "readOnly"),
     ("NFSVolumeSource", "readOnly"),
+    ("ServiceSpec", "publishNotReadyAddresses"),
 ];
 
 /// Integers that are plain values.
@@ -35,6 +36,9 @@ const PLAIN_INTS: &[(&str, &str)] = &[
     ("Probe", "failureThreshold"),
     ("ContainerStateTerminated", "signal"),
     ("Event", "count"),
+    ("Event", "deprecatedCount"),
+    ("ServicePort", "nodePort"),
+    ("ServiceSpec", "healthCheckNodePort"),
     ("EventSeries", "count"),
     ("ObjectMeta", "generation"),
     ("PodStatus", "observedGeneration"),
@@ -54,6 +58,15 @@ const POINTER_STRINGS: &[(&str, &str)] = &[
     ("SecurityContext", "procMount"),
     ("Lifecycle", "stopSignal"),
     ("VolumeMount", "mountPropagation"),
+    ("ServicePort", "appProtocol"),
+    // Of a slice; Endpoints drop an empty name themselves.
+    ("EndpointPort", "name"),
+    ("EndpointPort", "appProtocol"),
+    ("EndpointAddress", "nodeName"),
+    ("Endpoint", "hostname"),
+    ("Endpoint", "nodeName"),
+    ("Endpoint", "zone"),
+    ("ServiceSpec", "loadBalancerClass"),
     ("VolumeMount", "recursiveReadOnly"),
 ];
 

@@ -10,7 +10,7 @@ use super::super::request::{Target, WriteOptions};
 use super::super::status::Status;
 use super::super::storage::{Change, Writer};
 use super::super::{admission, clock, meta, strategy};
-use super::{Request, Written, not_stored};
+use super::{Request, Written, not_stored, settle_addresses};
 
 /// Creates the object in the body.
 pub(super) async fn create(api: &Api, request: &Request, target: &Target) -> Result<Written, Status> {
@@ -47,6 +47,7 @@ pub(super) async fn new_object(
     if writer.get(target.id, &Key::new(target.scope(), &name)).is_some() {
         return Err(Status::already_exists(kind, &name));
     }
+    settle_addresses(api, target, &writer, &mut object, None)?;
     if dry_run {
         return Ok(Written { code: 201, object: not_stored(kind, &object), warnings: Vec::new() });
     }

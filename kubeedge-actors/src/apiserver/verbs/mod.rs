@@ -6,14 +6,15 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::Api;
+use super::addresses::{self, Taken};
 use super::auth::User;
 use super::kind::Kind;
 use super::kubelet::Body;
 use super::negotiate::Form;
-use super::object::{Key, Object};
+use super::object::{self, Key, Object};
 use super::request::{ListOptions, Path, Query, Target};
 use super::status::Status;
-use super::storage::{Change, KindId};
+use super::storage::{Change, KindId, Writer};
 use super::table::{Include, View};
 
 pub(crate) mod bind;
@@ -201,10 +202,31 @@ pub(crate) async fn serve_virtual(api: &Arc<Api>, request: &Request) -> Option<R
             })
         }
         ("authorization.k8s.io", "v1", "selfsubjectaccessreviews", None) => Some(review::self_access(request)),
+        ("authorization.k8s.io", "v1", "selfsubjectrulesreviews", None) => Some(review::self_rules(request)),
+        ("authorization.k8s.io", "v1", "subjectaccessreviews", None) => Some(review::access(request)),
         ("authentication.k8s.io", "v1", "selfsubjectreviews", None) => Some(review::self_subject(request)),
         ("authentication.k8s.io", "v1", "tokenreviews", None) => Some(review::token(api, request)),
         _ => None,
     }
+}
+
+/// Gives a Service its address and ports, in the turn of `writer`: what is free now is free until its commit.
+pub(crate) fn settle_addresses(
+    api: &Api,
+    target: &Target,
+    writer: &Writer,
+    object: &mut Value,
+    old: Option<&Value>,
+) -> Result<(), Status> {
+    if !addresses::concerns(target.kind) || old.is_some_and(|old| addresses::is_settled(object, old)) {
+        return Ok(());
+    }
+    let mut taken = Taken::default();
+    let own = Key::new(target.scope(), object::text(&object["metadata"], "name"));
+    for other in writer.list(target.id).iter().filter(|other| other.key != own) {
+        taken.add(&other.value(target.kind));
+    }
+    addresses::allocate(target.kind, api.service_range, taken, object, old, rand::random::<u32>)
 }
 
 /// The object that the path names.

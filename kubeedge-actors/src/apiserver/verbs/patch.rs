@@ -38,7 +38,7 @@ pub(super) async fn patch(
             "the namespace of the provided object does not match the namespace sent on the request",
         ));
     }
-    let mut written = change(writer, target, &old, new, part, options.dry_run).await?;
+    let mut written = change(api, writer, target, &old, new, part, options.dry_run).await?;
     written.warnings = body.warnings;
     Ok(written)
 }

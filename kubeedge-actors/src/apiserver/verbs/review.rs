@@ -3,11 +3,11 @@
 use serde_json::{Value, json};
 
 use super::super::Api;
-use super::super::auth::User;
+use super::super::auth::{OPEN_PATHS, User, may};
 use super::super::body::{check_content_type, parse};
 use super::super::meta::strings;
 use super::super::object::text;
-use super::super::status::Status;
+use super::super::status::{FieldCause, FieldError, Status};
 use super::{Answer, Method, Request};
 
 fn spec(request: &Request, kind: &str) -> Result<Value, Status> {
@@ -27,11 +27,9 @@ fn spec(request: &Request, kind: &str) -> Result<Value, Status> {
 /// `kubectl auth can-i`: what this server would answer to the one who asks.
 pub(super) fn self_access(request: &Request) -> Result<Answer, Status> {
     let spec = spec(request, "SelfSubjectAccessReview")?;
-    let status = if request.user.admin {
-        json!({"allowed": true})
-    } else {
-        json!({"allowed": false, "reason": "only the administrator's token is given rights by this server"})
-    };
+    one_question("SelfSubjectAccessReview", &spec)?;
+    let groups: Vec<&str> = request.user.groups.iter().map(String::as_str).collect();
+    let status = verdict(&groups, &spec);
     Ok(Answer::value(
         201,
         &json!({
@@ -39,6 +37,77 @@ pub(super) fn self_access(request: &Request) -> Result<Answer, Status> {
             "spec": spec, "status": status,
         }),
     ))
+}
+
+/// `kubectl auth can-i --as` of one who may ask for others: what this server would answer to a user of these groups.
+pub(super) fn access(request: &Request) -> Result<Answer, Status> {
+    let spec = spec(request, "SubjectAccessReview")?;
+    one_question("SubjectAccessReview", &spec)?;
+    let groups: Vec<&str> = strings(&spec, "groups").collect();
+    if groups.is_empty() && text(&spec, "user").is_empty() {
+        let why = FieldCause::Invalid("".into(), "at least one of user or group must be specified".into());
+        return Err(invalid("SubjectAccessReview", FieldError::new("spec.user", why)));
+    }
+    let status = verdict(&groups, &spec);
+    Ok(Answer::value(
+        201,
+        &json!({
+            "kind": "SubjectAccessReview", "apiVersion": "authorization.k8s.io/v1", "metadata": {},
+            "spec": spec, "status": status,
+        }),
+    ))
+}
+
+/// `kubectl auth can-i --list`.
+pub(super) fn self_rules(request: &Request) -> Result<Answer, Status> {
+    let spec = spec(request, "SelfSubjectRulesReview")?;
+    if text(&spec, "namespace").is_empty() {
+        return Err(Status::bad_request("no namespace on request"));
+    }
+    let (resources, paths) = if request.user.admin {
+        (
+            json!([{"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}]),
+            json!([{"verbs": ["*"], "nonResourceURLs": ["*"]}]),
+        )
+    } else {
+        (
+            json!([
+                {"verbs": ["create"], "apiGroups": ["authorization.k8s.io"],
+                    "resources": ["selfsubjectaccessreviews", "selfsubjectrulesreviews"]},
+                {"verbs": ["create"], "apiGroups": ["authentication.k8s.io"], "resources": ["selfsubjectreviews"]},
+            ]),
+            json!([{"verbs": ["get"], "nonResourceURLs": OPEN_PATHS}]),
+        )
+    };
+    Ok(Answer::value(
+        201,
+        &json!({
+            "kind": "SelfSubjectRulesReview", "apiVersion": "authorization.k8s.io/v1", "metadata": {}, "spec": {},
+            "status": {"resourceRules": resources, "nonResourceRules": paths, "incomplete": false},
+        }),
+    ))
+}
+
+/// A review asks about a resource or about a path.
+fn one_question(kind: &str, spec: &Value) -> Result<(), Status> {
+    if spec["resourceAttributes"].is_object() != spec["nonResourceAttributes"].is_object() {
+        return Ok(());
+    }
+    let why = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
+    let cause = FieldCause::Invalid(spec["resourceAttributes"].clone(), why.into());
+    Err(invalid(kind, FieldError::new("spec.resourceAttributes", cause)))
+}
+
+fn invalid(kind: &str, error: FieldError) -> Status {
+    Status::invalid_as("authorization.k8s.io", kind, "", vec![error])
+}
+
+fn verdict(groups: &[&str], spec: &Value) -> Value {
+    if may(groups, &spec["resourceAttributes"], &spec["nonResourceAttributes"]) {
+        json!({"allowed": true})
+    } else {
+        json!({"allowed": false, "reason": "only the administrator is given rights by this server"})
+    }
 }
 
 /// `kubectl auth whoami`.

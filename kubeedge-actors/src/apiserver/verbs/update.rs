@@ -11,7 +11,7 @@ use super::super::status::{FieldCause, FieldError, Status};
 use super::super::storage::{Change, Writer};
 use super::super::{meta, strategy};
 use super::create::{new_object, same_namespace};
-use super::{Request, Written, commit_one, not_stored};
+use super::{Request, Written, commit_one, not_stored, settle_addresses};
 
 /// Which part of the object a request may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,13 +60,14 @@ pub(super) async fn put(
         return Err(Status::invalid(kind, name, vec![FieldError::new("metadata.resourceVersion", why)]));
     }
     let old = current.value(kind);
-    let mut written = change(writer, target, &old, new, part, options.dry_run).await?;
+    let mut written = change(api, writer, target, &old, new, part, options.dry_run).await?;
     written.warnings = body.warnings;
     Ok(written)
 }
 
 /// Stores `new` in place of `old`, or removes it when its last finalizer has gone.
 pub(super) async fn change(
+    api: &Api,
     writer: Writer,
     target: &Target,
     old: &Value,
@@ -76,7 +77,10 @@ pub(super) async fn change(
 ) -> Result<Written, Status> {
     let kind = target.kind;
     let done = |object| Written { code: 200, object, warnings: Vec::new() };
-    let new = settle(kind, old, new, part)?;
+    let mut new = settle(kind, old, new, part)?;
+    if part == Part::Main {
+        settle_addresses(api, target, &writer, &mut new, Some(old))?;
+    }
     if new == *old {
         return Ok(done(not_stored(kind, old)));
     }

@@ -1,4 +1,6 @@
-//! Events on their way to the cloud: a short queue, and a task that empties it.
+//! Events on their way to EdgeHub's outbox: a short queue, and a task that empties it.
+//!
+//! The outbox keeps them over an outage and a restart, within its bounds. Here they wait for the disk only.
 
 use std::{
     sync::{
@@ -20,7 +22,7 @@ use crate::system::Port;
 
 /// Events that wait for their turn.
 pub const QUEUE: usize = 64;
-/// How long the cloud may take for one.
+/// How long the outbox's disk may take for one.
 const SEND_WITHIN: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Default)]
@@ -56,19 +58,19 @@ impl EventSink {
         match self.queue.try_send(event) {
             Ok(()) => {}
             Err(mpsc::error::TrySendError::Full(event)) => {
-                self.shared.dropped(&event, "too many events wait for the cloud already");
+                self.shared.dropped(&event, "too many events wait for the outbox already");
             }
             Err(mpsc::error::TrySendError::Closed(event)) => self.shared.dropped(&event, "edged is stopping"),
         }
     }
 
-    /// How many events were dropped: the queue was full, the cloud away or unwilling.
+    /// How many events were dropped here: the queue was full, or the outbox did not take them.
     pub fn dropped(&self) -> u64 {
         self.shared.dropped.load(Ordering::Relaxed)
     }
 }
 
-/// Tells the cloud. Dropped, what waits is dropped too.
+/// Puts them into the outbox. Dropped, what waits is dropped too.
 #[derive(Debug)]
 pub struct EventSender {
     shared: Arc<Shared>,
@@ -85,7 +87,7 @@ pub fn channel(node: String, port: Port<PublishEvent>) -> (EventSink, EventSende
 }
 
 impl EventSender {
-    /// Sends one event after the other: a higher count must not be overtaken by a lower one.
+    /// One event after the other: a higher count must not be overtaken by a lower one.
     pub async fn run(mut self) {
         while let Some(event) = self.queue.recv().await {
             let message = PublishEvent { envelope: Some(self.envelope(&event)) };
@@ -152,7 +154,7 @@ mod tests {
     }
 
     #[actix_rt::test]
-    async fn a_slow_cloud_costs_events_and_never_a_workers_time() {
+    async fn a_slow_outbox_costs_events_and_never_a_workers_time() {
         let permits = Arc::new(Semaphore::new(0));
         let hub = Arc::clone(&permits);
         let system = System::builder("edge")

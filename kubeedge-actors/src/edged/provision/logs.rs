@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::edged::lifecycle::PodPlan;
+use crate::edged::{lifecycle::PodPlan, volumes::PodUid};
 
 /// Longest file name.
 const MAX_FILE_NAME: usize = 255;
@@ -67,6 +67,22 @@ impl LogDirs {
     /// Removes what is left of a pod's logs.
     pub fn remove_pod(&self, plan: &PodPlan) -> io::Result<()> {
         gone(std::fs::remove_dir_all(self.pod(plan)))
+    }
+
+    /// Removes the logs of a pod of which only the uid is known. Links to them stay.
+    pub fn remove_orphan(&self, uid: &PodUid) -> io::Result<()> {
+        let end = format!("_{uid}");
+        let pods = match std::fs::read_dir(self.root.join("pods")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            pods => pods?,
+        };
+        for pod in pods {
+            let pod = pod?;
+            if pod.file_name().to_string_lossy().ends_with(&end) {
+                gone(std::fs::remove_dir_all(pod.path()))?;
+            }
+        }
+        Ok(())
     }
 
     /// The last bytes of a container's log, as text without the runtime's prefixes.
@@ -144,6 +160,20 @@ mod tests {
         assert!(!file.exists() && std::fs::symlink_metadata(&link).is_err());
         logs.remove_pod(&plan).unwrap();
         assert!(!root.path().join("pods/ns_p_u").exists());
+    }
+
+    #[test]
+    fn logs_of_an_orphan_go_and_no_others() {
+        let root = tempfile::tempdir().unwrap();
+        let logs = LogDirs::new(root.path());
+        let orphan: PodUid = "u".parse().unwrap();
+        logs.remove_orphan(&orphan).unwrap();
+        let others = PodPlan { uid: "other-u".into(), ..plan() };
+        for plan in [&plan(), &others] {
+            logs.prepare(plan, "c").unwrap();
+        }
+        logs.remove_orphan(&orphan).unwrap();
+        assert!(!logs.pod(&plan()).exists() && logs.pod(&others).exists());
     }
 
     #[test]

@@ -91,6 +91,18 @@ impl NodeProvision {
         &self.volumes
     }
 
+    /// Removes what a pod left of which no more is known than its uid. Its directory, by which it was found, goes last:
+    /// what fails is found again.
+    pub(crate) async fn remove_orphan(&self, uid: &str) -> Result<(), String> {
+        let (pod, driver): (PodUid, _) = (uid.parse().provide()?, self.setup.cgroup_driver);
+        self.files("what a pod left cannot be removed", move |logs| {
+            remove_pod_cgroups(driver, Path::new(CGROUP_ROOT), &pod)?;
+            logs.remove_orphan(&pod)
+        })
+        .await?;
+        self.volumes.tear_down(uid).await.provide()
+    }
+
     fn mounted(&self) -> MutexGuard<'_, HashMap<String, MountedVolumes>> {
         // Insertions and removals are whole, so a poisoned lock guards a whole map.
         self.mounted.lock().unwrap_or_else(PoisonError::into_inner)
@@ -306,15 +318,17 @@ impl Provision for NodeProvision {
 
     fn tear_down<'a>(&'a self, plan: &'a PodPlan) -> Provided<'a, ()> {
         Box::pin(async move {
-            self.volumes.tear_down(&plan.uid).await.provide()?;
-            self.mounted().remove(&plan.uid);
-            let (plan, driver) = (plan.clone(), self.setup.cgroup_driver);
+            let (of, driver) = (plan.clone(), self.setup.cgroup_driver);
             let uid: PodUid = plan.uid.parse().provide()?;
-            self.files("the pod's logs cannot be removed", move |logs| logs.remove_pod(&plan)).await?;
+            self.files("the pod's logs cannot be removed", move |logs| logs.remove_pod(&of)).await?;
             self.files("the pod's cgroups cannot be removed", move |_| {
                 remove_pod_cgroups(driver, Path::new(CGROUP_ROOT), &uid)
             })
-            .await
+            .await?;
+            // Last: by its directory a later edgecore finds what this one was killed over.
+            self.volumes.tear_down(&plan.uid).await.provide()?;
+            self.mounted().remove(&plan.uid);
+            Ok(())
         })
     }
 

@@ -225,6 +225,19 @@ pub enum Refusal {
     },
 }
 
+impl Refusal {
+    /// What whoever submitted an Event is told.
+    pub fn settled(&self) -> Settled {
+        let code = match self {
+            Self::Closed => 503,
+            Self::Malformed { .. } => 400,
+            Self::TooLarge { .. } => 413,
+            Self::QueueFull { .. } => 429,
+        };
+        Settled::rejected(code, self.to_string())
+    }
+}
+
 /// Why a Call has no answer.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum CallFailure {

@@ -1,9 +1,11 @@
 //! The guarantees of the kit, one test each, named by the guarantee; `docs/runtime-semantics.md` lists them.
 
 mod ports;
-mod probe;
+pub(crate) mod probe;
 mod stop;
 mod supervision;
+mod topics;
+mod trace;
 mod wiring;
 
 /// Names of tests in the page's tables: what stands in backquotes and has three underscores or more.
@@ -15,6 +17,9 @@ fn every_documented_guarantee_has_a_test_of_that_name_and_the_reverse() {
         include_str!("wiring.rs"),
         include_str!("supervision.rs"),
         include_str!("stop.rs"),
+        include_str!("topics.rs"),
+        include_str!("../buffer.rs"),
+        include_str!("trace.rs"),
         include_str!("../restart.rs"),
     ]
     .concat();

@@ -7,24 +7,24 @@ use std::{
     time::Duration,
 };
 
-pub(super) const SECOND: Duration = Duration::from_secs(1);
+pub(crate) const SECOND: Duration = Duration::from_secs(1);
 /// Longer than anything in a test with paused time takes.
-pub(super) const LONG: Duration = Duration::from_secs(3600);
+pub(crate) const LONG: Duration = Duration::from_secs(3600);
 
 /// What happened, in order.
 #[derive(Clone, Default)]
-pub(super) struct Log(Arc<Mutex<Vec<String>>>);
+pub(crate) struct Log(Arc<Mutex<Vec<String>>>);
 
 impl Log {
-    pub(super) fn add(&self, what: impl Into<String>) {
+    pub(crate) fn add(&self, what: impl Into<String>) {
         self.0.lock().unwrap().push(what.into());
     }
 
-    pub(super) fn all(&self) -> Vec<String> {
+    pub(crate) fn all(&self) -> Vec<String> {
         self.0.lock().unwrap().clone()
     }
 
-    pub(super) fn count(&self, what: &str) -> usize {
+    pub(crate) fn count(&self, what: &str) -> usize {
         self.all().iter().filter(|entry| *entry == what).count()
     }
 }
@@ -34,28 +34,28 @@ type Hook<const N: usize> = Arc<dyn Fn(&mut Probe<N>, &mut Context<Probe<N>>) + 
 type StopHook<const N: usize> = Arc<dyn Fn() -> ResponseActFuture<Probe<N>, ()> + Send + Sync>;
 
 /// The component of stage `N`: `p0` a source, `p1` a processor, `p2` a link, `p3` a store; all hold 4 messages.
-pub(super) struct Probe<const N: usize> {
-    pub(super) log: Log,
+pub(crate) struct Probe<const N: usize> {
+    pub(crate) log: Log,
     /// Lost when the component is built again.
-    pub(super) sum: u32,
+    pub(crate) sum: u32,
     on_start: Option<Hook<N>>,
     on_stop: Option<StopHook<N>>,
 }
 
-pub(super) const CAPACITY: usize = 4;
+pub(crate) const CAPACITY: usize = 4;
 
 impl<const N: usize> Probe<N> {
-    pub(super) fn new(log: &Log) -> Self {
+    pub(crate) fn new(log: &Log) -> Self {
         log.add(format!("p{N} built"));
         Self { log: log.clone(), sum: 0, on_start: None, on_stop: None }
     }
 
-    pub(super) fn on_start(mut self, hook: impl Fn(&mut Self, &mut Context<Self>) + Send + Sync + 'static) -> Self {
+    pub(crate) fn on_start(mut self, hook: impl Fn(&mut Self, &mut Context<Self>) + Send + Sync + 'static) -> Self {
         self.on_start = Some(Arc::new(hook));
         self
     }
 
-    pub(super) fn on_stop(mut self, hook: impl Fn() -> ResponseActFuture<Self, ()> + Send + Sync + 'static) -> Self {
+    pub(crate) fn on_stop(mut self, hook: impl Fn() -> ResponseActFuture<Self, ()> + Send + Sync + 'static) -> Self {
         self.on_stop = Some(Arc::new(hook));
         self
     }
@@ -95,7 +95,7 @@ impl<const N: usize> Component for Probe<N> {
 /// Adds to the sum, logs it, answers the sum.
 #[derive(Message)]
 #[rtype(result = "u32")]
-pub(super) struct Add<const N: usize>(pub(super) u32);
+pub(crate) struct Add<const N: usize>(pub(crate) u32);
 
 impl<const N: usize> Handler<Add<N>> for Probe<N> {
     type Result = u32;
@@ -112,10 +112,10 @@ type Nothing = ();
 macro_rules! doing {
     ($(#[$doc:meta])* $name:ident, $answer:ty, $result:ty) => {
         $(#[$doc])*
-        pub(super) struct $name<const N: usize>(Box<dyn FnOnce(&mut Probe<N>, &mut Context<Probe<N>>) -> $result + Send>);
+        pub(crate) struct $name<const N: usize>(Box<dyn FnOnce(&mut Probe<N>, &mut Context<Probe<N>>) -> $result + Send>);
 
         impl<const N: usize> $name<N> {
-            pub(super) fn new(
+            pub(crate) fn new(
                 what: impl FnOnce(&mut Probe<N>, &mut Context<Probe<N>>) -> $result + Send + 'static,
             ) -> Self {
                 Self(Box::new(what))
@@ -166,23 +166,23 @@ impl<const N: usize> Handler<Alone<N>> for Probe<N> {
 }
 
 /// One probe, the source, with no more than the log.
-pub(super) fn one(log: &Log) -> System {
+pub(crate) fn one(log: &Log) -> System {
     with_one(log, |probe| probe).start().unwrap()
 }
 
 /// One probe, dressed by the test.
-pub(super) fn with_one(log: &Log, dress: impl Fn(Probe<0>) -> Probe<0> + 'static) -> SystemBuilder {
+pub(crate) fn with_one(log: &Log, dress: impl Fn(Probe<0>) -> Probe<0> + 'static) -> SystemBuilder {
     let log = log.clone();
     System::builder("test").component(move |_: &Ports| dress(Probe::<0>::new(&log)))
 }
 
 /// Restarts without delay that a test may use up.
-pub(super) fn quick(budget: u32) -> RestartPolicy {
+pub(crate) fn quick(budget: u32) -> RestartPolicy {
     RestartPolicy { base: Duration::from_millis(1), budget, ..RestartPolicy::default() }
 }
 
 /// Holds the component's arbiter-side attention until the returned sender is used or dropped: messages pile up.
-pub(super) async fn hold<const N: usize>(system: &System) -> tokio::sync::oneshot::Sender<()> {
+pub(crate) async fn hold<const N: usize>(system: &System) -> tokio::sync::oneshot::Sender<()> {
     let (release, released) = tokio::sync::oneshot::channel::<()>();
     let (taken, is_taken) = tokio::sync::oneshot::channel();
     let port: Port<Alone<N>> = system.port();
@@ -199,6 +199,6 @@ pub(super) async fn hold<const N: usize>(system: &System) -> tokio::sync::onesho
 }
 
 /// Everything told before this has been handled.
-pub(super) async fn flush<const N: usize>(system: &System) {
+pub(crate) async fn flush<const N: usize>(system: &System) {
     system.port::<Run<N>>().ask(Run::new(|_, _| ()), LONG).await.unwrap();
 }

@@ -34,7 +34,7 @@ fn without_the_servers_part(object: &Value) -> Value {
         }
     }
     let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) else { return object };
-    for field in ["serviceAccount", "serviceAccountName", "tolerations"] {
+    for field in ["serviceAccount", "serviceAccountName", "tolerations", "clusterIP", "clusterIPs"] {
         spec.remove(field);
     }
     let injected = |item: &Value| item["name"].as_str().is_some_and(|name| name.starts_with("kube-api-access-"));

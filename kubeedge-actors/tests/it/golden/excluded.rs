@@ -7,7 +7,6 @@ const VERSION: &str = "says which server it is: compared by the fields a client 
 const APPS: &str = "group apps is not served yet";
 const APPLY: &str = "server-side apply is not served yet: 415 says so";
 const CRD: &str = "custom resources are not served yet";
-const SERVICE: &str = "services are not served yet";
 const OLD_ETCD: &str =
     "the recorded server's etcd was too old to tell its progress; a newer one answers as this server does";
 
@@ -25,8 +24,6 @@ pub(crate) const EXCLUDED: &[(&str, &str, &str)] = &[
     ("03-update-patch", "apply conflict", APPLY),
     ("03-update-patch", "apply force", APPLY),
     ("03-update-patch", "apply without manager", APPLY),
-    ("05-nodes-leases-services", "service (allocation)", SERVICE),
-    ("05-nodes-leases-services", "same event through events.k8s.io", "group events.k8s.io is not served yet"),
     ("06-crd", "crd create", CRD),
     ("06-crd", "crd get (conditions)", CRD),
     ("06-crd", "crd bad name", CRD),

@@ -26,6 +26,7 @@ pub(super) const KIND: Kind = Kind {
     namespaced: true,
     status_subresource: true,
     has_generation: true,
+    stored_as: None,
     decode: decode::typed::<Pod>,
     default: defaults::default,
     validate_create: validate::validate,

@@ -1,6 +1,6 @@
 //! Embedding: the cloud link and the edge's copy of its objects in a program of your own, beside an actor of your own.
 //!
-//! `gateway <folder of ca/ and certs/> <host:port of the link> <folder for the store>`; `edgecore join --data-dir` makes
+//! `custom_gateway <folder of ca/ and certs/> <host:port of the link> <folder for the store>`; `edgecore join --data-dir` makes
 //! the first. It prints what the cloud wants of this node, for as long as it runs, with the cable cut as well.
 
 #![allow(clippy::print_stdout, reason = "its output is for a person")]
@@ -10,17 +10,17 @@ use std::{path::Path, sync::Arc, time::Duration};
 use actix::Handler;
 use anyhow::{Context as _, Result};
 use kubeedge_actors::{
-    edgehub::{EdgeHub, EdgeHubConfig},
+    edgehub::{EdgeHub, EdgeHubConfig, outbox::queue::Bounds},
     identity::{NodeIdentity, client_config, system_clock},
     link,
     metamanager::{MetaManager, Tables},
     program::StopSignals,
     store::{Options, Store},
-    system::{Component, Context, Contract, Ports, Stage, System},
+    system::{Component, Context, Contract, Overflow, Ports, Stage, System},
 };
 use kubeedge_proto::v1::{LinkStateChanged, ObjectsChanged};
 
-/// An actor of our own: it answers two messages, and that is all its contract.
+/// An actor of our own: it listens to two events, and that is all its contract.
 struct Printer;
 
 impl actix::Actor for Printer {
@@ -32,7 +32,8 @@ impl Component for Printer {
     const STAGE: Stage = Stage::Processor;
 
     fn contract(contract: &mut Contract<Self>) {
-        contract.answers::<ObjectsChanged>().answers::<LinkStateChanged>();
+        contract.listens::<ObjectsChanged>(Overflow::wait());
+        contract.listens::<LinkStateChanged>(Overflow::newest_per_key(1, |_| ()));
     }
 }
 
@@ -56,7 +57,8 @@ impl Handler<LinkStateChanged> for Printer {
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let mut argument = || arguments.next().context("usage: gateway <identity folder> <host:port> <store folder>");
+    let mut argument =
+        || arguments.next().context("usage: custom_gateway <identity folder> <host:port> <store folder>");
     let (identity, address, folder) = (argument()?, argument()?, argument()?);
     actix_rt::System::new().block_on(async {
         let identity =
@@ -64,7 +66,13 @@ fn main() -> Result<()> {
         let store = Store::open(Path::new(&folder), Options::default())?.store;
         let tables = Tables::open(store.clone()).await?;
         let tls = Arc::new(client_config(&identity, &[], system_clock())?);
-        let hub = EdgeHubConfig { address, tls, link: link::Config::default() };
+        let hub = EdgeHubConfig {
+            address,
+            tls,
+            link: link::Config::default(),
+            store: store.clone(),
+            outbox: Bounds::default(),
+        };
         let system = System::builder("gateway")
             .component(move |ports: &Ports| MetaManager::new(tables.clone(), ports))
             .component(move |ports: &Ports| EdgeHub::new(hub.clone(), ports))

@@ -1,0 +1,280 @@
+//! The link against a bare tonic stream: 1 KiB messages one way over mutual TLS on loopback.
+//!
+//! Both carry the same protobuf `Frame`s. The link's are acknowledged one by one: sequences, windows (256 messages or
+//! 1 MiB unsettled), acks with dispositions, priorities, 64 KiB at a time to the socket; its outbox is in memory. The
+//! bare stream has none of that: it counts what arrives. Both ends share a runtime with two threads.
+
+#![allow(missing_docs, reason = "criterion's macros make public items")]
+#![allow(clippy::expect_used, clippy::panic, reason = "a bench that cannot run should say so and end")]
+
+use std::{
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use kubeedge_actors::{
+    identity::{self, CertificateAuthority, ClientAuth, NodeIdentity, NodeKey, system_clock},
+    link::{
+        Class, Config, FrameSink, FrameStream, Input, Output, Session, client, driver,
+        server::{self, Limits},
+    },
+};
+use kubeedge_proto::{
+    NodeName,
+    v1::{
+        Data, DesiredState, Envelope, Frame, Hello, Settled, StreamFrame, TrafficClass, UserMessage, data::Payload,
+        envelope::Body, frame, link_client::LinkClient, link_server,
+    },
+};
+use rustls::{ServerConfig, pki_types::ServerName};
+use tokio::{
+    net::TcpListener,
+    runtime::Runtime,
+    sync::{Notify, mpsc},
+};
+use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
+use tonic::{
+    Request, Response, Status, Streaming,
+    transport::{Certificate, ClientTlsConfig, Endpoint, Identity, Server, ServerTlsConfig, server::TcpIncoming},
+};
+
+const PAYLOAD_BYTES: usize = 1024;
+/// Events in the link's hands: more than a window, less than its queue's bound of 4096.
+const UNSETTLED: u64 = 2048;
+/// Frames in the bare stream's channel: the same.
+const CHANNEL: usize = 2048;
+/// HTTP/2 window of the bare stream, bytes.
+const WINDOW: u32 = 1024 * 1024;
+
+/// Certificates, in a folder of their own.
+struct Pki {
+    _folder: tempfile::TempDir,
+    node: NodeIdentity,
+    server: Arc<ServerConfig>,
+    bare_server: ServerTlsConfig,
+    bare_client: ClientTlsConfig,
+}
+
+impl Pki {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let now = SystemTime::now();
+        let authority = CertificateAuthority::load_or_create(&folder.path().join("ca"), now).expect("an authority");
+        let names = [ServerName::try_from("localhost").expect("a name")];
+        let cloud = authority.issue_server(&names, now).expect("a server certificate");
+        let name = "edge-1".parse::<NodeName>().expect("a node name");
+        let key = NodeKey::load_or_create(folder.path()).expect("a key");
+        let request = key.request(&name).expect("a request");
+        let chain = authority.sign_node_csr(&request, &name, now).expect("a certificate");
+        let node = key.accept(&chain, &authority.ca_hash(), now).expect("an identity");
+        let clients = ClientAuth::Required(authority.certificate().clone());
+        let server = identity::server_config(cloud.chain(), cloud.key(), clients, &[], system_clock());
+        let ca = Certificate::from_pem(authority.certificate_pem());
+        let read = |name: &str| std::fs::read_to_string(folder.path().join("certs").join(name)).expect("a file");
+        let own = Identity::from_pem(read("server.crt"), read("server.key"));
+        Self {
+            node,
+            server: Arc::new(server.expect("the server's TLS")),
+            bare_server: ServerTlsConfig::new()
+                .identity(Identity::from_pem(&cloud.chain_pem, &cloud.key_pem))
+                .client_ca_root(ca.clone()),
+            bare_client: ClientTlsConfig::new().ca_certificate(ca).identity(own).domain_name("localhost"),
+            _folder: folder,
+        }
+    }
+}
+
+fn event() -> Envelope {
+    let message = UserMessage { topic: "bench".into(), payload: vec![7; PAYLOAD_BYTES].into(), ..Default::default() };
+    Envelope::new("bench", 1_700_000_000_000, Body::UserMessage(message))
+}
+
+// ---- the link ------------------------------------------------------------------------------------------------------
+
+/// Both ends of an established link.
+struct Link {
+    submit: mpsc::Sender<Input>,
+    settled: mpsc::Receiver<Output>,
+}
+
+/// Runs a session; its commands and events.
+fn run(session: Session, sink: FrameSink, stream: FrameStream) -> (mpsc::Sender<Input>, mpsc::Receiver<Output>) {
+    let (commands, inputs) = mpsc::channel(driver::COMMANDS);
+    let (outputs, events) = mpsc::channel(driver::EVENTS);
+    tokio::spawn(driver::run(session, sink, stream, inputs, outputs));
+    (commands, events)
+}
+
+impl Link {
+    async fn new(pki: &Pki) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let (accept, mut accepted) = mpsc::channel(1);
+        let identify: server::Identify = Arc::new(|_| "edge-1".parse::<NodeName>().map_err(|error| error.to_string()));
+        tokio::spawn(server::serve_link(listener, pki.server.clone(), identify, accept, Limits::default()));
+        let tls = identity::client_config(&pki.node, &[], system_clock()).expect("the client's TLS");
+        let (sink, stream) =
+            client::connect(&format!("localhost:{}", address.port()), None, &tls).await.expect("a link");
+        let hello = Hello { instance_id: vec![1; 16].into(), connection: 1, ..Default::default() };
+        let (submit, mut settled) = run(Session::edge(hello, Config::default().stamped()), sink, stream);
+        let cloud = accepted.recv().await.expect("a node");
+        let (answer, events) = run(Session::cloud(Config::default().stamped()), cloud.sink, cloud.stream);
+        tokio::spawn(settle_all(answer, events));
+        while !matches!(settled.recv().await.expect("a session"), Output::Established(_)) {}
+        Self { submit, settled }
+    }
+
+    /// Sends `n` events and returns when the last is settled.
+    async fn send(&mut self, n: u64) {
+        let event = event();
+        let (mut sent, mut settled) = (0, 0);
+        while settled < n {
+            while sent < n && sent - settled < UNSETTLED {
+                // Every message is one of its own: ids rise.
+                let id = u128::from(sent).to_be_bytes().to_vec().into();
+                self.submit.send(Input::Submit(Envelope { id, ..event.clone() })).await.expect("a session");
+                sent += 1;
+                if let Ok(output) = self.settled.try_recv() {
+                    settled += counts(&output);
+                }
+            }
+            settled += counts(&self.settled.recv().await.expect("a session"));
+        }
+    }
+}
+
+fn counts(output: &Output) -> u64 {
+    match output {
+        Output::Settled { class: Class::Event, settled, .. } if settled.code == 0 => 1,
+        Output::Settled { .. } | Output::Refused { .. } | Output::Closed(_) => panic!("not settled: {output:?}"),
+        _ => 0,
+    }
+}
+
+/// The cloud's owner.
+async fn settle_all(answer: mpsc::Sender<Input>, mut events: mpsc::Receiver<Output>) {
+    while let Some(event) = events.recv().await {
+        let input = match event {
+            Output::HelloReceived(_) => Input::Admit { epoch: 1, cluster_uid: "c".into(), resource_version: 1 },
+            Output::NeedDesired => Input::DesiredKnown(DesiredState::default()),
+            Output::Deliver { class, seq, .. } => Input::Settle { class, seq, settled: Settled::applied() },
+            _ => continue,
+        };
+        if answer.send(input).await.is_err() {
+            return;
+        }
+    }
+}
+
+// ---- bare tonic ----------------------------------------------------------------------------------------------------
+
+type Frames<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// A server that says how many frames have come.
+struct Count {
+    arrived: Arc<Arrived>,
+}
+
+#[derive(Default)]
+struct Arrived {
+    frames: std::sync::atomic::AtomicU64,
+    wanted: std::sync::atomic::AtomicU64,
+    there: Notify,
+}
+
+#[tonic::async_trait]
+impl link_server::Link for Count {
+    type ConnectStream = Frames<Frame>;
+    type StreamsStream = Frames<StreamFrame>;
+
+    async fn connect(&self, request: Request<Streaming<Frame>>) -> Result<Response<Self::ConnectStream>, Status> {
+        use std::sync::atomic::Ordering::SeqCst;
+        let mut frames = request.into_inner();
+        let arrived = self.arrived.clone();
+        tokio::spawn(async move {
+            while let Some(Ok(_)) = frames.next().await {
+                if arrived.frames.fetch_add(1, SeqCst) + 1 == arrived.wanted.load(SeqCst) {
+                    arrived.there.notify_one();
+                }
+            }
+        });
+        // Open until the client is gone.
+        Ok(Response::new(Box::pin(tokio_stream::pending())))
+    }
+
+    async fn streams(&self, _: Request<Streaming<StreamFrame>>) -> Result<Response<Self::StreamsStream>, Status> {
+        Err(Status::unimplemented("not part of this bench"))
+    }
+}
+
+struct Bare {
+    frames: mpsc::Sender<Frame>,
+    arrived: Arc<Arrived>,
+    total: u64,
+}
+
+impl Bare {
+    async fn new(pki: &Pki) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address: SocketAddr = listener.local_addr().expect("an address");
+        let arrived = Arc::new(Arrived::default());
+        let service = link_server::LinkServer::new(Count { arrived: arrived.clone() });
+        // What makes it fast: no delayed acknowledgements, and room for a window as large as the link's.
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let server = Server::builder().initial_stream_window_size(WINDOW).initial_connection_window_size(WINDOW);
+        let mut server = server.tls_config(pki.bare_server.clone()).expect("the server's TLS");
+        tokio::spawn(server.add_service(service).serve_with_incoming(incoming));
+        let endpoint = Endpoint::from_shared(format!("https://localhost:{}", address.port())).expect("an address");
+        let channel = endpoint.tls_config(pki.bare_client.clone()).expect("the client's TLS").connect().await;
+        let (frames, outgoing) = mpsc::channel(CHANNEL);
+        let mut client = LinkClient::new(channel.expect("a connection"));
+        let mut incoming = client.connect(ReceiverStream::new(outgoing)).await.expect("a stream").into_inner();
+        // Polled, so that the connection's flow control goes on.
+        tokio::spawn(async move { while let Some(Ok(_)) = incoming.next().await {} });
+        Self { frames, arrived, total: 0 }
+    }
+
+    /// Sends `n` frames and returns when the last has arrived.
+    async fn send(&mut self, n: u64) {
+        use std::sync::atomic::Ordering::SeqCst;
+        let event = event();
+        self.total += n;
+        self.arrived.wanted.store(self.total, SeqCst);
+        for seq in 1..=n {
+            let id = u128::from(seq).to_be_bytes().to_vec().into();
+            let envelope = Payload::Envelope(Envelope { id, ..event.clone() });
+            let data = Data { class: TrafficClass::Event.into(), seq, payload: Some(envelope) };
+            self.frames.send(Frame { frame: Some(frame::Frame::Data(data)) }).await.expect("a stream");
+        }
+        self.arrived.there.notified().await;
+        assert_eq!(self.arrived.frames.load(SeqCst), self.total);
+    }
+}
+
+fn links(criterion: &mut Criterion) {
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let pki = Pki::new();
+    let mut group = criterion.benchmark_group("link 1 KiB");
+    group.warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(4)).sample_size(20);
+    group.throughput(Throughput::Elements(1));
+    let mut bare = runtime.block_on(Bare::new(&pki));
+    group.bench_function("bare tonic", |bencher| bencher.iter_custom(|n| timed(&runtime, bare.send(n))));
+    let mut link = runtime.block_on(Link::new(&pki));
+    group.bench_function("link", |bencher| bencher.iter_custom(|n| timed(&runtime, link.send(n))));
+    group.finish();
+}
+
+fn timed(runtime: &Runtime, work: impl Future<Output = ()>) -> Duration {
+    runtime.block_on(async {
+        let start = Instant::now();
+        work.await;
+        start.elapsed()
+    })
+}
+
+criterion_group!(benches, links);
+criterion_main!(benches);

@@ -1,0 +1,65 @@
+//! Compares the last run of the benches with the committed ratios: `ratios [--commit]`.
+//!
+//! Prints a table; fails when a ratio got worse by more than the tolerance. `--commit` writes the measured ratios into
+//! `benches/ratios.json` instead.
+
+#![allow(clippy::print_stdout, reason = "its table is what it is for")]
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use kubeedge_benches::{TOLERANCE, Verdict, measure, read};
+
+fn main() -> Result<()> {
+    let commit = match std::env::args().skip(1).collect::<Vec<_>>().as_slice() {
+        [] => false,
+        [flag] if flag == "--commit" => true,
+        other => bail!("unknown arguments {other:?}; usage: ratios [--commit]"),
+    };
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let file = own.join("ratios.json");
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| own.join("../target"), PathBuf::from);
+    let criterion = target.join("criterion");
+    let mut rows = read(&file)?;
+    let mut worse = Vec::new();
+    println!("| ratio | ours | theirs | now | committed | goal | |");
+    println!("|---|---|---|---|---|---|---|");
+    for row in &mut rows {
+        let measured = measure(&criterion, row)?;
+        let goal = row.goal.map_or(String::from("-"), |goal| format!("{goal:.2}"));
+        let verdict = match measured.verdict(row) {
+            Verdict::Good => "",
+            Verdict::GoalMissed => "goal missed",
+            Verdict::Worse => "WORSE",
+        };
+        println!(
+            "| {} | {} | {} | {:.2} | {:.2} | {goal} | {verdict} |",
+            row.name,
+            time(measured.ours),
+            time(measured.theirs),
+            measured.ratio(),
+            row.committed
+        );
+        if measured.verdict(row) == Verdict::Worse {
+            worse.push(row.name.clone());
+        }
+        row.committed = (measured.ratio() * 100.0).round() / 100.0;
+    }
+    if commit {
+        let text = serde_json::to_string_pretty(&rows)? + "\n";
+        return std::fs::write(&file, text).with_context(|| format!("write {}", file.display()));
+    }
+    if !worse.is_empty() {
+        bail!("worse than committed by more than {TOLERANCE}: {}", worse.join(", "));
+    }
+    Ok(())
+}
+
+/// Nanoseconds for people.
+fn time(nanos: f64) -> String {
+    match nanos {
+        n if n < 1e3 => format!("{n:.0} ns"),
+        n if n < 1e6 => format!("{:.2} us", n / 1e3),
+        n => format!("{:.2} ms", n / 1e6),
+    }
+}
