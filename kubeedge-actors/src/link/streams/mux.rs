@@ -69,6 +69,8 @@ struct State {
     /// To be sent, in this order.
     open: Option<StreamOpen>,
     head_out: Option<StreamHead>,
+    /// A head was given, sent or not.
+    responded: bool,
     outgoing: VecDeque<Bytes>,
     outgoing_bytes: usize,
     /// The owner writes nothing more.
@@ -200,8 +202,9 @@ impl Mux {
 
     /// Acceptor: the answer's head. Only the first counts.
     pub fn respond(&mut self, stream: u64, head: StreamHead) {
-        if let Some(state) = self.live(stream) {
-            state.head_out.get_or_insert(head);
+        if let Some(state) = self.live(stream).filter(|state| !state.responded) {
+            state.responded = true;
+            state.head_out = Some(head);
         }
     }
 
