@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::Api;
+use super::custom;
 use super::kind::Kind;
 use super::kinds::{node, serviceaccount};
 use super::object::{Key, member, metadata, text};
@@ -28,7 +29,7 @@ pub(super) fn create(api: &Api, target: &Target, object: &mut Value) -> Result<(
         check_namespace(api, kind, namespace, &name)?;
     }
     if !kind.group.is_empty() {
-        return Ok(());
+        return admit_custom(api, target, &name);
     }
     match kind.plural {
         "pods" => admit_pod(api, target, &name, object),
@@ -38,6 +39,23 @@ pub(super) fn create(api: &Api, target: &Target, object: &mut Value) -> Result<(
         }
         _ => Ok(()),
     }
+}
+
+/// A bound for definitions; nothing new of a kind that is ending.
+fn admit_custom(api: &Api, target: &Target, name: &str) -> Result<(), Status> {
+    let kind = target.kind;
+    if custom::is_definition(kind) && api.storage.list(target.id, None).1.len() >= custom::MAX_DEFINITIONS {
+        let why = format!("this server holds at most {} definitions", custom::MAX_DEFINITIONS);
+        return Err(Status::forbidden(kind, name, &why));
+    }
+    if target.custom.is_some()
+        && let Some(id) = api.storage.find(custom::GROUP, "v1", custom::PLURAL)
+        && let Some(definition) = api.storage.get(id, &Key::new("", &format!("{}.{}", kind.plural, kind.group)))
+        && definition.deleting
+    {
+        return Err(Status::method_not_allowed());
+    }
+    Ok(())
 }
 
 fn check_namespace(api: &Api, kind: &Kind, namespace: &str, name: &str) -> Result<(), Status> {

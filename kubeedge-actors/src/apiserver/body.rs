@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use super::kind::Kind;
 use super::object::{add_type, api_version, text};
 use super::protobuf::MEDIA;
-use super::request::FieldValidation;
+use super::request::{FieldValidation, Target};
 use super::status::{FieldCause, FieldError, Status};
 
 /// Largest request body, in bytes: that of a real API server.
@@ -118,7 +118,8 @@ impl<'de> Visitor<'de> for Noting<'_> {
 }
 
 /// Decodes the body of a create or an update.
-pub(crate) fn decode(kind: &Kind, bytes: &[u8], validation: FieldValidation) -> Result<Body, Status> {
+pub(crate) fn decode(target: &Target, bytes: &[u8], validation: FieldValidation) -> Result<Body, Status> {
+    let kind = target.kind;
     let unrecognized = |why: String| {
         let sent: String = String::from_utf8_lossy(bytes).chars().take(1024).collect();
         Status::bad_request(format!(
@@ -141,7 +142,7 @@ pub(crate) fn decode(kind: &Kind, bytes: &[u8], validation: FieldValidation) -> 
             kind.kind, kind.version, kind.kind
         ))
     };
-    let decoded = (kind.decode)(value).map_err(|error| refuse(error.message))?;
+    let decoded = target.decode(value).map_err(|error| refuse(error.message))?;
     let mut object = decoded.object;
     add_type(&mut object, kind);
     let complaints: Vec<String> = decoded
@@ -179,7 +180,8 @@ fn check_type(kind: &Kind, value: &Value) -> Result<(), Status> {
 }
 
 /// Decodes the outcome of a patch: what is wrong with it is wrong with the patch.
-pub(crate) fn decode_patched(kind: &Kind, value: Value, validation: FieldValidation) -> Result<Body, Status> {
+pub(crate) fn decode_patched(target: &Target, value: Value, validation: FieldValidation) -> Result<Body, Status> {
+    let kind = target.kind;
     let patched = value.to_string();
     let refuse = |why: String| {
         let cause = FieldCause::Invalid(patched.as_str().into(), why);
@@ -192,7 +194,7 @@ pub(crate) fn decode_patched(kind: &Kind, value: Value, validation: FieldValidat
             api_version(kind)
         )));
     }
-    let decoded = (kind.decode)(value).map_err(|error| refuse(error.message))?;
+    let decoded = target.decode(value).map_err(|error| refuse(error.message))?;
     let mut object = decoded.object;
     add_type(&mut object, kind);
     let complaints: Vec<String> =

@@ -9,10 +9,10 @@ use ring::digest::{SHA256, SHA512, digest};
 use serde_json::{Value, json};
 
 use super::kind::Kind;
-use super::kinds::kinds;
+use super::kinds;
 
 /// A path below a resource, or a resource that is only written to (`bindings`).
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Subresource {
     /// Group of the resource.
     pub group: &'static str,
@@ -52,6 +52,15 @@ pub static SUBRESOURCES: &[Subresource] = &[
     core("pods", "eviction", true, ("policy", "v1", "Eviction"), &["create"]),
     core("pods", "log", true, ("", "v1", "Pod"), &["get"]),
     core("pods", "status", true, ("", "v1", "Pod"), STATUS_VERBS),
+    Subresource {
+        group: "apiextensions.k8s.io",
+        version: "v1",
+        plural: "customresourcedefinitions",
+        name: "status",
+        namespaced: false,
+        kind: ("apiextensions.k8s.io", "v1", "CustomResourceDefinition"),
+        verbs: STATUS_VERBS,
+    },
     core("services", "status", true, ("", "v1", "Service"), STATUS_VERBS),
     core("serviceaccounts", "token", true, ("authentication.k8s.io", "v1", "TokenRequest"), &["create"]),
 ];
@@ -94,9 +103,9 @@ pub fn versions(address: &str) -> Value {
 }
 
 /// Group and version of everything served outside the core group, without repetition.
-fn group_versions() -> Vec<(&'static str, &'static str)> {
+fn group_versions(served: &[&'static Kind]) -> Vec<(&'static str, &'static str)> {
     let mut all: Vec<_> = Vec::new();
-    for kind in kinds().iter().filter(|kind| !kind.group.is_empty()) {
+    for kind in served.iter().filter(|kind| !kind.group.is_empty()) {
         if !all.contains(&(kind.group, kind.version)) {
             all.push((kind.group, kind.version));
         }
@@ -104,8 +113,8 @@ fn group_versions() -> Vec<(&'static str, &'static str)> {
     all
 }
 
-fn group_value(group: &str) -> Value {
-    let versions: Vec<Value> = group_versions()
+fn group_value(served: &[&'static Kind], group: &str) -> Value {
+    let versions: Vec<Value> = group_versions(served)
         .into_iter()
         .filter(|(name, _)| *name == group)
         .map(|(group, version)| json!({"groupVersion": format!("{group}/{version}"), "version": version}))
@@ -115,25 +124,25 @@ fn group_value(group: &str) -> Value {
 }
 
 /// `/apis`: the groups.
-pub fn groups() -> Value {
-    let mut names: Vec<&str> = group_versions().into_iter().map(|(group, _)| group).collect();
+pub fn groups(served: &[&'static Kind]) -> Value {
+    let mut names: Vec<&str> = group_versions(served).into_iter().map(|(group, _)| group).collect();
     names.dedup();
-    let groups: Vec<Value> = names.into_iter().map(group_value).collect();
+    let groups: Vec<Value> = names.into_iter().map(|name| group_value(served, name)).collect();
     json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
 }
 
 /// `/apis/<group>`; `None` when the group is not served.
-pub fn group(group: &str) -> Option<Value> {
-    group_versions().iter().find(|(name, _)| *name == group)?;
-    let mut value = group_value(group);
+pub fn group(served: &[&'static Kind], group: &str) -> Option<Value> {
+    group_versions(served).iter().find(|(name, _)| *name == group)?;
+    let mut value = group_value(served, group);
     value["kind"] = json!("APIGroup");
     value["apiVersion"] = json!("v1");
     Some(value)
 }
 
 /// `/api/v1` and `/apis/<group>/<version>`; `None` when the version is not served.
-pub fn resources(group: &str, version: &str) -> Option<Value> {
-    let served: Vec<&Kind> = kinds().iter().filter(|k| k.group == group && k.version == version).collect();
+pub fn resources(served: &[&'static Kind], group: &str, version: &str) -> Option<Value> {
+    let served: Vec<&Kind> = served.iter().copied().filter(|k| k.group == group && k.version == version).collect();
     if served.is_empty() {
         return None;
     }
@@ -168,21 +177,21 @@ pub fn resources(group: &str, version: &str) -> Option<Value> {
 }
 
 /// `/api` in the aggregated form of `version` (`v2` or `v2beta1`).
-pub fn aggregated_core(version: &str) -> Value {
-    aggregated(version, vec![json!({"metadata": {}, "versions": [aggregated_resources(CORE.0, CORE.1)]})])
+pub fn aggregated_core(served: &[&'static Kind], version: &str) -> Value {
+    aggregated(version, vec![json!({"metadata": {}, "versions": [aggregated_resources(served, CORE.0, CORE.1)]})])
 }
 
 /// `/apis` in the aggregated form of `version` (`v2` or `v2beta1`).
-pub fn aggregated_groups(version: &str) -> Value {
-    let mut names: Vec<&str> = group_versions().into_iter().map(|(group, _)| group).collect();
+pub fn aggregated_groups(served: &[&'static Kind], version: &str) -> Value {
+    let mut names: Vec<&str> = group_versions(served).into_iter().map(|(group, _)| group).collect();
     names.dedup();
     let items = names
         .into_iter()
         .map(|name| {
-            let versions: Vec<Value> = group_versions()
+            let versions: Vec<Value> = group_versions(served)
                 .into_iter()
                 .filter(|(group, _)| *group == name)
-                .map(|(group, version)| aggregated_resources(group, version))
+                .map(|(group, version)| aggregated_resources(served, group, version))
                 .collect();
             json!({"metadata": {"name": name}, "versions": versions})
         })
@@ -196,7 +205,7 @@ fn aggregated(version: &str, items: Vec<Value>) -> Value {
 }
 
 /// One version of a group in the aggregated form.
-fn aggregated_resources(group: &str, version: &str) -> Value {
+fn aggregated_resources(served: &[&'static Kind], group: &str, version: &str) -> Value {
     // A kind of the resource's own group and version is named without them.
     let response_kind = |kind: (&str, &str, &str)| match kind {
         (g, v, kind) if (g, v) == (group, version) && group.is_empty() => {
@@ -210,7 +219,7 @@ fn aggregated_resources(group: &str, version: &str) -> Value {
         list.push(json!({"resource": BINDINGS.plural, "responseKind": response_kind(BINDINGS.kind),
             "scope": scope(BINDINGS.namespaced), "singularResource": "binding", "verbs": BINDINGS.verbs}));
     }
-    for kind in kinds().iter().filter(|k| k.group == group && k.version == version) {
+    for kind in served.iter().filter(|k| k.group == group && k.version == version) {
         let mut resource = json!({"resource": kind.plural,
             "responseKind": response_kind((kind.group, kind.version, kind.kind)), "scope": scope(kind.namespaced),
             "singularResource": kind.singular, "verbs": verbs(kind)});
@@ -226,14 +235,33 @@ fn aggregated_resources(group: &str, version: &str) -> Value {
     json!({"version": version, "resources": list, "freshness": "Current"})
 }
 
-/// The subresources of a kind, by name.
-pub fn of(kind: &Kind) -> impl Iterator<Item = &'static Subresource> {
-    let (group, version, plural) = (kind.group, kind.version, kind.plural);
-    SUBRESOURCES.iter().filter(move |s| s.group == group && s.version == version && s.plural == plural)
+/// Whether users defined the kind.
+pub(crate) fn is_custom(kind: &Kind) -> bool {
+    kinds::find(kind.group, kind.version, kind.plural).is_none()
 }
 
-/// The verbs of a kind, sorted. Namespaces are not deleted by the dozen.
+/// The subresources of a kind, by name.
+pub fn of(kind: &'static Kind) -> impl Iterator<Item = Subresource> {
+    let (group, version, plural) = (kind.group, kind.version, kind.plural);
+    let own = SUBRESOURCES.iter().filter(move |s| s.group == group && s.version == version && s.plural == plural);
+    let status = Subresource {
+        group,
+        version,
+        plural,
+        name: "status",
+        namespaced: kind.namespaced,
+        kind: (group, version, kind.kind),
+        verbs: STATUS_VERBS,
+    };
+    own.copied().chain((is_custom(kind) && kind.status_subresource).then_some(status))
+}
+
+/// The verbs of a kind, sorted; those of a custom kind stand as a real API server has them. Namespaces are not deleted
+/// by the dozen.
 pub fn verbs(kind: &Kind) -> Vec<&'static str> {
+    if is_custom(kind) {
+        return vec!["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"];
+    }
     ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
         .into_iter()
         .filter(|verb| *verb != "deletecollection" || kind.plural != "namespaces")
@@ -263,7 +291,7 @@ mod tests {
 
     #[test]
     fn the_storage_version_hash_is_that_of_kubernetes() {
-        let hash = |plural| kinds().iter().find(|k| k.plural == plural).map(storage_version_hash);
+        let hash = |plural| kinds::kinds().iter().find(|k| k.plural == plural).map(storage_version_hash);
         assert_eq!(hash("pods").as_deref(), Some("xPOwRZ+Yhw8="));
         assert_eq!(hash("leases").as_deref(), Some("gqkMMb/YqFM="));
     }
@@ -281,9 +309,12 @@ mod tests {
 
     #[test]
     fn every_served_group_version_is_listed_and_no_other() {
+        let all: Vec<&'static Kind> = kinds::kinds().iter().collect();
+        let (resources, group) =
+            (|group: &str, version: &str| resources(&all, group, version), |name: &str| group(&all, name));
         assert!(resources("", "v1").is_some() && resources("coordination.k8s.io", "v1").is_some());
         assert!(resources("apps", "v1").is_none() && group("apps").is_none() && resources("", "v2").is_none());
-        assert_eq!(groups()["groups"][0]["preferredVersion"]["groupVersion"], "events.k8s.io/v1");
-        assert_eq!(aggregated_groups("v2")["items"][1]["metadata"]["name"], "coordination.k8s.io");
+        assert_eq!(groups(&all)["groups"][0]["preferredVersion"]["groupVersion"], "events.k8s.io/v1");
+        assert_eq!(aggregated_groups(&all, "v2")["items"][2]["metadata"]["name"], "coordination.k8s.io");
     }
 }

@@ -54,23 +54,27 @@ pub(super) fn public(api: &Api, http: &HttpRequest) -> Option<HttpResponse> {
 }
 
 /// Discovery below `/api` and `/apis`; `None` for the path of a resource.
-pub(super) fn discover(path: &Path, http: &HttpRequest, address: &str) -> Option<HttpResponse> {
+pub(super) fn discover(api: &Api, path: &Path, http: &HttpRequest, address: &str) -> Option<HttpResponse> {
+    let served = &api.served();
     let accept = header(http, &ACCEPT).unwrap_or_default();
     let aggregated = discovery::aggregated_version(accept);
     let document = match path {
         Path::Root { legacy } => {
             if let Some(version) = aggregated {
-                let all =
-                    if *legacy { discovery::aggregated_core(version) } else { discovery::aggregated_groups(version) };
+                let all = if *legacy {
+                    discovery::aggregated_core(served, version)
+                } else {
+                    discovery::aggregated_groups(served, version)
+                };
                 let content_type = discovery::aggregated_content_type(version);
                 let body = all.to_string();
                 let etag = discovery::etag(body.as_bytes());
                 return Some(tagged(http, &content_type, &etag, body));
             }
-            Some(if *legacy { discovery::versions(address) } else { discovery::groups() })
+            Some(if *legacy { discovery::versions(address) } else { discovery::groups(served) })
         }
-        Path::Group(group) => discovery::group(group),
-        Path::Version { group, version } => discovery::resources(group, version),
+        Path::Group(group) => discovery::group(served, group),
+        Path::Version { group, version } => discovery::resources(served, group, version),
         Path::Resource(_) => return None,
     };
     Some(match document {
@@ -80,31 +84,32 @@ pub(super) fn discover(path: &Path, http: &HttpRequest, address: &str) -> Option
 }
 
 /// `/openapi/v2` and `/openapi/v3`; `None` for another path.
-pub(super) fn open_api(http: &HttpRequest) -> Option<Result<HttpResponse, Status>> {
+pub(super) fn open_api(api: &Api, http: &HttpRequest) -> Option<Result<HttpResponse, Status>> {
     let rest = http.path().strip_prefix("/openapi/")?.trim_end_matches('/');
     let accept = header(http, &ACCEPT).unwrap_or_default();
+    let custom = &api.storage.custom_versions();
     let json_taken = openapi::accepts_json(accept);
     let response = match rest {
         // Clients up to 1.28 take nothing else, and refuse to apply without it.
         "v2" if openapi::accepts_protobuf(accept) => {
-            let body = openapi::v2_protobuf();
+            let body = openapi::v2_protobuf(custom);
             let etag = discovery::etag(&body);
             tagged(http, openapi::V2_PROTOBUF, &etag, body)
         }
         "v2" | "v3" if !json_taken => return Some(Err(Status::not_acceptable(JSON))),
         "v2" => {
-            let body = openapi::v2();
+            let body = openapi::v2(custom);
             let etag = discovery::etag(body.as_bytes());
             tagged(http, JSON, &etag, body)
         }
-        "v3" => json_response(200, openapi::index().to_string().into()),
+        "v3" => json_response(200, openapi::index(custom).to_string().into()),
         other => {
             let (group, version) = match other.strip_prefix("v3/")?.split('/').collect::<Vec<_>>()[..] {
                 ["api", version] => ("", version),
                 ["apis", group, version] => (group, version),
                 _ => return Some(Ok(page_not_found())),
             };
-            match (openapi::hash(group, version), openapi::v3(group, version)) {
+            match (openapi::hash(custom, group, version), openapi::v3(custom, group, version)) {
                 _ if !json_taken => return Some(Err(Status::not_acceptable(JSON))),
                 (Some(hash), Some(body)) => tagged(http, JSON, &format!("\"{hash}\""), body),
                 _ => page_not_found(),

@@ -71,7 +71,7 @@ async fn answer(api: &Arc<Api>, http: &HttpRequest, payload: web::Payload) -> Re
         token.and_then(|token| api.authenticate(token, &[api.tokens.issuer()])).ok_or_else(Status::unauthorized)?;
     let method = method(http)?;
     if method == Method::Get
-        && let Some(response) = documents::open_id(api, http).map(Ok).or_else(|| documents::open_api(http))
+        && let Some(response) = documents::open_id(api, http).map(Ok).or_else(|| documents::open_api(api, http))
     {
         return response;
     }
@@ -84,7 +84,7 @@ async fn answer(api: &Arc<Api>, http: &HttpRequest, payload: web::Payload) -> Re
             .into_inner(),
     );
     auth::authorize(&user, method, &parsed, query.flag("watch"))?;
-    if let Some(response) = documents::discover(&parsed, http, &http.app_config().local_addr().to_string()) {
+    if let Some(response) = documents::discover(api, &parsed, http, &http.app_config().local_addr().to_string()) {
         return if method == Method::Get { Ok(response) } else { Err(Status::method_not_allowed()) };
     }
     let form = negotiate::choose(header(http, &ACCEPT))?;
@@ -188,7 +188,7 @@ fn respond(answer: Answer) -> HttpResponse {
     }
 }
 
-fn lines(stream: Stream) -> impl futures_util::Stream<Item = Result<Bytes, actix_web::Error>> {
+fn lines(stream: Box<Stream>) -> impl futures_util::Stream<Item = Result<Bytes, actix_web::Error>> {
     futures_util::stream::unfold(stream, |mut stream| async move {
         let line = stream.next().await?;
         Some((Ok(line), stream))

@@ -1,12 +1,12 @@
 //! A Kubernetes API server for standalone mode: a faithful subset, persistent, on actix-web.
 //!
-//! - **Job**: serve the kinds of the table in [`kinds`] to kubectl, kube-rs and `EdgeController` as a Kubernetes API
+//! - **Job**: serve the kinds of the table in [`kinds`], and those that users define (`custom`), to kubectl, kube-rs and `EdgeController` as a Kubernetes API
 //!   server does: create, get, list, watch, update, patch, delete, status, binding, eviction, tokens, tables.
 //! - **Stored**: every object, and the resourceVersion, in the store; on disk before the client has its answer.
 //! - **Bounds**: bodies 3 MiB; the event log of each kind 4096 events and 16 MiB; open watches [`Config::max_watches`];
 //!   a watch holds a position and not a queue, and ends with `410 Expired` when the log has left it behind.
 //! - **Not kept**: `pods/log` is read from the node's kubelet, or what stands for it; 256 logs at a time.
-//! - **Not served**: server-side apply (415), custom resources. Answers are JSON; bodies are JSON, or protobuf for what
+//! - **Not served**: server-side apply (415). Answers are JSON; bodies are JSON, or protobuf for what
 //!   kubectl sends that way.
 //!
 //! A request goes `http` → `auth` → `request` → `verbs` → `storage`; controllers react to the same event log.
@@ -31,6 +31,7 @@ mod body;
 mod clock;
 mod component;
 mod controllers;
+mod custom;
 mod documents;
 mod http;
 mod kubeconfig;
@@ -78,6 +79,11 @@ pub(crate) struct Api {
 }
 
 impl Api {
+    /// Every kind in every version that is served: the table's, then the custom ones.
+    fn served(&self) -> Vec<&'static kind::Kind> {
+        self.storage.served().map(|(_, kind)| kind).collect()
+    }
+
     fn now(&self) -> i64 {
         (self.clock)()
     }

@@ -90,13 +90,6 @@ impl Object {
         }
     }
 
-    /// The whole object, as an answer to a GET.
-    pub(crate) fn wire(&self, kind: &Kind) -> Bytes {
-        let mut out = BytesMut::with_capacity(self.json.len() + 64);
-        self.write_wire(kind, &mut out);
-        out.freeze()
-    }
-
     /// Appends the whole object to `out`. The stored bytes are spliced, not parsed: they start with `{"metadata"...`.
     pub(crate) fn write_wire(&self, kind: &Kind, out: &mut BytesMut) {
         if kind.stored_as.is_some() {

@@ -9,14 +9,16 @@
 //! few times in a server's life: it is built at each request (40 to 100 ms of one core in a debug build) and nothing is
 //! kept but the hashes. The server should build one at a time, on a thread that may block.
 
+mod custom;
 mod protobuf;
 
 use std::collections::BTreeSet;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use ring::digest::{SHA256, digest};
 use serde_json::{Map, Value, json};
 
+use super::custom::Version;
 use super::discovery;
 use super::kind::Kind;
 use super::kinds::kinds;
@@ -56,9 +58,10 @@ pub fn accepts_protobuf(accept: &str) -> bool {
 }
 
 /// `/openapi/v3`: the documents there are, each at an address that changes with its content.
-pub fn index() -> Value {
+pub(super) fn index(custom: &[Arc<Version>]) -> Value {
     let mut paths = Map::new();
-    for (group, version, hash) in hashes() {
+    let own = hashes().iter().map(|(group, version, hash)| (*group, *version, hash.clone()));
+    for (group, version, hash) in own.chain(custom::hashes(custom)) {
         let root = root_of(group, version);
         let url = format!("/openapi/v3/{root}?hash={hash}");
         paths.insert(root, json!({"serverRelativeURL": url}));
@@ -67,8 +70,9 @@ pub fn index() -> Value {
 }
 
 /// The hash of a document: its entity tag. `None` when the group version is not served.
-pub fn hash(group: &str, version: &str) -> Option<&'static str> {
-    hashes().iter().find(|(g, v, _)| (*g, *v) == (group, version)).map(|(_, _, hash)| hash.as_str())
+pub(super) fn hash(custom: &[Arc<Version>], group: &str, version: &str) -> Option<String> {
+    let own = hashes().iter().map(|(group, version, hash)| (*group, *version, hash.clone()));
+    own.chain(custom::hashes(custom)).find(|(g, v, _)| (*g, *v) == (group, version)).map(|(_, _, hash)| hash)
 }
 
 fn hashes() -> &'static [(&'static str, &'static str, String)] {
@@ -79,7 +83,7 @@ fn hashes() -> &'static [(&'static str, &'static str, String)] {
             if all.iter().any(|(group, version, _)| (*group, *version) == (kind.group, kind.version)) {
                 continue;
             }
-            let document = v3(kind.group, kind.version).unwrap_or_default();
+            let document = v3(&[], kind.group, kind.version).unwrap_or_default();
             let hash = digest(&SHA256, document.as_bytes());
             let hex: String = hash.as_ref().iter().map(|byte| format!("{byte:02X}")).collect();
             all.push((kind.group, kind.version, hex));
@@ -94,12 +98,18 @@ fn root_of(group: &str, version: &str) -> String {
 }
 
 /// `/openapi/v3/<root>`: the document of a group version; `None` when it is not served.
-pub fn v3(group: &str, version: &str) -> Option<String> {
-    let served: Vec<&Kind> = kinds().iter().filter(|k| k.group == group && k.version == version).collect();
+pub(super) fn v3(custom: &[Arc<Version>], group: &str, version: &str) -> Option<String> {
+    let custom: Vec<&Version> = custom.iter().map(|one| &**one).filter(|one| one.kind.group == group).collect();
+    let served: Vec<&'static Kind> = kinds()
+        .iter()
+        .chain(custom.iter().map(|one| one.kind))
+        .filter(|k| k.group == group && k.version == version)
+        .collect();
     if served.is_empty() {
         return None;
     }
-    let all = definitions();
+    let mut all = definitions();
+    all.extend(custom.iter().map(|one| custom::definition(one, Form::V3)));
     let mut paths = Map::new();
     let mut roots: Vec<String> = served.iter().map(|kind| schema::definition(kind)).collect();
     for kind in &served {
@@ -117,22 +127,25 @@ pub fn v3(group: &str, version: &str) -> Option<String> {
 }
 
 /// `/openapi/v2`, as JSON.
-pub fn v2() -> String {
-    v2_document().to_string()
+pub(super) fn v2(custom: &[Arc<Version>]) -> String {
+    v2_document(custom).to_string()
 }
 
 /// `/openapi/v2`, as protobuf.
-pub fn v2_protobuf() -> Vec<u8> {
-    protobuf::document(&v2_document())
+pub(super) fn v2_protobuf(custom: &[Arc<Version>]) -> Vec<u8> {
+    protobuf::document(&v2_document(custom))
 }
 
-fn v2_document() -> Value {
+fn v2_document(custom: &[Arc<Version>]) -> Value {
     let mut paths = Map::new();
-    for kind in kinds() {
+    for kind in kinds().iter().chain(custom.iter().map(|one| one.kind)) {
         add_paths(&mut paths, kind, Form::V2);
     }
     let mut definitions = Value::Object(definitions());
     rewrite_references(&mut definitions);
+    if let Some(all) = definitions.as_object_mut() {
+        all.extend(custom.iter().map(|one| custom::definition(one, Form::V2)));
+    }
     json!({
         "swagger": "2.0",
         "info": {"title": "Kubernetes", "version": "unversioned"},
@@ -147,7 +160,7 @@ fn definition_of((group, version, kind): (&str, &str, &str)) -> String {
         return (*definition).to_owned();
     }
     let served = kinds().iter().find(|k| (k.group, k.version, k.kind) == (group, version, kind));
-    served.map(schema::definition).unwrap_or_default()
+    served.map_or_else(|| custom::name(group, version, kind), schema::definition)
 }
 
 /// All definitions, with the extensions that clients look for.
@@ -243,12 +256,19 @@ fn rewrite_references(value: &mut Value) {
                 fields.remove("allOf");
                 fields.insert("$ref".to_owned(), target);
             }
-            if fields.remove("oneOf").is_some() {
+            // A choice of scalars is text; one that has a reference in it cannot be said.
+            let choices = fields.remove("oneOf");
+            if choices.as_ref().and_then(Value::as_array).is_some_and(|all| all.iter().all(|c| reference(c).is_none()))
+            {
                 fields.insert("type".to_owned(), json!("string"));
                 fields.insert("format".to_owned(), json!("int-or-string"));
             }
             for (name, value) in fields {
                 match value {
+                    // The names of fields are no words of a schema, even where they look the same.
+                    Value::Object(properties) if name == "properties" => {
+                        properties.values_mut().for_each(rewrite_references);
+                    }
                     Value::String(target) if name == "$ref" => *target = target.replace(V3_REFERENCE, V2_REFERENCE),
                     value => rewrite_references(value),
                 }
@@ -322,7 +342,9 @@ impl Form {
 }
 
 /// Paths of a kind and its subresources.
-fn add_paths(paths: &mut Map<String, Value>, kind: &Kind, form: Form) {
+fn add_paths(paths: &mut Map<String, Value>, kind: &'static Kind, form: Form) {
+    // Only Kubernetes' own types carry merge keys.
+    let patch_types = if discovery::is_custom(kind) { &PATCH_TYPES[..2] } else { &PATCH_TYPES };
     let root = root_of(kind.group, kind.version);
     let kind_gvk = (kind.group, kind.version, kind.kind);
     let definition = schema::definition(kind);
@@ -360,7 +382,7 @@ fn add_paths(paths: &mut Map<String, Value>, kind: &Kind, form: Form) {
     let item = json!({
         "get": operation(form, "get", kind_gvk, 200, Some(&definition)),
         "put": writing(form, "put", kind_gvk, 200, &definition, &["application/json"], form.schema(&definition)),
-        "patch": writing(form, "patch", kind_gvk, 200, &definition, &PATCH_TYPES, patch.clone()),
+        "patch": writing(form, "patch", kind_gvk, 200, &definition, patch_types, patch.clone()),
         "delete": operation(form, "delete", kind_gvk, 200, None),
         "parameters": place(true),
     });
@@ -375,7 +397,7 @@ fn add_paths(paths: &mut Map<String, Value>, kind: &Kind, form: Form) {
                     let answer = Some(definition.as_str()).filter(|_| sub.name != "log");
                     ("get", operation(form, "get", sub.kind, 200, answer))
                 }
-                "patch" => ("patch", writing(form, "patch", sub.kind, 200, &definition, &PATCH_TYPES, patch.clone())),
+                "patch" => ("patch", writing(form, "patch", sub.kind, 200, &definition, patch_types, patch.clone())),
                 verb => {
                     let (method, code) = if verb == "create" { ("post", 201) } else { ("put", 200) };
                     let body = form.schema(&definition);
@@ -451,7 +473,7 @@ mod tests {
     use super::*;
 
     fn document(group: &str, version: &str) -> Value {
-        serde_json::from_str(&v3(group, version).expect("is served")).expect("is JSON")
+        serde_json::from_str(&v3(&[], group, version).expect("is served")).expect("is JSON")
     }
 
     #[test]
@@ -490,19 +512,21 @@ mod tests {
 
     #[test]
     fn the_index_names_each_document_with_the_hash_of_its_content() {
-        let index = index();
+        let index = index(&[]);
         let url = index["paths"]["api/v1"]["serverRelativeURL"].as_str().expect("a URL").to_owned();
-        assert_eq!(url, format!("/openapi/v3/api/v1?hash={}", hash("", "v1").expect("is served")));
+        assert_eq!(url, format!("/openapi/v3/api/v1?hash={}", hash(&[], "", "v1").expect("is served")));
         assert!(index["paths"].get("apis/coordination.k8s.io/v1").is_some());
-        assert!(hash("apps", "v1").is_none() && v3("apps", "v1").is_none());
-        assert_eq!(v3("", "v1"), v3("", "v1"), "the same build gives the same document");
+        assert!(hash(&[], "apps", "v1").is_none() && v3(&[], "apps", "v1").is_none());
+        assert_eq!(v3(&[], "", "v1"), v3(&[], "", "v1"), "the same build gives the same document");
     }
 
     #[test]
     fn version_two_speaks_its_own_form() {
-        let document: Value = serde_json::from_str(&v2()).expect("is JSON");
+        let document: Value = serde_json::from_str(&v2(&[])).expect("is JSON");
         let text = document.to_string();
-        assert!(!text.contains(V3_REFERENCE) && !text.contains("\"oneOf\"") && !text.contains("\"allOf\""));
+        assert!(!text.contains(V3_REFERENCE) && !text.contains("\"oneOf\":[") && !text.contains("\"allOf\":["));
+        let schema = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps";
+        assert_eq!(document["definitions"][schema]["properties"]["oneOf"]["type"], "array");
         let quantity = &document["definitions"]["io.k8s.apimachinery.pkg.api.resource.Quantity"];
         assert_eq!(quantity["type"], "string");
         let put = &document["paths"]["/api/v1/nodes/{name}"]["put"];

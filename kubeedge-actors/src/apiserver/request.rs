@@ -1,8 +1,11 @@
 //! What a path and its query ask for, parsed and bounded before anything looks at the objects.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 
-use super::kind::Kind;
+use super::custom::Version;
+use super::kind::{DecodeError, Decoded, Kind};
 use super::selector::Selector;
 use super::status::{FieldCause, FieldError, Status};
 use super::storage::{KindId, Storage};
@@ -104,6 +107,8 @@ fn percent_decode(text: &str) -> Option<String> {
 pub(crate) struct Target {
     pub(crate) id: KindId,
     pub(crate) kind: &'static Kind,
+    /// What a custom kind's definition says of this version.
+    pub(crate) custom: Option<Arc<Version>>,
     /// `None` for cluster-wide kinds and for a collection over all namespaces.
     pub(crate) namespace: Option<String>,
     pub(crate) name: Option<String>,
@@ -119,14 +124,53 @@ impl std::fmt::Debug for Kind {
 impl Target {
     /// Finds the kind; `None` when this server does not serve it that way.
     pub(crate) fn find(storage: &Storage, path: ResourcePath) -> Option<Self> {
-        let id = storage.find(&path.group, &path.version, &path.resource)?;
-        let kind = storage.kind(id);
+        let (id, kind, custom) = storage.find_version(&path.group, &path.version, &path.resource)?;
         let scoped = path.namespace.is_some();
         if (scoped && !kind.namespaced) || (!scoped && kind.namespaced && path.name.is_some()) {
             return None;
         }
         let (namespace, name, subresource) = (path.namespace, path.name, path.subresource);
-        Some(Self { id, kind, namespace, name, subresource })
+        Some(Self { id, kind, custom, namespace, name, subresource })
+    }
+
+    /// From the wire form to the stored form.
+    pub(crate) fn decode(&self, value: Value) -> Result<Decoded, DecodeError> {
+        match &self.custom {
+            Some(custom) => custom.decode(value),
+            None => (self.kind.decode)(value),
+        }
+    }
+
+    /// Sets defaults in place.
+    pub(crate) fn default(&self, object: &mut Value) {
+        match &self.custom {
+            Some(custom) => custom.default(object),
+            None => (self.kind.default)(object),
+        }
+    }
+
+    /// What is wrong with a new object, beside its metadata.
+    pub(crate) fn validate_create(&self, object: &Value) -> Vec<FieldError> {
+        match &self.custom {
+            Some(custom) => custom.validate(object),
+            None => (self.kind.validate_create)(object),
+        }
+    }
+
+    /// What is wrong with changing `old` into `new`.
+    pub(crate) fn validate_update(&self, new: &Value, old: &Value) -> Vec<FieldError> {
+        match &self.custom {
+            Some(custom) => custom.validate(new),
+            None => (self.kind.validate_update)(new, old),
+        }
+    }
+
+    /// What is wrong with a new status.
+    pub(crate) fn validate_status(&self, new: &Value, old: &Value) -> Vec<FieldError> {
+        match &self.custom {
+            Some(custom) => custom.validate(new),
+            None => (self.kind.validate_status)(new, old),
+        }
     }
 
     /// Namespace, or empty.

@@ -33,6 +33,8 @@ pub enum FieldCause {
     Required(String),
     /// The value (as it is printed) and why it cannot be.
     Invalid(Value, String),
+    /// The type found (as it is printed) and why it cannot be.
+    TypeInvalid(Value, String),
     /// The value and the values that are supported.
     NotSupported(Value, Vec<String>),
     /// Stands twice.
@@ -60,6 +62,7 @@ impl FieldCause {
         match self {
             Self::Required(_) => "FieldValueRequired",
             Self::Invalid(..) => "FieldValueInvalid",
+            Self::TypeInvalid(..) => "FieldValueTypeInvalid",
             Self::NotSupported(..) => "FieldValueNotSupported",
             Self::Duplicate(_) => "FieldValueDuplicate",
             Self::Forbidden(_) => "FieldValueForbidden",
@@ -75,7 +78,9 @@ impl FieldCause {
             Self::Required(detail) if detail.is_empty() => "Required value".into(),
             Self::Required(detail) => format!("Required value: {detail}"),
             Self::Invalid(value, detail) if detail.is_empty() => format!("Invalid value: {value}"),
-            Self::Invalid(value, detail) => format!("Invalid value: {value}: {detail}"),
+            Self::Invalid(value, detail) | Self::TypeInvalid(value, detail) => {
+                format!("Invalid value: {value}: {detail}")
+            }
             Self::NotSupported(value, supported) => {
                 let list: Vec<String> = supported.iter().map(|one| Value::from(one.as_str()).to_string()).collect();
                 format!("Unsupported value: {value}: supported values: {}", list.join(", "))

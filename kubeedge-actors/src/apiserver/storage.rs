@@ -12,6 +12,7 @@ use serde_json::Value;
 use tokio::sync::{Mutex, OwnedMutexGuard, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::custom::{Definition, Version};
 use super::kind::Kind;
 use super::object::{Key, Object, metadata};
 use super::status::Status;
@@ -22,9 +23,15 @@ mod disk;
 
 pub(crate) use disk::Disk;
 
-/// A kind by its place in the table.
+/// A kind by its place among those this process has served. A custom kind that comes back after its end has its place
+/// again; no other kind ever gets it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct KindId(pub(crate) usize);
+
+impl KindId {
+    /// All custom kinds together, for [`Storage::subscribe`] only: changes of their objects and of the kinds themselves.
+    pub(crate) const CUSTOM: Self = Self(usize::MAX);
+}
 
 /// One change of a batch.
 #[derive(Debug)]
@@ -36,8 +43,15 @@ pub(crate) enum Change {
 }
 
 struct Shelf {
+    /// The row of the stored version.
+    kind: &'static Kind,
+    /// What a custom kind is now; `None` for a row of the table, and for a custom kind that has ended.
+    custom: Option<Arc<Definition>>,
+    live: bool,
     objects: BTreeMap<Key, Arc<Object>>,
     log: EventLog,
+    /// Carries the last published resourceVersion.
+    signal: watch::Sender<u64>,
 }
 
 struct State {
@@ -45,20 +59,32 @@ struct State {
     shelves: Vec<Shelf>,
 }
 
+impl State {
+    fn live(&self) -> impl Iterator<Item = (KindId, &Shelf)> {
+        self.shelves.iter().enumerate().filter(|(_, shelf)| shelf.live).map(|(index, shelf)| (KindId(index), shelf))
+    }
+}
+
 /// All objects of all kinds.
 pub(crate) struct Storage {
-    kinds: &'static [Kind],
     state: RwLock<State>,
     journal: Arc<Mutex<Disk>>,
-    /// One signal a kind, carrying the last published resourceVersion.
-    signals: Vec<watch::Sender<u64>>,
+    /// Any change of a custom kind or of its objects.
+    custom: watch::Sender<u64>,
     closing: CancellationToken,
 }
 
 impl Storage {
-    /// Loads everything that `disk` holds of `kinds`.
+    /// Loads everything that `disk` holds of `kinds` and of the custom kinds defined among them.
     pub(crate) fn open(kinds: &'static [Kind], disk: Disk) -> Result<Arc<Self>, StoreError> {
-        let loaded = disk.load(kinds)?;
+        let mut rows: Vec<(&'static Kind, Option<Arc<Definition>>)> = kinds.iter().map(|kind| (kind, None)).collect();
+        let mut loaded = disk.load(kinds)?;
+        let definitions = super::custom::established(kinds.iter().zip(&loaded.objects));
+        for definition in definitions {
+            disk.load_kind(definition.storage().kind, &mut loaded)?;
+            rows.push((definition.storage().kind, Some(definition)));
+        }
+        let loaded = disk.settle(loaded)?;
         for why in &loaded.damaged {
             tracing::error!(why, "an object is lost: create it again");
         }
@@ -66,29 +92,62 @@ impl Storage {
             .objects
             .into_iter()
             .zip(loaded.last_changes)
-            .map(|(objects, last)| Shelf { objects, log: EventLog::new(last) })
+            .zip(rows)
+            .map(|((objects, last), (kind, custom))| Shelf {
+                kind,
+                custom,
+                live: true,
+                objects,
+                log: EventLog::new(last),
+                signal: watch::Sender::new(loaded.resource_version),
+            })
             .collect();
         Ok(Arc::new(Self {
-            kinds,
             state: RwLock::new(State { resource_version: loaded.resource_version, shelves }),
             journal: Arc::new(Mutex::new(disk)),
-            signals: kinds.iter().map(|_| watch::Sender::new(loaded.resource_version)).collect(),
+            custom: watch::Sender::new(loaded.resource_version),
             closing: CancellationToken::new(),
         }))
     }
 
     pub(crate) fn kind(&self, id: KindId) -> &'static Kind {
-        &self.kinds[id.0]
+        self.read(|state| state.shelves[id.0].kind)
     }
 
-    /// Every kind that is stored, with its id: each object is of one of them.
+    /// Every kind that is stored, with its id: each object is of one of them. A custom one by its stored version.
     pub(crate) fn kinds(&self) -> impl Iterator<Item = (KindId, &'static Kind)> + use<> {
-        self.served().filter(|(_, kind)| kind.stored_as.is_none())
+        let all: Vec<_> = self.read(|state| {
+            let stored = state.live().filter(|(_, shelf)| shelf.kind.stored_as.is_none());
+            stored.map(|(id, shelf)| (id, shelf.kind)).collect()
+        });
+        all.into_iter()
     }
 
-    /// Every kind that is served, with its id.
+    /// Every kind that is served, with its id: the table's, then the custom ones in each of their versions.
     pub(crate) fn served(&self) -> impl Iterator<Item = (KindId, &'static Kind)> + use<> {
-        self.kinds.iter().enumerate().map(|(index, kind)| (KindId(index), kind))
+        let mut all = Vec::new();
+        self.read(|state| {
+            for (id, shelf) in state.live() {
+                match &shelf.custom {
+                    None => all.push((id, shelf.kind)),
+                    Some(definition) => all.extend(definition.served().map(|version| (id, version.kind))),
+                }
+            }
+        });
+        all.into_iter()
+    }
+
+    /// Every version of every custom kind that is served now.
+    pub(crate) fn custom_versions(&self) -> Vec<Arc<Version>> {
+        self.read(|state| {
+            let definitions = state.live().filter_map(|(_, shelf)| shelf.custom.as_ref());
+            definitions.flat_map(|definition| definition.served().cloned()).collect()
+        })
+    }
+
+    /// Every custom kind that is served now.
+    pub(crate) fn definitions(&self) -> Vec<(KindId, Arc<Definition>)> {
+        self.read(|state| state.live().filter_map(|(id, shelf)| Some((id, shelf.custom.clone()?))).collect())
     }
 
     /// Where the objects of a kind are kept: its own place, or that of the kind it is stored as.
@@ -99,10 +158,26 @@ impl Storage {
 
     /// The kind served under this group, version and plural name.
     pub(crate) fn find(&self, group: &str, version: &str, plural: &str) -> Option<KindId> {
-        self.kinds
-            .iter()
-            .position(|kind| kind.group == group && kind.version == version && kind.plural == plural)
-            .map(KindId)
+        self.find_version(group, version, plural).map(|(id, _, _)| id)
+    }
+
+    /// The same with the row of that version and, for a custom kind, what its definition says of it.
+    pub(crate) fn find_version(
+        &self,
+        group: &str,
+        version: &str,
+        plural: &str,
+    ) -> Option<(KindId, &'static Kind, Option<Arc<Version>>)> {
+        self.read(|state| {
+            let named = state.live().filter(|(_, shelf)| shelf.kind.group == group && shelf.kind.plural == plural);
+            named.into_iter().find_map(|(id, shelf)| match &shelf.custom {
+                None => (shelf.kind.version == version).then_some((id, shelf.kind, None)),
+                Some(definition) => {
+                    let found = definition.served().find(|served| served.kind.version == version)?;
+                    Some((id, found.kind, Some(found.clone())))
+                }
+            })
+        })
     }
 
     /// A kind of the core group by its plural name.
@@ -185,7 +260,11 @@ impl Storage {
 
     /// Resolves `changed` after each change of the kind.
     pub(crate) fn subscribe(&self, kind: KindId) -> watch::Receiver<u64> {
-        self.signals[self.row(kind).0].subscribe()
+        if kind == KindId::CUSTOM {
+            return self.custom.subscribe();
+        }
+        let row = self.row(kind);
+        self.read(|state| state.shelves[row.0].signal.subscribe())
     }
 
     /// Cancelled when the server stops: watches and controllers end.
@@ -224,9 +303,15 @@ impl Storage {
             }
         }
         let now = results.last().map(|object| object.resource_version).unwrap_or_default();
-        for kind in touched {
-            self.signals[kind.0].send_replace(now);
-        }
+        self.read(|state| {
+            for kind in touched {
+                let shelf = &state.shelves[kind.0];
+                shelf.signal.send_replace(now);
+                if shelf.custom.is_some() {
+                    self.custom.send_replace(now);
+                }
+            }
+        });
         results
     }
 }
@@ -267,6 +352,45 @@ impl Writer {
         self.storage.list(kind, None).1
     }
 
+    /// Serves a custom kind from now on, or serves it as it is now defined.
+    pub(crate) fn install(&self, definition: Arc<Definition>) {
+        let kind = definition.storage().kind;
+        let mut state = self.storage.state.write().unwrap_or_else(PoisonError::into_inner);
+        let now = state.resource_version;
+        let same = |shelf: &Shelf| shelf.kind.group == kind.group && shelf.kind.plural == kind.plural;
+        match state.shelves.iter_mut().find(|shelf| same(shelf)) {
+            Some(shelf) => {
+                shelf.kind = kind;
+                shelf.custom = Some(definition);
+                shelf.live = true;
+            }
+            None => state.shelves.push(Shelf {
+                kind,
+                custom: Some(definition),
+                live: true,
+                objects: BTreeMap::new(),
+                log: EventLog::new(now),
+                signal: watch::Sender::new(now),
+            }),
+        }
+        drop(state);
+        self.storage.custom.send_replace(now);
+    }
+
+    /// Ends a custom kind that has no objects any more: its watches end, and so does every write to it.
+    pub(crate) fn retire(&self, id: KindId) {
+        let mut state = self.storage.state.write().unwrap_or_else(PoisonError::into_inner);
+        let now = state.resource_version;
+        let shelf = &mut state.shelves[id.0];
+        shelf.live = false;
+        shelf.custom = None;
+        shelf.log = EventLog::new(now);
+        // Receivers of the old one see its end.
+        shelf.signal = watch::Sender::new(now);
+        drop(state);
+        self.storage.custom.send_replace(now);
+    }
+
     /// Makes the changes durable, then visible, all or none, and gives the objects as they are now
     /// (`P-API-ANSWER-AFTER-COMMIT`).
     pub(crate) async fn commit(self, changes: Vec<Change>) -> Result<Vec<Arc<Object>>, Status> {
@@ -281,6 +405,10 @@ impl Writer {
                 Change::Put(kind, value) => (kind, value, false),
                 Change::Delete(kind, value) => (kind, value, true),
             };
+            if !storage.read(|state| state.shelves[kind.0].live) {
+                // A custom kind that ended while the request waited for its turn.
+                return Err(Status::no_such_resource());
+            }
             metadata(&mut value).insert("resourceVersion".into(), resource_version.to_string().into());
             let object = Arc::new(Object::new(storage.kind(kind), &value));
             let kind = storage.row(kind);

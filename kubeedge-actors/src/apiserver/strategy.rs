@@ -21,10 +21,12 @@ pub(crate) fn returns_deleted(kind: &Kind) -> bool {
     matches!(kind.plural, "pods" | "serviceaccounts" | "services" | "namespaces")
 }
 
-/// Takes from a new object what a client does not set: the status of pods, namespaces and Services. A node brings its own.
+/// Takes from a new object what a client does not set: the status of pods, namespaces, Services, definitions and custom
+/// resources. A node brings its own.
 pub(crate) fn prepare_create(kind: &Kind, object: &mut Value) {
-    if kind.group.is_empty()
-        && matches!(kind.plural, "pods" | "namespaces" | "services")
+    let own = kind.group.is_empty() && !matches!(kind.plural, "pods" | "namespaces" | "services");
+    if !own
+        && kind.status_subresource
         && let Value::Object(map) = object
     {
         map.remove("status");

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::{BufMut, Bytes, BytesMut};
 use serde_json::{Map, Value, json};
 
+use super::custom::Version;
 use super::kind::Kind;
 use super::negotiate::Form;
 use super::object::Object;
@@ -31,9 +32,11 @@ impl Include {
 }
 
 /// How one request wants its objects.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct View {
     pub(crate) kind: &'static Kind,
+    /// What a custom kind's definition says of this version.
+    pub(crate) custom: Option<Arc<Version>>,
     pub(crate) form: Form,
     pub(crate) include: Include,
     /// Seconds since 1970, for ages.
@@ -62,12 +65,34 @@ impl ListMeta {
 }
 
 impl View {
+    /// The object as this version has it: a custom kind's schema may have grown defaults since it was stored.
+    fn value(&self, object: &Object) -> Value {
+        let mut value = object.value(self.kind);
+        if let Some(custom) = &self.custom {
+            custom.read(&mut value);
+        }
+        value
+    }
+
+    /// Appends the whole object. What the table's kinds store is what they serve: their bytes are spliced.
+    fn write(&self, object: &Object, out: &mut BytesMut) {
+        if self.custom.is_some() {
+            out.put_slice(self.value(object).to_string().as_bytes());
+        } else {
+            object.write_wire(self.kind, out);
+        }
+    }
+
     /// One object.
     pub(crate) fn object(&self, object: &Object) -> Bytes {
         match self.form {
-            Form::Plain => object.wire(self.kind),
-            Form::Partial => partial(&object.value(self.kind)).to_string().into(),
-            Form::Table => self.one_row(&object.value(self.kind), true).to_string().into(),
+            Form::Plain => {
+                let mut out = BytesMut::with_capacity(object.stored().len() + 64);
+                self.write(object, &mut out);
+                out.freeze()
+            }
+            Form::Partial => partial(&self.value(object)).to_string().into(),
+            Form::Table => self.one_row(&self.value(object), true).to_string().into(),
         }
     }
 
@@ -77,7 +102,7 @@ impl View {
             Form::Plain => (format!("{}List", self.kind.kind), super::object::api_version(self.kind)),
             Form::Partial => ("PartialObjectMetadataList".into(), META.into()),
             Form::Table => {
-                let rows = items.iter().map(|item| self.row(&item.value(self.kind))).collect();
+                let rows = items.iter().map(|item| self.row(&self.value(item))).collect();
                 return self.table(meta.value(), rows, true).to_string().into();
             }
         };
@@ -91,7 +116,8 @@ impl View {
                 out.put_u8(b',');
             }
             match self.form {
-                Form::Partial => out.put_slice(partial(&item.value(self.kind)).to_string().as_bytes()),
+                Form::Partial => out.put_slice(partial(&self.value(item)).to_string().as_bytes()),
+                _ if self.custom.is_some() => self.write(item, &mut out),
                 _ => item.write_item(self.kind, &mut out),
             }
         }
@@ -105,10 +131,10 @@ impl View {
         out.put_slice(name.as_bytes());
         out.put_slice(br#"","object":"#);
         match self.form {
-            Form::Plain => object.write_wire(self.kind, out),
-            Form::Partial => out.put_slice(partial(&object.value(self.kind)).to_string().as_bytes()),
+            Form::Plain => self.write(object, out),
+            Form::Partial => out.put_slice(partial(&self.value(object)).to_string().as_bytes()),
             Form::Table => {
-                out.put_slice(self.one_row(&object.value(self.kind), first).to_string().as_bytes());
+                out.put_slice(self.one_row(&self.value(object), first).to_string().as_bytes());
             }
         }
         out.put_slice(b"}\n");
@@ -126,7 +152,7 @@ impl View {
             }
             Form::Partial => json!({"kind": "PartialObjectMetadata", "apiVersion": META, "metadata": meta}),
             Form::Table => {
-                let mut cells = vec![Value::Null; self.kind.columns.len()];
+                let mut cells = vec![Value::Null; self.columns().len()];
                 if let Some(first) = cells.first_mut() {
                     *first = "".into();
                 }
@@ -147,22 +173,28 @@ impl View {
     }
 
     fn table(&self, meta: Value, rows: Vec<Value>, columns: bool) -> Value {
-        let definitions: Value = if columns {
-            let define = |column: &super::kind::Column| {
-                json!({
-                    "name": column.name, "type": column.type_, "format": column.format,
-                    "description": column.description, "priority": column.priority,
-                })
-            };
-            self.kind.columns.iter().map(define).collect()
-        } else {
-            Value::Null
-        };
+        let definitions = if columns { self.columns().into() } else { Value::Null };
         json!({"kind": "Table", "apiVersion": META, "metadata": meta, "columnDefinitions": definitions, "rows": rows})
     }
 
+    fn columns(&self) -> Vec<Value> {
+        let define = |column: &super::kind::Column| {
+            json!({
+                "name": column.name, "type": column.type_, "format": column.format,
+                "description": column.description, "priority": column.priority,
+            })
+        };
+        match &self.custom {
+            Some(custom) => custom.columns(),
+            None => self.kind.columns.iter().map(define).collect(),
+        }
+    }
+
     fn row(&self, object: &Value) -> Value {
-        let mut row = json!({"cells": (self.kind.cells)(object, self.now)});
+        let mut row = match &self.custom {
+            Some(custom) => json!({"cells": custom.cells(object, self.now)}),
+            None => json!({"cells": (self.kind.cells)(object, self.now)}),
+        };
         match self.include {
             Include::None => {}
             Include::Metadata => row["object"] = partial(object),

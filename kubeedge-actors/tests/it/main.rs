@@ -8,6 +8,8 @@ mod apiserver;
 #[cfg(all(feature = "apiserver", feature = "edgecontroller"))]
 mod clients;
 #[cfg(feature = "apiserver")]
+mod custom;
+#[cfg(feature = "apiserver")]
 mod events;
 #[cfg(feature = "apiserver")]
 mod golden;

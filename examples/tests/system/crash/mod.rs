@@ -369,9 +369,8 @@ async fn all_goes_away(
     if let Some(left) = pods(client).list(&Default::default()).await?.items.first() {
         bail!("a pod that nobody made: {:?}", left.metadata);
     }
-    for uid in lab.pods_in_runtime().await? {
-        bail!("all pods are gone and the runtime still has a sandbox of {uid}");
-    }
+    let sandboxes = lab.pods_in_runtime().await?;
+    ensure!(sandboxes.is_empty(), "all pods are gone and the runtime still has sandboxes of {sandboxes:?}");
     end_lost_shims(lab).await
 }
 

@@ -19,6 +19,7 @@ use super::status::Status;
 use super::storage::KindId;
 
 mod binder;
+pub(super) mod definitions;
 mod endpoints;
 mod events;
 mod evictions;
@@ -63,7 +64,7 @@ impl Running {
 pub(super) fn start(api: &Arc<Api>, server: SocketAddr) -> Running {
     let mut tasks = JoinSet::new();
     let (done, bootstrapped) = watch::channel(false);
-    let everything: Vec<KindId> = api.storage.kinds().map(|(id, _)| id).collect();
+    let everything: Vec<KindId> = api.storage.kinds().map(|(id, _)| id).chain([KindId::CUSTOM]).collect();
     tasks.spawn(run("namespaces", api.clone(), everything, PAUSE, move |api| {
         let done = done.clone();
         async move {
@@ -81,8 +82,13 @@ pub(super) fn start(api: &Arc<Api>, server: SocketAddr) -> Running {
     // Nodes renew leases and pods write events all the time; neither changes what these decide.
     let of =
         |plurals: &[&str]| -> Vec<KindId> { plurals.iter().filter_map(|plural| api.storage.core(plural)).collect() };
-    let steady: Vec<KindId> =
-        api.storage.kinds().filter(|(_, kind)| !matches!(kind.plural, "leases" | "events")).map(|(id, _)| id).collect();
+    let steady: Vec<KindId> = api
+        .storage
+        .kinds()
+        .filter(|(_, kind)| !matches!(kind.plural, "leases" | "events"))
+        .map(|(id, _)| id)
+        .chain([KindId::CUSTOM])
+        .collect();
     tasks.spawn(run(
         "garbage",
         api.clone(),
@@ -90,6 +96,9 @@ pub(super) fn start(api: &Arc<Api>, server: SocketAddr) -> Running {
         GARBAGE_PAUSE,
         |api| async move { garbage::reconcile(&api).await },
     ));
+    tasks.spawn(run("definitions", api.clone(), definitions::watched(api), PAUSE, |api| async move {
+        definitions::reconcile(&api).await
+    }));
     let monitor = Arc::new(nodes::Monitor::default());
     tasks.spawn(run("nodes", api.clone(), of(&["nodes"]), PAUSE, move |api| {
         let monitor = monitor.clone();

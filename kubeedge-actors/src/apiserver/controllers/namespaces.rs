@@ -66,7 +66,7 @@ pub(super) async fn reconcile(api: &Arc<Api>) -> Result<Again, Status> {
 async fn finish(api: &Arc<Api>, name: &str) -> Result<bool, Status> {
     let mut left = Remaining::default();
     for (id, kind) in api.storage.kinds().filter(|(_, kind)| kind.namespaced) {
-        let target = Target { id, kind, namespace: Some(name.to_owned()), name: None, subresource: None };
+        let target = Target { id, kind, custom: None, namespace: Some(name.to_owned()), name: None, subresource: None };
         loop {
             let writer = api.storage.write().await;
             let (_, items) = api.storage.list(id, Some(name));

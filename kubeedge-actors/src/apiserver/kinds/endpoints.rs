@@ -80,13 +80,13 @@ fn check_address(address: &Value, path: &Path, errors: &mut Errors) {
     let ip = text(address, "/ip");
     errors.format(&path.field("ip"), ip, names::ip(ip));
     check_not_special(ip, &path.field("ip"), errors);
-    let checks: [(&str, fn(&str) -> Vec<String>); 2] =
-        [("hostname", names::dns_label), ("nodeName", names::dns_subdomain)];
-    for (field, check) in checks {
-        let value = text(address, &format!("/{field}"));
-        if !value.is_empty() {
-            errors.format(&path.field(field), value, check(value));
-        }
+    let hostname = text(address, "/hostname");
+    if !hostname.is_empty() {
+        errors.format(&path.field("hostname"), hostname, names::dns_label(hostname));
+    }
+    let node = text(address, "/nodeName");
+    if !node.is_empty() {
+        errors.format(&path.field("nodeName"), node, names::dns_subdomain(node));
     }
 }
 

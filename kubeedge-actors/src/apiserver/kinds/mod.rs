@@ -5,6 +5,7 @@
 
 mod configmap;
 pub(crate) mod decode;
+mod definition;
 mod endpoints;
 pub(crate) mod endpointslice;
 mod event;
@@ -26,7 +27,7 @@ mod zero;
 
 use super::kind::Kind;
 
-static KINDS: [Kind; 12] = [
+static KINDS: [Kind; 13] = [
     configmap::KIND,
     endpoints::KIND,
     event::KIND,
@@ -37,11 +38,12 @@ static KINDS: [Kind; 12] = [
     serviceaccount::KIND,
     service::KIND,
     event_v1::KIND,
+    definition::KIND,
     lease::KIND,
     endpointslice::KIND,
 ];
 
-/// All kinds, core first, in the order of their plural names.
+/// All kinds, core first, then by group, each in the order of their plural names.
 pub fn kinds() -> &'static [Kind] {
     &KINDS
 }

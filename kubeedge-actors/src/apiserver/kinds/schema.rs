@@ -12,8 +12,9 @@ use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::events::v1 as events;
 use k8s_openapi::api::policy::v1::Eviction;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use schemars::generate::SchemaSettings;
-use schemars::{Schema, SchemaGenerator};
+use schemars::{JsonSchema as _, Schema, SchemaGenerator};
 use serde_json::{Map, Value};
 
 use crate::apiserver::kind::Kind;
@@ -119,8 +120,16 @@ impl Schemas {
     }
 }
 
-/// The definition of a kind's schema, e.g. `io.k8s.api.core.v1.Pod`.
+/// The definition of a kind's schema, e.g. `io.k8s.api.core.v1.Pod`, or `io.kubeedge.devices.v1beta1.Device` of a
+/// custom kind.
 pub(crate) fn definition(kind: &Kind) -> String {
+    if super::find(kind.group, kind.version, kind.plural).is_none() {
+        let domain: Vec<&str> = kind.group.rsplit('.').collect();
+        return format!("{}.{}.{}", domain.join("."), kind.version, kind.kind);
+    }
+    if kind.group == crate::apiserver::custom::GROUP {
+        return CustomResourceDefinition::schema_name().into_owned();
+    }
     let group = match kind.group.split('.').next() {
         Some("") | None => "core",
         Some(group) => group,
@@ -133,7 +142,7 @@ pub(crate) fn definitions() -> Map<String, Value> {
     let mut settings = SchemaSettings::draft2020_12();
     settings.definitions_path = DEFINITIONS.into();
     let mut generator = SchemaGenerator::new(settings);
-    let all: [fn(&mut SchemaGenerator) -> Schema; 15] = [
+    let all: [fn(&mut SchemaGenerator) -> Schema; 16] = [
         SchemaGenerator::subschema_for::<core::Namespace>,
         SchemaGenerator::subschema_for::<core::Node>,
         SchemaGenerator::subschema_for::<core::Pod>,
@@ -149,6 +158,7 @@ pub(crate) fn definitions() -> Map<String, Value> {
         SchemaGenerator::subschema_for::<Lease>,
         SchemaGenerator::subschema_for::<Eviction>,
         SchemaGenerator::subschema_for::<TokenRequest>,
+        SchemaGenerator::subschema_for::<CustomResourceDefinition>,
     ];
     for add in all {
         add(&mut generator);
@@ -236,7 +246,9 @@ mod tests {
             .structs
             .iter()
             .flat_map(|s| s.fields.iter().map(move |(name, field)| (s, name, field)))
-            .filter(|(_, _, field)| field.type_ == Type::Any)
+            .filter(|(of, _, field)| field.type_ == Type::Any && of.package == "v1")
+            // A definition holds schemas and values of any form.
+            .filter(|(of, _, _)| !of.name.starts_with("JSONSchemaProps") && !of.name.starts_with("CustomResource"))
             .map(|(s, name, _)| format!("{}.{name}", s.name))
             .collect();
         assert_eq!(free, ["ManagedFieldsEntry.fieldsV1"]);

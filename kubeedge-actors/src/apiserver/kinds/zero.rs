@@ -23,6 +23,14 @@ const PLAIN_BOOLS: &[(&str, &str)] = &[
     ("NodeSpec", "unschedulable"),
     ("PersistentVolumeClaimVolumeSource", "readOnly"),
     ("NFSVolumeSource", "readOnly"),
+    ("CustomResourceDefinitionSpec", "preserveUnknownFields"),
+    ("CustomResourceDefinitionVersion", "deprecated"),
+    ("JSONSchemaProps", "exclusiveMaximum"),
+    ("JSONSchemaProps", "exclusiveMinimum"),
+    ("JSONSchemaProps", "nullable"),
+    ("JSONSchemaProps", "uniqueItems"),
+    ("JSONSchemaProps", "x-kubernetes-embedded-resource"),
+    ("JSONSchemaProps", "x-kubernetes-int-or-string"),
     ("ServiceSpec", "publishNotReadyAddresses"),
 ];
 
@@ -43,6 +51,7 @@ const PLAIN_INTS: &[(&str, &str)] = &[
     ("ObjectMeta", "generation"),
     ("PodStatus", "observedGeneration"),
     ("PodCondition", "observedGeneration"),
+    ("CustomResourceColumnDefinition", "priority"),
 ];
 
 /// Strings that are pointers: an empty one is kept.

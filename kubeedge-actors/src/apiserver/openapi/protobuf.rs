@@ -268,7 +268,7 @@ mod tests {
 
     #[test]
     fn the_whole_document_has_every_definition_and_the_patch_of_pods() {
-        let json: Value = serde_json::from_str(&crate::apiserver::openapi::v2()).expect("is JSON");
+        let json: Value = serde_json::from_str(&crate::apiserver::openapi::v2(&[])).expect("is JSON");
         let written = document(&json);
         let definitions = find(&written, &[9]).expect("definitions");
         assert_eq!(fields(&definitions).len(), json["definitions"].as_object().expect("definitions").len());

@@ -39,6 +39,17 @@ impl PatchType {
             _ => Err(Status::unsupported_media_type("415: Unsupported Media Type")),
         }
     }
+
+    /// A strategic merge patch of a custom resource, in Kubernetes' own words.
+    pub(crate) fn not_for_custom() -> Status {
+        Status {
+            details: None,
+            ..Status::unsupported_media_type(
+                "the body of the request was in an unknown format - accepted media types include: \
+                 application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml",
+            )
+        }
+    }
 }
 
 impl Patch {

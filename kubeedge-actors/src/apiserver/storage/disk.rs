@@ -18,6 +18,7 @@ use crate::store::{Store, StoreError, Table};
 const UNKNOWN_GAP: u64 = 100_000;
 
 /// What a server starts with.
+#[derive(Default)]
 pub(crate) struct Loaded {
     pub(crate) resource_version: u64,
     /// One map a kind, in the order of the table.
@@ -85,39 +86,49 @@ impl Disk {
 
     /// Reads all objects of the kinds.
     pub(crate) fn load(&self, kinds: &'static [Kind]) -> Result<Loaded, StoreError> {
-        let mut damaged = Vec::new();
-        let mut objects = Vec::with_capacity(kinds.len());
-        let mut last_changes = Vec::with_capacity(kinds.len());
+        let mut loaded = Loaded::default();
         for kind in kinds {
-            let mut shelf = BTreeMap::new();
-            for record in self.objects.scan_prefix(&prefix(kind)) {
-                let json = match record {
-                    Ok((_, json)) => json,
-                    Err(error @ (StoreError::Corrupt { .. } | StoreError::NewerRecord { .. })) => {
-                        damaged.push(error.to_string());
-                        continue;
-                    }
-                    Err(error) => return Err(error),
-                };
-                match Object::from_stored(kind, json) {
-                    Ok(object) => {
-                        shelf.insert(object.key.clone(), Arc::new(object));
-                    }
-                    Err(error) => damaged.push(format!("a record of {} is not an object: {error}", kind.plural)),
-                }
-            }
-            let highest = shelf.values().map(|object| object.resource_version).max().unwrap_or_default();
-            let last = self.position(&qualified(kind), &mut damaged)?;
-            last_changes.push(last.unwrap_or_default().max(highest));
-            objects.push(shelf);
+            self.load_kind(kind, &mut loaded)?;
         }
-        let highest = last_changes.iter().copied().max().unwrap_or_default();
-        let resource_version = match self.position("", &mut damaged)? {
+        Ok(loaded)
+    }
+
+    /// Reads the objects of one more kind.
+    pub(crate) fn load_kind(&self, kind: &Kind, loaded: &mut Loaded) -> Result<(), StoreError> {
+        let damaged = &mut loaded.damaged;
+        let mut shelf = BTreeMap::new();
+        for record in self.objects.scan_prefix(&prefix(kind)) {
+            let json = match record {
+                Ok((_, json)) => json,
+                Err(error @ (StoreError::Corrupt { .. } | StoreError::NewerRecord { .. })) => {
+                    damaged.push(error.to_string());
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            match Object::from_stored(kind, json) {
+                Ok(object) => {
+                    shelf.insert(object.key.clone(), Arc::new(object));
+                }
+                Err(error) => damaged.push(format!("a record of {} is not an object: {error}", kind.plural)),
+            }
+        }
+        let highest = shelf.values().map(|object| object.resource_version).max().unwrap_or_default();
+        let last = self.position(&qualified(kind), damaged)?;
+        loaded.last_changes.push(last.unwrap_or_default().max(highest));
+        loaded.objects.push(shelf);
+        Ok(())
+    }
+
+    /// Finds the resourceVersion to go on with, after all kinds are read.
+    pub(crate) fn settle(&self, mut loaded: Loaded) -> Result<Loaded, StoreError> {
+        let highest = loaded.last_changes.iter().copied().max().unwrap_or_default();
+        loaded.resource_version = match self.position("", &mut loaded.damaged)? {
             Some(position) => position.max(highest),
-            None if highest == 0 && damaged.is_empty() => 0,
+            None if highest == 0 && loaded.damaged.is_empty() => 0,
             None => highest + UNKNOWN_GAP,
         };
-        Ok(Loaded { resource_version, objects, last_changes, damaged })
+        Ok(loaded)
     }
 
     fn position(&self, name: &str, damaged: &mut Vec<String>) -> Result<Option<u64>, StoreError> {

@@ -16,7 +16,7 @@ use super::{Request, Written, not_stored, settle_addresses};
 pub(super) async fn create(api: &Api, request: &Request, target: &Target) -> Result<Written, Status> {
     let options = WriteOptions::parse("CreateOptions", &request.query)?;
     check_content_type(request.content_type.as_deref())?;
-    let body = decode(target.kind, &request.body, options.field_validation)?;
+    let body = decode(target, &request.body, options.field_validation)?;
     let mut object = body.object;
     same_namespace(&mut object, target)?;
     let writer = api.storage.write().await;
@@ -35,12 +35,12 @@ pub(super) async fn new_object(
 ) -> Result<Written, Status> {
     let kind = target.kind;
     strategy::prepare_create(kind, &mut object);
-    (kind.default)(&mut object);
+    target.default(&mut object);
     fill_metadata(kind, &mut object, api);
     admission::create(api, target, &mut object)?;
     let name = text(&object["metadata"], "name").to_owned();
     let mut errors = meta::validate(&object);
-    errors.extend((kind.validate_create)(&object));
+    errors.extend(target.validate_create(&object));
     if !errors.is_empty() {
         return Err(Status::invalid(kind, &name, errors));
     }

@@ -12,7 +12,7 @@ use super::super::request::{ListOptions, Query, Target, dry_run};
 use super::super::status::{FieldCause, FieldError, Status};
 use super::super::storage::Change;
 use super::super::table::ListMeta;
-use super::super::{clock, meta, strategy};
+use super::super::{clock, custom, meta, strategy};
 use super::update::may_go;
 use super::{Answer, Request, commit_one, not_stored};
 
@@ -147,9 +147,13 @@ pub(crate) fn plan(kind: &Kind, current: &Value, options: &DeleteOptions, now: i
             return Ok(Plan::Nothing);
         }
     } else {
-        mark(&mut new, now, if is_namespace { None } else { Some(grace.unwrap_or(0)) });
+        let is_definition = custom::is_definition(kind);
+        mark(&mut new, now, if is_namespace || is_definition { None } else { Some(grace.unwrap_or(0)) });
         if is_namespace {
             new["status"]["phase"] = "Terminating".into();
+        }
+        if is_definition {
+            hold_definition(&mut new, current, now);
         }
     }
     Ok(if may_go(kind, &new) {
@@ -161,6 +165,29 @@ pub(crate) fn plan(kind: &Kind, current: &Value, options: &DeleteOptions, now: i
     } else {
         Plan::Mark(new)
     })
+}
+
+/// A definition stays until the objects of its kind are gone, and says so.
+fn hold_definition(new: &mut Value, current: &Value, now: i64) {
+    let meta = metadata(new);
+    if let Some(generation) = current["metadata"].get("generation") {
+        meta.insert("generation".into(), generation.clone());
+    }
+    let finalizers = meta.entry("finalizers").or_insert_with(|| json!([]));
+    if let Some(all) = finalizers.as_array_mut()
+        && !all.iter().any(|one| one == custom::FINALIZER)
+    {
+        all.push(custom::FINALIZER.into());
+    }
+    let condition = json!({
+        "type": "Terminating", "status": "True", "lastTransitionTime": clock::rfc3339(now),
+        "reason": "InstanceDeletionPending",
+        "message": "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon",
+    });
+    match new["status"]["conditions"].as_array_mut() {
+        Some(all) => all.push(condition),
+        None => new["status"]["conditions"] = json!([condition]),
+    }
 }
 
 fn mark(object: &mut Value, now: i64, grace: Option<i64>) {
@@ -227,7 +254,7 @@ pub(super) async fn delete(api: &Api, request: &Request, target: &Target, name: 
     let writer = api.storage.write().await;
     let current =
         writer.get(target.id, &Key::new(target.scope(), name)).ok_or_else(|| Status::not_found(kind, name))?;
-    let view = request.view(api, kind);
+    let view = request.view(api, target);
     let object = match plan(kind, &current.value(kind), &options, api.now())? {
         Plan::Nothing => current,
         Plan::Mark(value) if options.dry_run => not_stored(kind, &value),
@@ -262,7 +289,6 @@ const BATCH: usize = 200;
 pub(super) async fn collection(api: &Api, request: &Request, target: &Target) -> Result<Answer, Status> {
     let options = DeleteOptions::parse(request)?;
     let list = ListOptions::parse(target.kind, &request.query)?;
-    let kind = target.kind;
     let (resource_version, mut items) = api.storage.list(target.id, target.namespace.as_deref());
     items.retain(|object| list.selector.matches(object));
     for batch in items.chunks(BATCH) {
@@ -277,7 +303,7 @@ pub(super) async fn collection(api: &Api, request: &Request, target: &Target) ->
         }
     }
     let meta = ListMeta { resource_version, ..ListMeta::default() };
-    Ok(Answer::ok(request.view(api, kind).list(&meta, &items)))
+    Ok(Answer::ok(request.view(api, target).list(&meta, &items)))
 }
 
 /// The changes that delete `items`.

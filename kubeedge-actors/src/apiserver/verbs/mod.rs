@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 use super::Api;
 use super::addresses::{self, Taken};
 use super::auth::User;
+use super::controllers::definitions;
+use super::custom;
 use super::kind::Kind;
 use super::kubelet::Body;
 use super::negotiate::Form;
@@ -57,7 +59,7 @@ pub(crate) enum Answer {
     /// A JSON body.
     Json { code: u16, body: Bytes, warnings: Vec<String> },
     /// A watch.
-    Watch(Stream),
+    Watch(Box<Stream>),
     /// Plain text as a kubelet gives it, or none.
     Text(Option<Body>),
 }
@@ -88,18 +90,36 @@ pub(crate) struct Written {
 }
 
 impl Request {
-    fn view(&self, api: &Api, kind: &'static Kind) -> View {
-        View { kind, form: self.form, include: Include::parse(self.query.get("includeObject")), now: api.now() }
+    fn view(&self, api: &Api, target: &Target) -> View {
+        let (kind, custom) = (target.kind, target.custom.clone());
+        View { kind, custom, form: self.form, include: Include::parse(self.query.get("includeObject")), now: api.now() }
     }
 
-    fn written(&self, api: &Api, kind: &'static Kind, written: Written) -> Answer {
-        let body = self.view(api, kind).object(&written.object);
+    fn written(&self, api: &Api, target: &Target, mut written: Written) -> Answer {
+        if custom::is_definition(target.kind) {
+            written.warnings.extend(custom::warnings(&written.object.value(target.kind)));
+        }
+        let body = self.view(api, target).object(&written.object);
         Answer::Json { code: written.code, body, warnings: written.warnings }
     }
 }
 
-/// Serves a resource: the verb follows from method, name and subresource.
+/// Serves a resource. A kind that the request defines is served when its answer goes out.
 pub(crate) async fn serve(api: &Arc<Api>, request: &Request, target: &Target) -> Result<Answer, Status> {
+    let answer = verb(api, request, target).await;
+    if answer.is_ok()
+        && custom::is_definition(target.kind)
+        && matches!(request.method, Method::Post | Method::Put | Method::Patch)
+        && let Err(error) = definitions::reconcile(api).await
+    {
+        // The definition is stored; its controller goes on.
+        tracing::warn!(%error, "a custom kind is not served yet");
+    }
+    answer
+}
+
+/// The verb follows from method, name and subresource.
+async fn verb(api: &Arc<Api>, request: &Request, target: &Target) -> Result<Answer, Status> {
     let kind = target.kind;
     if let Some(subresource) = &target.subresource {
         return subresource_verb(api, request, target, subresource).await;
@@ -107,11 +127,11 @@ pub(crate) async fn serve(api: &Arc<Api>, request: &Request, target: &Target) ->
     match (request.method, &target.name) {
         (Method::Get, Some(name)) => {
             let object = existing(api, target, name)?;
-            Ok(Answer::ok(request.view(api, kind).object(&object)))
+            Ok(Answer::ok(request.view(api, target).object(&object)))
         }
         (Method::Get, None) => {
             let options = ListOptions::parse(kind, &request.query)?;
-            let view = request.view(api, kind);
+            let view = request.view(api, target);
             if options.watch {
                 watch::watch(api, target, view, options)
             } else {
@@ -119,14 +139,14 @@ pub(crate) async fn serve(api: &Arc<Api>, request: &Request, target: &Target) ->
             }
         }
         (Method::Post, None) if kind.namespaced && target.namespace.is_none() => Err(Status::method_not_allowed()),
-        (Method::Post, None) => Ok(request.written(api, kind, create::create(api, request, target).await?)),
+        (Method::Post, None) => Ok(request.written(api, target, create::create(api, request, target).await?)),
         (Method::Put, Some(name)) => {
             let written = update::put(api, request, target, name, update::Part::Main).await?;
-            Ok(request.written(api, kind, written))
+            Ok(request.written(api, target, written))
         }
         (Method::Patch, Some(name)) => {
             let written = patch::patch(api, request, target, name, update::Part::Main).await?;
-            Ok(request.written(api, kind, written))
+            Ok(request.written(api, target, written))
         }
         (Method::Delete, Some(name)) => delete::delete(api, request, target, name).await,
         (Method::Delete, None) if kind.plural == "namespaces" || (kind.namespaced && target.namespace.is_none()) => {
@@ -152,21 +172,21 @@ async fn subresource_verb(
         (_, "status", _) if kind.status_subresource => match request.method {
             Method::Get => {
                 let object = existing(api, target, name)?;
-                Ok(Answer::ok(request.view(api, kind).object(&object)))
+                Ok(Answer::ok(request.view(api, target).object(&object)))
             }
             Method::Put => {
                 let written = update::put(api, request, target, name, update::Part::Status).await?;
-                Ok(request.written(api, kind, written))
+                Ok(request.written(api, target, written))
             }
             Method::Patch => {
                 let written = patch::patch(api, request, target, name, update::Part::Status).await?;
-                Ok(request.written(api, kind, written))
+                Ok(request.written(api, target, written))
             }
             _ => Err(Status::method_not_allowed()),
         },
         ("namespaces", "finalize", Method::Put) => {
             let written = update::put(api, request, target, name, update::Part::Finalizers).await?;
-            Ok(request.written(api, kind, written))
+            Ok(request.written(api, target, written))
         }
         ("pods", "log", Method::Get) => log::log(api, &request.query, target, name).await,
         ("pods", "binding", Method::Post) => bind::bind(api, request, target, Some(name)).await,
@@ -191,6 +211,7 @@ pub(crate) async fn serve_virtual(api: &Arc<Api>, request: &Request) -> Option<R
             let target = Target {
                 id: pods,
                 kind: api.storage.kind(pods),
+                custom: None,
                 namespace: Some(namespace.clone()),
                 name: None,
                 subresource: None,

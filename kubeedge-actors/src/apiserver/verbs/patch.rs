@@ -19,13 +19,17 @@ pub(super) async fn patch(
 ) -> Result<Written, Status> {
     let kind = target.kind;
     let patch_type = PatchType::parse(request.content_type.as_deref())?;
+    if target.custom.is_some() && patch_type == PatchType::Strategic {
+        // Only Kubernetes' own types carry merge keys.
+        return Err(PatchType::not_for_custom());
+    }
     let options = WriteOptions::parse("PatchOptions", &request.query)?;
     let patch = Patch::parse(patch_type, &request.body)?;
     let writer = api.storage.write().await;
     let current =
         writer.get(target.id, &Key::new(target.scope(), name)).ok_or_else(|| Status::not_found(kind, name))?;
     let old = current.value(kind);
-    let body = decode_patched(kind, patch.apply(kind, &old)?, options.field_validation)?;
+    let body = decode_patched(target, patch.apply(kind, &old)?, options.field_validation)?;
     let new = body.object;
     let sent = text(&new["metadata"], "name");
     if sent != name {

@@ -35,7 +35,7 @@ pub(super) async fn put(
     let kind = target.kind;
     let options = WriteOptions::parse("UpdateOptions", &request.query)?;
     check_content_type(request.content_type.as_deref())?;
-    let body = decode(kind, &request.body, options.field_validation)?;
+    let body = decode(target, &request.body, options.field_validation)?;
     let mut new = body.object;
     same_namespace(&mut new, target)?;
     let sent = text(&new["metadata"], "name").to_owned();
@@ -77,7 +77,7 @@ pub(super) async fn change(
 ) -> Result<Written, Status> {
     let kind = target.kind;
     let done = |object| Written { code: 200, object, warnings: Vec::new() };
-    let mut new = settle(kind, old, new, part)?;
+    let mut new = settle(target, old, new, part)?;
     if part == Part::Main {
         settle_addresses(api, target, &writer, &mut new, Some(old))?;
     }
@@ -108,7 +108,8 @@ pub(crate) fn may_go(kind: &Kind, object: &Value) -> bool {
 }
 
 /// What is stored when `new` is sent for `old`: preconditions hold, the server's fields stay, the other part stays.
-pub(crate) fn settle(kind: &Kind, old: &Value, mut new: Value, part: Part) -> Result<Value, Status> {
+pub(crate) fn settle(target: &Target, old: &Value, mut new: Value, part: Part) -> Result<Value, Status> {
+    let kind = target.kind;
     let name = text(&old["metadata"], "name").to_owned();
     preconditions(kind, &name, &old["metadata"], &new["metadata"])?;
     let has_status = kind.status_subresource;
@@ -134,17 +135,21 @@ pub(crate) fn settle(kind: &Kind, old: &Value, mut new: Value, part: Part) -> Re
         Part::Status => strategy::prepare_status(kind, &mut new),
         Part::Finalizers => {}
     }
-    (kind.default)(&mut new);
+    target.default(&mut new);
     let mut errors = meta::validate_update(&new, old);
     errors.extend(match part {
-        Part::Main => (kind.validate_update)(&new, old),
-        Part::Status => (kind.validate_status)(&new, old),
+        Part::Main => target.validate_update(&new, old),
+        Part::Status => target.validate_status(&new, old),
         Part::Finalizers => Vec::new(),
     });
     if !errors.is_empty() {
         return Err(Status::invalid(kind, &name, errors));
     }
-    if kind.has_generation && new.get("spec") != old.get("spec") {
+    let changed = match &target.custom {
+        Some(_) => other_members(old, &new).iter().any(|member| new.get(member) != old.get(member)),
+        None => new.get("spec") != old.get("spec"),
+    };
+    if kind.has_generation && (changed || (target.custom.is_some() && !has_status && new["status"] != old["status"])) {
         let generation = old["metadata"]["generation"].as_i64().unwrap_or(0) + 1;
         metadata(&mut new).insert("generation".into(), generation.into());
     }

@@ -82,7 +82,7 @@ pub(super) fn watch(api: &Api, target: &Target, view: View, options: ListOptions
     let timeout =
         Duration::from_secs(options.timeout_seconds.filter(|s| *s > 0).unwrap_or(DEFAULT_TIMEOUT_SECONDS).min(86_400));
     let bookmarks = options.bookmarks.then(|| interval_at(Instant::now() + BOOKMARK, BOOKMARK));
-    Ok(Answer::Watch(Stream {
+    Ok(Answer::Watch(Box::new(Stream {
         storage,
         id: target.id,
         namespace: target.namespace.clone(),
@@ -97,7 +97,7 @@ pub(super) fn watch(api: &Api, target: &Target, view: View, options: ListOptions
         first: true,
         ended: false,
         _permit: permit,
-    }))
+    })))
 }
 
 impl Stream {
@@ -175,7 +175,7 @@ impl Stream {
             let object = match (&event.previous, seen) {
                 // It left the selection: the state it had inside, with the version of its leaving.
                 (Some(before), Seen::Deleted) if !event.deleted => {
-                    departed = at_version(before, self.view, event.resource_version);
+                    departed = at_version(before, &self.view, event.resource_version);
                     &departed
                 }
                 _ => &*event.object,
@@ -187,7 +187,7 @@ impl Stream {
     }
 }
 
-fn at_version(object: &Object, view: View, version: u64) -> Object {
+fn at_version(object: &Object, view: &View, version: u64) -> Object {
     let mut value = object.value(view.kind);
     metadata(&mut value).insert("resourceVersion".into(), version.to_string().into());
     Object::new(view.kind, &value)
