@@ -107,11 +107,11 @@ async fn start(config: &CloudCore) -> Result<Running> {
     }
     if hub.enable {
         let link_listener =
-            listen("the link", "modules.cloudHub.websocket", (hub.websocket.address, hub.websocket.port))?;
+            listen("the link", "modules.cloudHub.websocket", "port", (hub.websocket.address, hub.websocket.port))?;
         let link_address = format!(":{}", link_listener.local_addr()?.port());
         let tls = |clients| server_config(server.chain(), server.key(), clients, &[], system_clock());
         let enrolment = if hub.https.enable {
-            let listener = listen("enrolment", "modules.cloudHub.https", (hub.https.address, hub.https.port))?;
+            let listener = listen("enrolment", "modules.cloudHub.https", "port", (hub.https.address, hub.https.port))?;
             tracing::info!(address = %listener.local_addr()?, "enrolment is served");
             Some(EnrolmentConfig {
                 listener: Arc::new(listener),
@@ -197,16 +197,16 @@ async fn cluster(config: &CloudCore) -> Result<kube::Client> {
 
 /// Binds before anything runs, so that a port in use is an error of the start that names it.
 ///
-/// `setting` is the part of the configuration that holds `address` and `port`.
-fn listen(what: &str, setting: &str, address: impl Into<SocketAddr>) -> Result<TcpListener> {
+/// `setting` is the part of the configuration that holds `address` and, by the name `port`, the port.
+fn listen(what: &str, setting: &str, port: &str, address: impl Into<SocketAddr>) -> Result<TcpListener> {
     let address = address.into();
     TcpListener::bind(address).map_err(|error| {
         let advice = match error.kind() {
             ErrorKind::AddrInUse => format!(
-                "another program has this port (`ss -ltnp` names it): stop it, or set {setting}.port to a free one"
+                "another program has this port (`ss -ltnp` names it): stop it, or set {setting}.{port} to a free one"
             ),
             ErrorKind::AddrNotAvailable => format!("set {setting}.address to an address of this machine"),
-            ErrorKind::PermissionDenied => format!("this user may not: set {setting}.port to 1024 or more"),
+            ErrorKind::PermissionDenied => format!("this user may not: set {setting}.{port} to 1024 or more"),
             _ => format!("see {setting}"),
         };
         anyhow!("cannot listen on {address} for {what}: {error}; {advice}")

@@ -47,7 +47,7 @@ pub(super) async fn start(
     let kubelet_client = issued_client_config(authority.certificate().clone(), &client, system_clock())?;
     settings.kubelet_client = Some(Arc::new(kubelet_client));
     // A port in use is an error of the start that names it, not a component that fails again and again.
-    drop(super::listen("the API server", "standalone", (config.standalone.address, config.standalone.port))?);
+    drop(super::listen("the API server", "standalone", "port", (config.standalone.address, config.standalone.port))?);
     // A system of its own: it is up before the controllers start, and stops after their last write.
     let system = System::builder("standalone")
         .component(move |_: &Ports| ApiServer::new(settings.clone()))

@@ -26,7 +26,12 @@ pub(super) fn prepare(
     }
     let clients = ClientAuth::Optional(client_authority(config, authority)?);
     let tls = server_config(server.chain(), server.key(), clients, &[b"http/1.1"], system_clock())?;
-    let listener = super::listen("the stream gateway", (settings.address, settings.stream_port))?;
+    let listener = super::listen(
+        "the stream gateway",
+        "modules.cloudStream",
+        "streamPort",
+        (settings.address, settings.stream_port),
+    )?;
     let port = listener.local_addr()?.port();
     let gateway = StreamGateway { host: host(config), port };
     tracing::info!(host = gateway.host, port, "the stream gateway is served");
