@@ -337,7 +337,7 @@ mod tests {
                 "apiVersion: window/v1\n",
                 "1:13: apiVersion: \"window/v1\" is another document, expected \"door.example\"",
             ),
-            ("- a\n", "0:0: document: invalid type: sequence, expected a Door document"),
+            ("- a\n", "1:1: document: invalid type: sequence, expected a Door document"),
         ] {
             assert_eq!(refusal(text), format!("door.yaml:{said}"), "{text:?}");
         }

@@ -98,7 +98,7 @@ impl Reading {
         let mut running = follow && log.running;
         let mut asked = Instant::now();
         loop {
-            match self.to_end(stream).await? {
+            match self.send_rest(stream).await? {
                 Ok(()) => {}
                 Err(error) => return Ok(Err(error)),
             }
@@ -133,7 +133,7 @@ impl Reading {
         Ok(Ok(()))
     }
 
-    async fn to_end(&mut self, stream: &mut Stream) -> Result<std::io::Result<()>, StreamError> {
+    async fn send_rest(&mut self, stream: &mut Stream) -> Result<std::io::Result<()>, StreamError> {
         let mut raw = vec![0; READ];
         while !self.lines.is_full() {
             let read = match self.file.read(&mut raw).await {

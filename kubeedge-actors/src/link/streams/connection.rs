@@ -200,9 +200,10 @@ impl Connection {
             Some(Event::Opened(id, open)) => {
                 let stream = self.0.stream(&mut inner, id);
                 drop(inner);
-                let refused = requests.map(|requests| requests.try_send(Request { open, stream }));
-                if let Some(Err(error)) = refused {
-                    // Dropped, which tells the peer.
+                // Dropped where there is no room, which tells the peer.
+                if let Some(requests) = requests
+                    && let Err(error) = requests.try_send(Request { open, stream })
+                {
                     tracing::warn!("a stream of the cloud is refused: {error}");
                 }
             }
