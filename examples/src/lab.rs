@@ -158,7 +158,8 @@ impl Lab {
         let text = format!(
             "apiVersion: cloudcore.config.kubeedge.io/v1alpha1\nkind: CloudCore\nmodules:\n  cloudHub:\n    \
              advertiseAddress: [127.0.0.1]\n    websocket: {{address: 127.0.0.1, port: {link}}}\n    \
-             https: {{address: 127.0.0.1, port: {enrolment}}}\n    tlsCAFile: ''\n    tlsCAKeyFile: ''\n\
+             https: {{address: 127.0.0.1, port: {enrolment}}}\n    tlsCAFile: ''\n    tlsCAKeyFile: ''\n  \
+             cloudStream: {{address: 127.0.0.1, streamPort: 0}}\n\
              standalone: {{address: 127.0.0.1, port: {api}}}\n"
         );
         fs::write(&config, text).with_context(|| format!("write {}", config.display()))?;

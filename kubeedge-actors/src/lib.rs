@@ -11,8 +11,8 @@
 //! | `store` | typed tables on disk with group commit |
 //! | `identity` | certificate authority, certificates, join tokens |
 //! | `link` | the cloud-edge link: a pure state machine and its gRPC shell |
-//! | `cloudhub` `edgecontroller` `apiserver` | the cloud's components |
-//! | `edgehub` `metamanager` `edged` | the edge's components |
+//! | `cloudhub` `cloudstream` `edgecontroller` `apiserver` | the cloud's components |
+//! | `edgehub` `edgestream` `metamanager` `edged` | the edge's components |
 
 pub mod system;
 
@@ -40,6 +40,8 @@ pub mod link;
 pub mod apiserver;
 #[cfg(feature = "cloudhub")]
 pub mod cloudhub;
+#[cfg(feature = "cloudstream")]
+pub mod cloudstream;
 #[cfg(feature = "edgecontroller")]
 pub mod edgecontroller;
 
@@ -47,5 +49,7 @@ pub mod edgecontroller;
 pub mod edged;
 #[cfg(feature = "edgehub")]
 pub mod edgehub;
+#[cfg(feature = "edgestream")]
+pub mod edgestream;
 #[cfg(feature = "metamanager")]
 pub mod metamanager;

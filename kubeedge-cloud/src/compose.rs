@@ -2,6 +2,7 @@
 
 #[cfg(feature = "standalone")]
 mod standalone;
+mod streams;
 mod tokens;
 
 use std::{
@@ -18,6 +19,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use futures_util::future::select_all;
 use kubeedge_actors::{
     cloudhub::{CloudHub, CloudHubConfig, EnrolmentConfig, enrolment::EnrolmentService},
+    cloudstream::CloudStream,
     edgecontroller::EdgeController,
     identity::{CertificateAuthority, ClientAuth, IssuedCertificate, Tokens, server_config, system_clock},
     link,
@@ -94,16 +96,22 @@ async fn start(config: &CloudCore) -> Result<Running> {
 
     let tokens = Tokens::new(&store);
     let mut builder = System::builder("cloudcore");
+    let streams = streams::prepare(config, &authority, &server)?;
     if config.modules.edge_controller.enable {
-        builder = builder.component(move |ports: &Ports| EdgeController::new(client.clone(), ports));
+        let gateway = streams.as_ref().map(|(_, gateway)| gateway.clone());
+        builder = builder
+            .component(move |ports: &Ports| EdgeController::new(client.clone(), ports).with_gateway(gateway.clone()));
+    }
+    if let Some((stream_config, _)) = streams {
+        builder = builder.component(move |ports: &Ports| CloudStream::new(stream_config.clone(), ports));
     }
     if hub.enable {
         let link_listener =
-            listen("the link", "modules.cloudHub.websocket", (hub.websocket.address, hub.websocket.port))?;
+            listen("the link", "modules.cloudHub.websocket", "port", (hub.websocket.address, hub.websocket.port))?;
         let link_address = format!(":{}", link_listener.local_addr()?.port());
         let tls = |clients| server_config(server.chain(), server.key(), clients, &[], system_clock());
         let enrolment = if hub.https.enable {
-            let listener = listen("enrolment", "modules.cloudHub.https", (hub.https.address, hub.https.port))?;
+            let listener = listen("enrolment", "modules.cloudHub.https", "port", (hub.https.address, hub.https.port))?;
             tracing::info!(address = %listener.local_addr()?, "enrolment is served");
             Some(EnrolmentConfig {
                 listener: Arc::new(listener),
@@ -161,6 +169,7 @@ fn server_certificate(
     let mut addresses: Vec<IpAddr> = vec![std::net::Ipv4Addr::LOCALHOST.into(), std::net::Ipv6Addr::LOCALHOST.into()];
     addresses.extend(hub.advertise_address.iter().copied());
     addresses.extend(own_address());
+    addresses.extend(Some(config.modules.cloud_stream.address).filter(|address| !address.is_unspecified()));
     let mut names = vec!["localhost".to_owned()];
     names.extend(hub.dns_names.iter().cloned());
     let subjects = names
@@ -188,16 +197,16 @@ async fn cluster(config: &CloudCore) -> Result<kube::Client> {
 
 /// Binds before anything runs, so that a port in use is an error of the start that names it.
 ///
-/// `setting` is the part of the configuration that holds `address` and `port`.
-fn listen(what: &str, setting: &str, address: impl Into<SocketAddr>) -> Result<TcpListener> {
+/// `setting` is the part of the configuration that holds `address` and, by the name `port`, the port.
+fn listen(what: &str, setting: &str, port: &str, address: impl Into<SocketAddr>) -> Result<TcpListener> {
     let address = address.into();
     TcpListener::bind(address).map_err(|error| {
         let advice = match error.kind() {
             ErrorKind::AddrInUse => format!(
-                "another program has this port (`ss -ltnp` names it): stop it, or set {setting}.port to a free one"
+                "another program has this port (`ss -ltnp` names it): stop it, or set {setting}.{port} to a free one"
             ),
             ErrorKind::AddrNotAvailable => format!("set {setting}.address to an address of this machine"),
-            ErrorKind::PermissionDenied => format!("this user may not: set {setting}.port to 1024 or more"),
+            ErrorKind::PermissionDenied => format!("this user may not: set {setting}.{port} to 1024 or more"),
             _ => format!("see {setting}"),
         };
         anyhow!("cannot listen on {address} for {what}: {error}; {advice}")

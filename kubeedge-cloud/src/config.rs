@@ -58,6 +58,9 @@ pub struct Modules {
     /// Nodes, pods and their configuration.
     #[serde(deserialize_with = "or_default")]
     pub edge_controller: EdgeController,
+    /// The gateway to the logs of containers.
+    #[serde(deserialize_with = "or_default")]
+    pub cloud_stream: CloudStream,
 }
 
 /// `modules.cloudHub`.
@@ -194,6 +197,33 @@ pub struct EdgeController {
 impl Default for EdgeController {
     fn default() -> Self {
         Self { enable: true }
+    }
+}
+
+/// `modules.cloudStream`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct CloudStream {
+    /// Whether logs can be read. KubeEdge's default is false.
+    pub enable: bool,
+    /// The address to listen on; ours, KubeEdge has none. The API server has to reach it.
+    pub address: IpAddr,
+    /// The port; 0 takes a free one. Nodes are published with the one that was taken.
+    pub stream_port: u16,
+    /// Certificate of the authority of the API server's client certificate, PEM. Where there is none, and with the
+    /// embedded API server, it is this cloud's own authority.
+    #[serde(rename = "tlsStreamCAFile")]
+    pub tls_stream_ca_file: PathBuf,
+}
+
+impl Default for CloudStream {
+    fn default() -> Self {
+        Self {
+            enable: true,
+            address: Ipv4Addr::UNSPECIFIED.into(),
+            stream_port: 10003,
+            tls_stream_ca_file: "/etc/kubeedge/ca/streamCA.crt".into(),
+        }
     }
 }
 

@@ -131,7 +131,8 @@ fn without_a_running_cloudcore_a_token_command_says_so_once() {
 fn standalone(folder: &Path) -> (Child, BufReader<std::process::ChildStderr>) {
     let file = folder.join("cloudcore.yaml");
     let config = "modules:\n  cloudHub:\n    websocket: {address: 127.0.0.1, port: 0}\n    \
-        https: {address: 127.0.0.1, port: 0}\n    tlsCAFile: ''\nstandalone: {port: 0}\n";
+        https: {address: 127.0.0.1, port: 0}\n    tlsCAFile: ''\n  \
+        cloudStream: {address: 127.0.0.1, streamPort: 0}\nstandalone: {port: 0}\n";
     std::fs::write(&file, config).unwrap();
     let mut child = Command::new(env!("CARGO_BIN_EXE_cloudcore"))
         .arg("--standalone")

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use kubeedge_actors::{
     edged::{Edged, Prepared},
     edgehub::{EdgeHub, EdgeHubConfig, outbox::queue::Bounds},
+    edgestream::EdgeStream,
     identity::{JoinToken, NodeIdentity, client_config, system_clock},
     link::{self, backoff},
     metamanager::{MetaManager, Tables},
@@ -94,6 +95,9 @@ async fn start(config: &EdgeCore) -> Result<Running> {
     if config.modules.edged.enable {
         let prepared = Prepared::new(edged::settings(config, identity.node())?).await?;
         builder = builder.component(move |ports: &Ports| Edged::new(prepared.clone(), ports));
+        if config.modules.edge_stream.enable {
+            builder = builder.component(EdgeStream::new);
+        }
     }
     let system = builder.start()?;
     tracing::info!(node = %identity.node(), store = %folder.display(), "edgecore runs");

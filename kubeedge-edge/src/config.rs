@@ -71,6 +71,23 @@ pub struct Modules {
     /// The link to the cloud.
     #[serde(deserialize_with = "or_default")]
     pub edge_hub: EdgeHub,
+    /// Logs for the cloud.
+    #[serde(deserialize_with = "or_default")]
+    pub edge_stream: EdgeStream,
+}
+
+/// `modules.edgeStream`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct EdgeStream {
+    /// Whether the cloud can read the logs of this node's containers. KubeEdge's default is false.
+    pub enable: bool,
+}
+
+impl Default for EdgeStream {
+    fn default() -> Self {
+        Self { enable: true }
+    }
 }
 
 /// `modules.edged`.

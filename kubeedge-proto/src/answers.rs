@@ -32,12 +32,14 @@ answers! {
     EventReceived => v1::Settled;
     LinkStateChanged => ();
     QueryProgress => v1::Progress;
+    LocateContainerLog => v1::ContainerLog;
     // cloud
     QueryCluster => v1::Cluster;
     QueryDesired => v1::DesiredState;
     SendToNode => ();
     SendEventToNode => v1::Settled;
     RecheckNodes => ();
+    LocatePod => v1::PodLocation;
     ApplyFromNode => v1::Settled;
     CallFromNode => v1::CallReply;
     NodeSessionChanged => ();

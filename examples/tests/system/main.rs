@@ -11,6 +11,7 @@ mod cluster;
 mod crash;
 mod enrolment;
 mod kubectl;
+mod logs;
 mod pods;
 mod report;
 mod restarts;
@@ -27,6 +28,7 @@ async fn main() -> ExitCode {
     enrolment::stage(&mut report).await;
     let tools = Tools::find();
     pods::stage(&mut report, &tools).await;
+    logs::stage(&mut report, &tools).await;
     restarts::stage(&mut report, &tools).await;
     crash::stage(&mut report, &tools).await;
     report.finish()

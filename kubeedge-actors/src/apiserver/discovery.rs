@@ -50,6 +50,7 @@ pub static SUBRESOURCES: &[Subresource] = &[
     core("nodes", "status", false, ("", "v1", "Node"), STATUS_VERBS),
     core("pods", "binding", true, ("", "v1", "Binding"), &["create"]),
     core("pods", "eviction", true, ("policy", "v1", "Eviction"), &["create"]),
+    core("pods", "log", true, ("", "v1", "Pod"), &["get"]),
     core("pods", "status", true, ("", "v1", "Pod"), STATUS_VERBS),
     Subresource {
         group: "apiextensions.k8s.io",

@@ -14,6 +14,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::body::MAX_BODY;
 use super::kind::Kind;
+use super::kubelet::Body;
 use super::request::{Path, Query, Target};
 use super::status::Status;
 use super::verbs::{Answer, Method, Request, Stream, serve, serve_virtual};
@@ -175,6 +176,14 @@ fn respond(answer: Answer) -> HttpResponse {
             }
             response.content_type(JSON).body(body)
         }
+        Answer::Text(body) => {
+            let mut response = HttpResponse::Ok();
+            response.content_type("text/plain");
+            match body {
+                Some(body) => response.streaming(text(body)),
+                None => response.finish(),
+            }
+        }
         Answer::Watch(stream) => HttpResponse::Ok().content_type(JSON).streaming(lines(stream)),
     }
 }
@@ -183,5 +192,16 @@ fn lines(stream: Box<Stream>) -> impl futures_util::Stream<Item = Result<Bytes, 
     futures_util::stream::unfold(stream, |mut stream| async move {
         let line = stream.next().await?;
         Some((Ok(line), stream))
+    })
+}
+
+/// A kubelet's bytes. When they break off the client's do, too.
+fn text(body: Body) -> impl futures_util::Stream<Item = Result<Bytes, hyper::Error>> {
+    futures_util::stream::unfold(Some(body), |body| async move {
+        let mut body = body?;
+        match body.next().await? {
+            Ok(bytes) => Some((Ok(bytes), Some(body))),
+            Err(error) => Some((Err(error), None)),
+        }
     })
 }

@@ -5,6 +5,7 @@
 //! - **Stored**: every object, and the resourceVersion, in the store; on disk before the client has its answer.
 //! - **Bounds**: bodies 3 MiB; the event log of each kind 4096 events and 16 MiB; open watches [`Config::max_watches`];
 //!   a watch holds a position and not a queue, and ends with `410 Expired` when the log has left it behind.
+//! - **Not kept**: `pods/log` is read from the node's kubelet, or what stands for it; 256 logs at a time.
 //! - **Not served**: server-side apply (415). Answers are JSON; bodies are JSON, or protobuf for what
 //!   kubectl sends that way.
 //!
@@ -34,6 +35,7 @@ mod custom;
 mod documents;
 mod http;
 mod kubeconfig;
+mod kubelet;
 mod merge_keys;
 mod meta;
 mod negotiate;
@@ -68,6 +70,8 @@ pub(crate) struct Api {
     /// Seconds since 1970.
     clock: fn() -> i64,
     watches: Arc<Semaphore>,
+    logs: Arc<Semaphore>,
+    kubelet_client: Option<Arc<rustls::ClientConfig>>,
     service_range: ServiceRange,
     /// A token for each request whose answer is not written yet.
     requests: TaskTracker,

@@ -49,6 +49,9 @@ pub struct Config {
     /// Signs and checks the tokens of service accounts, with the issuer [`ISSUER`]. `None` makes a key that ends with
     /// the process, and every token with it.
     pub service_account_tokens: Option<Arc<ServiceAccountTokens>>,
+    /// TLS to kubelets, with the client certificate that they know this server by; ALPN is left to it. `None`: logs are
+    /// not served.
+    pub kubelet_client: Option<Arc<rustls::ClientConfig>>,
     /// The addresses that Services get; the first is that of `default/kubernetes`. Changing it leaves the Services there are
     /// with what they have.
     pub service_range: ServiceRange,
@@ -72,6 +75,7 @@ impl Config {
             admin_token,
             root_ca,
             service_account_tokens: None,
+            kubelet_client: None,
             service_range: ServiceRange::default(),
             advertise: None,
             max_watches: 4096,
@@ -117,6 +121,8 @@ pub const ISSUER: &str = "https://kubernetes.default.svc";
 
 /// Time that running requests get at a stop.
 const SHUTDOWN: Duration = Duration::from_secs(5);
+/// Logs that are read at the same time; one more is answered 429.
+const MAX_LOGS: usize = 256;
 /// Connections a worker takes at most.
 const MAX_CONNECTIONS: usize = 4096;
 /// Time a client has to send the head of its request.
@@ -175,6 +181,8 @@ impl Server {
             tokens,
             service_range: config.service_range,
             watches: Arc::new(Semaphore::new(config.max_watches)),
+            logs: Arc::new(Semaphore::new(MAX_LOGS)),
+            kubelet_client: config.kubelet_client.clone(),
             requests: TaskTracker::new(),
         });
         let data = web::Data::new(api.clone());
@@ -183,6 +191,8 @@ impl Server {
             .max_connections(MAX_CONNECTIONS)
             .client_request_timeout(HEAD_TIMEOUT)
             .keep_alive(KEEP_ALIVE)
+            // A client that closes its end is gone: a quiet log or watch ends with it, not with the next line.
+            .h1_allow_half_closed(false)
             .disable_signals();
         let address = match &config.listen {
             Listen::Tls { address, .. } => *address,

@@ -3,7 +3,7 @@
 //! | | |
 //! |---|---|
 //! | listens | the link (mutual TLS; the node's name comes from its certificate), and enrolment (a join token for a certificate) |
-//! | answers | `SendToNode`, `RecheckNodes` (EdgeController), `SendEventToNode` (anyone) |
+//! | answers | `SendToNode`, `RecheckNodes` (EdgeController), `SendEventToNode` (anyone), `ConnectStreams` (CloudStream) |
 //! | asks | `QueryCluster`, `QueryDesired`, `ApplyFromNode`, `CallFromNode` (EdgeController) |
 //! | tells | `NodeHeartbeat` (EdgeController) |
 //! | announces | `NodeSessionChanged` |
@@ -17,6 +17,7 @@
 pub mod enrolment;
 pub mod events;
 mod session;
+mod streams;
 
 use std::{collections::HashMap, net::TcpListener, sync::Arc, time::Duration};
 
@@ -35,6 +36,7 @@ use crate::{
     link::{
         registry::{Admission, Registry, replaced},
         session::Input,
+        streams::ConnectStreams,
     },
     system::{Component, Context, Contract, Port, Ports, Stage, Topic, trace::Trace},
 };
@@ -71,6 +73,7 @@ pub struct CloudHub {
     ports: Controllers,
     registry: Registry,
     sessions: HashMap<NodeName, Live>,
+    streams: streams::Streams,
     events: events::Waiting,
     accepting: Option<AbortOnDropHandle<()>>,
     enrolling: Option<AbortOnDropHandle<()>>,
@@ -110,6 +113,7 @@ impl CloudHub {
                 changed: ports.topic(),
             },
             sessions: HashMap::new(),
+            streams: streams::Streams::default(),
             events: events::Waiting::default(),
             accepting: None,
             enrolling: None,
@@ -155,6 +159,7 @@ impl Component for CloudHub {
         contract.answers::<SendToNode>();
         contract.answers::<SendEventToNode>();
         contract.answers::<RecheckNodes>();
+        contract.answers::<ConnectStreams>();
         contract.asks::<QueryCluster>();
         contract.asks::<QueryDesired>();
         contract.asks::<ApplyFromNode>();
@@ -305,6 +310,7 @@ impl Handler<SessionChanged> for CloudHub {
             if self.sessions.get(&node).is_some_and(|live| live.epoch == epoch) {
                 self.sessions.remove(&node);
             }
+            self.streams.end(&node);
         }
         self.tell_changed(NodeSessionChanged { node: node.to_string(), epoch, connected, reason }, ctx);
     }

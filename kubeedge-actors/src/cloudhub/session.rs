@@ -13,12 +13,16 @@ use kubeedge_proto::{
 use tokio::{net::TcpListener, sync::mpsc, task::JoinSet};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Admit, CloudHub, CloudHubConfig, Controllers, EnrolmentConfig, SessionChanged, events::EventSettled};
+use super::{
+    Admit, CloudHub, CloudHubConfig, Controllers, EnrolmentConfig, SessionChanged, events::EventSettled,
+    streams::StreamsConnected,
+};
 use crate::{
     link::{
         FrameSink, FrameStream, driver,
-        server::{Accepted, Identify, Limits, serve_enrolment, serve_link},
+        server::{Accepted, AcceptedStreams, Doors, Identify, Limits, serve_enrolment, serve_link},
         session::{Class, Input, Output, Session},
+        streams::{Connection, Side},
     },
     system::trace::Trace,
 };
@@ -44,9 +48,11 @@ pub(super) fn listen(
     listener.set_nonblocking(true)?;
     let listener = TcpListener::from_std(listener)?;
     let (accepted, mut connections) = mpsc::channel::<Accepted>(BACKLOG);
+    let (streams, mut stream_connections) = mpsc::channel::<AcceptedStreams>(BACKLOG);
+    let doors = Doors { sessions: accepted, streams: Some(streams) };
     // A session more than the limit is refused by the registry, with a word; beyond that there is no word.
-    let limits = Limits { connections: config.node_limit.saturating_mul(2).max(64), ..Limits::default() };
-    let serve_link = serve_link(listener, config.tls.clone(), identify(), accepted, limits);
+    let limits = Limits { connections: config.node_limit.saturating_mul(3).max(64), ..Limits::default() };
+    let serve_link = serve_link(listener, config.tls.clone(), identify(), doors, limits);
     let link = config.link.clone();
     let serve_sessions = async move {
         let mut sessions = JoinSet::new();
@@ -59,6 +65,9 @@ pub(super) fn listen(
                     }
                     None => return,
                 },
+                Some(accepted) = stream_connections.recv() => {
+                    sessions.spawn_local(serve_streams(accepted, hub.clone()));
+                }
                 Some(ended) = sessions.join_next() => {
                     if let Err(error) = ended {
                         tracing::error!("a session's task failed: {error}");
@@ -110,6 +119,19 @@ async fn serve(
         tasks: JoinSet::new(),
     };
     tokio::join!(driver::run(session, sink, stream, commands, events), serving.run(outputs, inputs));
+}
+
+/// Runs a node's stream connection until it ends.
+async fn serve_streams(accepted: AcceptedStreams, hub: Addr<CloudHub>) {
+    let AcceptedStreams { node, outgoing, incoming, open } = accepted;
+    let connection = Connection::new(Side::Opener);
+    let connected = StreamsConnected { node: node.clone(), connection: connection.clone() };
+    // An error: the hub was rebuilt or stops.
+    if hub.send(connected).await.unwrap_or(false) {
+        let why = connection.run(outgoing, incoming, None).await;
+        tracing::info!(%node, "stream connection ended: {why}");
+    }
+    drop(open);
 }
 
 struct Serving {

@@ -3,7 +3,7 @@
 //! | | |
 //! |---|---|
 //! | watches | bound pods (one watch for all nodes); ConfigMaps and Secrets one by one, counted by the pods that name them |
-//! | answers | `QueryCluster`, `QueryDesired`, `ApplyFromNode`, `CallFromNode`, `NodeHeartbeat` |
+//! | answers | `QueryCluster`, `QueryDesired`, `ApplyFromNode`, `CallFromNode`, `NodeHeartbeat` (CloudHub), `LocatePod` (CloudStream) |
 //! | listens | `NodeSessionChanged` (CloudHub); none may be lost |
 //! | asks | `SendToNode`, `RecheckNodes` (CloudHub) |
 //! | stores | nothing: everything is read again from the API server |
@@ -15,6 +15,7 @@
 
 pub mod desired;
 pub mod events;
+mod gateway;
 pub mod list_watch;
 pub mod ownership;
 pub mod references;
@@ -29,14 +30,16 @@ use actix::{Actor, ActorFutureExt, AsyncContext, Handler, Message, ResponseActFu
 use kubeedge_proto::{
     NodeName, resource,
     v1::{
-        ApplyFromNode, CallFromNode, CallReply, Cluster, DesiredState, Envelope, NodeHeartbeat, NodeSessionChanged,
-        ObjectKey, QueryCluster, QueryDesired, RecheckNodes, SendToNode, Settled, envelope::Body,
+        ApplyFromNode, CallFromNode, CallReply, Cluster, DesiredState, Envelope, LocatePod, NodeHeartbeat,
+        NodeSessionChanged, ObjectKey, PodLocation, QueryCluster, QueryDesired, RecheckNodes, SendToNode, Settled,
+        envelope::Body,
     },
 };
 use serde_json::Value;
 use tokio::sync::oneshot;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
+pub use self::gateway::StreamGateway;
 use self::{
     desired::{Desired, Effect},
     events::events_dropped,
@@ -107,6 +110,12 @@ impl EdgeController {
             started: Instant::now(),
             events_dropped: 0,
         }
+    }
+
+    /// Publishes this gateway on every node, as the address of its kubelet; see [`StreamGateway`].
+    pub fn with_gateway(mut self, gateway: Option<StreamGateway>) -> Self {
+        self.upstream.gateway = gateway;
+        self
     }
 
     fn now(&self) -> Duration {
@@ -205,6 +214,7 @@ impl Component for EdgeController {
         contract.answers::<ApplyFromNode>();
         contract.answers::<CallFromNode>();
         contract.answers::<NodeHeartbeat>();
+        contract.answers::<LocatePod>();
         contract.listens::<NodeSessionChanged>(Overflow::wait());
         contract.asks::<SendToNode>();
         contract.asks::<RecheckNodes>();
@@ -488,6 +498,32 @@ impl EdgeController {
         } else {
             false
         }
+    }
+}
+
+impl Handler<LocatePod> for EdgeController {
+    type Result = ResponseFuture<PodLocation>;
+
+    fn handle(&mut self, LocatePod { pod }: LocatePod, _: &mut Context<Self>) -> Self::Result {
+        let Some(key) = pod.filter(|key| !key.namespace.is_empty() && key.is_valid()) else {
+            return ready(PodLocation { code: 400, message: "no name of a pod".into(), ..PodLocation::default() });
+        };
+        let found = |(node, uid)| PodLocation { code: 200, message: String::new(), node, uid };
+        if let Some(bound) = self.binding(&key) {
+            return ready(found(bound));
+        }
+        // The watch may be behind, and knows only pods that are bound.
+        let upstream = self.upstream.clone();
+        Box::pin(async move {
+            match upstream.pod_binding(&key).await {
+                Ok(Some(bound)) => found(bound),
+                Ok(None) => {
+                    let message = format!("pod {key} does not exist");
+                    PodLocation { code: 404, message, ..PodLocation::default() }
+                }
+                Err(refused) => PodLocation { code: refused.code, message: refused.reason, ..PodLocation::default() },
+            }
+        })
     }
 }
 

@@ -20,6 +20,7 @@ use thiserror::Error;
 use tokio::sync::Semaphore;
 
 use super::{
+    StreamGateway,
     events::update,
     ownership::{Owner, registration, status_patch},
 };
@@ -45,6 +46,7 @@ const LEASE_NAMESPACE: &str = "kube-node-lease";
 pub struct Upstream {
     client: Client,
     slots: Arc<Semaphore>,
+    pub(super) gateway: Option<StreamGateway>,
 }
 
 /// Why a request did not come to an answer.
@@ -88,7 +90,7 @@ type HttpRequest = Result<http::Request<Vec<u8>>, kube::core::request::Error>;
 impl Upstream {
     /// Talks to the API server through `client`.
     pub fn new(client: Client) -> Self {
-        Self { client, slots: Arc::new(Semaphore::new(CONCURRENT)) }
+        Self { client, slots: Arc::new(Semaphore::new(CONCURRENT)), gateway: None }
     }
 
     /// uid of the `kube-system` namespace, by which a cluster is told from another. `None` while it cannot be read.
@@ -288,9 +290,12 @@ impl Upstream {
         uid: &str,
         status_json: &[u8],
     ) -> Result<Value, Settled> {
-        let Ok(reported) = serde_json::from_slice::<Value>(status_json) else {
+        let Ok(mut reported) = serde_json::from_slice::<Value>(status_json) else {
             return Err(Settled::rejected(400, format!("the status of {key} is not JSON")));
         };
+        if let (Owner::Node, Some(gateway)) = (owner, &self.gateway) {
+            gateway.publish(&mut reported);
+        }
         let type_ = match owner {
             Owner::Pod => resource::pods(),
             Owner::Node => resource::nodes(),

@@ -2,7 +2,7 @@
 //!
 //! | | |
 //! |---|---|
-//! | answers | `QueryProgress` (EdgeHub) |
+//! | answers | `QueryProgress` (EdgeHub), `LocateContainerLog` (EdgeStream) |
 //! | listens | `ObjectsChanged`, `KindCompleted` (MetaManager), in order and none lost; `LinkStateChanged`, the newest, where there is an EdgeHub |
 //! | asks | `ReadObjects`, `ReportStatus` (MetaManager); `CallCloud`, `PublishEvent` where there is an EdgeHub |
 //! | stores | nothing of its own: what is wanted is MetaManager's, what is there is the container runtime's |
@@ -26,6 +26,7 @@ pub mod fake;
 pub mod image_name;
 pub mod labels;
 pub mod lifecycle;
+mod log_files;
 pub mod node;
 pub mod objects;
 mod prepare;
@@ -54,8 +55,8 @@ use k8s_openapi::api::core::v1::Pod;
 use kubeedge_proto::{
     resource,
     v1::{
-        CallCloud, KindCompleted, KubeObject, LinkStateChanged, ObjectKey, ObjectList, ObjectsChanged, Progress,
-        PublishEvent, QueryProgress, ReadObjects, ReportStatus,
+        CallCloud, KindCompleted, KubeObject, LinkStateChanged, LocateContainerLog, ObjectKey, ObjectList,
+        ObjectsChanged, Progress, PublishEvent, QueryProgress, ReadObjects, ReportStatus,
     },
 };
 use tokio::sync::{Semaphore, watch};
@@ -422,6 +423,7 @@ impl Component for Edged {
         contract.listens::<KindCompleted>(Overflow::wait());
         contract.may_listen::<LinkStateChanged>(Overflow::newest_per_key(1, |_| ()));
         contract.answers::<QueryProgress>();
+        contract.answers::<LocateContainerLog>();
         contract.asks::<ReadObjects>();
         contract.asks::<ReportStatus>();
         contract.may_ask::<CallCloud>();

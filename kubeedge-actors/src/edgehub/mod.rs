@@ -3,7 +3,7 @@
 //! | | |
 //! |---|---|
 //! | answers | `CallCloud`, `PublishEvent` (anyone at the edge), `ReportsPending` (MetaManager) |
-//! | asks | `DescribeStore`, `SessionStarted`, `ApplyState`, `ListInventory`, `CompleteInventory`, `StoreBookmark`, `PendingReports`, `ReportSettled` (MetaManager), `QueryProgress` (Edged, if there), `EventReceived` (who takes the cloud's Events, if anybody) |
+//! | asks | `DescribeStore`, `SessionStarted`, `ApplyState`, `ListInventory`, `CompleteInventory`, `StoreBookmark`, `PendingReports`, `ReportSettled` (MetaManager), `QueryProgress` (Edged, if there), `EventReceived` (who takes the cloud's Events, if anybody), `ServeStream` (EdgeStream, if there) |
 //! | announces | `LinkStateChanged` |
 //! | stores | the outbox of Events for the cloud ([`outbox`]), the ids of the Events from it ([`received`]); everything else that must survive is MetaManager's |
 //! | offline | calls fail at once with `Offline`, events wait in the outbox, reports wait with MetaManager; it reconnects for ever, with full jitter |
@@ -16,6 +16,7 @@ pub mod join;
 pub mod outbox;
 pub mod received;
 pub mod reports;
+mod streams;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -35,7 +36,10 @@ use self::{
     reports::{FETCH, InFlight},
 };
 use crate::{
-    link::session::{Class, Input, Output},
+    link::{
+        session::{Class, Input, Output},
+        streams::ServeStream,
+    },
     store::Store,
     system::{Component, Context, Contract, Port, Ports, Stage, Topic, trace::Trace},
 };
@@ -72,6 +76,7 @@ pub struct EdgeHub {
     meta: Meta,
     progress: Option<Port<QueryProgress>>,
     link_changed: Topic<LinkStateChanged>,
+    streams: streams::Opener,
     /// Dropped with this value: a rebuilt EdgeHub begins anew.
     connecting: Option<AbortOnDropHandle<()>>,
     /// The session's inputs, while there is one.
@@ -108,6 +113,7 @@ impl EdgeHub {
     /// A hub for one cloud.
     pub fn new(config: EdgeHubConfig, ports: &Ports) -> Self {
         Self {
+            streams: streams::Opener::new(config.clone(), ports.optional()),
             outbox: Outbox::load(&config.store, config.outbox, &config.link),
             received: Received::load(&config.store),
             take_event: ports.optional(),
@@ -248,6 +254,7 @@ impl Component for EdgeHub {
         contract.asks::<ReportSettled>();
         contract.may_ask::<EventReceived>();
         contract.may_ask::<QueryProgress>();
+        contract.may_ask::<ServeStream>();
         contract.announces::<LinkStateChanged>();
     }
 }
@@ -285,6 +292,7 @@ impl Handler<LinkDown> for EdgeHub {
 
     fn handle(&mut self, LinkDown { reason }: LinkDown, ctx: &mut Context<Self>) {
         self.session = None;
+        self.streams.close();
         self.reports.clear();
         self.outbox.session_over();
         for (_, caller) in self.calls.drain() {
@@ -405,9 +413,7 @@ impl Handler<FromSession> for EdgeHub {
                     let _ = caller.send(why.to_reply());
                 }
             }
-            Output::OpenStreams => {
-                tracing::info!("the cloud asks for a stream connection, which this edge does not serve yet");
-            }
+            Output::OpenStreams => self.streams.open(),
             // The driver's own, the cloud's side, and what `connection` has seen already.
             Output::Send(_)
             | Output::HelloReceived(_)

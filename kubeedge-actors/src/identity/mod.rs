@@ -44,7 +44,7 @@ pub use names::{NODES_GROUP, NotANode, peer_node_name, peer_user};
 pub use node::{NodeIdentity, NodeKey};
 pub use request::{NodeRequest, RequestError};
 pub use service_account::{BearerError, Binding, Claims, Reference, ServiceAccountTokens};
-pub use tls::{ALPN_H2, ClientAuth, client_config, pinned_config, server_config, system_clock};
+pub use tls::{ALPN_H2, ClientAuth, client_config, issued_client_config, pinned_config, server_config, system_clock};
 #[cfg(feature = "store")]
 pub use tokens::{DEFAULT_LIFE, Grant, TokenError, TokenInfo, TokenRules, Tokens};
 

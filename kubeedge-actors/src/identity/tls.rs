@@ -17,7 +17,7 @@ use rustls::{
 };
 use thiserror::Error as ThisError;
 
-use super::{CaHash, IdentityError, NodeIdentity};
+use super::{CaHash, IdentityError, IssuedCertificate, NodeIdentity};
 
 /// HTTP/2, which the link and enrolment speak.
 pub const ALPN_H2: &[u8] = b"h2";
@@ -78,6 +78,18 @@ pub fn client_config(
         .with_client_auth_cert(identity.chain(), identity.key())?;
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     Ok(config)
+}
+
+/// A client with a certificate that an authority issued, which takes only servers of that authority.
+pub fn issued_client_config(
+    ca: CertificateDer<'static>,
+    certificate: &IssuedCertificate,
+    clock: Arc<dyn TimeProvider>,
+) -> Result<ClientConfig, IdentityError> {
+    Ok(ClientConfig::builder_with_details(provider(), clock)
+        .with_protocol_versions(&[&TLS13, &TLS12])?
+        .with_root_certificates(roots(ca)?)
+        .with_client_auth_cert(certificate.chain(), certificate.key())?)
 }
 
 /// The client for enrolment, which knows nothing but the hash of the CA: the server has to present a chain that ends

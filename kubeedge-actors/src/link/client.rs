@@ -1,7 +1,7 @@
 //! The edge's sockets: the link, over mutual TLS 1.3, and enrolment.
 
 use std::{
-    io,
+    fmt, io,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -10,11 +10,14 @@ use std::{
 
 use hyper::{body::Incoming, client::conn::http2::SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use kubeedge_proto::v1::{EnrolRequest, EnrolResponse, enrolment_client::EnrolmentClient, link_client::LinkClient};
+use kubeedge_proto::v1::{
+    EnrolRequest, EnrolResponse, StreamFrame, enrolment_client::EnrolmentClient, link_client::LinkClient,
+};
 use rustls::{ClientConfig, ProtocolVersion, pki_types::ServerName};
 use thiserror::Error;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{net::TcpStream, sync::mpsc, time::timeout};
 use tokio_rustls::TlsConnector;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Status,
     body::Body,
@@ -25,6 +28,7 @@ use super::{
     config::MAX_FRAME_BYTES,
     refusal,
     socket::{HANDSHAKE, SEND_BUFFER, STREAM_WINDOW, tune},
+    streams::connection::TRANSPORT_FRAMES,
     transport::{FrameSink, FrameStream, TaskGuard, describe},
 };
 
@@ -105,6 +109,34 @@ pub async fn connect(
         Ok((sink, FrameStream::grpc(response.into_inner(), Some(guard))))
     })
     .await
+}
+
+/// Opens a connection for streams, as [`connect`] opens the link. It ends when the guard is dropped.
+pub async fn open_streams(address: &str, tls: &ClientConfig) -> Result<StreamsTransport, ConnectError> {
+    in_time(address, HANDSHAKE, async {
+        let (channel, origin, guard) = dial(address, None, tls).await?;
+        let mut client = LinkClient::with_origin(channel, origin).max_decoding_message_size(MAX_FRAME_BYTES);
+        let (outgoing, frames) = mpsc::channel(TRANSPORT_FRAMES);
+        let response = client.streams(ReceiverStream::new(frames)).await;
+        let response = response.map_err(|status| refused(address, status))?;
+        Ok(StreamsTransport { outgoing, incoming: response.into_inner(), _guard: guard })
+    })
+    .await
+}
+
+/// The edge's end of a connection for streams. Dropping it closes the connection.
+pub struct StreamsTransport {
+    /// To the cloud.
+    pub outgoing: mpsc::Sender<StreamFrame>,
+    /// From it.
+    pub incoming: tonic::Streaming<StreamFrame>,
+    _guard: TaskGuard,
+}
+
+impl fmt::Debug for StreamsTransport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StreamsTransport").finish_non_exhaustive()
+    }
 }
 
 /// Asks for the first certificate, within 30 s. `tls` trusts the CA that the token pins and brings no certificate.

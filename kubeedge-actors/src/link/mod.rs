@@ -8,6 +8,7 @@
 //! | [`backoff`] | when to try again | none |
 //! | [`transport`] | a sink and a stream of frames, over TLS sockets or in memory | the ends of a connection |
 //! | [`driver`] | runs a session over a transport and talks to the actor that owns it | timer, channels |
+//! | [`streams`] | the second connection: many byte streams, for logs | the ends of a connection |
 //! | [`server`], [`client`] | mutual TLS, sockets, gRPC | sockets |
 //!
 //! An owner (CloudHub, EdgeHub) gives [`session::Input`]s and takes [`session::Output`]s. Nothing is stored here: what is
@@ -22,13 +23,14 @@ pub mod registry;
 pub mod resync;
 pub mod server;
 pub mod session;
+pub mod streams;
 pub mod transport;
 
 mod ids;
 mod refusal;
 #[cfg(test)]
 mod sim;
-mod socket;
+pub(crate) mod socket;
 
 pub use config::{Config, KeyRate, Window, Windows};
 pub use ids::{ObjectId, TypeId};

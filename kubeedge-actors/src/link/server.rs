@@ -33,12 +33,14 @@ use tokio::{
     time::timeout,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     config::MAX_FRAME_BYTES,
     refusal,
     socket::{HANDSHAKE, SEND_BUFFER, STREAM_WINDOW, tune},
+    streams::connection::TRANSPORT_FRAMES,
     transport::{FrameSink, FrameStream, Outgoing},
 };
 
@@ -62,6 +64,39 @@ pub struct Accepted {
     pub sink: FrameSink,
     /// From it.
     pub stream: FrameStream,
+}
+
+/// A connection for streams whose handshake is done.
+pub struct AcceptedStreams {
+    /// From the certificate.
+    pub node: NodeName,
+    /// To it.
+    pub outgoing: mpsc::Sender<StreamFrame>,
+    /// From it.
+    pub incoming: Streaming<StreamFrame>,
+    /// Dropping it ends the connection.
+    pub open: oneshot::Sender<()>,
+}
+
+impl fmt::Debug for AcceptedStreams {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AcceptedStreams").field("node", &self.node).finish_non_exhaustive()
+    }
+}
+
+/// Where connections come out.
+#[derive(Clone, Debug)]
+pub struct Doors {
+    /// Sessions.
+    pub sessions: mpsc::Sender<Accepted>,
+    /// Connections for streams; `None`: they are not served.
+    pub streams: Option<mpsc::Sender<AcceptedStreams>>,
+}
+
+impl From<mpsc::Sender<Accepted>> for Doors {
+    fn from(sessions: mpsc::Sender<Accepted>) -> Self {
+        Self { sessions, streams: None }
+    }
 }
 
 /// Reads the node's name out of a verified certificate chain, leaf first.
@@ -103,21 +138,22 @@ enum Refused {
     NoSession,
 }
 
-/// Serves the link. Every node that connects comes out of `accepted`; when that channel is full the node is asked to come
+/// Serves the link. Every node that connects comes out of `doors`; when a channel is full the node is asked to come
 /// back. `tls` must ask for client certificates and verify them; its ALPN is set here.
 pub async fn serve_link(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
     identify: Identify,
-    accepted: mpsc::Sender<Accepted>,
+    doors: impl Into<Doors>,
     limits: Limits,
 ) {
+    let doors = doors.into();
     accept("link", listener, with_h2(&tls), limits, move |stream, peer| {
-        let (identify, accepted) = (Arc::clone(&identify), accepted.clone());
+        let (identify, doors) = (Arc::clone(&identify), doors.clone());
         async move {
             let chain = stream.get_ref().1.peer_certificates().ok_or(Refused::NoCertificate)?;
             let node = identify(chain).map_err(Refused::Identity)?;
-            serve_node(stream, node, peer, accepted).await
+            serve_node(stream, node, peer, doors).await
         }
     })
     .await;
@@ -221,10 +257,10 @@ async fn serve_node(
     stream: TlsStream<TcpStream>,
     node: NodeName,
     peer: SocketAddr,
-    accepted: mpsc::Sender<Accepted>,
+    doors: Doors,
 ) -> Result<(), Refused> {
     let (begun, begins) = oneshot::channel();
-    let handler = NodeConnection { node, peer, accepted, begun: Mutex::new(Some(begun)) };
+    let handler = NodeConnection { node, peer, doors, begun: Mutex::new(Some(begun)) };
     let service = LinkServer::new(handler).max_decoding_message_size(MAX_FRAME_BYTES);
     let connection = http2().serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
     tokio::pin!(connection);
@@ -255,8 +291,8 @@ async fn serve_node(
 struct NodeConnection {
     node: NodeName,
     peer: SocketAddr,
-    accepted: mpsc::Sender<Accepted>,
-    /// Taken by the one session that a connection carries.
+    doors: Doors,
+    /// Taken by the one session, or the one set of streams, that a connection carries.
     begun: Mutex<Option<oneshot::Sender<oneshot::Receiver<()>>>>,
 }
 
@@ -266,21 +302,22 @@ impl fmt::Debug for NodeConnection {
     }
 }
 
+/// The frames of streams in a response.
+type StreamFrames = Map<ReceiverStream<StreamFrame>, fn(StreamFrame) -> Result<StreamFrame, Status>>;
 /// The frames of a response.
 type Frames = Map<Outgoing, fn(Frame) -> Result<Frame, Status>>;
 
 #[tonic::async_trait]
 impl Link for NodeConnection {
     type ConnectStream = Frames;
-    type StreamsStream = tokio_stream::Empty<Result<StreamFrame, Status>>;
+    type StreamsStream = StreamFrames;
 
     async fn connect(&self, request: Request<Streaming<Frame>>) -> Result<Response<Frames>, Status> {
-        let begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let begun = begun.ok_or_else(|| Status::already_exists("this connection has its session: open another one"))?;
+        let begun = self.begin()?;
         let (sink, outgoing, ended) = FrameSink::watched();
         let stream = FrameStream::grpc(request.into_inner(), None);
         let accepted = Accepted { node: self.node.clone(), peer: self.peer, sink, stream };
-        if let Err(error) = self.accepted.try_send(accepted) {
+        if let Err(error) = self.doors.sessions.try_send(accepted) {
             let (reason, message) = match &error {
                 mpsc::error::TrySendError::Full(_) => (GoodbyeReason::Busy, "too many nodes connect at once"),
                 mpsc::error::TrySendError::Closed(_) => (GoodbyeReason::ShuttingDown, "the cloud stops"),
@@ -295,10 +332,24 @@ impl Link for NodeConnection {
         Ok(Response::new(outgoing.map(Ok as fn(Frame) -> Result<Frame, Status>)))
     }
 
-    async fn streams(
-        &self,
-        _request: Request<Streaming<StreamFrame>>,
-    ) -> Result<Response<Self::StreamsStream>, Status> {
-        Err(Status::unimplemented("streams are not served by this version"))
+    async fn streams(&self, request: Request<Streaming<StreamFrame>>) -> Result<Response<StreamFrames>, Status> {
+        let streams = self.doors.streams.as_ref();
+        let streams = streams.ok_or_else(|| Status::unimplemented("this cloud serves no streams"))?;
+        let begun = self.begin()?;
+        let (outgoing, frames) = mpsc::channel(TRANSPORT_FRAMES);
+        let (open, ended) = oneshot::channel();
+        let accepted = AcceptedStreams { node: self.node.clone(), outgoing, incoming: request.into_inner(), open };
+        // Dropped when it is not taken: the connection ends.
+        streams.try_send(accepted).map_err(|_| Status::unavailable("too many nodes open connections for streams"))?;
+        begun.send(ended).ok();
+        Ok(Response::new(ReceiverStream::new(frames).map(Ok as fn(StreamFrame) -> Result<StreamFrame, Status>)))
+    }
+}
+
+impl NodeConnection {
+    /// A connection carries one session, or one set of streams.
+    fn begin(&self) -> Result<oneshot::Sender<oneshot::Receiver<()>>, Status> {
+        let begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner).take();
+        begun.ok_or_else(|| Status::already_exists("this connection is in use: open another one"))
     }
 }

@@ -25,3 +25,5 @@ mod link;
 mod pages;
 #[cfg(feature = "apiserver")]
 mod services;
+#[cfg(feature = "link")]
+mod streams;

@@ -1,12 +1,21 @@
 //! The embedded API server: its key material, its administrator's kubeconfig, and the client that cloudcore uses.
 
-use std::{fs, io::Write, os::unix::fs::OpenOptionsExt, path::Path, sync::Arc, time::Duration};
+use std::{
+    fs,
+    io::Write,
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use anyhow::{Context, Result, bail};
 use kubeedge_actors::{
     apiserver::{ApiServer, Config, ISSUER, Listen, WhereServed, write_kubeconfig},
+    cloudstream::API_SERVER_USER,
     identity::{
-        CertificateAuthority, ClientAuth, IssuedCertificate, ServiceAccountTokens, server_config, system_clock,
+        CertificateAuthority, ClientAuth, IssuedCertificate, ServiceAccountTokens, issued_client_config, server_config,
+        system_clock,
     },
     store::Store,
     system::{Ports, System},
@@ -33,8 +42,12 @@ pub(super) async fn start(
     let ca = authority.certificate_pem().to_owned();
     let mut settings = Config::new(store, listen, token.clone(), ca.clone());
     settings.service_account_tokens = Some(Arc::new(accounts));
+    // What the stream gateway knows this API server by.
+    let client = authority.issue_client(API_SERVER_USER, "kubeedge", SystemTime::now())?;
+    let kubelet_client = issued_client_config(authority.certificate().clone(), &client, system_clock())?;
+    settings.kubelet_client = Some(Arc::new(kubelet_client));
     // A port in use is an error of the start that names it, not a component that fails again and again.
-    drop(super::listen("the API server", "standalone", (config.standalone.address, config.standalone.port))?);
+    drop(super::listen("the API server", "standalone", "port", (config.standalone.address, config.standalone.port))?);
     // A system of its own: it is up before the controllers start, and stops after their last write.
     let system = System::builder("standalone")
         .component(move |_: &Ports| ApiServer::new(settings.clone()))

@@ -19,7 +19,8 @@ fn a_full_file_of_kubeedge_has_no_unknown_field() {
     for field in ["edgecoreVersion", "modules.edgeHub.messageQPS", "modules.eventBus"] {
         assert!(without_effect.iter().any(|path| path == field), "{field}");
     }
-    let EdgeCore { database, modules: Modules { edged, edge_hub } } = value;
+    let EdgeCore { database, modules: Modules { edged, edge_hub, edge_stream } } = value;
+    assert!(!edge_stream.enable, "as the file has it");
     assert_eq!(database.store_folder(), PathBuf::from("/var/lib/kubeedge/edgecore.store"));
     assert_eq!(edge_hub.websocket.server.to_string(), "192.0.2.10:10000");
     assert_eq!(edge_hub.http_server.to_string(), "192.0.2.10:10002");

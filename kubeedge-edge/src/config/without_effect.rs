@@ -10,7 +10,9 @@ macro_rules! paths {
 pub(super) const FIELDS: &[&str] = paths! {
     "": "edgecoreVersion" "featureGates";
     "database.": "driverName" "aliasName";
-    "modules.": "eventBus" "metaManager" "serviceBus" "deviceTwin" "dbTest" "edgeStream" "taskManager";
+    "modules.": "eventBus" "metaManager" "serviceBus" "deviceTwin" "dbTest" "taskManager";
+    "modules.edgeStream.": "handshakeTimeout" "readDeadline" "server" "tlsTunnelCAFile" "tlsTunnelCertFile"
+        "tlsTunnelPrivateKeyFile" "writeDeadline";
     "modules.edgeHub.": "messageQPS" "messageBurst" "projectID" "quic" "rotateCertificates";
     "modules.edgeHub.websocket.": "enable" "handshakeTimeout" "readDeadline" "writeDeadline";
     "modules.edged.": "certDirectory" "cniBinDir" "cniCacheDir" "cniConfDir" "containerRuntime" "customInterfaceName"

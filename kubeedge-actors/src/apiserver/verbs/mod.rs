@@ -11,6 +11,7 @@ use super::auth::User;
 use super::controllers::definitions;
 use super::custom;
 use super::kind::Kind;
+use super::kubelet::Body;
 use super::negotiate::Form;
 use super::object::{self, Key, Object};
 use super::request::{ListOptions, Path, Query, Target};
@@ -22,6 +23,7 @@ pub(crate) mod bind;
 mod create;
 pub(crate) mod delete;
 mod list;
+mod log;
 mod patch;
 mod review;
 mod token;
@@ -58,6 +60,8 @@ pub(crate) enum Answer {
     Json { code: u16, body: Bytes, warnings: Vec<String> },
     /// A watch.
     Watch(Box<Stream>),
+    /// Plain text as a kubelet gives it, or none.
+    Text(Option<Body>),
 }
 
 impl Answer {
@@ -184,12 +188,13 @@ async fn subresource_verb(
             let written = update::put(api, request, target, name, update::Part::Finalizers).await?;
             Ok(request.written(api, target, written))
         }
+        ("pods", "log", Method::Get) => log::log(api, &request.query, target, name).await,
         ("pods", "binding", Method::Post) => bind::bind(api, request, target, Some(name)).await,
         ("pods", "eviction", Method::Post) => bind::evict(api, request, target, name).await,
         ("serviceaccounts", "token", Method::Post) => token::create(api, request, target, name).await,
-        ("namespaces", "finalize", _) | ("pods", "binding" | "eviction", _) | ("serviceaccounts", "token", _) => {
-            Err(Status::method_not_allowed())
-        }
+        ("namespaces", "finalize", _)
+        | ("pods", "binding" | "eviction" | "log", _)
+        | ("serviceaccounts", "token", _) => Err(Status::method_not_allowed()),
         _ => Err(Status::no_such_resource()),
     }
 }

@@ -1,0 +1,108 @@
+//! The HTTPS listener: who may come in.
+
+use std::{sync::Arc, time::Duration};
+
+use http::{Response, StatusCode};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::pki_types::CertificateDer;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+    time::timeout,
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{
+    API_SERVER_USER, Asks, CloudStreamConfig, MASTERS,
+    relay::{self, Answer},
+};
+use crate::{identity::peer_user, link::socket};
+
+/// Connections at a time; more are closed at once.
+const MAX_CONNECTIONS: usize = 1024;
+/// TLS may take this long.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// The head of a request may take this long, and so may the pause before the next on the same connection.
+const HEAD: Duration = Duration::from_secs(90);
+/// Pause after an accept that failed, such as for want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Serves until the handle is dropped, which cuts every connection.
+pub(super) fn listen(config: &CloudStreamConfig, asks: Asks) -> std::io::Result<AbortOnDropHandle<()>> {
+    let listener = config.listener.try_clone()?;
+    listener.set_nonblocking(true)?;
+    let listener = TcpListener::from_std(listener)?;
+    let mut tls = (*config.tls).clone();
+    tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let tls = TlsAcceptor::from(Arc::new(tls));
+    Ok(AbortOnDropHandle::new(tokio::task::spawn_local(accept(listener, tls, asks))))
+}
+
+async fn accept(listener: TcpListener, tls: TlsAcceptor, asks: Asks) {
+    let mut connections = JoinSet::new();
+    loop {
+        let stream = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "the stream gateway cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            },
+            Some(_) = connections.join_next() => continue,
+        };
+        if connections.len() >= MAX_CONNECTIONS {
+            tracing::warn!(limit = MAX_CONNECTIONS, "the stream gateway closes a connection: the limit is reached");
+            continue;
+        }
+        let (tls, asks) = (tls.clone(), asks.clone());
+        connections.spawn_local(async move {
+            if let Err(error) = serve(stream, tls, asks).await {
+                tracing::debug!("a connection to the stream gateway ended: {error}");
+            }
+        });
+    }
+}
+
+async fn serve(stream: TcpStream, tls: TlsAcceptor, asks: Asks) -> Result<(), Box<dyn std::error::Error>> {
+    socket::tune(&stream)?;
+    let stream: TlsStream<TcpStream> = timeout(HANDSHAKE, tls.accept(stream)).await??;
+    let refusal = refusal(stream.get_ref().1.peer_certificates());
+    if let Some((_, why)) = &refusal {
+        tracing::warn!("a client of the stream gateway is refused: {why}");
+    }
+    let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
+        let (asks, refusal) = (asks.clone(), refusal.clone());
+        async move {
+            let answer: Response<Answer> = match refusal {
+                Some((status, why)) => relay::text(status, why),
+                None => relay::answer(request, &asks).await,
+            };
+            Ok::<_, std::convert::Infallible>(answer)
+        }
+    });
+    // A client that closes its end is gone: its stream is given up at once.
+    hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .max_buf_size(64 * 1024)
+        .serve_connection(TokioIo::new(stream), service)
+        .await?;
+    Ok(())
+}
+
+/// Why this client may not ask, if so. The chain was verified.
+fn refusal(chain: Option<&[CertificateDer<'_>]>) -> Option<(StatusCode, String)> {
+    let Some(chain) = chain.filter(|chain| !chain.is_empty()) else {
+        return Some((StatusCode::UNAUTHORIZED, "a client certificate is needed: that of the API server".into()));
+    };
+    match peer_user(chain) {
+        Ok((user, _)) if user == API_SERVER_USER => None,
+        Ok((_, groups)) if groups.iter().any(|group| group == MASTERS) => None,
+        Ok((user, _)) => Some((StatusCode::FORBIDDEN, format!("user {user:?} may not read from nodes"))),
+        Err(error) => Some((StatusCode::FORBIDDEN, error.to_string())),
+    }
+}
