@@ -118,7 +118,6 @@ async fn cloud_and_identity(folder: &Path) -> (std::path::PathBuf, (TestSystem, 
         .records(&Recorder::<ApplyFromNode>::answering(|_| Settled::applied()))
         .records(&Recorder::<CallFromNode>::answering(|_| CallReply::error(501, "Unsupported", "no calls here")))
         .records(&Recorder::<NodeHeartbeat>::answering(|_| ()))
-        .records(&Recorder::<NodeSessionChanged>::answering(|_| ()))
         .start();
     let token = tokens.create(authority.ca_hash(), TokenRules::default(), now).await.unwrap();
     let identity = folder.join("e1");

@@ -24,7 +24,7 @@ pub const TRANSPORT_FRAMES: usize = 2;
 /// The cloud closes a connection that carried no stream for so long.
 pub const IDLE: Duration = Duration::from_secs(180);
 
-/// A handle of a connection; the connection lives as long as [`run`] does.
+/// A handle of a connection; the connection lives as long as [`Self::run`] does.
 #[derive(Clone, Debug)]
 pub struct Connection(Arc<Shared>);
 
