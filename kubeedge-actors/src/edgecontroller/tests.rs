@@ -2,7 +2,10 @@
 
 use std::{cell::RefCell, rc::Rc};
 
-use kubeedge_proto::v1::StatusUpdate;
+use kubeedge_proto::{
+    NodeName,
+    v1::{ObjectKey, Settled, StatusUpdate},
+};
 use serde_json::json;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
@@ -10,7 +13,7 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::*;
+use super::{ownership::Owner, *};
 use crate::system::System;
 
 const SOON: Duration = Duration::from_secs(20);

@@ -1,0 +1,300 @@
+//! What comes from nodes: reports, questions and heartbeats, each for as long as the session it came by is the node's.
+
+use std::time::{Duration, Instant};
+
+use actix::{Handler, ResponseFuture};
+use kubeedge_proto::{
+    NodeName, resource,
+    v1::{
+        ApplyFromNode, CallFromNode, CallReply, Envelope, LocatePod, NodeHeartbeat, NodeSessionChanged, ObjectKey,
+        PodLocation, Settled, envelope::Body,
+    },
+};
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    EdgeController, NodeSession, PROGRESS_WITHIN, RENEW_EVERY, WRITE_WITHIN,
+    events::events_dropped,
+    ownership::{Owner, may_tell},
+    ready,
+    references::{ConfigKey, ConfigKind},
+    upstream::Upstream,
+};
+use crate::system::Context;
+
+impl Handler<ApplyFromNode> for EdgeController {
+    type Result = ResponseFuture<Settled>;
+
+    /// Writes what a node reports, for as long as the session it came by is the node's. An attempt of an older session
+    /// that is still under way must not overwrite what the newer one has written.
+    fn handle(&mut self, message: ApplyFromNode, _: &mut Context<Self>) -> Self::Result {
+        let Some(ended) = self.session(&message.node, message.epoch) else {
+            return ready(Settled::rejected(503, "a newer session of this node has taken over"));
+        };
+        let write = self.write(message);
+        Box::pin(async move {
+            tokio::select! {
+                biased;
+                () = ended.cancelled() => Settled::rejected(503, "the session has ended"),
+                written = tokio::time::timeout(WRITE_WITHIN, write) => written.unwrap_or_else(|_| {
+                    Settled::rejected(503, format!("not written within {WRITE_WITHIN:?}"))
+                }),
+            }
+        })
+    }
+}
+
+impl EdgeController {
+    /// Ends with the session of this epoch; `None` when a newer one has been seen.
+    fn session(&mut self, node: &str, epoch: u64) -> Option<CancellationToken> {
+        let known = self.sessions.get(node);
+        if known.is_some_and(|known| known.epoch > epoch) {
+            return None;
+        }
+        if known.is_none_or(|known| known.epoch < epoch) {
+            self.begin_session(node, epoch);
+        }
+        self.sessions.get(node).map(|session| session.ended.clone())
+    }
+
+    fn begin_session(&mut self, node: &str, epoch: u64) {
+        let session = NodeSession { epoch, ended: CancellationToken::new() };
+        if let Some(old) = self.sessions.insert(node.to_owned(), session) {
+            old.ended.cancel();
+        }
+    }
+
+    fn write(&mut self, message: ApplyFromNode) -> ResponseFuture<Settled> {
+        let upstream = self.upstream.clone();
+        let node: NodeName = match message.node.parse() {
+            Ok(node) => node,
+            Err(error) => return ready(Settled::rejected(400, format!("{error}"))),
+        };
+        let Some(Envelope { id, time_unix_ms, body: Some(body), .. }) = message.envelope else {
+            return ready(Settled::rejected(501, "this version does not know the message's type"));
+        };
+        match body {
+            Body::StatusUpdate(update) => {
+                let (Some(type_), Some(key)) = (&update.r#type, update.key.clone()) else {
+                    return ready(Settled::rejected(400, "a StatusUpdate names no object"));
+                };
+                if *type_ == resource::nodes() && key.namespace.is_empty() && key.name == node.as_str() {
+                    return Box::pin(async move { upstream.write_status(Owner::Node, &update).await });
+                }
+                if *type_ != resource::pods() {
+                    return ready(Settled::rejected(
+                        403,
+                        format!("node {node} may not write the status of {type_} {key}"),
+                    ));
+                }
+                let bound = self.binding(&key);
+                Box::pin(async move {
+                    match check_pod(&upstream, &node, &key, &update.uid, bound).await {
+                        Ok(()) => upstream.write_status(Owner::Pod, &update).await,
+                        Err(settled) => settled,
+                    }
+                })
+            }
+            Body::PodTerminated(pod) => {
+                let Some(key) = pod.key.clone() else {
+                    return ready(Settled::rejected(400, "a PodTerminated names no pod"));
+                };
+                let bound = self.binding(&key);
+                Box::pin(async move {
+                    match check_pod(&upstream, &node, &key, &pod.uid, bound).await {
+                        Ok(()) => upstream.pod_terminated(&pod).await,
+                        Err(settled) => settled,
+                    }
+                })
+            }
+            Body::KubernetesEvent(event) => {
+                let Some(Ok(event)) = event.event.map(|object| serde_json::from_slice::<Value>(&object.json)) else {
+                    return ready(Settled::rejected(400, "a KubernetesEvent carries no event in JSON"));
+                };
+                let node_of =
+                    |namespace: &str, name: &str| self.desired.pod(namespace, name).map(|(node, _)| node.to_owned());
+                match may_tell(node.as_str(), &event, node_of) {
+                    Ok(()) => Box::pin(async move { upstream.event(&node, event).await }),
+                    Err(why) => ready(Settled::rejected(403, why)),
+                }
+            }
+            Body::GapMarker(gap) => {
+                let (dropped, bytes, bound) = (gap.dropped_count, gap.dropped_bytes, gap.bound.as_str());
+                self.events_dropped = self.events_dropped.saturating_add(dropped);
+                let total = self.events_dropped;
+                tracing::warn!(%node, dropped, bytes, bound, total, "the node's outbox has dropped events");
+                let event = events_dropped(&node, &id, &gap, time_unix_ms);
+                Box::pin(async move { upstream.event(&node, event).await })
+            }
+            _ => ready(Settled::rejected(501, "EdgeController takes no messages of this type")),
+        }
+    }
+}
+
+impl Handler<CallFromNode> for EdgeController {
+    type Result = ResponseFuture<CallReply>;
+
+    fn handle(&mut self, message: CallFromNode, _: &mut Context<Self>) -> Self::Result {
+        let upstream = self.upstream.clone();
+        let node: NodeName = match message.node.parse() {
+            Ok(node) => node,
+            Err(error) => return ready(CallReply::error(400, "BadRequest", format!("{error}"))),
+        };
+        match message.envelope.and_then(|envelope| envelope.body) {
+            Some(Body::RegisterNode(register)) => {
+                Box::pin(async move { upstream.register_node(&node, &register.node_json).await })
+            }
+            Some(Body::RequestToken(wanted)) => {
+                let key = ObjectKey::new(&wanted.namespace, &wanted.pod_name);
+                let bound = self.binding(&key);
+                Box::pin(async move {
+                    match check_pod(&upstream, &node, &key, &wanted.pod_uid, bound).await {
+                        Ok(()) => upstream.request_token(&wanted).await,
+                        Err(settled) => CallReply::error(settled.code, "Forbidden", settled.reason),
+                    }
+                })
+            }
+            Some(Body::ObjectQuery(query)) => {
+                let (Some(type_), Some(key)) = (query.r#type, query.key) else {
+                    return ready(CallReply::error(400, "BadRequest", "an ObjectQuery names no object"));
+                };
+                if !self.may_read(&node, &type_, &key) {
+                    let text = format!("node {node} may not read {type_} {key}: no pod bound to it names it");
+                    return ready(CallReply::error(403, "Forbidden", text));
+                }
+                Box::pin(async move { upstream.get(&type_, &key).await })
+            }
+            _ => ready(CallReply::error(501, "Unsupported", "this version does not answer calls of this type")),
+        }
+    }
+}
+
+impl EdgeController {
+    /// Where a pod is bound, as far as the watch knows.
+    fn binding(&self, key: &ObjectKey) -> Option<(String, String)> {
+        self.desired.pod(&key.namespace, &key.name).map(|(node, uid)| (node.to_owned(), uid.to_owned()))
+    }
+
+    fn may_read(&self, node: &NodeName, type_: &kubeedge_proto::v1::ResourceType, key: &ObjectKey) -> bool {
+        let config = |kind| {
+            let key = ConfigKey { kind, namespace: key.namespace.clone(), name: key.name.clone() };
+            self.desired.names(node.as_str(), &key)
+        };
+        if *type_ == resource::nodes() {
+            key.namespace.is_empty() && key.name == node.as_str()
+        } else if *type_ == resource::pods() {
+            self.desired.pod(&key.namespace, &key.name).is_some_and(|(bound, _)| bound == node.as_str())
+        } else if *type_ == resource::config_maps() {
+            config(ConfigKind::ConfigMap)
+        } else if *type_ == resource::secrets() {
+            config(ConfigKind::Secret)
+        } else {
+            false
+        }
+    }
+}
+
+impl Handler<LocatePod> for EdgeController {
+    type Result = ResponseFuture<PodLocation>;
+
+    fn handle(&mut self, LocatePod { pod }: LocatePod, _: &mut Context<Self>) -> Self::Result {
+        let Some(key) = pod.filter(|key| !key.namespace.is_empty() && key.is_valid()) else {
+            return ready(PodLocation { code: 400, message: "no name of a pod".into(), ..PodLocation::default() });
+        };
+        let found = |(node, uid)| PodLocation { code: 200, message: String::new(), node, uid };
+        if let Some(bound) = self.binding(&key) {
+            return ready(found(bound));
+        }
+        // The watch may be behind, and knows only pods that are bound.
+        let upstream = self.upstream.clone();
+        Box::pin(async move {
+            match upstream.pod_binding(&key).await {
+                Ok(Some(bound)) => found(bound),
+                Ok(None) => {
+                    let message = format!("pod {key} does not exist");
+                    PodLocation { code: 404, message, ..PodLocation::default() }
+                }
+                Err(refused) => PodLocation { code: refused.code, message: refused.reason, ..PodLocation::default() },
+            }
+        })
+    }
+}
+
+/// Lets through what concerns a pod that is bound to this node and is still the same pod.
+async fn check_pod(
+    upstream: &Upstream,
+    node: &NodeName,
+    key: &ObjectKey,
+    uid: &str,
+    bound: Option<(String, String)>,
+) -> Result<(), Settled> {
+    if key.namespace.is_empty() || !key.is_valid() {
+        return Err(Settled::rejected(400, format!("{key:?} is not the name of a pod")));
+    }
+    // The watch may be behind what the node knows already.
+    let bound = match bound {
+        Some(bound) => Some(bound),
+        None => upstream.pod_binding(key).await?,
+    };
+    match bound {
+        None => Err(Settled::rejected(404, format!("pod {key} is gone"))),
+        Some((other, _)) if other != node.as_str() => {
+            Err(Settled::rejected(403, format!("pod {key} is not bound to node {node}")))
+        }
+        Some((_, other)) if other != uid => Err(Settled::superseded()),
+        Some(_) => Ok(()),
+    }
+}
+
+impl Handler<NodeHeartbeat> for EdgeController {
+    type Result = ResponseFuture<()>;
+
+    /// Renews the node's Lease, as long as the node reports progress.
+    fn handle(&mut self, beat: NodeHeartbeat, _: &mut Context<Self>) -> Self::Result {
+        let Ok(node) = beat.node.parse::<NodeName>() else { return ready(()) };
+        let now = Instant::now();
+        let due = self.leases.get(&beat.node).is_none_or(|last| now.duration_since(*last) >= RENEW_EVERY / 2);
+        if !due {
+            return ready(());
+        }
+        if Duration::from_millis(beat.progress_age_ms) > PROGRESS_WITHIN {
+            tracing::warn!(%node, age_ms = beat.progress_age_ms, "no progress at the node: its lease is not renewed");
+            return ready(());
+        }
+        self.leases.insert(beat.node, now);
+        let upstream = self.upstream.clone();
+        Box::pin(async move {
+            let time = jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string();
+            if let Err(error) = upstream.renew_lease(&node, None, &time).await {
+                tracing::warn!(%node, "the node's lease could not be renewed: {error}");
+            }
+        })
+    }
+}
+
+impl Handler<NodeSessionChanged> for EdgeController {
+    type Result = ();
+
+    fn handle(&mut self, change: NodeSessionChanged, _: &mut Context<Self>) {
+        let known = self.sessions.get(&change.node).map(|session| session.epoch);
+        if change.connected {
+            // What CloudHub says stands, also when it counts anew.
+            if known != Some(change.epoch) {
+                self.begin_session(&change.node, change.epoch);
+            }
+        } else if known.is_none_or(|known| known <= change.epoch) {
+            self.leases.remove(&change.node);
+            if let Some(session) = self.sessions.remove(&change.node) {
+                session.ended.cancel();
+            }
+        }
+        tracing::info!(
+            node = change.node,
+            epoch = change.epoch,
+            connected = change.connected,
+            reason = change.reason,
+            "node session"
+        );
+    }
+}
