@@ -181,15 +181,7 @@ impl PrivateContainerd {
         let pods = cri.list_pod_sandbox(ListPodSandboxRequest::default()).await.context("list pods")?.into_inner();
         let mut uids = Vec::new();
         for pod in pods.items {
-            let id = pod.id;
-            let remove = async {
-                cri.stop_pod_sandbox(StopPodSandboxRequest { pod_sandbox_id: id.clone() }).await?;
-                cri.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id: id.clone() }).await
-            };
-            match tokio::time::timeout(POD_LIMIT, remove).await {
-                Ok(removed) => removed.map(drop).with_context(|| format!("remove pod {id}"))?,
-                Err(_) => bail!("pod {id} was not removed within {POD_LIMIT:?}"),
-            }
+            remove_pod(&mut cri, &pod.id).await?;
             uids.extend(pod.metadata.map(|metadata| metadata.uid).filter(|uid| uid.len() >= MIN_UID));
         }
         // The runtime leaves the group above its containers' to whoever made the pod, and that one is gone. A pod may
@@ -255,6 +247,29 @@ impl PrivateContainerd {
             "containerd did not answer within {START_LIMIT:?} ({last}); its log ends with:\n{}",
             self.process.log_tail()
         )
+    }
+}
+
+/// Stops and removes one pod. A container whose start was cut short is "in starting state" until the runtime has given
+/// it up, and cannot be removed before: what is refused is tried again within the limit.
+async fn remove_pod(cri: &mut RuntimeServiceClient<Channel>, id: &str) -> Result<()> {
+    let deadline = tokio::time::Instant::now() + POD_LIMIT;
+    let mut tick = tokio::time::interval(Duration::from_millis(50));
+    let mut refused = None;
+    loop {
+        let remove = async {
+            tick.tick().await;
+            cri.stop_pod_sandbox(StopPodSandboxRequest { pod_sandbox_id: id.to_owned() }).await?;
+            cri.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() }).await
+        };
+        match tokio::time::timeout_at(deadline, remove).await {
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err(status)) => refused = Some(status),
+            Err(_) => {
+                let refused = refused.map(|status| status.to_string()).unwrap_or_default();
+                bail!("pod {id} was not removed within {POD_LIMIT:?}: {refused}")
+            }
+        }
     }
 }
 
