@@ -20,6 +20,8 @@ use super::watch::{Event, EventLog, TooOld};
 use crate::store::StoreError;
 
 mod disk;
+#[cfg(test)]
+mod power_cut;
 
 pub(crate) use disk::Disk;
 

@@ -14,7 +14,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::{
     crash::{child, path_of_child},
-    noise, open_whole, put,
+    noise, open_whole, put, skipped,
 };
 use crate::store::{Health, OpenError, Options, Store, StoreError};
 
@@ -57,7 +57,7 @@ fn on_own_file_system(test: &str) -> bool {
     let possible =
         Command::new("unshare").args(namespace).args(["sh", "-c", mount, "sh"]).arg(directory.path()).status();
     if !possible.is_ok_and(|status| status.success()) {
-        eprintln!("{test}: this machine has no user and mount namespaces, nothing was tested");
+        skipped(test, "this machine has no user and mount namespaces");
         return false;
     }
     let inner = child(test, &directory.path().join("store"));
