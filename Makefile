@@ -29,7 +29,7 @@ crash: packages ## both programs killed at random for two minutes (CRASH_SECONDS
 	CRASH_SECONDS=$${CRASH_SECONDS:-120} $(CARGO) test --workspace --all-features --test system -- crash::
 
 powercut: ## the power of both stores cut again and again (POWER_CUTS=n; root and loop devices)
-	POWER_CUTS=$${POWER_CUTS:-48} $(CARGO) test -p kubeedge-actors --all-features --lib -- power_cut
+	POWER_CUTS=$${POWER_CUTS:-48} $(CARGO) test -p kubeedge-actors --all-features --lib -- power_cut --nocapture
 
 mutants: ## break one promise after the other: each one's test has to fail (PROMISES='part ...')
 	tools/mutants/run $(PROMISES)

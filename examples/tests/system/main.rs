@@ -9,6 +9,7 @@
 
 mod cluster;
 mod crash;
+mod disks;
 mod enrolment;
 mod kubectl;
 mod logs;
@@ -30,6 +31,7 @@ async fn main() -> ExitCode {
     pods::stage(&mut report, &tools).await;
     logs::stage(&mut report, &tools).await;
     restarts::stage(&mut report, &tools).await;
+    disks::stage(&mut report, &tools).await;
     crash::stage(&mut report, &tools).await;
     report.finish()
 }

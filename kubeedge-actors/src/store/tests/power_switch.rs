@@ -57,7 +57,7 @@ impl PowerSwitch {
     }
 
     fn mounted(&self) -> Result<(), String> {
-        run(Command::new("mount").args(["-o", "loop"]).args([&self.image, &self.mount]))
+        run(Command::new("mount").args(["-o", "loop,errors=remount-ro"]).args([&self.image, &self.mount]))
     }
 
     /// Cuts the power under whoever writes. FS_IOC_SHUTDOWN with "no log flush": nothing more reaches the disk, the
@@ -66,6 +66,16 @@ impl PowerSwitch {
         let program = "import fcntl, os, struct, sys\n\
                        fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), 0x8004587d, struct.pack('I', 2))";
         run(Command::new("python3").args(["-c", program]).arg(&self.mount)).unwrap();
+    }
+
+    /// The file system meets an error of its own and takes no more writes, as one on a failing disk does.
+    pub(crate) fn fail(&self) {
+        let mounts = fs::read_to_string("/proc/mounts").unwrap();
+        let mount = self.mount.to_str().unwrap();
+        let device =
+            mounts.lines().find_map(|line| line.split_once(' ').filter(|(_, at)| at.starts_with(mount))).unwrap().0;
+        let device = Path::new(device).file_name().unwrap().to_str().unwrap();
+        fs::write(format!("/sys/fs/ext4/{device}/trigger_fs_error"), "1").unwrap();
     }
 
     /// Gives it back, when nobody has a file open on it: with what had reached the disk.
