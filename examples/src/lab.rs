@@ -5,6 +5,7 @@
 
 mod faults;
 mod look;
+mod up;
 
 use std::{
     fs::{self, DirBuilder, File},
@@ -33,6 +34,7 @@ use crate::{
 };
 pub use faults::Ended;
 pub use look::Container;
+pub use up::node_ready;
 
 /// The edge node's name.
 pub const NODE: &str = "edge-1";
