@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
-use k8s_openapi::api::authentication::v1::TokenRequest;
+use k8s_openapi::api::authentication::v1::{SelfSubjectReview, TokenRequest, TokenReview};
+use k8s_openapi::api::authorization::v1 as authorization;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -130,11 +131,16 @@ pub(crate) fn definition(kind: &Kind) -> String {
     if kind.group == crate::apiserver::custom::GROUP {
         return CustomResourceDefinition::schema_name().into_owned();
     }
-    let group = match kind.group.split('.').next() {
+    own_name(kind.group, kind.version, kind.kind)
+}
+
+/// The definition of one of Kubernetes' own types, e.g. `io.k8s.api.authentication.v1.TokenReview`.
+pub(crate) fn own_name(group: &str, version: &str, kind: &str) -> String {
+    let group = match group.split('.').next() {
         Some("") | None => "core",
         Some(group) => group,
     };
-    format!("io.k8s.api.{group}.{}.{}", kind.version, kind.kind)
+    format!("io.k8s.api.{group}.{version}.{kind}")
 }
 
 /// The schemas as `k8s-openapi` gives them, documentation included, by definition name.
@@ -142,7 +148,7 @@ pub(crate) fn definitions() -> Map<String, Value> {
     let mut settings = SchemaSettings::draft2020_12();
     settings.definitions_path = DEFINITIONS.into();
     let mut generator = SchemaGenerator::new(settings);
-    let all: [fn(&mut SchemaGenerator) -> Schema; 16] = [
+    let all: [fn(&mut SchemaGenerator) -> Schema; 22] = [
         SchemaGenerator::subschema_for::<core::Namespace>,
         SchemaGenerator::subschema_for::<core::Node>,
         SchemaGenerator::subschema_for::<core::Pod>,
@@ -158,6 +164,12 @@ pub(crate) fn definitions() -> Map<String, Value> {
         SchemaGenerator::subschema_for::<Lease>,
         SchemaGenerator::subschema_for::<Eviction>,
         SchemaGenerator::subschema_for::<TokenRequest>,
+        SchemaGenerator::subschema_for::<SelfSubjectReview>,
+        SchemaGenerator::subschema_for::<TokenReview>,
+        SchemaGenerator::subschema_for::<authorization::LocalSubjectAccessReview>,
+        SchemaGenerator::subschema_for::<authorization::SelfSubjectAccessReview>,
+        SchemaGenerator::subschema_for::<authorization::SelfSubjectRulesReview>,
+        SchemaGenerator::subschema_for::<authorization::SubjectAccessReview>,
         SchemaGenerator::subschema_for::<CustomResourceDefinition>,
     ];
     for add in all {

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use ring::digest::{SHA256, digest};
 use serde_json::{Map, Value, json};
 
-use super::{Form, gvk, schema};
+use super::definitions::gvk;
+use super::paths::Form;
 use crate::apiserver::custom::Version;
+use crate::apiserver::kinds::schema;
 
 const METADATA: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 
