@@ -50,6 +50,8 @@ pub(crate) enum Type {
 /// One struct of the API.
 #[derive(Debug)]
 pub(crate) struct Struct {
+    /// Name of the definition, e.g. `io.k8s.api.core.v1.Container`.
+    pub(crate) definition: String,
     /// Go's name, e.g. `Container`.
     pub(crate) name: String,
     /// The package as Go prints it in front of a type, e.g. `v1`.
@@ -114,7 +116,7 @@ impl Schemas {
                 let mut parts = name.rsplit('.');
                 let short = parts.next().unwrap_or_default().to_owned();
                 let package = parts.next().unwrap_or_default().to_owned();
-                Some(Struct { name: short, package, fields })
+                Some(Struct { definition: name.clone(), name: short, package, fields })
             })
             .collect();
         Self { structs, by_name }
