@@ -36,6 +36,7 @@ const V2_REFERENCE: &str = "#/definitions/";
 /// Kinds that are only sent to subresources: group, version, kind, definition.
 const BODIES: &[(&str, &str, &str, &str)] = &[
     ("", "v1", "Binding", "io.k8s.api.core.v1.Binding"),
+    ("autoscaling", "v1", "Scale", "io.k8s.api.autoscaling.v1.Scale"),
     ("policy", "v1", "Eviction", "io.k8s.api.policy.v1.Eviction"),
     ("authentication.k8s.io", "v1", "TokenRequest", "io.k8s.api.authentication.v1.TokenRequest"),
 ];
@@ -213,7 +214,7 @@ fn add_merge_facts(schema: &mut Value, owner: &str, field: &str) {
     }
     if schema.get("type").is_some_and(|type_| type_ == "array") {
         schema["x-kubernetes-list-type"] = json!(merge.list_type);
-    } else {
+    } else if !merge.list_type.is_empty() {
         schema["x-kubernetes-map-type"] = json!(merge.list_type);
     }
     if !merge.list_keys.is_empty() {
@@ -478,7 +479,7 @@ mod tests {
 
     #[test]
     fn a_document_defines_everything_it_refers_to() {
-        for (group, version) in [("", "v1"), ("coordination.k8s.io", "v1")] {
+        for (group, version) in [("", "v1"), ("apps", "v1"), ("coordination.k8s.io", "v1")] {
             let document = document(group, version);
             let schemas = document["components"]["schemas"].as_object().expect("schemas");
             let mut all = Vec::new();
@@ -516,7 +517,7 @@ mod tests {
         let url = index["paths"]["api/v1"]["serverRelativeURL"].as_str().expect("a URL").to_owned();
         assert_eq!(url, format!("/openapi/v3/api/v1?hash={}", hash(&[], "", "v1").expect("is served")));
         assert!(index["paths"].get("apis/coordination.k8s.io/v1").is_some());
-        assert!(hash(&[], "apps", "v1").is_none() && v3(&[], "apps", "v1").is_none());
+        assert!(hash(&[], "batch", "v1").is_none() && v3(&[], "batch", "v1").is_none());
         assert_eq!(v3(&[], "", "v1"), v3(&[], "", "v1"), "the same build gives the same document");
     }
 
