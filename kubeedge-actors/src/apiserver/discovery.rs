@@ -47,11 +47,28 @@ const fn core(
     Subresource { group: CORE.0, version: CORE.1, plural, name, namespaced, kind, verbs }
 }
 
+const SCALE: (&str, &str, &str) = ("autoscaling", "v1", "Scale");
+
+const fn apps(
+    plural: &'static str,
+    name: &'static str,
+    kind: (&'static str, &'static str, &'static str),
+) -> Subresource {
+    Subresource { group: "apps", version: "v1", plural, name, namespaced: true, kind, verbs: STATUS_VERBS }
+}
+
 /// All subresources that are served.
 pub static SUBRESOURCES: &[Subresource] = &[
     core("namespaces", "finalize", false, ("", "v1", "Namespace"), &["update"]),
     core("namespaces", "status", false, ("", "v1", "Namespace"), STATUS_VERBS),
     core("nodes", "status", false, ("", "v1", "Node"), STATUS_VERBS),
+    apps("daemonsets", "status", ("apps", "v1", "DaemonSet")),
+    apps("deployments", "scale", SCALE),
+    apps("deployments", "status", ("apps", "v1", "Deployment")),
+    apps("replicasets", "scale", SCALE),
+    apps("replicasets", "status", ("apps", "v1", "ReplicaSet")),
+    apps("statefulsets", "scale", SCALE),
+    apps("statefulsets", "status", ("apps", "v1", "StatefulSet")),
     core("pods", "binding", true, ("", "v1", "Binding"), &["create"]),
     core("pods", "eviction", true, ("policy", "v1", "Eviction"), &["create"]),
     core("pods", "log", true, ("", "v1", "Pod"), &["get"]),
@@ -329,15 +346,14 @@ mod tests {
         let (resources, group) =
             (|group: &str, version: &str| resources(&all, group, version), |name: &str| group(&all, name));
         assert!(resources("", "v1").is_some() && resources("coordination.k8s.io", "v1").is_some());
-        assert!(resources("apps", "v1").is_none() && group("apps").is_none() && resources("", "v2").is_none());
-        assert_eq!(groups(&all)["groups"][0]["preferredVersion"]["groupVersion"], "events.k8s.io/v1");
+        assert!(resources("batch", "v1").is_none() && group("batch").is_none() && resources("", "v2").is_none());
+        assert_eq!(groups(&all)["groups"][0]["preferredVersion"]["groupVersion"], "apps/v1");
         let names: Vec<Value> = aggregated_groups(&all, "v2")["items"]
             .as_array()
             .into_iter()
             .flatten()
             .map(|item| item["metadata"]["name"].clone())
             .collect();
-        let order: Vec<&str> = GROUP_ORDER.into_iter().filter(|name| *name != "apps").collect();
-        assert_eq!(names, order);
+        assert_eq!(names, GROUP_ORDER);
     }
 }

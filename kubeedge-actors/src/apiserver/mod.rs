@@ -36,6 +36,7 @@ mod documents;
 mod http;
 mod kubeconfig;
 mod kubelet;
+mod label_selector;
 mod merge_keys;
 mod meta;
 mod negotiate;

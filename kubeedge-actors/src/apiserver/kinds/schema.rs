@@ -6,8 +6,10 @@
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
+use k8s_openapi::api::apps::v1 as apps;
 use k8s_openapi::api::authentication::v1::{SelfSubjectReview, TokenRequest, TokenReview};
 use k8s_openapi::api::authorization::v1 as authorization;
+use k8s_openapi::api::autoscaling::v1::Scale;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -150,7 +152,7 @@ pub(crate) fn definitions() -> Map<String, Value> {
     let mut settings = SchemaSettings::draft2020_12();
     settings.definitions_path = DEFINITIONS.into();
     let mut generator = SchemaGenerator::new(settings);
-    let all: [fn(&mut SchemaGenerator) -> Schema; 22] = [
+    let all: [fn(&mut SchemaGenerator) -> Schema; 28] = [
         SchemaGenerator::subschema_for::<core::Namespace>,
         SchemaGenerator::subschema_for::<core::Node>,
         SchemaGenerator::subschema_for::<core::Pod>,
@@ -173,6 +175,12 @@ pub(crate) fn definitions() -> Map<String, Value> {
         SchemaGenerator::subschema_for::<authorization::SelfSubjectRulesReview>,
         SchemaGenerator::subschema_for::<authorization::SubjectAccessReview>,
         SchemaGenerator::subschema_for::<CustomResourceDefinition>,
+        SchemaGenerator::subschema_for::<apps::ControllerRevision>,
+        SchemaGenerator::subschema_for::<apps::DaemonSet>,
+        SchemaGenerator::subschema_for::<apps::Deployment>,
+        SchemaGenerator::subschema_for::<apps::ReplicaSet>,
+        SchemaGenerator::subschema_for::<apps::StatefulSet>,
+        SchemaGenerator::subschema_for::<Scale>,
     ];
     for add in all {
         add(&mut generator);
@@ -254,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn only_fields_v1_is_free_form() {
+    fn only_managed_fields_and_revisions_are_free_form() {
         let schemas = Schemas::get();
         let free: Vec<_> = schemas
             .structs
@@ -265,6 +273,6 @@ mod tests {
             .filter(|(of, _, _)| !of.name.starts_with("JSONSchemaProps") && !of.name.starts_with("CustomResource"))
             .map(|(s, name, _)| format!("{}.{name}", s.name))
             .collect();
-        assert_eq!(free, ["ManagedFieldsEntry.fieldsV1"]);
+        assert_eq!(free, ["ControllerRevision.data", "ManagedFieldsEntry.fieldsV1"]);
     }
 }

@@ -13,6 +13,7 @@ use crate::apiserver::merge_keys;
 
 /// Kinds that are only sent to subresources: group, version, kind, definition.
 const BODIES: &[(&str, &str, &str, &str)] = &[
+    ("autoscaling", "v1", "Scale", "io.k8s.api.autoscaling.v1.Scale"),
     ("policy", "v1", "Eviction", "io.k8s.api.policy.v1.Eviction"),
     ("authentication.k8s.io", "v1", "TokenRequest", "io.k8s.api.authentication.v1.TokenRequest"),
 ];
@@ -82,7 +83,7 @@ fn add_merge_facts(schema: &mut Value, owner: &str, field: &str) {
     }
     if schema.get("type").is_some_and(|type_| type_ == "array") {
         schema["x-kubernetes-list-type"] = json!(merge.list_type);
-    } else {
+    } else if !merge.list_type.is_empty() {
         schema["x-kubernetes-map-type"] = json!(merge.list_type);
     }
     if !merge.list_keys.is_empty() {

@@ -26,6 +26,7 @@ mod list;
 mod log;
 mod patch;
 mod review;
+pub(crate) mod scale;
 mod token;
 pub(crate) mod update;
 mod watch;
@@ -184,6 +185,9 @@ async fn subresource_verb(
             }
             _ => Err(Status::method_not_allowed()),
         },
+        (_, "scale", _) if let Some(paths) = scale::paths(kind) => {
+            scale::scale(api, request, target, name, &paths).await
+        }
         ("namespaces", "finalize", Method::Put) => {
             let written = update::put(api, request, target, name, update::Part::Finalizers).await?;
             Ok(request.written(api, target, written))

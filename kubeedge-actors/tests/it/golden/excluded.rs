@@ -4,7 +4,6 @@
 pub(crate) const TEXT_NOT_COMPARED: &[&str] = &["readyz verbose"];
 
 const VERSION: &str = "says which server it is: compared by the fields a client reads, in a test of its own";
-const APPS: &str = "group apps is not served yet";
 const APPLY: &str = "server-side apply is not served yet: 415 says so";
 const OLD_ETCD: &str =
     "the recorded server's etcd was too old to tell its progress; a newer one answers as this server does";
@@ -12,7 +11,6 @@ const OLD_ETCD: &str =
 /// File, exchange, reason.
 pub(crate) const EXCLUDED: &[(&str, &str, &str)] = &[
     ("01-discovery", "version", VERSION),
-    ("01-discovery", "apps v1", APPS),
     (
         "03-update-patch",
         "get for update",
