@@ -286,7 +286,12 @@ pub fn of(kind: &'static Kind) -> impl Iterator<Item = Subresource> {
         kind: (group, version, kind.kind),
         verbs: STATUS_VERBS,
     };
-    own.copied().chain((is_custom(kind) && kind.status_subresource).then_some(status))
+    let scale = Subresource { name: "scale", kind: ("autoscaling", "v1", "Scale"), ..status };
+    let custom = is_custom(kind);
+    // As a real API server has them: the status first.
+    own.copied()
+        .chain((custom && kind.status_subresource).then_some(status))
+        .chain((custom && kind.scale_subresource).then_some(scale))
 }
 
 /// The verbs of a kind, sorted; those of a custom kind stand as a real API server has them. Namespaces are not deleted

@@ -45,6 +45,10 @@ pub(super) fn definition(version: &Version, form: Form) -> (String, Value) {
     if let Some(properties) = fields.entry("properties").or_insert_with(|| json!({})).as_object_mut() {
         properties.extend(own.as_object().cloned().unwrap_or_else(Map::new));
     }
+    if !version.selectable.is_empty() {
+        let paths: Vec<Value> = version.selectable.iter().map(|name| json!({"fieldPath": name})).collect();
+        fields.insert("x-kubernetes-selectable-fields".into(), json!(paths));
+    }
     fields.insert("x-kubernetes-group-version-kind".into(), json!([gvk(kind.group, kind.version, kind.kind)]));
     (schema::definition(kind), whole)
 }
