@@ -7,13 +7,18 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)/$(if $(filter dev,$(PROFILE)),deb
 FEATURES := config program store identity link cloudhub cloudstream edgecontroller apiserver edgehub edgestream metamanager edged cloud edge standalone test-kit metrics
 
 .DEFAULT_GOAL := help
-.PHONY: help build quickstart test crash powercut mutants lint features bench docs packages kubectl
+.PHONY: help build size quickstart test crash powercut mutants lint features bench docs packages kubectl
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
+# One after the other: together they would share the features of their libraries, and edgecore needs few.
 build: ## cloudcore and edgecore as they are meant to run: release
-	$(CARGO) build --release -p kubeedge-cloud -p kubeedge-edge --bins
+	$(CARGO) build --release -p kubeedge-edge --bins
+	$(CARGO) build --release -p kubeedge-cloud --bins
+
+size: packages build ## edgecore's file and memory, and whether both are below 15 MB
+	$(CARGO) run -p kubeedge-examples --bin size -- --programs $(or $(CARGO_TARGET_DIR),target)/release
 
 quickstart: packages ## a cloud, an edge node and a pod on this machine (ONCE=1: check and leave)
 	$(CARGO) build --profile $(PROFILE) --workspace --all-features --bins

@@ -6,6 +6,7 @@
 mod disks;
 mod faults;
 mod look;
+mod up;
 
 use std::{
     fs::{self, DirBuilder, File},
@@ -35,6 +36,7 @@ use crate::{
 pub use disks::Side;
 pub use faults::Ended;
 pub use look::Container;
+pub use up::node_ready;
 
 /// The edge node's name.
 pub const NODE: &str = "edge-1";

@@ -23,7 +23,8 @@ use kubeedge_actors::{
     edgecontroller::EdgeController,
     identity::{CertificateAuthority, ClientAuth, IssuedCertificate, Tokens, server_config, system_clock},
     link,
-    program::{StopSignals, own_address},
+    program::StopSignals,
+    route::own_address,
     store::{Options, Store},
     system::{Exit, Ports, System},
 };
