@@ -51,6 +51,14 @@ impl StopSignals {
     }
 }
 
+/// Ends the process with SIGABRT, for the service manager to start it again and a core file to show where it hung: what
+/// a program on one arbiter does [when a component blocks it](crate::system::SystemBuilder::when_blocked), for then
+/// nothing else of it can run. What was acknowledged is on disk.
+pub fn abort_when_blocked(blocked: &crate::system::Blocked) {
+    tracing::error!(component = blocked.component, held = ?blocked.held, "nothing goes on: the process ends");
+    std::process::abort();
+}
+
 /// The address that this machine reaches others from: that of the interface with the default route. Nothing is sent.
 /// `None` where there is no such route.
 pub fn own_address() -> Option<std::net::IpAddr> {

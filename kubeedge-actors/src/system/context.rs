@@ -1,9 +1,9 @@
 //! The context a component runs in: actix's own, with every future it spawns guarded against panics and failures.
 
 use super::{
-    Component,
+    Component, Heartbeat,
     trace::Trace,
-    vitals::{InHand, Vitals},
+    vitals::{InHand, Verdict, Vitals},
 };
 use actix::{
     ActorContext, ActorFuture, ActorState, Addr, AsyncContext, SpawnHandle,
@@ -17,6 +17,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{self, Poll},
+    time::Duration,
 };
 
 /// What went wrong in a component.
@@ -26,6 +27,8 @@ pub(crate) enum Fault {
     Panic(String),
     /// It reported this with [`Context::fail`].
     Failed(String),
+    /// It made no progress for so long.
+    Stuck(String, Duration),
 }
 
 impl fmt::Display for Fault {
@@ -33,6 +36,7 @@ impl fmt::Display for Fault {
         match self {
             Fault::Panic(text) => write!(f, "panicked: {text}"),
             Fault::Failed(error) => f.write_str(error),
+            Fault::Stuck(text, _) => write!(f, "is stuck: {text}"),
         }
     }
 }
@@ -74,6 +78,25 @@ impl<A: Component> Context<A> {
     /// queue kept. The answers it has under way are given up ([`AskError::Crashed`](super::AskError::Crashed)).
     pub fn fail(&mut self, error: impl fmt::Display) {
         self.broke(Fault::Failed(error.to_string()));
+    }
+
+    /// Declares work of its own, apart from messages, that has to go on: unless it [beats](Heartbeat::beat) at least
+    /// once within this time, this life of the component ends as stuck. The next life declares anew.
+    ///
+    /// Found at most a quarter later, or a second if that is longer. A component has at most 64; one more is logged and
+    /// not watched.
+    pub fn heartbeat(&mut self, what: &'static str, within: Duration) -> Heartbeat {
+        let alive = self.fault.is_none();
+        let (heartbeat, watched) = self.vitals.heartbeats.begin(what, within, alive);
+        if alive && !watched {
+            tracing::error!(component = self.vitals.name, what, "one heartbeat too many: it is not watched");
+        }
+        heartbeat
+    }
+
+    /// The watchdog ends this life.
+    pub(crate) fn stuck(&mut self, verdict: Verdict) {
+        self.broke(Fault::Stuck(verdict.text, verdict.stood));
     }
 
     pub(crate) fn crashed(&mut self, text: &str) {

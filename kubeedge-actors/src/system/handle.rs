@@ -6,6 +6,7 @@ use super::{
     port::Watched,
     restart::stage_share,
     vitals::{Command, Failures},
+    watchdog::{self, Blocked, WhenBlocked},
     wiring::{Needs, Registry},
 };
 use actix::Message;
@@ -30,6 +31,7 @@ pub struct SystemBuilder {
     outside: Needs,
     policy: RestartPolicy,
     stop_after_failure: Duration,
+    when_blocked: Option<WhenBlocked>,
 }
 
 impl SystemBuilder {
@@ -90,6 +92,15 @@ impl SystemBuilder {
         self
     }
 
+    /// What to do about a component that has blocked its arbiter for twice its
+    /// [`HEARTBEAT`](Component::HEARTBEAT), on the watchdog's own thread. By default nothing: the component counts as
+    /// ended and the system stops in order, which it cannot if it was started on that arbiter. A program on one arbiter
+    /// ends its process here, for somebody to start it again.
+    pub fn when_blocked(mut self, tell: impl Fn(&Blocked) + Send + Sync + 'static) -> Self {
+        self.when_blocked = Some(Arc::new(tell));
+        self
+    }
+
     /// Checks the wiring, builds every component and starts them, in a running actix system.
     pub fn start(self) -> Result<System, WiringError> {
         let failures: Arc<Failures> = Arc::new(watch::Sender::new(None));
@@ -139,6 +150,8 @@ impl SystemBuilder {
             }
         }
         actix_rt::spawn(system.clone().stop_when_failed(self.stop_after_failure));
+        watchdog::guard(&system.0.name, &system.0.components, self.when_blocked.as_ref());
+        actix_rt::spawn(watchdog::watch(system.0.components.clone()));
         tracing::info!(system = system.0.name, components = system.0.components.len(), "started");
         Ok(system)
     }
@@ -165,6 +178,7 @@ impl System {
             outside: Needs::default(),
             policy: RestartPolicy::default(),
             stop_after_failure: STOP_AFTER_FAILURE,
+            when_blocked: None,
         }
     }
 

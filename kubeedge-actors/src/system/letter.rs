@@ -104,13 +104,18 @@ where
         let mut response = Some(response);
         let future =
             (&mut response as &mut dyn Any).downcast_mut::<Option<ResponseFuture<M::Result>>>().and_then(Option::take);
-        if let Some(future) = future {
+        if let Some(mut future) = future {
             let in_hand = InHand::new(ctx.vitals());
             let vitals = std::sync::Arc::clone(ctx.vitals());
             let span = tracing::Span::current();
             let answering = tracing::Instrument::instrument(
                 async move {
-                    match AssertUnwindSafe(future).catch_unwind().await {
+                    // Its turns are the component's, for whoever looks for one that does not end.
+                    let in_turns = std::future::poll_fn(|cx| {
+                        let _turn = vitals.turn();
+                        future.poll_unpin(cx)
+                    });
+                    match AssertUnwindSafe(in_turns).catch_unwind().await {
                         // An asker that left is no fault of ours.
                         Ok(answer) => drop(reply.map(|reply| reply.send(answer))),
                         Err(panic) => {

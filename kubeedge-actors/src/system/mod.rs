@@ -59,15 +59,18 @@ mod component;
 mod context;
 mod driver;
 mod handle;
+mod heartbeat;
 mod launch;
 mod letter;
 #[cfg(feature = "metrics")]
 pub mod metrics;
 mod port;
+mod progress;
 mod restart;
 mod topic;
 pub mod trace;
 mod vitals;
+mod watchdog;
 mod wiring;
 
 #[cfg(any(test, feature = "test-kit"))]
@@ -79,8 +82,10 @@ mod tests;
 pub use component::{Component, Exit, Stage};
 pub use context::Context;
 pub use handle::{System, SystemBuilder};
+pub use heartbeat::Heartbeat;
 pub use port::{AskError, Port, TellError, TryTellError};
 pub use restart::RestartPolicy;
 pub use topic::{NoRoom, Overflow, Topic};
 pub use vitals::{Drops, Observation, Phase};
+pub use watchdog::Blocked;
 pub use wiring::{Contract, Ports, WiringError, WiringFault};

@@ -3,6 +3,7 @@
 use super::{
     Component,
     letter::{Envelope, Letter},
+    progress::Look,
     vitals::{Observation, Phase, Vitals},
 };
 use actix::{Handler, Message};
@@ -116,6 +117,10 @@ impl<A: Component> Gate<A> {
 pub(crate) trait Watched: Send + Sync {
     fn vitals(&self) -> &Arc<Vitals>;
     fn observe(&self) -> Observation;
+    /// What the watchdog compares.
+    fn look(&self) -> Look;
+    /// How long it may make no progress.
+    fn heartbeat(&self) -> Duration;
     /// Puts a fault into its queue, behind what is there; `false` when there is no room or it has ended.
     #[cfg(any(test, feature = "test-kit"))]
     fn sabotage(&self, fault: super::testing::Fault) -> bool;
@@ -130,6 +135,22 @@ impl<A: Component> Watched for Gate<A> {
         let capacity = self.queue.max_capacity();
         let queued = if self.queue.is_closed() { 0 } else { capacity.saturating_sub(self.queue.capacity()) };
         self.vitals.observe(queued, capacity)
+    }
+
+    fn look(&self) -> Look {
+        let queued = !self.queue.is_closed() && self.queue.capacity() < self.queue.max_capacity();
+        Look {
+            turns: self.vitals.turns(),
+            free: self.vitals.free_turns(),
+            handled: self.vitals.handled_so_far(),
+            waiting: queued || self.vitals.buffered_now() > 0,
+            running: self.vitals.phase() == Phase::Running,
+            life: self.vitals.life(),
+        }
+    }
+
+    fn heartbeat(&self) -> Duration {
+        A::HEARTBEAT
     }
 
     #[cfg(any(test, feature = "test-kit"))]

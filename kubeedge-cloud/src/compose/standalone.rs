@@ -17,6 +17,7 @@ use kubeedge_actors::{
         CertificateAuthority, ClientAuth, IssuedCertificate, ServiceAccountTokens, issued_client_config, server_config,
         system_clock,
     },
+    program::abort_when_blocked,
     store::Store,
     system::{Ports, System},
 };
@@ -50,6 +51,7 @@ pub(super) async fn start(
     drop(super::listen("the API server", "standalone", "port", (config.standalone.address, config.standalone.port))?);
     // A system of its own: it is up before the controllers start, and stops after their last write.
     let system = System::builder("standalone")
+        .when_blocked(abort_when_blocked)
         .component(move |_: &Ports| ApiServer::new(settings.clone()))
         .asks::<WhereServed>()
         .start()?;
