@@ -36,6 +36,11 @@ where
         Box::new(Self::new(message, reply))
     }
 
+    /// An event that was announced earlier, as part of this.
+    pub(crate) fn letter_of<A: Component + Handler<M>>(event: M, trace: Option<Trace>) -> Letter<A> {
+        Box::new(Self { message: Some(event), reply: None, trace })
+    }
+
     fn new(message: M, reply: Option<Reply<M>>) -> Self {
         Self { message: Some(message), reply, trace: Trace::current() }
     }

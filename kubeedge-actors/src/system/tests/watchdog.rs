@@ -393,7 +393,9 @@ async fn a_handler_that_holds_its_arbiter_for_half_a_second_is_logged_by_its_mes
     // The first batch is timed; the next are not.
     system.port().ask(Do::new(|_, _| ()), LONG).await.unwrap();
     let (_kept, nothing) = mpsc::channel::<()>();
-    let slow = Do::new(move |_, _| drop(nothing.recv_timeout(Duration::from_millis(550))));
+    let slow = Do::new(move |_, _| {
+        let _ = nothing.recv_timeout(Duration::from_millis(550));
+    });
     system.port().ask(slow, LONG).await.unwrap();
     system.port().ask(Do::new(|_, _| ()), LONG).await.unwrap();
     let lines = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
