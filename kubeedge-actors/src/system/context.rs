@@ -1,7 +1,8 @@
 //! The context a component runs in: actix's own, with every future it spawns guarded against panics and failures.
 
 use super::{
-    Component, Heartbeat,
+    Component, Heartbeat, Parked,
+    letter::Letter,
     trace::Trace,
     vitals::{InHand, Verdict, Vitals},
 };
@@ -59,7 +60,10 @@ pub struct Context<A: Component> {
     /// Set from a failure until the component is built again.
     fault: Option<Fault>,
     ending: bool,
-    replying: bool,
+    /// The message whose answer is being spawned.
+    replying: Option<&'static str>,
+    /// What crashed its handler once; the next life begins with it.
+    again: Option<Letter<A>>,
 }
 
 impl<A: Component> Context<A> {
@@ -70,7 +74,8 @@ impl<A: Component> Context<A> {
             life: 0,
             fault: None,
             ending: false,
-            replying: false,
+            replying: None,
+            again: None,
         }
     }
 
@@ -105,7 +110,7 @@ impl<A: Component> Context<A> {
     }
 
     fn broke(&mut self, fault: Fault) {
-        self.replying = false;
+        self.replying = None;
         match &self.fault {
             // The first fault is the cause; what follows from it is only logged.
             Some(first) => tracing::debug!(component = A::NAME, ?first, ?fault, "failed again before it was rebuilt"),
@@ -133,9 +138,18 @@ impl<A: Component> Context<A> {
         self.ending
     }
 
-    /// While set, spawned futures carry an answer that an ordered stop waits for.
-    pub(crate) fn replying(&mut self, replying: bool) {
-        self.replying = replying;
+    /// While set, spawned futures carry an answer to such a message, which an ordered stop waits for.
+    pub(crate) fn replying(&mut self, message: Option<&'static str>) {
+        self.replying = message;
+    }
+
+    /// The next life begins with this message.
+    pub(crate) fn again(&mut self, letter: Letter<A>) {
+        self.again = Some(letter);
+    }
+
+    pub(crate) fn take_again(&mut self) -> Option<Letter<A>> {
+        self.again.take()
     }
 
     /// Runs the kit's own future in this context, outside any life of the component.
@@ -148,7 +162,7 @@ impl<A: Component> Context<A> {
             future: Some(future),
             // What a failed component still spawns belongs to the life that has just ended.
             life: if self.fault.is_some() { self.life.wrapping_sub(1) } else { self.life },
-            in_hand: self.replying.then(|| InHand::new(&self.vitals)),
+            in_hand: self.replying.map(|message| (InHand::new(&self.vitals), message)),
             span: tracing::Span::current(),
             trace: Trace::current(),
         }
@@ -224,7 +238,7 @@ pin_project! {
         #[pin]
         future: Option<F>,
         life: u64,
-        in_hand: Option<InHand>,
+        in_hand: Option<(InHand, &'static str)>,
         span: tracing::Span,
         trace: Option<Trace>,
     }
@@ -250,7 +264,13 @@ impl<A: Component, F: ActorFuture<A, Output = ()>> ActorFuture<A> for Guarded<F>
             match polled {
                 Ok(Poll::Pending) if *this.life == ctx.life => return Poll::Pending,
                 Ok(_) => {}
-                Err(panic) => ctx.crashed(panic_text(&*panic)),
+                Err(panic) => {
+                    let text = panic_text(&*panic);
+                    if let Some((_, message)) = this.in_hand {
+                        ctx.vitals.park(Parked::new(ctx.vitals.name, message, 1, text), None);
+                    }
+                    ctx.crashed(text);
+                }
             }
             if *this.life != ctx.life {
                 // The driver may have had its turn already.

@@ -139,7 +139,11 @@ impl<A: Component> Driver<A> {
                     return Taken::Idle;
                 }
             }
-            match self.next_letter(task, batch) {
+            let next = match ctx.take_again() {
+                Some(letter) => Poll::Ready(Some(letter)),
+                None => self.next_letter(task, batch),
+            };
+            match next {
                 Poll::Ready(Some(mut letter)) => {
                     if batch.letters == 0 && self.batches.is_multiple_of(SAMPLE)
                         || batch.letters == TIMED_FROM && batch.start.is_none()

@@ -1,11 +1,12 @@
 //! The system: building, starting, observing and stopping a set of components.
 
 use super::{
-    Component, Exit, Observation, Port, Ports, RestartPolicy, Stage, Topic, WiringError, WiringFault,
+    Component, Exit, Observation, Parked, Port, Ports, RestartPolicy, Stage, Topic, WiringError, WiringFault,
     launch::{Here, There, Unwired},
+    parked::Lot,
     port::Watched,
     restart::stage_share,
-    vitals::{Command, Failures},
+    vitals::{Command, Commons},
     watchdog::{self, Blocked, WhenBlocked},
     wiring::{Needs, Registry},
 };
@@ -103,13 +104,13 @@ impl SystemBuilder {
 
     /// Checks the wiring, builds every component and starts them, in a running actix system.
     pub fn start(self) -> Result<System, WiringError> {
-        let failures: Arc<Failures> = Arc::new(watch::Sender::new(None));
+        let commons = Arc::new(Commons { failures: watch::Sender::new(None), lot: Lot::default() });
         let mut registry = Registry::default();
         let mut faults = Vec::new();
         let mut entered = Vec::with_capacity(self.components.len());
         let mut names = HashSet::new();
         for component in self.components {
-            let component = component.enter(&mut registry, &failures, &mut faults);
+            let component = component.enter(&mut registry, &commons, &mut faults);
             if !names.insert(component.name) {
                 faults.push(WiringFault::NamedTwice { name: component.name });
             }
@@ -140,8 +141,7 @@ impl SystemBuilder {
             return Err(WiringError { faults });
         }
 
-        let system =
-            System(Arc::new(Inner { name: self.name, components, registry, failures, exits: OnceCell::new() }));
+        let system = System(Arc::new(Inner { name: self.name, components, registry, commons, exits: OnceCell::new() }));
         for begin in built {
             if let Err(fault) = begin() {
                 // What has begun is told to go; nobody waits for it.
@@ -165,7 +165,7 @@ struct Inner {
     name: String,
     components: Vec<Arc<dyn Watched>>,
     registry: Arc<Registry>,
-    failures: Arc<Failures>,
+    commons: Arc<Commons>,
     exits: OnceCell<Vec<(&'static str, Exit)>>,
 }
 
@@ -215,10 +215,27 @@ impl System {
         self.0.components.iter().map(|component| component.observe()).collect()
     }
 
+    /// The messages that crashed their handler last and are not tried again, oldest first, at most 64. All of them are
+    /// counted ([`parked_counts`](Self::parked_counts)).
+    pub fn parked(&self) -> Vec<Parked> {
+        self.0.commons.lot.reports()
+    }
+
+    /// How many messages were parked since the start, by component and message type.
+    pub fn parked_counts(&self) -> Vec<(&'static str, &'static str, u64)> {
+        self.0.commons.lot.counts()
+    }
+
+    /// Takes the parked messages of this type that were kept, oldest first: to look at them, or to send them again to a
+    /// program that is mended. Kept are those that a component [answers again](super::Contract::answers_again).
+    pub fn take_parked<M: 'static>(&self) -> Vec<M> {
+        self.0.commons.lot.take()
+    }
+
     /// Resolves when a component has failed more often than its restart budget allows: its name and its exit. The
     /// system stops in order by itself; await [`stop`](Self::stop) for the exits.
     pub fn failed(&self) -> impl Future<Output = (&'static str, Exit)> + Send + use<> {
-        let mut failures = self.0.failures.subscribe();
+        let mut failures = self.0.commons.failures.subscribe();
         let keep = Arc::clone(&self.0);
         async move {
             let failed = match failures.wait_for(Option::is_some).await {
@@ -268,7 +285,7 @@ impl System {
     }
 
     async fn stop_when_failed(self, deadline: Duration) {
-        let mut failures = self.0.failures.subscribe();
+        let mut failures = self.0.commons.failures.subscribe();
         let mut exits: Vec<_> = self.0.components.iter().map(|component| component.vitals().exit()).collect();
         let all_ended = join_all(exits.iter_mut().map(|exit| exit.wait_for(Option::is_some)));
         let failed = tokio::select! {

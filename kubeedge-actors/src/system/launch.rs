@@ -7,7 +7,7 @@ use super::{
     letter::Letter,
     port::{Gate, Watched},
     topic::Feeds,
-    vitals::{Failures, Vitals},
+    vitals::{Commons, Vitals},
     wiring::{Needs, Registry},
 };
 use actix_rt::ArbiterHandle;
@@ -24,7 +24,7 @@ pub(crate) trait Unwired {
     fn enter(
         self: Box<Self>,
         registry: &mut Registry,
-        failures: &Arc<Failures>,
+        commons: &Arc<Commons>,
         faults: &mut Vec<WiringFault>,
     ) -> Entered;
 }
@@ -58,10 +58,10 @@ struct Entrance<A: Component> {
 fn entrance<A: Component>(
     name: &'static str,
     registry: &mut Registry,
-    failures: &Arc<Failures>,
+    commons: &Arc<Commons>,
     faults: &mut Vec<WiringFault>,
 ) -> Entrance<A> {
-    let vitals = Arc::new(Vitals::new(name, A::STAGE, Arc::clone(failures)));
+    let vitals = Arc::new(Vitals::new(name, A::STAGE, Arc::clone(commons)));
     // P-BOUNDED-QUEUE
     let (sender, queue) = mpsc::channel(A::CAPACITY.max(1));
     let gate = Arc::new(Gate::new(sender, Arc::clone(&vitals)));
@@ -83,11 +83,11 @@ where
     fn enter(
         self: Box<Self>,
         registry: &mut Registry,
-        failures: &Arc<Failures>,
+        commons: &Arc<Commons>,
         faults: &mut Vec<WiringFault>,
     ) -> Entered {
         let name = self.0;
-        let Entrance { queue, feeds, gate, vitals, needs } = entrance::<A>(name, registry, failures, faults);
+        let Entrance { queue, feeds, gate, vitals, needs } = entrance::<A>(name, registry, commons, faults);
         let build = Box::new(move |ports: Ports, policy| {
             let factory: Factory<A> = Rc::new(self.1);
             let component = construct(&*factory, &ports)?;
@@ -109,10 +109,10 @@ where
     fn enter(
         self: Box<Self>,
         registry: &mut Registry,
-        failures: &Arc<Failures>,
+        commons: &Arc<Commons>,
         faults: &mut Vec<WiringFault>,
     ) -> Entered {
-        let Entrance { queue, feeds, gate, vitals, needs } = entrance::<A>(A::NAME, registry, failures, faults);
+        let Entrance { queue, feeds, gate, vitals, needs } = entrance::<A>(A::NAME, registry, commons, faults);
         let build = Box::new(move |ports: Ports, policy| {
             let There(factory, arbiter) = *self;
             Ok(Box::new(move || {

@@ -17,6 +17,7 @@
 //! | `kubeedge_actor_superseded_drops_total` | counter | events of topics replaced by a newer one |
 //! | `kubeedge_actor_stopped_drops_total` | counter | events of topics dropped because the component stopped |
 //! | `kubeedge_actor_panics_total` | counter | panics, in handlers, futures and replies |
+//! | `kubeedge_actor_parked_messages_total` | counter | messages that crashed their handler and are not tried again |
 //! | `kubeedge_actor_restarts_total` | counter | times it was built again |
 //! | `kubeedge_actor_stuck_total` | counter | times it was found to make no progress |
 //!
@@ -107,7 +108,7 @@ fn gauges() -> [Gauge; 6] {
     ]
 }
 
-fn counters() -> [Counter; 9] {
+fn counters() -> [Counter; 10] {
     [
         ("overflow_drops", "Events of topics dropped because the buffer was full", None, |one| one.dropped.overflow),
         ("superseded_drops", "Events of topics replaced by a newer one", None, |one| one.dropped.superseded),
@@ -116,6 +117,7 @@ fn counters() -> [Counter; 9] {
         ("expired_asks", "Asks not handled because nobody waited any more", None, |one| one.expired),
         ("unanswered_asks", "Asks that ended without an answer", None, |one| one.unanswered),
         ("panics", "Panics, in handlers, futures and replies", None, |one| one.panics),
+        ("parked", "Messages that crashed their handler and are not tried again", messages(), |one| one.parked),
         ("restarts", "Times the component was built again", None, |one| one.restarts),
         ("stuck", "Times the component was found to make no progress", None, |one| one.stuck),
     ]

@@ -54,6 +54,7 @@
 //! # }
 //! ```
 
+mod again;
 mod buffer;
 mod component;
 mod context;
@@ -64,6 +65,7 @@ mod launch;
 mod letter;
 #[cfg(feature = "metrics")]
 pub mod metrics;
+mod parked;
 mod port;
 mod progress;
 mod restart;
@@ -83,6 +85,7 @@ pub use component::{Component, Exit, Stage};
 pub use context::Context;
 pub use handle::{System, SystemBuilder};
 pub use heartbeat::Heartbeat;
+pub use parked::Parked;
 pub use port::{AskError, Port, TellError, TryTellError};
 pub use restart::RestartPolicy;
 pub use topic::{NoRoom, Overflow, Topic};

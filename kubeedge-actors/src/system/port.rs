@@ -70,12 +70,12 @@ pub(crate) type Reply<M> = oneshot::Sender<<M as Message>::Result>;
 
 /// A message that was not taken, with where its answer would have gone.
 pub(crate) struct Refused<M: Message> {
-    message: M,
-    reply: Option<Reply<M>>,
-    stopped: bool,
+    pub(crate) message: M,
+    pub(crate) reply: Option<Reply<M>>,
+    pub(crate) stopped: bool,
 }
 
-type Waiting<'a> = Pin<Box<dyn Future<Output = Result<(), TellError>> + Send + 'a>>;
+pub(crate) type Waiting<'a> = Pin<Box<dyn Future<Output = Result<(), TellError>> + Send + 'a>>;
 
 /// A component's queue, seen by one of its message types.
 pub(crate) trait Door<M: Message>: Send + Sync {

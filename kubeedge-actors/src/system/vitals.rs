@@ -1,7 +1,8 @@
 //! What is known about a component from outside its arbiter: counters, phase, exit, and the way to tell it to stop.
 
-use super::{Exit, Stage, buffer::Loss, heartbeat::Heartbeats};
+use super::{Exit, Parked, Stage, buffer::Loss, heartbeat::Heartbeats, parked::Lot};
 use std::{
+    any::Any,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering},
@@ -53,6 +54,8 @@ pub struct Observation {
     pub unanswered: u64,
     /// Panics, in handlers, futures and replies.
     pub panics: u64,
+    /// Messages that crashed their handler and are not tried again ([`System::parked`](super::System::parked)).
+    pub parked: u64,
     /// Times it was built again.
     pub restarts: u64,
     /// Times it was found to make no progress ([`Component::HEARTBEAT`](super::Component::HEARTBEAT)).
@@ -96,6 +99,12 @@ pub(crate) struct Verdict {
 /// The first component whose failure ended it: the reason the system stops.
 pub(crate) type Failures = watch::Sender<Option<(&'static str, Exit)>>;
 
+/// What the components of a system share.
+pub(crate) struct Commons {
+    pub(crate) failures: Failures,
+    pub(crate) lot: Lot,
+}
+
 pub(crate) struct Vitals {
     pub(crate) name: &'static str,
     pub(crate) stage: Stage,
@@ -113,6 +122,7 @@ pub(crate) struct Vitals {
     expired: AtomicU64,
     unanswered: AtomicU64,
     panics: AtomicU64,
+    parked: AtomicU64,
     restarts: AtomicU64,
     buffered: AtomicUsize,
     overflow: AtomicU64,
@@ -125,7 +135,7 @@ pub(crate) struct Vitals {
     verdict: Mutex<Option<Verdict>>,
     pub(crate) heartbeats: Heartbeats,
     exit: watch::Sender<Option<Exit>>,
-    failures: Arc<Failures>,
+    commons: Arc<Commons>,
 }
 
 /// Adds to a counter that only one task writes.
@@ -134,7 +144,7 @@ fn add(counter: &AtomicU64, n: u64) {
 }
 
 impl Vitals {
-    pub(crate) fn new(name: &'static str, stage: Stage, failures: Arc<Failures>) -> Self {
+    pub(crate) fn new(name: &'static str, stage: Stage, commons: Arc<Commons>) -> Self {
         Self {
             name,
             stage,
@@ -151,6 +161,7 @@ impl Vitals {
             expired: AtomicU64::new(0),
             unanswered: AtomicU64::new(0),
             panics: AtomicU64::new(0),
+            parked: AtomicU64::new(0),
             restarts: AtomicU64::new(0),
             buffered: AtomicUsize::new(0),
             overflow: AtomicU64::new(0),
@@ -162,7 +173,7 @@ impl Vitals {
             verdict: Mutex::new(None),
             heartbeats: Heartbeats::default(),
             exit: watch::Sender::new(None),
-            failures,
+            commons,
         }
     }
 
@@ -229,6 +240,12 @@ impl Vitals {
         self.panics.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// A message is not tried again.
+    pub(crate) fn park(&self, report: Parked, body: Option<Box<dyn Any + Send>>) {
+        self.parked.fetch_add(1, Ordering::Relaxed);
+        self.commons.lot.park(report, body);
+    }
+
     /// Remembers the task to wake for a command or an ended reply.
     pub(crate) fn listen(&self, waker: &Waker) {
         *self.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(waker.clone());
@@ -256,7 +273,7 @@ impl Vitals {
         self.set_phase(Phase::Exited);
         // Who does not make it in an ordered stop brings nobody down: that is on its way.
         if exit.escalates() && (exit != Exit::Stuck || self.command() == Command::Run) {
-            let _ = self.failures.send_if_modified(|first| {
+            let _ = self.commons.failures.send_if_modified(|first| {
                 let is_first = first.is_none();
                 if is_first {
                     *first = Some((self.name, exit.clone()));
@@ -379,6 +396,7 @@ impl Vitals {
             expired: count(&self.expired),
             unanswered: count(&self.unanswered),
             panics: count(&self.panics),
+            parked: count(&self.parked),
             restarts: count(&self.restarts),
             stuck: count(&self.stuck),
             blocking: Duration::from_nanos(count(&self.blocking_nanos)),

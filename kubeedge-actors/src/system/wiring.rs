@@ -2,6 +2,7 @@
 
 use super::{
     Component, Overflow, Port, Topic,
+    again::Again,
     port::{Door, Gate},
     topic::{Feed, Listener, Policy, Shelf},
 };
@@ -83,6 +84,26 @@ impl<A: Component> Contract<A> {
     {
         let make: MakeDoor<A> = |gate| {
             let door: Arc<dyn Door<M>> = Arc::<Gate<A>>::clone(gate);
+            Box::new(door)
+        };
+        self.answers.push((Kind::of::<M>(), make));
+        self
+    }
+
+    /// This component answers `M`, as with [`answers`](Self::answers); and if its handler crashes, the next life begins
+    /// with the same message, and its asker waits on. Crashes it that too, the message is parked
+    /// ([`System::parked`](super::System::parked)) and its asker told.
+    ///
+    /// Its handler may run twice: that must do no harm. It costs one clone a message. An answer given by a future is
+    /// not repeated when that future crashes.
+    pub fn answers_again<M>(&mut self) -> &mut Self
+    where
+        A: Handler<M>,
+        M: Message + Clone + Send + 'static,
+        M::Result: Send,
+    {
+        let make: MakeDoor<A> = |gate| {
+            let door: Arc<dyn Door<M>> = Arc::new(Again(Arc::clone(gate)));
             Box::new(door)
         };
         self.answers.push((Kind::of::<M>(), make));

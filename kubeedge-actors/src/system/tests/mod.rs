@@ -1,5 +1,6 @@
 //! The guarantees of the kit, one test each, named by the guarantee; `docs/runtime-semantics.md` lists them.
 
+mod parked;
 mod ports;
 pub(crate) mod probe;
 mod stop;
@@ -23,6 +24,8 @@ fn every_documented_guarantee_has_a_test_of_that_name_and_the_reverse() {
         include_str!("trace.rs"),
         include_str!("../restart.rs"),
         include_str!("watchdog.rs"),
+        include_str!("parked.rs"),
+        include_str!("../parked.rs"),
         include_str!("../progress.rs"),
     ]
     .concat();
