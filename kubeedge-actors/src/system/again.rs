@@ -4,7 +4,7 @@ use super::{
     AskError, Component, Context, Parked, TellError,
     context::panic_text,
     letter::{Letter, Sealed, operation, respond},
-    port::{Door, Gate, Refused, Reply, Waiting},
+    port::{Door, Gate, Refused, Reply, Taker, Waiting},
     trace::Trace,
     wiring::short_name,
 };
@@ -25,11 +25,11 @@ where
     M: Message + Clone + Send + 'static,
     M::Result: Send,
 {
-    fn put(&self, message: M, reply: Option<Reply<M>>) -> Result<(), Refused<M>> {
+    fn put(&self, message: M, reply: Option<Reply<M>>) -> Result<Taker, Refused<M>> {
         match self.0.queue().try_reserve() {
             Ok(room) => {
                 room.send(Repeatable::letter(message, reply));
-                Ok(())
+                Ok(Taker(0))
             }
             Err(refusal) => {
                 let stopped = matches!(refusal, TrySendError::Closed(()));
@@ -45,12 +45,12 @@ where
         Box::pin(async move {
             let room = self.0.queue().reserve().await.map_err(|_| TellError::Stopped)?;
             room.send(Repeatable::letter(message, reply));
-            Ok(())
+            Ok(Taker(0))
         })
     }
 
-    fn why_unanswered(&self) -> AskError {
-        <Gate<A> as Door<M>>::why_unanswered(&self.0)
+    fn why_unanswered(&self, taker: Taker) -> AskError {
+        <Gate<A> as Door<M>>::why_unanswered(&self.0, taker)
     }
 }
 

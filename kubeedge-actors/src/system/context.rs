@@ -113,7 +113,9 @@ impl<A: Component> Context<A> {
         self.replying = None;
         match &self.fault {
             // The first fault is the cause; what follows from it is only logged.
-            Some(first) => tracing::debug!(component = A::NAME, ?first, ?fault, "failed again before it was rebuilt"),
+            Some(first) => {
+                tracing::debug!(component = self.vitals.name, ?first, ?fault, "failed again before it was rebuilt")
+            }
             None => {
                 self.life += 1;
                 self.fault = Some(fault);
@@ -280,7 +282,11 @@ impl<A: Component, F: ActorFuture<A, Output = ()>> ActorFuture<A> for Guarded<F>
         // Dropped here, where a panic in a destructor can still be caught.
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| this.future.set(None))) {
             ctx.vitals.panicked();
-            tracing::error!(component = A::NAME, panic = panic_text(&*panic), "a future panicked while it was dropped");
+            tracing::error!(
+                component = ctx.vitals.name,
+                panic = panic_text(&*panic),
+                "a future panicked while it was dropped"
+            );
         }
         *this.in_hand = None;
         Poll::Ready(())

@@ -189,7 +189,7 @@ impl<A: Component> Driver<A> {
             Fault::Stuck(..) => Exit::Stuck,
         };
         if matches!(self.state, State::Stopping(..)) {
-            tracing::error!(component = A::NAME, %fault, "the component failed while it stopped");
+            tracing::error!(component = self.plan.vitals.name, %fault, "the component failed while it stopped");
             return Err(exit());
         }
         // Time without progress is no calm.
@@ -197,11 +197,11 @@ impl<A: Component> Driver<A> {
         let ran = self.alive_since.elapsed().saturating_sub(stood);
         match self.streak.failed(&self.plan.policy, ran, rand::random()) {
             Some(wait) => {
-                tracing::error!(component = A::NAME, %fault, ?wait, "the component failed and is built again");
+                tracing::error!(component = self.plan.vitals.name, %fault, ?wait, "the component failed and is built again");
                 Ok(wait)
             }
             None => {
-                tracing::error!(component = A::NAME, %fault, "the component failed too often and ends");
+                tracing::error!(component = self.plan.vitals.name, %fault, "the component failed too often and ends");
                 Err(exit())
             }
         }
@@ -217,7 +217,11 @@ impl<A: Component> Driver<A> {
             // A destructor of the failed component must not take the new one with it.
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(failed))) {
                 self.plan.vitals.panicked();
-                tracing::error!(component = A::NAME, panic = panic_text(&*panic), "its destructor panicked");
+                tracing::error!(
+                    component = self.plan.vitals.name,
+                    panic = panic_text(&*panic),
+                    "its destructor panicked"
+                );
             }
             act.started(ctx);
         }));
@@ -340,14 +344,14 @@ impl<A: Component> Shell<A> {
 
     /// Reports the exit, then drops the component and its queue: askers that lose their answer learn that it stopped.
     fn end(&mut self, exit: Exit) -> Poll<()> {
-        tracing::info!(component = A::NAME, %exit, "the component ended");
+        tracing::info!(component = self.vitals.name, %exit, "the component ended");
         self.vitals.exited(exit);
         if let Some(mut context) = self.context.take() {
             // Without this, actix polls the component once more while it drops it.
             context.ctx().parts().terminate();
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(context))) {
                 self.vitals.panicked();
-                tracing::error!(component = A::NAME, panic = panic_text(&*panic), "its destructor panicked");
+                tracing::error!(component = self.vitals.name, panic = panic_text(&*panic), "its destructor panicked");
             }
         }
         Poll::Ready(())

@@ -1,8 +1,8 @@
 //! The system: building, starting, observing and stopping a set of components.
 
 use super::{
-    Component, Exit, Observation, Parked, Port, Ports, RestartPolicy, Stage, Topic, WiringError, WiringFault,
-    launch::{Here, There, Unwired},
+    Component, Exit, Observation, Parked, Port, Ports, RestartPolicy, Shard, Stage, Topic, WiringError, WiringFault,
+    launch::{Here, Sharded, There, Unwired},
     parked::Lot,
     port::Watched,
     restart::stage_share,
@@ -69,6 +69,22 @@ impl SystemBuilder {
         self
     }
 
+    /// Adds a component several times, one shard on each of these arbiters: for work that is split by a key, such as
+    /// the sessions of nodes, over the cores. Every message it answers needs a key
+    /// ([`Contract::answers_by`](super::Contract::answers_by)): its port leads to the shard of that key. Events are
+    /// heard by every shard.
+    ///
+    /// The shards are named `<NAME>/0`, `<NAME>/1` ...; each has a queue, a restart budget and metrics of its own.
+    /// Wiring faults of the factory end the shard, as with [`component_on`](Self::component_on).
+    pub fn sharded<A, F>(mut self, arbiters: &[ArbiterHandle], factory: F) -> Self
+    where
+        A: Component,
+        F: Fn(&Ports, Shard) -> A + Clone + Send + 'static,
+    {
+        self.components.push(Box::new(Sharded(factory, arbiters.to_vec())));
+        self
+    }
+
     /// Declares that the program around the system sends `M` through [`System::port`]: checked at start.
     pub fn asks<M: Message + Send + 'static>(mut self) -> Self {
         self.outside.ask::<M>();
@@ -110,11 +126,12 @@ impl SystemBuilder {
         let mut entered = Vec::with_capacity(self.components.len());
         let mut names = HashSet::new();
         for component in self.components {
-            let component = component.enter(&mut registry, &commons, &mut faults);
-            if !names.insert(component.name) {
-                faults.push(WiringFault::NamedTwice { name: component.name });
+            for component in component.enter(&mut registry, &commons, &mut faults) {
+                if !names.insert(component.name) {
+                    faults.push(WiringFault::NamedTwice { name: component.name });
+                }
+                entered.push(component);
             }
-            entered.push(component);
         }
         registry.announced_by(&self.outside);
         for component in &entered {

@@ -75,18 +75,22 @@ pub(crate) struct Refused<M: Message> {
     pub(crate) stopped: bool,
 }
 
-pub(crate) type Waiting<'a> = Pin<Box<dyn Future<Output = Result<(), TellError>> + Send + 'a>>;
+pub(crate) type Waiting<'a> = Pin<Box<dyn Future<Output = Result<Taker, TellError>> + Send + 'a>>;
+
+/// Which shard of a component took a message; 0 where there is one.
+#[derive(Clone, Copy)]
+pub(crate) struct Taker(pub(crate) usize);
 
 /// A component's queue, seen by one of its message types.
 pub(crate) trait Door<M: Message>: Send + Sync {
     /// Takes the message if there is room now.
-    fn put(&self, message: M, reply: Option<Reply<M>>) -> Result<(), Refused<M>>;
+    fn put(&self, message: M, reply: Option<Reply<M>>) -> Result<Taker, Refused<M>>;
     /// Waits for room, first come first served. Dropped before it resolves, the message was not taken.
     fn put_waiting<'a>(&'a self, message: M, reply: Option<Reply<M>>) -> Waiting<'a>
     where
         M: 'a;
     /// Why a message that was taken has no answer.
-    fn why_unanswered(&self) -> AskError;
+    fn why_unanswered(&self, taker: Taker) -> AskError;
 }
 
 /// The sending half of a component's queue. Made before the component, so that components can ask each other.
@@ -165,11 +169,11 @@ where
     M: Message + Send + 'static,
     M::Result: Send,
 {
-    fn put(&self, message: M, reply: Option<Reply<M>>) -> Result<(), Refused<M>> {
+    fn put(&self, message: M, reply: Option<Reply<M>>) -> Result<Taker, Refused<M>> {
         match self.queue.try_reserve() {
             Ok(room) => {
                 room.send(Envelope::letter(message, reply));
-                Ok(())
+                Ok(Taker(0))
             }
             Err(refusal) => {
                 let stopped = matches!(refusal, TrySendError::Closed(()));
@@ -185,11 +189,11 @@ where
         Box::pin(async move {
             let room = self.queue.reserve().await.map_err(|_| TellError::Stopped)?;
             room.send(Envelope::letter(message, reply));
-            Ok(())
+            Ok(Taker(0))
         })
     }
 
-    fn why_unanswered(&self) -> AskError {
+    fn why_unanswered(&self, _: Taker) -> AskError {
         self.vitals.unanswered();
         if self.vitals.phase() == Phase::Exited { AskError::Stopped } else { AskError::Crashed }
     }
@@ -202,7 +206,7 @@ impl<M: Message + Send> Door<M> for Nowhere
 where
     M::Result: Send,
 {
-    fn put(&self, message: M, reply: Option<Reply<M>>) -> Result<(), Refused<M>> {
+    fn put(&self, message: M, reply: Option<Reply<M>>) -> Result<Taker, Refused<M>> {
         Err(Refused { message, reply, stopped: true })
     }
 
@@ -213,7 +217,7 @@ where
         Box::pin(async { Err(TellError::Stopped) })
     }
 
-    fn why_unanswered(&self) -> AskError {
+    fn why_unanswered(&self, _: Taker) -> AskError {
         AskError::Stopped
     }
 }
@@ -255,21 +259,22 @@ where
     /// An ask whose future is dropped, or whose deadline passes, while the message is still queued is not handled.
     pub async fn ask(&self, message: M, deadline: Duration) -> Result<M::Result, AskError> {
         let (reply, mut answer) = oneshot::channel();
-        let answered = match self.door.put(message, Some(reply)) {
-            Ok(()) => match next_turn(&mut answer).await {
-                Some(answered) => answered,
-                None => timeout(deadline, answer).await.map_err(|_| AskError::Timeout)?,
+        let (taker, answered) = match self.door.put(message, Some(reply)) {
+            Ok(taker) => match next_turn(&mut answer).await {
+                Some(answered) => (taker, answered),
+                None => (taker, timeout(deadline, answer).await.map_err(|_| AskError::Timeout)?),
             },
             Err(refused) if refused.stopped => return Err(AskError::Stopped),
             Err(Refused { message, reply, .. }) => {
                 let queued_and_answered = async {
-                    self.door.put_waiting(message, reply).await.map_err(|TellError::Stopped| AskError::Stopped)?;
-                    Ok(answer.await)
+                    let taker = self.door.put_waiting(message, reply).await;
+                    let taker = taker.map_err(|TellError::Stopped| AskError::Stopped)?;
+                    Ok((taker, answer.await))
                 };
                 timeout(deadline, queued_and_answered).await.map_err(|_| AskError::Timeout)??
             }
         };
-        answered.map_err(|_| self.door.why_unanswered())
+        answered.map_err(|_| self.door.why_unanswered(taker))
     }
 
     /// Sends without waiting for an answer; waits for room. Once this returns `Ok` the message is in the queue, and it
@@ -278,15 +283,15 @@ where
     /// Dropped before it returns, the message was not sent.
     pub async fn tell(&self, message: M) -> Result<(), TellError> {
         match self.door.put(message, None) {
-            Ok(()) => Ok(()),
+            Ok(_) => Ok(()),
             Err(refused) if refused.stopped => Err(TellError::Stopped),
-            Err(refused) => self.door.put_waiting(refused.message, None).await,
+            Err(refused) => self.door.put_waiting(refused.message, None).await.map(|_| ()),
         }
     }
 
     /// Sends without waiting, for an answer or for room: a full queue refuses and hands the message back.
     pub fn try_tell(&self, message: M) -> Result<(), TryTellError<M>> {
-        self.door.put(message, None).map_err(|refused| match refused.stopped {
+        self.door.put(message, None).map(|_| ()).map_err(|refused| match refused.stopped {
             true => TryTellError::Stopped(refused.message),
             false => TryTellError::Full(refused.message),
         })

@@ -100,7 +100,7 @@ where
     fn place(&self) -> Result<Place<'_, M>, &'static str> {
         match self.queue().try_reserve() {
             Ok(room) => Ok(Box::new(move |event| room.send(Envelope::letter(event, None)))),
-            Err(TrySendError::Full(())) => Err(A::NAME),
+            Err(TrySendError::Full(())) => Err(self.name()),
             Err(TrySendError::Closed(())) => Ok(Box::new(|_| self.vitals().lost(Loss::Stopped))),
         }
     }

@@ -3,6 +3,7 @@
 mod parked;
 mod ports;
 pub(crate) mod probe;
+mod shards;
 mod stop;
 mod supervision;
 mod topics;
@@ -24,6 +25,7 @@ fn every_documented_guarantee_has_a_test_of_that_name_and_the_reverse() {
         include_str!("trace.rs"),
         include_str!("../restart.rs"),
         include_str!("watchdog.rs"),
+        include_str!("shards.rs"),
         include_str!("parked.rs"),
         include_str!("../parked.rs"),
         include_str!("../progress.rs"),
