@@ -274,6 +274,7 @@ async fn a_handler_that_blocks_its_arbiter_is_seen_from_outside_and_its_life_end
     release.send(()).unwrap();
     // It was handled after all.
     assert_eq!(held.await.unwrap(), Ok(()));
+    until("it is built again", || log.count("built") == 2).await;
     assert_eq!(system.port().ask(Do::new(|_, _| ()), LONG).await, Ok(()));
     let observed = &system.observe()[0];
     assert_eq!((observed.stuck, observed.restarts, log.count("built")), (1, 1, 2));
@@ -325,7 +326,7 @@ impl Actor for Neighbour {
 impl Component for Neighbour {
     const NAME: &'static str = "neighbour";
     const STAGE: Stage = Stage::Processor;
-    const HEARTBEAT: Duration = Duration::from_millis(100);
+    const HEARTBEAT: Duration = Duration::from_millis(200);
 
     fn contract(contract: &mut Contract<Self>) {
         contract.answers::<Nudge>();
@@ -393,8 +394,14 @@ async fn a_handler_that_holds_its_arbiter_for_half_a_second_is_logged_by_its_mes
     // The first batch is timed; the next are not.
     system.port().ask(Do::new(|_, _| ()), LONG).await.unwrap();
     let (_kept, nothing) = mpsc::channel::<()>();
+    // Until it is seen from outside: half a second, or more on a busy machine.
+    let seen = system.clone();
     let slow = Do::new(move |_, _| {
-        let _ = nothing.recv_timeout(Duration::from_millis(550));
+        let begin = std::time::Instant::now();
+        while seen.observe()[0].blocking.is_zero() && begin.elapsed() < 60 * SECOND {
+            let _ = nothing.recv_timeout(Duration::from_millis(10));
+        }
+        assert!(begin.elapsed() >= Duration::from_millis(250));
     });
     system.port().ask(slow, LONG).await.unwrap();
     system.port().ask(Do::new(|_, _| ()), LONG).await.unwrap();
