@@ -1,7 +1,8 @@
 //! The system: building, starting, observing and stopping a set of components.
 
 use super::{
-    Component, Exit, Observation, Parked, Port, Ports, RestartPolicy, Shard, Stage, Topic, WiringError, WiringFault,
+    Component, Exit, Figure, Observation, Parked, Port, Ports, RestartPolicy, Shard, Stage, Topic, WiringError,
+    WiringFault,
     launch::{Here, Sharded, There, Unwired},
     parked::Lot,
     port::Watched,
@@ -145,6 +146,7 @@ impl SystemBuilder {
         let registry = Arc::new(registry);
         let mut components = Vec::with_capacity(entered.len());
         let mut built = Vec::with_capacity(entered.len());
+        let mut all_ports = Vec::with_capacity(entered.len());
         for component in entered {
             let ports = Ports::new(component.name, component.needs, Arc::clone(&registry));
             match (component.build)(ports.clone(), self.policy) {
@@ -153,12 +155,20 @@ impl SystemBuilder {
             }
             faults.extend(ports.faults());
             components.push(component.watched);
+            all_ports.push(ports);
         }
         if !faults.is_empty() {
             return Err(WiringError { faults });
         }
 
-        let system = System(Arc::new(Inner { name: self.name, components, registry, commons, exits: OnceCell::new() }));
+        let system = System(Arc::new(Inner {
+            name: self.name,
+            components,
+            ports: all_ports,
+            registry,
+            commons,
+            exits: OnceCell::new(),
+        }));
         for begin in built {
             if let Err(fault) = begin() {
                 // What has begun is told to go; nobody waits for it.
@@ -181,6 +191,7 @@ pub struct System(Arc<Inner>);
 struct Inner {
     name: String,
     components: Vec<Arc<dyn Watched>>,
+    ports: Vec<Ports>,
     registry: Arc<Registry>,
     commons: Arc<Commons>,
     exits: OnceCell<Vec<(&'static str, Exit)>>,
@@ -247,6 +258,11 @@ impl System {
     /// program that is mended. Kept are those that a component [answers again](super::Contract::answers_again).
     pub fn take_parked<M: 'static>(&self) -> Vec<M> {
         self.0.commons.lot.take()
+    }
+
+    /// What every component tells about itself, with its name, in the order in which they were added.
+    pub fn figures(&self) -> Vec<(&'static str, Vec<(Figure, u64)>)> {
+        self.0.ports.iter().map(Ports::figures).collect()
     }
 
     /// Resolves when a component has failed more often than its restart budget allows: its name and its exit. The

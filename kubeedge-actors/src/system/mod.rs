@@ -59,6 +59,7 @@ mod buffer;
 mod component;
 mod context;
 mod driver;
+mod figures;
 mod handle;
 mod heartbeat;
 mod launch;
@@ -84,6 +85,7 @@ mod tests;
 
 pub use component::{Component, Exit, Stage};
 pub use context::Context;
+pub use figures::{Figure, Meter};
 pub use handle::{System, SystemBuilder};
 pub use heartbeat::Heartbeat;
 pub use parked::Parked;

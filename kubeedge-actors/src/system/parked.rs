@@ -37,7 +37,8 @@ pub struct Parked {
 
 impl Parked {
     pub(crate) fn new(component: &'static str, message: &'static str, attempts: u32, panic: &str) -> Self {
-        let panic = panic[..panic.floor_char_boundary(MAX_TEXT)].to_owned();
+        let end = (0..=MAX_TEXT.min(panic.len())).rev().find(|end| panic.is_char_boundary(*end)).unwrap_or(0);
+        let panic = panic[..end].to_owned();
         let (trace, at) = (Trace::current(), SystemTime::now());
         Self { component, message, attempts, panic, trace, at, kept: false }
     }

@@ -42,7 +42,9 @@ impl Component for Hasty {
 /// Runs in the handler.
 #[derive(Message)]
 #[rtype(result = "()")]
-struct Do(Box<dyn FnOnce(&mut Hasty, &mut Context<Hasty>) + Send>);
+struct Do(What);
+
+type What = Box<dyn FnOnce(&mut Hasty, &mut Context<Hasty>) + Send>;
 
 impl Do {
     fn new(what: impl FnOnce(&mut Hasty, &mut Context<Hasty>) + Send + 'static) -> Self {
