@@ -177,6 +177,12 @@ fn server_certificate(
     addresses.extend(Some(config.modules.cloud_stream.address).filter(|address| !address.is_unspecified()));
     let mut names = vec!["localhost".to_owned()];
     names.extend(hub.dns_names.iter().cloned());
+    #[cfg(feature = "standalone")]
+    if config.standalone.enable {
+        let (service, reached) = standalone::service_names(&config.standalone);
+        names.extend(service);
+        addresses.extend(reached);
+    }
     let subjects = names
         .iter()
         .map(|name| rustls_pki_types::ServerName::try_from(name.as_str()).context(format!("host name {name:?}")))
