@@ -23,7 +23,7 @@ use kubeedge_actors::{
     edgecontroller::EdgeController,
     identity::{CertificateAuthority, ClientAuth, IssuedCertificate, Tokens, server_config, system_clock},
     link,
-    program::StopSignals,
+    program::{StopSignals, abort_when_blocked},
     route::own_address,
     store::{Options, Store},
     system::{Exit, Ports, System},
@@ -100,7 +100,7 @@ async fn start(config: &CloudCore) -> Result<Running> {
     };
 
     let tokens = Tokens::new(&store);
-    let mut builder = System::builder("cloudcore");
+    let mut builder = System::builder("cloudcore").when_blocked(abort_when_blocked);
     let streams = streams::prepare(config, &authority, &server)?;
     if config.modules.edge_controller.enable {
         let gateway = streams.as_ref().map(|(_, gateway)| gateway.clone());

@@ -18,6 +18,7 @@ use kubeedge_actors::{
         CertificateAuthority, ClientAuth, IssuedCertificate, ServiceAccountTokens, issued_client_config, server_config,
         system_clock,
     },
+    program::abort_when_blocked,
     route::own_address,
     store::Store,
     system::{Ports, System},
@@ -54,6 +55,7 @@ pub(super) async fn start(
     drop(super::listen("the API server", "standalone", "port", (config.standalone.address, config.standalone.port))?);
     // A system of its own: it is up before the controllers start, and stops after their last write.
     let system = System::builder("standalone")
+        .when_blocked(abort_when_blocked)
         .component(move |_: &Ports| ApiServer::new(settings.clone()))
         .asks::<WhereServed>()
         .start()?;
