@@ -200,7 +200,7 @@ impl Bare {
         self.arrived.wanted.store(self.total, SeqCst);
         for seq in 1..=n {
             let id = u128::from(seq).to_be_bytes().to_vec().into();
-            let envelope = Payload::Envelope(Envelope { id, ..event.clone() });
+            let envelope = Payload::Envelope(Box::new(Envelope { id, ..event.clone() }));
             let data = Data { class: TrafficClass::Event.into(), seq, payload: Some(envelope) };
             self.frames.send(Frame { frame: Some(frame::Frame::Data(data)) }).await.expect("a stream");
         }

@@ -84,7 +84,7 @@ pub async fn run(
     let start = Instant::now();
     let mut driver = Driver { outputs: Vec::new(), pending: VecDeque::new(), closed: None };
     session.poll(start.elapsed(), &mut driver.outputs);
-    driver.take_outputs(&mut session, start.elapsed(), &sink);
+    driver.take_outputs(&mut session, start.elapsed(), &sink, &events);
 
     while driver.closed.is_none() {
         let read = driver.pending.len() < PENDING_EVENTS;
@@ -106,7 +106,7 @@ pub async fn run(
             () = events.closed() => owner_gone(),
             () = sleep_until(deadline) => {
                 session.poll(start.elapsed(), &mut driver.outputs);
-                driver.take_outputs(&mut session, start.elapsed(), &sink);
+                driver.take_outputs(&mut session, start.elapsed(), &sink, &events);
                 continue;
             }
         };
@@ -127,7 +127,7 @@ pub async fn run(
             }
         }
         session.poll(now, &mut driver.outputs);
-        driver.take_outputs(&mut session, now, &sink);
+        driver.take_outputs(&mut session, now, &sink, &events);
         driver.offer(&events);
     }
 
@@ -156,8 +156,8 @@ struct Driver {
 }
 
 impl Driver {
-    /// Frames to the sink, events into the line.
-    fn take_outputs(&mut self, session: &mut Session, now: Duration, sink: &FrameSink) {
+    /// Frames to the sink, events to the owner or into the line.
+    fn take_outputs(&mut self, session: &mut Session, now: Duration, sink: &FrameSink, events: &mpsc::Sender<Output>) {
         let mut full = false;
         for output in self.outputs.drain(..) {
             match output {
@@ -172,13 +172,18 @@ impl Driver {
                     self.pending.push_back(Output::Closed(closed.clone()));
                     self.closed = Some(closed);
                 }
+                event if self.pending.is_empty() => {
+                    if let Err(error) = events.try_send(event) {
+                        self.pending.push_back(error.into_inner());
+                    }
+                }
                 event => self.pending.push_back(event),
             }
         }
         // A session hands out fewer frames than fit: see Config::socket_frames.
         if full && self.closed.is_none() {
             session.handle(now, Input::TransportEnded(SinkError::Full.to_string()), &mut self.outputs);
-            self.take_outputs(session, now, sink);
+            self.take_outputs(session, now, sink, events);
         }
     }
 

@@ -124,7 +124,7 @@ pub enum Output {
         /// Its sequence, to answer with.
         seq: u64,
         /// The message; its body is always one this version knows and of this class.
-        envelope: Envelope,
+        envelope: Box<Envelope>,
     },
     /// Edge: everything desired of this kind has been settled here.
     Completed(v1::InventoryComplete),
@@ -142,19 +142,19 @@ pub enum Output {
         /// State or Event.
         class: Class,
         /// As submitted.
-        envelope: Envelope,
+        envelope: Box<Envelope>,
         /// What became of it.
         settled: Settled,
     },
     /// A queued State gave way to a newer one of its key and uid, and will not be sent.
     Coalesced {
         /// As submitted.
-        envelope: Envelope,
+        envelope: Box<Envelope>,
     },
     /// A submission was not taken.
     Refused {
         /// As submitted.
-        envelope: Envelope,
+        envelope: Box<Envelope>,
         /// Why.
         why: Refusal,
     },

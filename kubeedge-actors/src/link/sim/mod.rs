@@ -310,7 +310,7 @@ impl World {
                     let last = link.generations.insert(place, update.generation);
                     assert!(last.is_none_or(|last| last < update.generation), "{place:?} went back to {update:?}");
                 }
-                end.open.push((class, seq, envelope));
+                end.open.push((class, seq, *envelope));
             }
             Output::Settled { class, envelope, settled } => {
                 assert_ne!(settled.disposition(), Disposition::Unspecified);

@@ -165,7 +165,7 @@ impl End {
                 }
                 let sight = match event {
                     Output::Established(_) => Seen::Established,
-                    Output::Deliver { class, envelope, .. } => Seen::Delivered(class, Box::new(envelope)),
+                    Output::Deliver { class, envelope, .. } => Seen::Delivered(class, envelope),
                     Output::Settled { .. } => Seen::Settled,
                     Output::Reply { reply, .. } => Seen::Replied(reply),
                     Output::Heartbeat { .. } => Seen::Heartbeat,

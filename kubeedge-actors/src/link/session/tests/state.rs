@@ -170,13 +170,13 @@ fn saturated_levels_share_by_weight_and_none_starves() {
             let message = v1::UserMessage { payload: vec![0; 1000].into(), ..Default::default() };
             let mut it = envelope(priority as u8, Body::UserMessage(message));
             it.priority = priority.into();
-            outbox.push_event(it, 1000);
+            outbox.push_event(it.into(), 1000);
         }
     }
     let mut counts = [0; 6];
     for _ in 0..1350 {
         let sent = outbox.next_frame(Duration::ZERO).unwrap();
-        let Some(F::Data(Data { payload: Some(v1::data::Payload::Envelope(it)), .. })) = sent.frame else { panic!() };
+        let Some(F::Data(Data { payload: Some(v1::data::Payload::Envelope(it)), .. })) = sent.0.frame else { panic!() };
         counts[usize::from(it.id[0])] += 1;
     }
     // Weights 16, 8, -, 2, 1.
