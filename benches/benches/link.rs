@@ -88,7 +88,7 @@ impl Link {
             while sent < n && sent - settled < UNSETTLED {
                 // Every message is one of its own: ids rise.
                 let id = u128::from(sent).to_be_bytes().to_vec().into();
-                self.submit.send(Input::Submit(Envelope { id, ..event.clone() })).await.expect("a session");
+                self.submit.send(Input::Submit(Box::new(Envelope { id, ..event.clone() }))).await.expect("a session");
                 sent += 1;
                 if let Ok(output) = self.settled.try_recv() {
                     settled += counts(&output);

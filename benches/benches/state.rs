@@ -148,7 +148,7 @@ impl Cloud {
             while sent < n && sent - settled < UNSETTLED {
                 let body = Body::ObjectUpsert(ObjectUpsert { object: Some(object(self.sent)), needs: Vec::new() });
                 let envelope = Envelope::new("bench", 1_700_000_000_000, body);
-                self.commands.send(Input::Submit(envelope)).await.expect("a session");
+                self.commands.send(Input::Submit(Box::new(envelope))).await.expect("a session");
                 (sent, self.sent) = (sent + 1, self.sent + 1);
                 if let Ok(output) = self.events.try_recv() {
                     settled += counts(&output);

@@ -186,7 +186,7 @@ impl EdgeHub {
                         let Some(session) = session else { return };
                         for body in bodies {
                             let envelope = Envelope::new("metamanager", unix_ms(), body);
-                            if session.send(Input::Submit(envelope)).await.is_err() {
+                            if session.send(Input::Submit(Box::new(envelope))).await.is_err() {
                                 return;
                             }
                         }
@@ -477,7 +477,7 @@ impl Handler<CallCloud> for EdgeHub {
         self.calls.insert(envelope.id.clone(), caller);
         Trace::stamp(&mut envelope);
         Box::pin(async move {
-            if session.send(Input::Submit(envelope)).await.is_err() {
+            if session.send(Input::Submit(Box::new(envelope))).await.is_err() {
                 return offline();
             }
             // The session answers every call, be it with a failure; without it the link is down.

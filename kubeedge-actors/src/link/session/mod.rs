@@ -197,7 +197,7 @@ impl Session {
             }
             Input::TransportEnded(why) => self.end(Closed::Transport(why), out),
             Input::Close(goodbye) => self.close(goodbye, out),
-            Input::Submit(envelope) => self.submit(now, Box::new(envelope), out),
+            Input::Submit(envelope) => self.submit(now, envelope, out),
             Input::Settle { class, seq, settled } => self.settle(class, seq, settled, out),
             Input::Reply { seq, reply } => self.reply(now, seq, reply),
             Input::Admit { epoch, cluster_uid, resource_version } => {
@@ -223,7 +223,7 @@ impl Session {
         if matches!(envelope.class().and_then(Class::from_wire), Some(Class::Call)) {
             out.push(Output::CallFailed { id: envelope.id, why: CallFailure::Offline });
         } else {
-            out.push(Output::Refused { envelope: Box::new(envelope), why: Refusal::Closed });
+            out.push(Output::Refused { envelope, why: Refusal::Closed });
         }
     }
 

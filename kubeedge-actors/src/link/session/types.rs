@@ -54,7 +54,7 @@ pub enum Input {
     Close(Goodbye),
     /// Send this. Its class follows from its body. State is taken from the start and sent once established;
     /// a Call fails at once while the session is not established.
-    Submit(Envelope),
+    Submit(Box<Envelope>),
     /// The owner's component is done with a delivered State or Event.
     Settle {
         /// As delivered.

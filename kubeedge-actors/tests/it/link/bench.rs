@@ -200,7 +200,7 @@ impl End {
     }
 
     pub(super) async fn submit(&self, envelope: Envelope) {
-        self.commands.send(Input::Submit(envelope)).await.unwrap();
+        self.commands.send(Input::Submit(Box::new(envelope))).await.unwrap();
     }
 }
 

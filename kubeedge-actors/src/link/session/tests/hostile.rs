@@ -69,7 +69,7 @@ fn gaps_repeats_and_unknown_acks_are_protocol_errors() {
 #[test]
 fn ack_twice_is_a_protocol_error() {
     let (mut edge, mut cloud) = pair(Config::default());
-    edge.give(Input::Submit(envelope(1, status("a", 1))));
+    edge.give(Input::Submit(Box::new(envelope(1, status("a", 1)))));
     exchange(&mut edge, &mut cloud);
     let ranges = vec![AckRange { first: 1, last: 1, disposition: 1, ..Default::default() }];
     let ack = Ack { class: TrafficClass::State.into(), floor: 1, ranges };
@@ -183,7 +183,7 @@ proptest! {
         let config = Config { max_message_bytes: 100_000, ..Config::default() };
         let (edge, cloud) = pair(config);
         let mut end = if at_edge { edge } else { cloud };
-        end.give(Input::Submit(envelope(1, status("mine", 1))));
+        end.give(Input::Submit(Box::new(envelope(1, status("mine", 1)))));
         let mut closed = 0;
         for (frame, answer) in frames {
             end.receive(frame);
