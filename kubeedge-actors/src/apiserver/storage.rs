@@ -18,6 +18,8 @@ use super::watch::{Event, EventLog, TooOld};
 use crate::store::StoreError;
 
 mod disk;
+#[cfg(test)]
+mod power_cut;
 mod writer;
 
 pub(crate) use disk::Disk;

@@ -12,6 +12,7 @@ use crate::apiserver::custom::Definition;
 use crate::apiserver::object::{Key, Object, metadata};
 use crate::apiserver::status::Status;
 use crate::apiserver::watch::{Event, EventLog};
+use crate::store::StoreError;
 
 struct Prepared {
     kind: KindId,
@@ -111,8 +112,14 @@ impl Writer {
         // Not tied to the request: dropping it between disk and memory would let them differ.
         let commit = tokio::spawn(async move {
             journal.commit(batch, present).await.map_err(|error| {
-                tracing::error!(%error, "cannot write to the store");
-                Status::internal(error)
+                match error {
+                    // The store says once that it does not commit, and once that it does again.
+                    StoreError::Full(_) | StoreError::ReadOnly(_) => Status::insufficient_storage(error),
+                    _ => {
+                        tracing::error!(%error, "cannot write to the store");
+                        Status::internal(error)
+                    }
+                }
             })?;
             let published = storage.publish(prepared);
             drop(journal);
