@@ -1,11 +1,12 @@
 //! Rules of a schema (`x-kubernetes-validations`), in CEL.
 //!
-//! A rule is compiled with its definition and evaluated for every object that is otherwise right: `self` is the value it
-//! stands at, `oldSelf` what was there before. What it costs is bounded before it runs: an object has [`BUDGET`] steps,
-//! and a rule takes its length times what its loops can run over. A rule that uses what is not evaluated here (functions
-//! of Kubernetes' own libraries, dates, text that grows in a loop, `optionalOldSelf`) is kept; a warning names it.
+//! A rule is compiled with its definition and evaluated for every object that is otherwise right: `self` is the value
+//! it stands at, `oldSelf` what was there before. What it costs is bounded before it runs: an object has [`BUDGET`]
+//! steps, and a rule takes its length times what its loops can run over. A rule that uses what is not evaluated here
+//! (functions of Kubernetes' own libraries, dates, text that grows in a loop, `optionalOldSelf`) is kept; a warning
+//! names it.
 //!
-//! As in Kubernetes, a value that did not change is not refused, and a rule with `oldSelf` counts where both values are.
+//! As in Kubernetes, a value that did not change is not refused, and a rule with `oldSelf` counts where both are.
 
 use serde_json::{Map, Value};
 
