@@ -18,7 +18,7 @@ use kubeedge_actors::{
         CertificateAuthority, ClientAuth, IssuedCertificate, ServiceAccountTokens, issued_client_config, server_config,
         system_clock,
     },
-    program::own_address,
+    route::own_address,
     store::Store,
     system::{Ports, System},
 };
