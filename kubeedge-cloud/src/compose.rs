@@ -75,8 +75,12 @@ async fn start(config: &CloudCore) -> Result<Running> {
     let authority = Arc::new(CertificateAuthority::load_or_create(&hub.authority_folder(data), now)?);
     let opened = Store::open(&data.join("store"), Options::default())?;
     if let Some(aside) = &opened.set_aside {
+        let lost = match config.standalone.enable {
+            true => "join tokens have to be made and all objects of the embedded API server applied anew",
+            false => "join tokens have to be made anew",
+        };
         let path = aside.path.display();
-        tracing::error!(%path, "the store could not be used and was set aside: join tokens have to be made anew: {}", aside.why);
+        tracing::error!(%path, "the store could not be used and was set aside: {lost}: {}", aside.why);
     }
     let store = opened.store;
     let server = server_certificate(config, &authority, now)?;
@@ -173,6 +177,12 @@ fn server_certificate(
     addresses.extend(Some(config.modules.cloud_stream.address).filter(|address| !address.is_unspecified()));
     let mut names = vec!["localhost".to_owned()];
     names.extend(hub.dns_names.iter().cloned());
+    #[cfg(feature = "standalone")]
+    if config.standalone.enable {
+        let (service, reached) = standalone::service_names(&config.standalone);
+        names.extend(service);
+        addresses.extend(reached);
+    }
     let subjects = names
         .iter()
         .map(|name| rustls_pki_types::ServerName::try_from(name.as_str()).context(format!("host name {name:?}")))

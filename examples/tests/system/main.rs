@@ -12,6 +12,7 @@
 mod cluster;
 mod containerd;
 mod crash;
+mod disks;
 mod edged;
 mod embedding;
 mod enrolment;
@@ -40,6 +41,7 @@ async fn main() -> ExitCode {
     pods::stage(&mut report, &tools).await;
     logs::stage(&mut report, &tools).await;
     restarts::stage(&mut report, &tools).await;
+    disks::stage(&mut report, &tools).await;
     crash::stage(&mut report, &tools).await;
     report.finish()
 }
