@@ -34,7 +34,7 @@ pub(super) fn roll(wish: &Wish, sets: &mut Sets) {
     let wanted = if wish.recreate || size > wish.replicas {
         wish.replicas
     } else {
-        let room = (wish.ceiling() - sets.total()).max(0);
+        let room = (wish.ceiling() - sets.held()).max(0);
         size + room.min(wish.replicas - size)
     };
     if wanted != size

@@ -155,6 +155,11 @@ impl Sets {
         self.all.iter().map(Set::replicas).sum()
     }
 
+    /// Pods that all together may have or still have: one that is about to go counts until it has.
+    pub(super) fn held(&self) -> i64 {
+        self.all.iter().map(|set| set.replicas().max(set.counts.present)).sum()
+    }
+
     pub(super) fn next_available(&self) -> Option<i64> {
         self.all.iter().filter_map(|set| set.counts.next).min()
     }
@@ -245,7 +250,7 @@ impl Sets {
         self.all.push(set);
         let index = self.all.len() - 1;
         self.newest = Some(index);
-        let room = (wish.ceiling() - (self.total())).max(0);
+        let room = (wish.ceiling() - self.held()).max(0);
         self.resize(index, room.min(wish.replicas), wish);
     }
 
