@@ -13,6 +13,8 @@ use serde_json::{Map, Value, json};
 use super::clock;
 use super::status::Status;
 
+mod apps;
+
 /// The media type.
 pub(super) const MEDIA: &str = "application/vnd.kubernetes.protobuf";
 /// The first bytes of every such body.
@@ -210,7 +212,13 @@ const KINDS: &[(&str, &str, &[Field])] = &[
             ),
         ],
     ),
+    ("apps/v1", "Deployment", apps::DEPLOYMENT),
 ];
+
+/// Whether a body of a kind may hold nothing but what its table names.
+fn is_strict(kind: &str) -> bool {
+    kind == "Deployment"
+}
 
 /// Turns a body into JSON.
 pub(super) fn to_json(body: &[u8]) -> Result<Bytes, Status> {
@@ -229,7 +237,13 @@ pub(super) fn to_json(body: &[u8]) -> Result<Bytes, Status> {
             ))
         });
     };
-    let mut object = message(raw, fields).map_err(|error| refuse(&error.to_string()))?;
+    let mut object = message(raw, fields, is_strict(kind)).map_err(|error| match error {
+        Malformed::Unknown(_) => Status {
+            details: None,
+            ..Status::unsupported_media_type(format!("the protobuf body of {kind}: {error}: send application/json"))
+        },
+        error => refuse(&error.to_string()),
+    })?;
     object.insert("apiVersion".into(), (*version).into());
     object.insert("kind".into(), (*kind).into());
     Ok(Value::Object(object).to_string().into())
@@ -246,6 +260,8 @@ enum Malformed {
     Type(&'static str),
     #[error("field {0} is not UTF-8")]
     Text(&'static str),
+    #[error("this server does not read field number {0}")]
+    Unknown(u32),
 }
 
 /// Type and raw object of the envelope `runtime.Unknown`.
@@ -256,10 +272,12 @@ fn envelope<'a>(mut body: &'a [u8], type_meta: &Field) -> Result<(Value, &'a [u8
         match (number, wire) {
             (1, WireType::LengthDelimited) => {
                 let bytes = delimited(&mut body)?;
-                head.insert(type_meta.1.into(), single(type_meta, bytes)?);
+                head.insert(type_meta.1.into(), single(type_meta, bytes, false)?);
             }
             (2, WireType::LengthDelimited) => raw = delimited(&mut body)?,
-            _ => skip(wire, &mut body)?,
+            _ => {
+                skip(wire, &mut body)?;
+            }
         }
     }
     Ok((Value::Object(head), raw))
@@ -272,32 +290,42 @@ fn delimited<'a>(body: &mut &'a [u8]) -> Result<&'a [u8], Malformed> {
     Ok(bytes)
 }
 
-fn skip(wire: WireType, body: &mut &[u8]) -> Result<(), Malformed> {
+/// Passes over a field; says whether it held something.
+fn skip(wire: WireType, body: &mut &[u8]) -> Result<bool, Malformed> {
     let length = match wire {
-        WireType::Varint => {
-            decode_varint(body)?;
-            0
-        }
-        WireType::LengthDelimited => {
-            delimited(body)?;
-            0
-        }
+        WireType::Varint => return Ok(decode_varint(body)? != 0),
+        WireType::LengthDelimited => return Ok(holds_something(delimited(body)?)),
         WireType::SixtyFourBit => 8,
         WireType::ThirtyTwoBit => 4,
         // Groups are not used by Kubernetes.
         WireType::StartGroup | WireType::EndGroup => return Err(Malformed::Short),
     };
-    *body = body.get(length..).ok_or(Malformed::Short)?;
-    Ok(())
+    let (bytes, rest) = body.split_at_checked(length).ok_or(Malformed::Short)?;
+    *body = rest;
+    Ok(bytes.iter().any(|byte| *byte != 0))
+}
+
+/// Whether a field of unknown meaning says anything: Go writes the fields of an empty message that are not pointers.
+fn holds_something(mut bytes: &[u8]) -> bool {
+    while bytes.has_remaining() {
+        match decode_key(&mut bytes) {
+            Ok((_, WireType::Varint)) if decode_varint(&mut bytes).is_ok_and(|number| number == 0) => {}
+            Ok((_, WireType::LengthDelimited)) if delimited(&mut bytes).is_ok_and(<[u8]>::is_empty) => {}
+            _ => return true,
+        }
+    }
+    false
 }
 
 /// The tables are of fixed depth, so this is too.
-fn message(mut body: &[u8], fields: &'static [Field]) -> Result<Map<String, Value>, Malformed> {
+fn message(mut body: &[u8], fields: &'static [Field], strict: bool) -> Result<Map<String, Value>, Malformed> {
     let mut object = Map::new();
     while body.has_remaining() {
         let (number, wire) = decode_key(&mut body)?;
         let Some(field) = fields.iter().find(|field| field.0 == number) else {
-            skip(wire, &mut body)?;
+            if skip(wire, &mut body)? && strict {
+                return Err(Malformed::Unknown(number));
+            }
             continue;
         };
         let Field(_, name, shape, repeated) = field;
@@ -314,7 +342,7 @@ fn message(mut body: &[u8], fields: &'static [Field]) -> Result<Map<String, Valu
                 continue;
             }
             (Int | OptionalInt | Bool, _) | (_, WireType::Varint) => return Err(Malformed::Type(name)),
-            (_, WireType::LengthDelimited) => single(field, delimited(&mut body)?)?,
+            (_, WireType::LengthDelimited) => single(field, delimited(&mut body)?, strict)?,
             _ => return Err(Malformed::Type(name)),
         };
         if *repeated {
@@ -328,12 +356,12 @@ fn message(mut body: &[u8], fields: &'static [Field]) -> Result<Map<String, Valu
     Ok(object)
 }
 
-fn single(field: &Field, bytes: &[u8]) -> Result<Value, Malformed> {
+fn single(field: &Field, bytes: &[u8], strict: bool) -> Result<Value, Malformed> {
     Ok(match &field.2 {
         // Go writes empty strings too: they mean absent, except in a list.
         Text if bytes.is_empty() && !field.3 => Value::Null,
         Text => text(bytes, field.1)?.into(),
-        Message(fields) => Value::Object(message(bytes, fields)?),
+        Message(fields) => Value::Object(message(bytes, fields, strict)?),
         Time | MicroTime => time(bytes, matches!(field.2, MicroTime))?,
         _ => return Err(Malformed::Type(field.1)),
     })
@@ -349,7 +377,9 @@ fn entry(bytes: &[u8], name: &'static str, blob: bool) -> Result<(String, Value)
         match decode_key(&mut rest)? {
             (1, WireType::LengthDelimited) => key = delimited(&mut rest)?,
             (2, WireType::LengthDelimited) => value = delimited(&mut rest)?,
-            (_, wire) => skip(wire, &mut rest)?,
+            (_, wire) => {
+                skip(wire, &mut rest)?;
+            }
         }
     }
     let value = if blob { STANDARD.encode(value) } else { text(value, name)? };
@@ -363,7 +393,9 @@ fn time(bytes: &[u8], micro: bool) -> Result<Value, Malformed> {
         match decode_key(&mut rest)? {
             (1, WireType::Varint) => seconds = Some(decode_varint(&mut rest)?.cast_signed()),
             (2, WireType::Varint) => nanos = decode_varint(&mut rest)?,
-            (_, wire) => skip(wire, &mut rest)?,
+            (_, wire) => {
+                skip(wire, &mut rest)?;
+            }
         }
     }
     let Some(seconds) = seconds else { return Ok(Value::Null) };
@@ -408,6 +440,26 @@ mod tests {
                 "data": {"a": "1"}, "binaryData": {"b": "AP8="},
             })
         );
+    }
+
+    #[test]
+    fn a_deployment_keeps_what_it_says_or_is_refused() {
+        let container = [field(1, b"c"), field(2, b"image"), field(13, b"")].concat();
+        let pod = |more: &[u8]| [&field(2, &container)[..], &field(3, b""), more].concat();
+        let spec = |more: &[u8]| [vec![1 << 3, 2], field(3, &field(2, &pod(more))), vec![5 << 3, 0]].concat();
+        let read = |more: &[u8]| {
+            let meta = field(1, &field(1, b"web"));
+            to_json(&body("apps/v1", "Deployment", &[meta, field(2, &spec(more)), field(3, &[1 << 3, 0])].concat()))
+        };
+        let json: Value = serde_json::from_slice(&read(b"").unwrap()).unwrap();
+        assert_eq!(
+            json["spec"],
+            json!({"replicas": 2, "template": {"spec": {"containers": [{"name": "c", "image": "image"}]}}})
+        );
+        // A volume (number 1), which the table does not have.
+        let refused = read(&field(1, &field(1, b"data"))).unwrap_err();
+        assert_eq!(refused.code, 415, "{}", refused.message);
+        assert!(read(&field(1, b"")).is_ok());
     }
 
     #[test]

@@ -1,0 +1,97 @@
+//! The life of a Deployment, a DaemonSet and a StatefulSet as a person drives it.
+
+use std::sync::Arc;
+
+use crate::apps::Node;
+
+use super::{has, row, with_each_server};
+
+#[tokio::test]
+async fn a_deployment_is_made_rolled_scaled_undone_paused_and_deleted() {
+    with_each_server("deployment", async |kubectl, client| {
+        let _node = Node::start(Arc::new(client), "edge").await;
+        let made = kubectl.run("create deployment web --image=registry.example/web:1 --replicas=2").await;
+        assert_eq!(made, "deployment.apps/web created\n");
+        has(&kubectl.run("rollout status deployment/web --timeout=50s").await, &["successfully rolled out"]);
+        let all = kubectl.run("get deploy,rs,pods").await;
+        assert_eq!(row(&all, "deployment.apps/web")[1..4], ["2/2", "2", "2"]);
+        assert_eq!(all.lines().filter(|line| line.starts_with("pod/web-")).count(), 2, "{all}");
+        has(&kubectl.run("get deploy -o wide").await, &["web", "registry.example/web:1", "app=web"]);
+        has(&kubectl.run("get all").await, &["deployment.apps/web", "replicaset.apps/web-", "pod/web-"]);
+        has(
+            &kubectl.run("describe deployment web").await,
+            &["2 desired | 2 updated | 2 total | 2 available", "ScalingReplicaSet", "NewReplicaSetAvailable"],
+        );
+
+        assert_eq!(kubectl.run("scale deployment web --replicas=3").await, "deployment.apps/web scaled\n");
+        kubectl.run("rollout status deployment/web --timeout=50s").await;
+        has(
+            &kubectl.fail("scale deployment web --current-replicas=2 --replicas=1").await,
+            &["Expected replicas to be 2"],
+        );
+        let number =
+            kubectl.run_with("get deployment web --subresource=scale -o", &["jsonpath={.spec.replicas}"]).await;
+        assert_eq!(number, "3");
+
+        assert_eq!(
+            kubectl.run("set image deployment/web web=registry.example/web:2").await,
+            "deployment.apps/web image updated\n"
+        );
+        has(&kubectl.run("rollout status deployment/web --timeout=50s").await, &["successfully rolled out"]);
+        let image = async || kubectl.run_with("get deployment web -o", &["jsonpath={..image}"]).await;
+        assert_eq!(image().await, "registry.example/web:2");
+        let history = kubectl.run("rollout history deployment/web").await;
+        assert_eq!((row(&history, "1").len(), row(&history, "2").len()), (2, 2), "{history}");
+        has(&kubectl.run("rollout history deployment/web --revision=1").await, &["registry.example/web:1"]);
+        assert_eq!(kubectl.run("rollout undo deployment/web").await, "deployment.apps/web rolled back\n");
+        kubectl.run("rollout status deployment/web --timeout=50s").await;
+        assert_eq!(image().await, "registry.example/web:1");
+        let history = kubectl.run("rollout history deployment/web").await;
+        assert_eq!((row(&history, "2").len(), row(&history, "3").len()), (2, 2), "{history}");
+        assert_eq!(kubectl.run("rollout pause deployment/web").await, "deployment.apps/web paused\n");
+        kubectl.run("set env deployment/web A=b").await;
+        has(&kubectl.fail("rollout restart deployment/web").await, &["paused"]);
+        assert_eq!(kubectl.run("rollout resume deployment/web").await, "deployment.apps/web resumed\n");
+        assert_eq!(kubectl.run("rollout restart deployment/web").await, "deployment.apps/web restarted\n");
+        has(&kubectl.run("rollout status deployment/web --timeout=50s").await, &["successfully rolled out"]);
+        kubectl.run("wait deployment/web --for=condition=Available --timeout=50s").await;
+
+        // Applied again as it is, nothing changes; another strategy drops the fields of the first.
+        kubectl.write("web.yaml", DEPLOYMENT);
+        kubectl.run("apply -f web.yaml").await;
+        assert_eq!(kubectl.run("apply -f web.yaml").await, "deployment.apps/api unchanged\n");
+        kubectl.write(
+            "web.yaml",
+            &DEPLOYMENT
+                .replace("strategy: {type: RollingUpdate, rollingUpdate: {maxSurge: 1}}", "strategy: {type: Recreate}"),
+        );
+        assert_eq!(kubectl.run("apply -f web.yaml").await, "deployment.apps/api configured\n");
+        let strategy = kubectl.run_with("get deployment api -o", &["jsonpath={.spec.strategy}"]).await;
+        assert_eq!(strategy, r#"{"type":"Recreate"}"#);
+        kubectl.write("wrong.yaml", &DEPLOYMENT.replace("matchLabels: {app: api}", "matchLabels: {app: other}"));
+        has(
+            &kubectl.fail("create -f wrong.yaml --dry-run=server").await,
+            &["`selector` does not match template `labels`"],
+        );
+        has(&kubectl.run("explain deployment.spec.strategy").await, &["rollingUpdate", "<RollingUpdateDeployment>"]);
+
+        has(&kubectl.run("delete deployment web api --timeout=50s").await, &["deployment.apps \"web\" deleted"]);
+        kubectl.run("wait --for=delete rs,pods --all --timeout=50s").await;
+        assert_eq!(kubectl.run("get deploy,rs,pods -o name").await, "");
+    })
+    .await;
+}
+
+const DEPLOYMENT: &str = "
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: api}
+spec:
+  strategy: {type: RollingUpdate, rollingUpdate: {maxSurge: 1}}
+  selector: {matchLabels: {app: api}}
+  template:
+    metadata: {labels: {app: api}}
+    spec:
+      containers:
+      - {name: api, image: 'registry.example/api:1'}
+";
