@@ -95,3 +95,51 @@ spec:
       containers:
       - {name: api, image: 'registry.example/api:1'}
 ";
+
+const DAEMON_SET: &str = "
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: agent}
+spec:
+  selector: {matchLabels: {app: agent}}
+  template:
+    metadata: {labels: {app: agent}}
+    spec:
+      containers:
+      - {name: agent, image: 'registry.example/agent:1'}
+";
+
+#[tokio::test]
+async fn a_daemon_set_runs_on_every_node_rolls_is_undone_and_leaves() {
+    with_each_server("daemonset", async |kubectl, client| {
+        let client = Arc::new(client);
+        let _one = Node::start(client.clone(), "one").await;
+        kubectl.write("agent.yaml", DAEMON_SET);
+        assert_eq!(kubectl.run("apply -f agent.yaml").await, "daemonset.apps/agent created\n");
+        has(&kubectl.run("rollout status daemonset/agent --timeout=50s").await, &["successfully rolled out"]);
+        // A node that comes later gets its pod, too; one that is cordoned keeps it.
+        let _two = Node::start(client, "two").await;
+        kubectl.run("wait ds/agent --for=jsonpath={.status.numberAvailable}=2 --timeout=50s").await;
+        assert_eq!(row(&kubectl.run("get ds").await, "agent")[1..7], ["2", "2", "2", "2", "2", "<none>"]);
+        kubectl.run("cordon two").await;
+        has(&kubectl.run("get pods -o wide").await, &["one", "two"]);
+
+        kubectl.run("set image daemonset/agent agent=registry.example/agent:2").await;
+        has(&kubectl.run("rollout status daemonset/agent --timeout=50s").await, &["successfully rolled out"]);
+        let images = async || kubectl.run_with("get pods -o", &["jsonpath={.items[*].spec.containers[*].image}"]).await;
+        assert_eq!(images().await, "registry.example/agent:2 registry.example/agent:2");
+        assert_eq!(kubectl.run("get controllerrevisions -o name").await.lines().count(), 2);
+        has(&kubectl.run("rollout history daemonset/agent --revision=1").await, &["registry.example/agent:1"]);
+        kubectl.run("rollout undo daemonset/agent").await;
+        has(&kubectl.run("rollout status daemonset/agent --timeout=50s").await, &["successfully rolled out"]);
+        assert_eq!(images().await, "registry.example/agent:1 registry.example/agent:1");
+
+        // drain leaves the pods of daemons where they are.
+        has(&kubectl.run("drain one --ignore-daemonsets --timeout=50s").await, &["node/one drained"]);
+        has(&kubectl.run("describe ds agent").await, &["Desired Number of Nodes Scheduled: 2", "SuccessfulCreate"]);
+        has(&kubectl.run("delete ds agent --timeout=50s").await, &["daemonset.apps \"agent\" deleted"]);
+        kubectl.run("wait --for=delete pods,controllerrevisions --all --timeout=50s").await;
+        assert_eq!(kubectl.run("get ds,pods,controllerrevisions -o name").await, "");
+    })
+    .await;
+}

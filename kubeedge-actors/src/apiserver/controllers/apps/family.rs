@@ -1,7 +1,8 @@
 //! What a controller decides from: an object, what belongs to it, and what it depends on.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{Hash as _, Hasher};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::{Value, json};
 
@@ -17,8 +18,11 @@ pub(super) struct Family {
     pub(super) owner: Value,
     pub(super) pods: Vec<Value>,
     pub(super) sets: Vec<Value>,
-    /// Names of all ReplicaSets of the namespace, for a Deployment: a new one gets none of them.
-    pub(super) set_names: BTreeSet<String>,
+    pub(super) revisions: Vec<Value>,
+    /// What of the nodes decides where a pod may run.
+    pub(super) nodes: Vec<Arc<Value>>,
+    /// Names in the namespace that something new may not have: those of ReplicaSets, or of revisions.
+    pub(super) taken_names: BTreeSet<String>,
     /// Whether nothing new can be made, because the namespace is ending.
     pub(super) closed: bool,
 }
@@ -32,7 +36,8 @@ impl Family {
         match resource {
             Resource::Pods => self.pods.push(object),
             Resource::ReplicaSets => self.sets.push(object),
-            Resource::Deployments => {}
+            Resource::Revisions => self.revisions.push(object),
+            Resource::Deployments | Resource::DaemonSets | Resource::StatefulSets => {}
         }
     }
 }
@@ -71,6 +76,60 @@ pub(super) fn of_deployment(
     let pods = pods.into_iter().filter(|pod| sets.iter().any(|set| pod.owners.contains(&set.uid)));
     let pods: Vec<_> = pods.map(|pod| (Resource::Pods, pod)).collect();
     sets.into_iter().map(|set| (Resource::ReplicaSets, set)).chain(pods).collect()
+}
+
+/// The pods of a DaemonSet or StatefulSet, and its revisions.
+pub(super) fn of_revisioned(
+    storage: &Storage,
+    kinds: Kinds,
+    owner: &Object,
+    value: &Value,
+) -> Vec<(Resource, Arc<Object>)> {
+    let pods = kin(storage, kinds.pods, owner, value).into_iter().map(|pod| (Resource::Pods, pod));
+    let (_, revisions) = storage.list(kinds.revisions, Some(&owner.key.namespace));
+    let revisions = revisions.into_iter().filter(|revision| revision.owners.contains(&owner.uid));
+    pods.chain(revisions.map(|revision| (Resource::Revisions, revision))).collect()
+}
+
+/// What of each node decides where a pod may run, read once for each version: nodes report all the time, and what they
+/// report seldom changes any of it.
+#[derive(Debug, Default)]
+pub(super) struct Nodes(Mutex<BTreeMap<String, (u64, Arc<Value>)>>);
+
+impl Nodes {
+    /// Reads the nodes that have changed, forgets those that are gone.
+    pub(super) fn refresh(&self, storage: &Storage, id: KindId) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (_, all) = storage.list(id, None);
+        let mut next = BTreeMap::new();
+        for node in all {
+            let facts = match known.remove(&node.key.name) {
+                Some((version, facts)) if version == node.resource_version => facts,
+                _ => Arc::new(facts(&node.value(storage.kind(id)))),
+            };
+            next.insert(node.key.name.clone(), (node.resource_version, facts));
+        }
+        *known = next;
+    }
+
+    /// All of them; `hasher` takes what they say.
+    pub(super) fn all(&self, hasher: &mut impl Hasher) -> Vec<Arc<Value>> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let all: Vec<Arc<Value>> = known.values().map(|(_, facts)| facts.clone()).collect();
+        for node in &all {
+            node.hash(hasher);
+        }
+        all
+    }
+}
+
+fn facts(node: &Value) -> Value {
+    let mut facts = json!({"metadata": {"name": node["metadata"]["name"], "labels": node["metadata"]["labels"]}});
+    if let Some(ending) = node["metadata"].get("deletionTimestamp") {
+        facts["metadata"]["deletionTimestamp"] = ending.clone();
+    }
+    facts["spec"] = json!({"taints": node["spec"]["taints"]});
+    facts
 }
 
 /// The owner that looks after an object.

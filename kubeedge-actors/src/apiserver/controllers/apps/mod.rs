@@ -24,13 +24,16 @@ use super::super::{Api, clock, meta};
 use super::{Again, PAUSE, RETRY, run};
 use crate::apiserver::kinds::fields::text;
 
+mod daemonset;
 mod deployment;
 mod family;
 mod hash;
 mod pods;
 mod replicaset;
+mod revisions;
+mod statefulset;
 
-use family::Family;
+use family::{Family, Nodes};
 
 /// Pods that one look makes or deletes for one object at most; the next look goes on. Kubernetes' number.
 const BURST: usize = 500;
@@ -43,6 +46,9 @@ enum Resource {
     Pods,
     ReplicaSets,
     Deployments,
+    DaemonSets,
+    StatefulSets,
+    Revisions,
 }
 
 /// One step of a plan.
@@ -82,8 +88,12 @@ struct Kinds {
     pods: KindId,
     sets: KindId,
     deployments: KindId,
+    daemon_sets: KindId,
+    stateful_sets: KindId,
+    revisions: KindId,
     events: KindId,
     namespaces: KindId,
+    nodes: KindId,
 }
 
 impl Kinds {
@@ -93,8 +103,12 @@ impl Kinds {
             pods: storage.core("pods")?,
             sets: apps("replicasets")?,
             deployments: apps("deployments")?,
+            daemon_sets: apps("daemonsets")?,
+            stateful_sets: apps("statefulsets")?,
+            revisions: apps("controllerrevisions")?,
             events: storage.core("events")?,
             namespaces: storage.core("namespaces")?,
+            nodes: storage.core("nodes")?,
         })
     }
 
@@ -103,6 +117,9 @@ impl Kinds {
             Resource::Pods => self.pods,
             Resource::ReplicaSets => self.sets,
             Resource::Deployments => self.deployments,
+            Resource::DaemonSets => self.daemon_sets,
+            Resource::StatefulSets => self.stateful_sets,
+            Resource::Revisions => self.revisions,
         }
     }
 }
@@ -115,15 +132,21 @@ struct Controller {
     of: Resource,
     /// Kinds whose changes wake it, beside its own.
     wakes: &'static [Resource],
+    /// Whether it decides by the nodes.
+    nodes: bool,
+    /// The kind it makes under names of its own choice.
+    names: Option<Resource>,
     gather: fn(&Storage, Kinds, &Object, &Value) -> Vec<(Resource, Arc<Object>)>,
     decide: Decide,
 }
 
-const CONTROLLERS: [Controller; 2] = [
+const CONTROLLERS: [Controller; 4] = [
     Controller {
         name: "replicaset-controller",
         of: Resource::ReplicaSets,
         wakes: &[Resource::Pods],
+        nodes: false,
+        names: None,
         gather: family::of_replica_set,
         decide: replicaset::decide,
     },
@@ -131,8 +154,28 @@ const CONTROLLERS: [Controller; 2] = [
         name: "deployment-controller",
         of: Resource::Deployments,
         wakes: &[Resource::ReplicaSets, Resource::Pods],
+        nodes: false,
+        names: Some(Resource::ReplicaSets),
         gather: family::of_deployment,
         decide: deployment::decide,
+    },
+    Controller {
+        name: "daemonset-controller",
+        of: Resource::DaemonSets,
+        wakes: &[Resource::Pods, Resource::Revisions],
+        nodes: true,
+        names: Some(Resource::Revisions),
+        gather: family::of_revisioned,
+        decide: daemonset::decide,
+    },
+    Controller {
+        name: "statefulset-controller",
+        of: Resource::StatefulSets,
+        wakes: &[Resource::Pods, Resource::Revisions],
+        nodes: false,
+        names: Some(Resource::Revisions),
+        gather: family::of_revisioned,
+        decide: statefulset::decide,
     },
 ];
 
@@ -140,7 +183,8 @@ const CONTROLLERS: [Controller; 2] = [
 pub(super) fn start(api: &Arc<Api>, tasks: &mut JoinSet<()>) {
     let Some(kinds) = Kinds::of(&api.storage) else { return };
     for controller in CONTROLLERS {
-        let wakes = controller.wakes.iter().chain([&controller.of]).map(|resource| kinds.id(*resource)).collect();
+        let wakes = controller.wakes.iter().chain([&controller.of]).map(|resource| kinds.id(*resource));
+        let wakes = wakes.chain(controller.nodes.then_some(kinds.nodes)).collect();
         let looks = Arc::new(Looks::default());
         tasks.spawn(run(controller.name, api.clone(), wakes, PAUSE, move |api| {
             let looks = looks.clone();
@@ -151,22 +195,38 @@ pub(super) fn start(api: &Arc<Api>, tasks: &mut JoinSet<()>) {
 
 /// When each object was looked at with nothing to do: what its family was then, and until when that holds.
 #[derive(Debug, Default)]
-struct Looks(Mutex<HashMap<String, (u64, Option<i64>)>>);
+struct Looks {
+    settled: Mutex<HashMap<String, (u64, Option<i64>)>>,
+    /// Why a creation for an object was refused last, which is told once.
+    refused: Mutex<HashMap<String, String>>,
+    nodes: Nodes,
+}
 
 impl Looks {
     fn is_settled(&self, uid: &str, family: u64, now: i64) -> bool {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.settled.lock().unwrap_or_else(PoisonError::into_inner);
         known.get(uid).is_some_and(|(seen, until)| *seen == family && until.is_none_or(|until| now < until))
     }
 
     fn settled(&self, uid: &str, family: u64, until: Option<i64>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.to_owned(), (family, until));
+        self.settled.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.to_owned(), (family, until));
+    }
+
+    /// Notes why something was refused, or that nothing is any more; says whether that is new.
+    fn note_refused(&self, uid: &str, why: Option<&str>) -> bool {
+        let mut known = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        match why {
+            Some(why) => known.insert(uid.to_owned(), why.to_owned()).is_none_or(|before| before != why),
+            None => known.remove(uid).is_some(),
+        }
     }
 
     /// Forgets what does not exist any more; gives the earliest time at which something is to be looked at.
     fn keep(&self, uids: &[&str]) -> Option<i64> {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known.retain(|uid, _| uids.contains(&uid.as_str()));
+        let exists = |uid: &String| uids.contains(&uid.as_str());
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).retain(|uid, _| exists(uid));
+        let mut known = self.settled.lock().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|uid, _| exists(uid));
         known.values().filter_map(|(_, until)| *until).min()
     }
 }
@@ -175,8 +235,11 @@ impl Looks {
 async fn reconcile(api: &Arc<Api>, kinds: Kinds, controller: &Controller, looks: &Looks) -> Result<Again, Status> {
     let (_, owners) = api.storage.list(kinds.id(controller.of), None);
     let mut refused = false;
+    if controller.nodes {
+        looks.nodes.refresh(&api.storage, kinds.nodes);
+    }
     for owner in &owners {
-        let Some(seen) = look(api, kinds, controller, &owner.key) else { continue };
+        let Some(seen) = look(api, kinds, controller, looks, &owner.key) else { continue };
         let now = api.now();
         if looks.is_settled(&owner.uid, seen.version, now) {
             continue;
@@ -186,7 +249,7 @@ async fn reconcile(api: &Arc<Api>, kinds: Kinds, controller: &Controller, looks:
             looks.settled(&owner.uid, seen.version, plan.at);
             continue;
         }
-        refused |= act(api, kinds, controller, &owner.key).await?;
+        refused |= act(api, kinds, controller, looks, &owner.key).await?;
     }
     let uids: Vec<&str> = owners.iter().map(|owner| owner.uid.as_str()).collect();
     let due = looks.keep(&uids).map(|at| Duration::from_secs(u64::try_from(at - api.now()).unwrap_or(0)));
@@ -200,7 +263,7 @@ struct Seen {
     version: u64,
 }
 
-fn look(api: &Api, kinds: Kinds, controller: &Controller, key: &Key) -> Option<Seen> {
+fn look(api: &Api, kinds: Kinds, controller: &Controller, looks: &Looks, key: &Key) -> Option<Seen> {
     let storage = &api.storage;
     let id = kinds.id(controller.of);
     let object = storage.get(id, key)?;
@@ -216,26 +279,37 @@ fn look(api: &Api, kinds: Kinds, controller: &Controller, key: &Key) -> Option<S
         (&object.uid, object.resource_version).hash(&mut hasher);
         family.add(resource, object.value(storage.kind(kinds.id(resource))));
     }
-    if controller.of == Resource::Deployments {
-        let (_, sets) = storage.list(kinds.sets, Some(&key.namespace));
-        family.set_names = sets.iter().map(|set| set.key.name.clone()).collect();
+    if controller.nodes {
+        family.nodes = looks.nodes.all(&mut hasher);
+    }
+    if let Some(resource) = controller.names {
+        let (_, all) = storage.list(kinds.id(resource), Some(&key.namespace));
+        family.taken_names = all.iter().map(|object| object.key.name.clone()).collect();
     }
     Some(Seen { family, version: hasher.finish() })
 }
 
 /// Decides in the turn to write and writes; says whether a creation was refused.
-async fn act(api: &Arc<Api>, kinds: Kinds, controller: &Controller, key: &Key) -> Result<bool, Status> {
+async fn act(api: &Arc<Api>, kinds: Kinds, controller: &Controller, looks: &Looks, key: &Key) -> Result<bool, Status> {
     let writer = api.storage.write().await;
-    let Some(Seen { family, .. }) = look(api, kinds, controller, key) else { return Ok(false) };
+    let Some(Seen { family, .. }) = look(api, kinds, controller, looks, key) else { return Ok(false) };
     let turn = Turn { api, kinds, controller, writer: &writer, owner: &family.owner };
     let first = turn.changes((controller.decide)(&family, api.now(), None).actions);
+    let uid = text(&family.owner, "/metadata/uid");
     let (changes, refused) = match first {
-        Ok(changes) => (changes, false),
+        Ok(changes) => {
+            looks.note_refused(uid, None);
+            (changes, false)
+        }
         Err(why) => {
             tracing::debug!(controller = controller.name, name = key.name, %why, "a creation is refused");
             // Once more, without creations and with the reason in the status.
             let mut actions = (controller.decide)(&family, api.now(), Some(&why.message)).actions;
             actions.retain(|action| !matches!(action, Action::Create(..)));
+            if looks.note_refused(uid, Some(&why.message)) {
+                let message = format!("Error creating: {}", why.message);
+                actions.push(Action::Event("Warning", "FailedCreate", message));
+            }
             (turn.changes(actions)?, true)
         }
     };

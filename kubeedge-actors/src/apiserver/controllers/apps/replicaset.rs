@@ -3,11 +3,9 @@
 use serde_json::{Value, json};
 
 use super::family::{claim, is_ending};
-use super::pods::{
-    Counts, deletion_order, find_condition, from_template, is_active, remove_condition, set_condition, set_counts,
-};
+use super::pods::{Counts, deletion_order, from_template, is_active, remove_condition, set_condition, set_counts};
 use super::{Action, BURST, Family, Plan, Resource};
-use crate::apiserver::kinds::fields::{entries, integer, text};
+use crate::apiserver::kinds::fields::{entries, integer};
 
 const FAILURE: &str = "ReplicaFailure";
 
@@ -33,11 +31,6 @@ pub(super) fn decide(family: &Family, now: i64, refused: Option<&str>) -> Plan {
     plan.again(counts.next);
     let mut changed = set.clone();
     changed["status"] = status(set, &active, counts, refused, now);
-    if let Some(why) = refused
-        && find_condition(&set["status"], FAILURE).is_none_or(|known| text(known, "/message") != why)
-    {
-        plan.actions.push(Action::Event("Warning", "FailedCreate", format!("Error creating: {why}")));
-    }
     if changed != *set {
         plan.actions.push(Action::Put(Resource::ReplicaSets, changed));
     }
@@ -75,6 +68,7 @@ fn status(set: &Value, active: &[&Value], counts: Counts, refused: Option<&str>,
 pub(super) mod tests {
     use proptest::prelude::*;
 
+    use super::super::pods::find_condition;
     use super::super::pods::tests::pod;
     use super::*;
 
@@ -99,12 +93,11 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_refused_creation_is_told_once_and_forgotten_when_it_works() {
+    fn a_refused_creation_is_a_condition_until_it_works() {
         let mut family = Family::new(set("w", 1));
         let refused = decide(&family, 100, Some("no account"));
         let Some(Action::Put(_, stored)) = refused.actions.last() else { panic!("{refused:?}") };
         assert_eq!(find_condition(&stored["status"], FAILURE).unwrap()["message"], "no account");
-        assert_eq!(count(&refused, |a| matches!(a, Action::Event(..))), 1);
         family.owner = stored.clone();
         let again = decide(&family, 105, Some("no account"));
         assert_eq!(count(&again, |a| !matches!(a, Action::Create(..))), 0, "{again:?}");

@@ -17,6 +17,7 @@ use super::family::{claim, is_controlled_by, is_ending};
 use super::{Action, Family, Plan, Resource};
 use crate::apiserver::kinds::fields::{flag, integer, text};
 use crate::apiserver::object::metadata;
+pub(super) use rolling::share;
 use sets::{Set, Sets};
 use status::Outcome;
 

@@ -223,7 +223,7 @@ impl Sets {
         let (name, hash) = loop {
             let hash = hash::of(&template, self.collisions);
             let name = format!("{}-{hash}", text(deployment, "/metadata/name"));
-            if !family.set_names.contains(&name) {
+            if !family.taken_names.contains(&name) {
                 break (name, hash);
             }
             self.collisions += 1;

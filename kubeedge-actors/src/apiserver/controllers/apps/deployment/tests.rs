@@ -99,7 +99,7 @@ impl World {
             owner: self.deployment.clone(),
             sets: self.sets.values().cloned().collect(),
             pods: self.pods.values().cloned().collect(),
-            set_names: self.sets.keys().cloned().collect(),
+            taken_names: self.sets.keys().cloned().collect(),
             ..Family::default()
         };
         decide(&family, self.now, None)
