@@ -178,7 +178,8 @@ impl Step<'_> {
             if number < self.wish.partition {
                 return;
             }
-            let Some(pod) = pods.get(&number) else { return };
+            // One that has ended is replaced already, by one of the new revision.
+            let Some(pod) = pods.get(&number).filter(|pod| !has_ended(pod)) else { return };
             if !is_of(pod, &self.update.hash) {
                 if !is_ending(pod) {
                     self.delete(pod);

@@ -189,10 +189,13 @@ fn manage<'a>(
         }
     }
     steps.delete.extend(here.new.iter().skip(1).chain(here.old.iter().skip(1)));
-    if limits.surge == 0 || !limits.rolling {
-        // Not both at once: the new one stays.
-        let old = here.old.first().filter(|_| !here.new.is_empty());
-        steps.delete.extend(old);
+    if let (Some(new), Some(old)) = (here.new.first(), here.old.first()) {
+        // Both at once only while a rollout surges here. Where it cannot go on, the one that serves stays.
+        if wanted == Wanted::Stay {
+            steps.delete.push(if limits.is_available(new, now) { old } else { new });
+        } else if limits.surge == 0 || !limits.rolling {
+            steps.delete.push(old);
+        }
     }
 }
 
