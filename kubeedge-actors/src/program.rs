@@ -51,23 +51,6 @@ impl StopSignals {
     }
 }
 
-/// The address that this machine reaches others from: that of the interface with the default route. Nothing is sent.
-/// `None` where there is no such route.
-pub fn own_address() -> Option<std::net::IpAddr> {
-    use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-
-    // Documentation addresses (RFC 5737, RFC 3849): never anybody's, so the route is the default one.
-    let ways: [(SocketAddr, SocketAddr); 2] = [
-        ((Ipv4Addr::UNSPECIFIED, 0).into(), (Ipv4Addr::new(192, 0, 2, 1), 9).into()),
-        ((Ipv6Addr::UNSPECIFIED, 0).into(), (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), 9).into()),
-    ];
-    ways.into_iter().find_map(|(from, to)| {
-        let socket = UdpSocket::bind(from).ok()?;
-        socket.connect(to).ok()?;
-        socket.local_addr().ok().map(|address| address.ip()).filter(|address| !address.is_unspecified())
-    })
-}
-
 /// An error and its causes in one line, for a person. A cause that the text before it already tells is left out.
 pub fn explain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();

@@ -23,7 +23,8 @@ use kubeedge_actors::{
     edgecontroller::EdgeController,
     identity::{CertificateAuthority, ClientAuth, IssuedCertificate, Tokens, server_config, system_clock},
     link,
-    program::{StopSignals, own_address},
+    program::StopSignals,
+    route::own_address,
     store::{Options, Store},
     system::{Exit, Ports, System},
 };
@@ -74,8 +75,12 @@ async fn start(config: &CloudCore) -> Result<Running> {
     let authority = Arc::new(CertificateAuthority::load_or_create(&hub.authority_folder(data), now)?);
     let opened = Store::open(&data.join("store"), Options::default())?;
     if let Some(aside) = &opened.set_aside {
+        let lost = match config.standalone.enable {
+            true => "join tokens have to be made and all objects of the embedded API server applied anew",
+            false => "join tokens have to be made anew",
+        };
         let path = aside.path.display();
-        tracing::error!(%path, "the store could not be used and was set aside: join tokens have to be made anew: {}", aside.why);
+        tracing::error!(%path, "the store could not be used and was set aside: {lost}: {}", aside.why);
     }
     let store = opened.store;
     let server = server_certificate(config, &authority, now)?;

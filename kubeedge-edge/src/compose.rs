@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use kubeedge_actors::{
     edged::{Edged, Prepared},
-    edgehub::{EdgeHub, EdgeHubConfig, outbox::queue::Bounds},
+    edgehub::{EdgeHub, EdgeHubConfig},
     edgestream::EdgeStream,
     identity::{JoinToken, NodeIdentity, client_config, system_clock},
     link::{self, backoff},
@@ -88,7 +88,7 @@ async fn start(config: &EdgeCore) -> Result<Running> {
                 ..link::Config::default()
             },
             store: store.clone(),
-            outbox: Bounds::default(),
+            outbox: config.modules.edge_hub.outbox.bounds(),
         };
         builder = builder.component(move |ports: &Ports| EdgeHub::new(hub.clone(), ports));
     }

@@ -267,6 +267,12 @@ impl Status {
         Self { details: Some(details), ..Self::new(500, "InternalError", message) }
     }
 
+    /// 507: the server's disk takes nothing more; it does again by itself when it can. A real API server answers 500 when
+    /// etcd has no space; this one can be told from a fault.
+    pub fn insufficient_storage(message: impl std::fmt::Display) -> Self {
+        Self::new(507, "InsufficientStorage", message.to_string())
+    }
+
     /// 503: the server is stopping.
     pub fn unavailable(message: impl Into<String>) -> Self {
         Self::new(503, "ServiceUnavailable", message)

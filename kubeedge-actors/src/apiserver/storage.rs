@@ -20,6 +20,8 @@ use super::watch::{Event, EventLog, TooOld};
 use crate::store::StoreError;
 
 mod disk;
+#[cfg(test)]
+mod power_cut;
 
 pub(crate) use disk::Disk;
 
@@ -424,8 +426,14 @@ impl Writer {
         // Not tied to the request: dropping it between disk and memory would let them differ.
         let commit = tokio::spawn(async move {
             journal.commit(batch, present).await.map_err(|error| {
-                tracing::error!(%error, "cannot write to the store");
-                Status::internal(error)
+                match error {
+                    // The store says once that it does not commit, and once that it does again.
+                    StoreError::Full(_) | StoreError::ReadOnly(_) => Status::insufficient_storage(error),
+                    _ => {
+                        tracing::error!(%error, "cannot write to the store");
+                        Status::internal(error)
+                    }
+                }
             })?;
             let published = storage.publish(prepared);
             drop(journal);

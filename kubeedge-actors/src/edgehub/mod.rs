@@ -31,7 +31,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
 use self::{
-    outbox::{Outbox, queue::Bounds},
+    outbox::{Bounds, Outbox},
     received::Received,
     reports::{FETCH, InFlight},
 };
@@ -114,7 +114,7 @@ impl EdgeHub {
     pub fn new(config: EdgeHubConfig, ports: &Ports) -> Self {
         Self {
             streams: streams::Opener::new(config.clone(), ports.optional()),
-            outbox: Outbox::load(&config.store, config.outbox, &config.link),
+            outbox: Outbox::load(&config.store, config.outbox, &config.link, ports),
             received: Received::load(&config.store),
             take_event: ports.optional(),
             config,

@@ -1,7 +1,7 @@
 //! The system: building, starting, observing and stopping a set of components.
 
 use super::{
-    Component, Exit, Observation, Port, Ports, RestartPolicy, Stage, Topic, WiringError, WiringFault,
+    Component, Exit, Figure, Observation, Port, Ports, RestartPolicy, Stage, Topic, WiringError, WiringFault,
     launch::{Here, There, Unwired},
     port::Watched,
     restart::stage_share,
@@ -116,6 +116,7 @@ impl SystemBuilder {
         let registry = Arc::new(registry);
         let mut components = Vec::with_capacity(entered.len());
         let mut built = Vec::with_capacity(entered.len());
+        let mut all_ports = Vec::with_capacity(entered.len());
         for component in entered {
             let ports = Ports::new(component.name, component.needs, Arc::clone(&registry));
             match (component.build)(ports.clone(), self.policy) {
@@ -124,13 +125,20 @@ impl SystemBuilder {
             }
             faults.extend(ports.faults());
             components.push(component.watched);
+            all_ports.push(ports);
         }
         if !faults.is_empty() {
             return Err(WiringError { faults });
         }
 
-        let system =
-            System(Arc::new(Inner { name: self.name, components, registry, failures, exits: OnceCell::new() }));
+        let system = System(Arc::new(Inner {
+            name: self.name,
+            components,
+            ports: all_ports,
+            registry,
+            failures,
+            exits: OnceCell::new(),
+        }));
         for begin in built {
             if let Err(fault) = begin() {
                 // What has begun is told to go; nobody waits for it.
@@ -151,6 +159,7 @@ pub struct System(Arc<Inner>);
 struct Inner {
     name: String,
     components: Vec<Arc<dyn Watched>>,
+    ports: Vec<Ports>,
     registry: Arc<Registry>,
     failures: Arc<Failures>,
     exits: OnceCell<Vec<(&'static str, Exit)>>,
@@ -199,6 +208,11 @@ impl System {
     /// Every component as it is now, in the order in which they were added.
     pub fn observe(&self) -> Vec<Observation> {
         self.0.components.iter().map(|component| component.observe()).collect()
+    }
+
+    /// What every component tells about itself, with its name, in the order in which they were added.
+    pub fn figures(&self) -> Vec<(&'static str, Vec<(Figure, u64)>)> {
+        self.0.ports.iter().map(Ports::figures).collect()
     }
 
     /// Resolves when a component has failed more often than its restart budget allows: its name and its exit. The

@@ -1,6 +1,6 @@
 //! A system's components as Prometheus metrics: what [`System::observe`] knows, read at each scrape.
 //!
-//! Cargo feature `metrics`. Nothing is kept and nothing runs between scrapes. Every metric bears the label `component`.
+//! Cargo feature `metrics`. Nothing is kept and nothing runs between scrapes. Each of these bears the label `component`:
 //!
 //! | metric | type | |
 //! |---|---|---|
@@ -17,6 +17,9 @@
 //! | `kubeedge_actor_stopped_drops_total` | counter | events of topics dropped because the component stopped |
 //! | `kubeedge_actor_panics_total` | counter | panics, in handlers, futures and replies |
 //! | `kubeedge_actor_restarts_total` | counter | times it was built again |
+//!
+//! What a component tells about itself ([`Figure`](super::Figure)) is a metric of its own, without a label, such as
+//! `kubeedge_edgehub_outbox_bytes`; the component's page lists them.
 //!
 //! ```
 //! use kubeedge_actors::system::{System, metrics};
@@ -48,6 +51,8 @@ use std::fmt;
 
 /// What every name begins with.
 const PREFIX: &str = "kubeedge_actor";
+/// What the name of a component's own metric begins with.
+const OWN_PREFIX: &str = "kubeedge";
 
 /// The content type of [`open_metrics`], for an HTTP answer.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -57,6 +62,7 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 /// Once per system and registry: metrics registered twice are listed twice, which OpenMetrics does not allow.
 pub fn register(registry: &mut Registry, system: &System) {
     registry.sub_registry_with_prefix(PREFIX).register_collector(Box::new(Components(system.clone())));
+    registry.sub_registry_with_prefix(OWN_PREFIX).register_collector(Box::new(Own(system.clone())));
 }
 
 /// The metrics of `system` now, as a whole OpenMetrics text page.
@@ -136,11 +142,35 @@ impl Collector for Components {
     }
 }
 
+/// What the components tell about themselves.
+#[derive(Debug)]
+struct Own(System);
+
+impl Collector for Own {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        for (component, figures) in self.0.figures() {
+            for (figure, value) in figures {
+                let name = format!("{}_{}", component.replace('-', "_"), figure.name);
+                if figure.counter {
+                    let counter = ConstCounter::new(value);
+                    counter.encode(encoder.encode_descriptor(&name, figure.help, None, counter.metric_type())?)?;
+                } else {
+                    // Exact up to 2^53.
+                    #[allow(clippy::cast_precision_loss, reason = "see above")]
+                    let gauge = ConstGauge::new(value as f64);
+                    gauge.encode(encoder.encode_descriptor(&name, figure.help, None, gauge.metric_type())?)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::system::{
-        AskError, Ports,
+        AskError, Figure, Ports,
         tests::probe::{Add, LONG, Log, Probe, Run, SECOND, hold, quick},
     };
 
@@ -150,7 +180,13 @@ mod tests {
         let log = Log::default();
         let (log0, log3) = (log.clone(), log);
         let system = System::builder("metrics")
-            .component(move |_: &Ports| Probe::<0>::new(&log0))
+            .component(move |ports: &Ports| {
+                let spilled = Figure { name: "spilled_bytes", help: "Bytes spilled", counter: true };
+                ports.meter(spilled).set(7);
+                let level = Figure { name: "level", help: "Level", counter: false };
+                let level = ports.meter(level);
+                Probe::<0>::new(&log0).on_start(move |_, _| level.set(3))
+            })
             .component(move |_: &Ports| Probe::<3>::new(&log3))
             .restart_policy(quick(5))
             .start()
@@ -177,10 +213,17 @@ mod tests {
             "kubeedge_actor_panics_total{component=\"p0\"} 1",
             "kubeedge_actor_restarts_total{component=\"p0\"} 1",
             "kubeedge_actor_restarts_total{component=\"p3\"} 0",
+            "# HELP kubeedge_p0_spilled_bytes Bytes spilled",
+            "# TYPE kubeedge_p0_spilled_bytes counter",
+            "kubeedge_p0_spilled_bytes_total 7",
+            "# TYPE kubeedge_p0_level gauge",
+            // It was built again, and has each figure once.
+            "kubeedge_p0_level 3.0",
             "# EOF",
         ] {
             assert!(page.lines().any(|have| have == line), "{line} is missing in\n{page}");
         }
+        assert_eq!(page.matches("\nkubeedge_p0_").count(), 2, "{page}");
         // Every metric of the module's page is there, and no other.
         let documented: Vec<&str> = include_str!("metrics.rs")
             .lines()

@@ -58,6 +58,7 @@ mod buffer;
 mod component;
 mod context;
 mod driver;
+mod figures;
 mod handle;
 mod launch;
 mod letter;
@@ -78,6 +79,7 @@ mod tests;
 
 pub use component::{Component, Exit, Stage};
 pub use context::Context;
+pub use figures::{Figure, Meter};
 pub use handle::{System, SystemBuilder};
 pub use port::{AskError, Port, TellError, TryTellError};
 pub use restart::RestartPolicy;

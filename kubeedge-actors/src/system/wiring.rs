@@ -1,7 +1,8 @@
 //! Who answers what: contracts, the check at start, and the ports that come out of it.
 
 use super::{
-    Component, Overflow, Port, Topic,
+    Component, Figure, Meter, Overflow, Port, Topic,
+    figures::Figures,
     port::{Door, Gate},
     topic::{Feed, Listener, Policy, Shelf},
 };
@@ -314,11 +315,12 @@ struct PortsOf {
     needs: Needs,
     registry: Arc<Registry>,
     undeclared: Mutex<Vec<WiringFault>>,
+    figures: Figures,
 }
 
 impl Ports {
     pub(crate) fn new(owner: &'static str, needs: Needs, registry: Arc<Registry>) -> Self {
-        Self(Arc::new(PortsOf { owner, needs, registry, undeclared: Mutex::new(Vec::new()) }))
+        Self(Arc::new(PortsOf { owner, needs, registry, undeclared: Mutex::default(), figures: Figures::default() }))
     }
 
     /// The port for `M`, which the contract names with [`Contract::asks`]. If it does not, the system does not start
@@ -364,6 +366,16 @@ impl Ports {
         tracing::error!(component = self.0.owner, event = kind.name, "a topic that the contract does not name");
         self.undeclared(WiringFault::UndeclaredTopic { announcer: self.0.owner, event: kind.name });
         Topic::new(Vec::new())
+    }
+
+    /// Where the component writes a number about itself, which [`System::figures`](super::System::figures) tells.
+    pub fn meter(&self, figure: Figure) -> Meter {
+        self.0.figures.meter(figure)
+    }
+
+    /// The owner, and what it wrote.
+    pub(crate) fn figures(&self) -> (&'static str, Vec<(Figure, u64)>) {
+        (self.0.owner, self.0.figures.read())
     }
 
     fn undeclared(&self, fault: WiringFault) {
