@@ -115,7 +115,7 @@ async fn a_daemon_set_runs_on_every_node_rolls_is_undone_and_leaves() {
         let client = Arc::new(client);
         let _one = Node::start(client.clone(), "one").await;
         kubectl.write("agent.yaml", DAEMON_SET);
-        assert_eq!(kubectl.run("apply -f agent.yaml").await, "daemonset.apps/agent created\n");
+        assert_eq!(kubectl.run("create -f agent.yaml").await, "daemonset.apps/agent created\n");
         has(&kubectl.run("rollout status daemonset/agent --timeout=50s").await, &["successfully rolled out"]);
         // A node that comes later gets its pod, too; one that is cordoned keeps it.
         let _two = Node::start(client, "two").await;
@@ -135,11 +135,60 @@ async fn a_daemon_set_runs_on_every_node_rolls_is_undone_and_leaves() {
         assert_eq!(images().await, "registry.example/agent:1 registry.example/agent:1");
 
         // drain leaves the pods of daemons where they are.
-        has(&kubectl.run("drain one --ignore-daemonsets --timeout=50s").await, &["node/one drained"]);
+        // It warns of them.
+        let drained = kubectl.start("drain one --ignore-daemonsets --timeout=50s").end().await;
+        has(&drained, &["node/one drained"]);
         has(&kubectl.run("describe ds agent").await, &["Desired Number of Nodes Scheduled: 2", "SuccessfulCreate"]);
         has(&kubectl.run("delete ds agent --timeout=50s").await, &["daemonset.apps \"agent\" deleted"]);
         kubectl.run("wait --for=delete pods,controllerrevisions --all --timeout=50s").await;
         assert_eq!(kubectl.run("get ds,pods,controllerrevisions -o name").await, "");
+    })
+    .await;
+}
+
+const STATEFUL_SET: &str = "
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: db}
+spec:
+  serviceName: db
+  replicas: 2
+  selector: {matchLabels: {app: db}}
+  template:
+    metadata: {labels: {app: db}}
+    spec:
+      containers:
+      - {name: db, image: 'registry.example/db:1'}
+";
+
+#[tokio::test]
+async fn a_stateful_set_keeps_its_names_and_claims_no_volumes() {
+    with_each_server("statefulset", async |kubectl, client| {
+        let _node = Node::start(Arc::new(client), "edge").await;
+        kubectl.write("db.yaml", STATEFUL_SET);
+        assert_eq!(kubectl.run("create -f db.yaml").await, "statefulset.apps/db created\n");
+        has(&kubectl.run("rollout status sts/db --timeout=50s").await, &["partitioned roll out complete"]);
+        assert_eq!(row(&kubectl.run("get sts").await, "db")[1], "2/2");
+        assert_eq!(kubectl.run("scale sts db --replicas=3").await, "statefulset.apps/db scaled\n");
+        kubectl.run("rollout status sts/db --timeout=50s").await;
+        assert_eq!(kubectl.run("get pods -o name").await, "pod/db-0\npod/db-1\npod/db-2\n");
+        kubectl.run("set image sts/db db=registry.example/db:2").await;
+        has(&kubectl.run("rollout status sts/db --timeout=50s").await, &["complete"]);
+        let images = kubectl.run_with("get pods -o", &["jsonpath={.items[*].spec.containers[*].image}"]).await;
+        assert_eq!(images, ["registry.example/db:2"; 3].join(" "));
+        kubectl.run("rollout undo sts/db").await;
+        kubectl.run("wait sts/db --for=jsonpath={.status.updatedReplicas}=3 --timeout=50s").await;
+        kubectl
+            .run("wait pod/db-0 --for=jsonpath={.spec.containers[0].image}=registry.example/db:1 --timeout=50s")
+            .await;
+        let claims = "  serviceName: db\n  volumeClaimTemplates: [{metadata: {name: data}, spec: {}}]\n";
+        let claiming =
+            STATEFUL_SET.replace("name: db}\nspec", "name: other}\nspec").replace("  serviceName: db\n", claims);
+        kubectl.write("claims.yaml", &claiming);
+        has(&kubectl.fail("create -f claims.yaml").await, &["no PersistentVolumeClaims"]);
+        kubectl.run("delete sts db --timeout=50s").await;
+        kubectl.run("wait --for=delete pods --all --timeout=50s").await;
+        assert_eq!(kubectl.run("get sts,pods -o name").await, "");
     })
     .await;
 }
