@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::super::Api;
 use super::super::body::{check_content_type, parse};
-use super::super::kind::Kind;
+use super::super::custom::subresources::Scale;
 use super::super::kinds::decode;
 use super::super::kinds::fields;
 use super::super::label_selector;
@@ -39,17 +39,17 @@ pub(crate) enum SelectorAt<'a> {
     /// A `LabelSelector` at this pointer.
     Object(&'a str),
     /// Its text at this pointer.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for custom kinds"))]
     Text(&'a str),
     /// It says none.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for custom kinds"))]
     Nowhere,
 }
 
-/// Where a kind of the table keeps it; `None` for one that has no replicas.
-pub(crate) fn paths(kind: &Kind) -> Option<Paths<'static>> {
-    let scales = kind.group == "apps" && matches!(kind.plural, "deployments" | "replicasets" | "statefulsets");
-    scales.then_some(Paths {
+/// Where a kind keeps it; `None` for one that has no replicas.
+pub(crate) fn paths(target: &Target) -> Option<Paths<'_>> {
+    if let Some(custom) = &target.custom {
+        return custom.scale.as_ref().map(Scale::paths);
+    }
+    target.kind.scale_subresource.then_some(Paths {
         wanted: "/spec/replicas",
         present: "/status/replicas",
         selector: SelectorAt::Object("/spec/selector"),

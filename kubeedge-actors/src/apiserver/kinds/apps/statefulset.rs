@@ -21,6 +21,7 @@ pub(in crate::apiserver::kinds) const KIND: Kind = Kind {
     categories: &["all"],
     namespaced: true,
     status_subresource: true,
+    scale_subresource: true,
     has_generation: true,
     stored_as: None,
     decode: decode::typed::<StatefulSet>,

@@ -28,6 +28,7 @@ pub(super) const KIND: Kind = Kind {
     categories: &["all"],
     namespaced: true,
     status_subresource: true,
+    scale_subresource: false,
     has_generation: true,
     stored_as: None,
     decode: decode::typed::<Pod>,
