@@ -11,9 +11,9 @@ use std::{
 use hyper::{body::Incoming, client::conn::http2::SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use kubeedge_proto::v1::{
-    EnrolRequest, EnrolResponse, StreamFrame, enrolment_client::EnrolmentClient, link_client::LinkClient,
+    EnrolRequest, EnrolResponse, RenewRequest, StreamFrame, enrolment_client::EnrolmentClient, link_client::LinkClient,
 };
-use rustls::{ClientConfig, ProtocolVersion, pki_types::ServerName};
+use rustls::{AlertDescription, ClientConfig, ProtocolVersion, pki_types::ServerName};
 use thiserror::Error;
 use tokio::{net::TcpStream, sync::mpsc, time::timeout};
 use tokio_rustls::TlsConnector;
@@ -94,6 +94,18 @@ pub enum ConnectError {
     },
 }
 
+impl ConnectError {
+    /// Whether the other side has refused our certificate because it has ended, by its clock.
+    pub fn says_expired(&self) -> bool {
+        let of_tls = match self {
+            Self::Refused { status, .. } => refusal::of(status.as_ref()),
+            Self::Http { source, .. } => refusal::of(source),
+            _ => None,
+        };
+        matches!(of_tls, Some(rustls::Error::AlertReceived(AlertDescription::CertificateExpired)))
+    }
+}
+
 /// Opens the link at `address` (`host:port`), within 10 s. `tls` brings the node's certificate and trusts the cloud's CA;
 /// its ALPN is set here. The certificate of the cloud must be for `server_name`, by default the host of the address.
 pub async fn connect(
@@ -150,6 +162,22 @@ pub async fn enrol(
         let (channel, origin, _guard) = dial(address, server_name, tls).await?;
         let mut client = EnrolmentClient::with_origin(channel, origin).max_decoding_message_size(MAX_FRAME_BYTES);
         let response = client.enrol(request).await.map_err(|status| refused(address, status))?;
+        Ok(response.into_inner())
+    })
+    .await
+}
+
+/// Asks for the next certificate after the old one has ended, within 30 s. `tls` brings the old one and its key.
+pub async fn renew(
+    address: &str,
+    server_name: Option<ServerName<'static>>,
+    tls: &ClientConfig,
+    request: RenewRequest,
+) -> Result<EnrolResponse, ConnectError> {
+    in_time(address, ENROLMENT_TIME, async {
+        let (channel, origin, _guard) = dial(address, server_name, tls).await?;
+        let mut client = EnrolmentClient::with_origin(channel, origin).max_decoding_message_size(MAX_FRAME_BYTES);
+        let response = client.renew(request).await.map_err(|status| refused(address, status))?;
         Ok(response.into_inner())
     })
     .await
