@@ -28,6 +28,7 @@ pub mod streams;
 pub mod transport;
 
 mod ids;
+mod overheard;
 mod refusal;
 #[cfg(test)]
 mod sim;

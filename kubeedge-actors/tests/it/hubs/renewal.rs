@@ -161,6 +161,7 @@ async fn a_renewal_is_for_the_node_of_the_connection_only() {
     // Over the link.
     let edge = edge(&cloud, &own, &folder.path().join("store")).await;
     heard(&mut listener, connected).await;
+    while call(&edge).await != CallReply::error(418, "Teapot", "e1") {}
     let call: Port<CallCloud> = edge.system.port();
     let body = envelope::Body::SignCertificate(SignCertificate { csr_der: foreign.into() });
     let reply = call.ask(CallCloud { envelope: Some(Envelope::new("test", 0, body)) }, SOON).await.unwrap();
@@ -236,7 +237,7 @@ async fn the_servers_certificate_is_renewed_while_sessions_stand() {
     let own = credentials(&identity);
     let first = link::client::connect(&address, None, &own.client_config(&[]).unwrap()).await.unwrap();
     let standing = connections.recv().await.unwrap();
-    let ends = SystemTime::now() + Duration::from_secs(3);
+    let ends = SystemTime::now() + Duration::from_secs(4);
     assert!(!server.refresh(SystemTime::now()).unwrap(), "nothing is due yet");
     until("the first certificate has ended", || SystemTime::now() > ends).await;
     let late = link::client::connect(&address, None, &own.client_config(&[]).unwrap()).await.unwrap_err();
