@@ -128,6 +128,14 @@ impl CertificateAuthority {
         Self::loaded(place, certificates, key_pair(place, &key)?)
     }
 
+    /// An authority that is in no file, and its key as PEM: who calls keeps it.
+    pub fn generate(now: SystemTime) -> Result<(Self, String), IdentityError> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let pem = key.serialize_pem();
+        let certificate = ca_params(NAME, now)?.self_signed(&key)?;
+        Ok((Self::loaded(Path::new("the new authority"), vec![certificate.der().clone()], key)?, pem))
+    }
+
     /// The same with another life of nodes' certificates; KubeEdge's `edgeCertSigningDuration`. A year by default.
     #[must_use]
     pub fn with_node_life(mut self, life: Duration) -> Self {
@@ -185,6 +193,11 @@ impl CertificateAuthority {
     pub fn trusted(&self) -> Vec<CertificateDer<'static>> {
         let previous = self.rollover.as_ref().map(|rollover| rollover.previous.clone());
         std::iter::once(self.certificate.clone()).chain(previous).collect()
+    }
+
+    /// The hash of the CA before this one, while it is trusted as well.
+    pub fn previous_hash(&self) -> Option<CaHash> {
+        self.rollover.as_ref().map(|rollover| CaHash::of(&rollover.previous))
     }
 
     /// What stands behind a leaf: what makes this CA known to who knows the one before it, then the CAs.
