@@ -6,8 +6,8 @@ use actix::Addr;
 use kubeedge_proto::{
     NodeName,
     v1::{
-        ApplyFromNode, CallFromNode, CallReply, DesiredState, Envelope, NodeHeartbeat, QueryDesired, Settled,
-        TrafficClass, envelope::Body,
+        ApplyFromNode, CallFromNode, CallReply, DesiredState, Envelope, GoodbyeReason, NodeHeartbeat, QueryDesired,
+        Settled, TrafficClass, envelope::Body,
     },
 };
 use tokio::{net::TcpListener, sync::mpsc, task::JoinSet};
@@ -23,7 +23,7 @@ use crate::{
     link::{
         Rate, driver,
         server::{Accepted, AcceptedStreams, Doors, Identify, Limits, serve_enrolment, serve_link},
-        session::{Class, Input, Output, Session},
+        session::{Class, Closed, Input, Output, Session},
         streams::{Connection, Side},
     },
     system::trace::Trace,
@@ -223,7 +223,14 @@ impl Serving {
                     tracing::warn!(node = %self.node, "a message did not get into the link's queue: {why}");
                     break;
                 }
-                Output::Closed(closed) => reason = closed.to_string(),
+                Output::Closed(closed) => {
+                    if let Closed::ByUs(goodbye) = &closed
+                        && matches!(goodbye.reason(), GoodbyeReason::ProtocolError | GoodbyeReason::Limit)
+                    {
+                        audit::refused("session", &self.node, "frame", &goodbye.message);
+                    }
+                    reason = closed.to_string();
+                }
                 // The driver's own, the edge's side, and what needs nothing done.
                 Output::Settled { .. }
                 | Output::Coalesced { .. }

@@ -13,6 +13,8 @@ use tokio::{
     sync::mpsc,
 };
 
+mod hostile;
+
 use super::{ownership::Owner, *};
 use crate::system::System;
 
