@@ -396,6 +396,8 @@ impl<'de> Deserialize<'de> for Name {
     }
 }
 
+// Its path is said because the fuzz target includes this file: it needs no more of this crate than the document.
+#[path = "config/without_effect.rs"]
 mod without_effect;
 
 #[cfg(test)]

@@ -242,7 +242,7 @@ impl Handler<LocatePod> for EdgeController {
     }
 }
 
-/// Lets through what concerns a pod that is bound to this node and is still the same pod.
+/// Lets through what concerns a pod that is bound to this node and is still the same pod (`P-OWN-OBJECTS`).
 async fn check_pod(
     upstream: &Upstream,
     node: &NodeName,

@@ -145,7 +145,8 @@ pub(super) fn unix(time: SystemTime) -> Option<UnixTime> {
     Some(UnixTime::since_unix_epoch(time.duration_since(UNIX_EPOCH).ok()?))
 }
 
-/// Judges a server's certificate at `now`, and where that is only a floor also at the certificate's beginning.
+/// Judges a server's certificate at `now`, and where that is only a floor also at the certificate's beginning
+/// (`P-FLOOR-OF-TIME`).
 pub(super) fn judge(
     clock: Option<&FlooredClock>,
     leaf: &CertificateDer<'_>,

@@ -84,7 +84,7 @@ struct NodeVerifier {
 }
 
 impl NodeVerifier {
-    /// The time at which a certificate that has ended may still be judged: right before its end.
+    /// The time at which a certificate that has ended may still be judged: right before its end (`P-GRACE-ENDS`).
     fn in_grace(&self, leaf: &CertificateDer<'_>, now: UnixTime) -> Option<UnixTime> {
         let (_, ended) = names::validity(leaf).ok()?;
         let ended = unix(ended)?;

@@ -159,7 +159,7 @@ impl Revocations {
         nodes.iter().filter_map(read).collect()
     }
 
-    /// Whether a certificate that begins at this time still counts.
+    /// Whether a certificate that begins at this time still counts (`P-REVOKED-STAYS-OUT`).
     pub fn check(&self, node: &NodeName, begins: SystemTime) -> Result<(), NodeRevoked> {
         match self.entry(node) {
             Some(entry) if !entry.readmitted || begins <= entry.at() => Err(NodeRevoked { node: node.clone() }),

@@ -54,7 +54,7 @@ impl Rollover {
     }
 }
 
-/// Whether one of `trusted` has signed a certificate of this CA's name and key that is in `chain`.
+/// Whether one of `trusted` has signed a certificate of this CA's name and key that is in `chain` (`P-CA-VOUCHED`).
 pub(super) fn vouched(ca: &CertificateDer<'_>, chain: &[CertificateDer<'_>], trusted: &[CertificateDer<'_>]) -> bool {
     let Ok(ca) = names::parse(ca) else { return false };
     chain.iter().filter_map(|cross| names::parse(cross).ok()).any(|cross| {
