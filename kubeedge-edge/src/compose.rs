@@ -7,12 +7,12 @@ use std::{sync::Arc, time::Duration};
 use anyhow::{Context, Result, bail};
 use kubeedge_actors::{
     edged::{Edged, Prepared},
-    edgehub::{EdgeHub, EdgeHubConfig, outbox::queue::Bounds, renewal::Renewal},
+    edgehub::{EdgeHub, EdgeHubConfig, renewal::Renewal},
     edgestream::EdgeStream,
     identity::{FlooredClock, JoinToken, NodeCredentials, NodeIdentity},
     link::{self, backoff},
     metamanager::{MetaManager, Tables},
-    program::StopSignals,
+    program::{StopSignals, abort_when_blocked},
     store::{Options, Store},
     system::{Exit, Ports, System},
 };
@@ -83,8 +83,9 @@ async fn start(config: &EdgeCore) -> Result<Running> {
     let store = opened.store;
     let tables = Tables::open(store.clone()).await?;
 
-    let mut builder =
-        System::builder("edgecore").component(move |ports: &Ports| MetaManager::new(tables.clone(), ports));
+    let mut builder = System::builder("edgecore")
+        .when_blocked(abort_when_blocked)
+        .component(move |ports: &Ports| MetaManager::new(tables.clone(), ports));
     if config.modules.edge_hub.enable {
         let settings = &config.modules.edge_hub;
         let renewal = settings
@@ -98,7 +99,7 @@ async fn start(config: &EdgeCore) -> Result<Running> {
                 ..link::Config::default()
             },
             store: store.clone(),
-            outbox: Bounds::default(),
+            outbox: config.modules.edge_hub.outbox.bounds(),
             renewal,
         };
         builder = builder.component(move |ports: &Ports| EdgeHub::new(hub.clone(), ports));

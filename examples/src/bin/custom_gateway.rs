@@ -10,7 +10,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use actix::Handler;
 use anyhow::{Context as _, Result};
 use kubeedge_actors::{
-    edgehub::{EdgeHub, EdgeHubConfig, outbox::queue::Bounds, renewal::Renewal},
+    edgehub::{EdgeHub, EdgeHubConfig, outbox::Bounds, renewal::Renewal},
     identity::{FlooredClock, NodeCredentials, NodeIdentity},
     link,
     metamanager::{MetaManager, Tables},

@@ -6,8 +6,8 @@
 //!   before the objects of their kinds are read. One that cannot be compiled is logged; its kind is not served.
 //! - **Bounds**: [`MAX_DEFINITIONS`] definitions, [`schema::MAX_NODES`] schemas a version, [`schema::MAX_DEPTH`] deep,
 //!   [`rows::MAX_ROWS`] different sets of names in the life of the process.
-//! - **Not done**: rules in CEL (`x-kubernetes-validations`) are kept and not evaluated, which a warning says; conversion
-//!   by webhook is refused; the scale subresource and selectable fields are kept and not served.
+//! - **Not done**: rules in CEL that use what [`rules`] does not evaluate are kept, which a warning says; conversion by
+//!   webhook is refused.
 
 use std::cmp::Reverse;
 use std::sync::Arc;
@@ -24,12 +24,15 @@ use super::status::FieldError;
 use jsonpath::JsonPath;
 use rows::Names;
 use schema::Schema;
+use subresources::Scale;
 
 mod formats;
 mod jsonpath;
 mod prune;
 mod rows;
+mod rules;
 pub(crate) mod schema;
+pub(crate) mod subresources;
 #[cfg(test)]
 mod tests;
 mod validate;
@@ -44,6 +47,8 @@ pub(crate) const PLURAL: &str = "customresourcedefinitions";
 pub(crate) const FINALIZER: &str = "customresourcecleanup.apiextensions.k8s.io";
 
 const METADATA: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
+/// Rules that are named in a warning at most.
+const MAX_WARNINGS: usize = 20;
 /// Types of printer columns.
 const COLUMN_TYPES: [&str; 5] = ["integer", "number", "string", "boolean", "date"];
 
@@ -75,6 +80,10 @@ pub(crate) struct Version {
     served: bool,
     schema: Schema,
     columns: Vec<Column>,
+    /// Where its `Scale` is, if it has one.
+    pub(crate) scale: Option<Scale>,
+    /// What lists can select by, beside name and namespace: `spec.color`.
+    pub(crate) selectable: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -106,6 +115,8 @@ impl Definition {
             let schema = Schema::compile(&published, &schema_path, &mut errors);
             check_defaults(&schema, &schema_path, &mut errors);
             let columns = columns(version, &path, &mut errors);
+            let scale = Scale::compile(version, &path, &mut errors);
+            let selectable = subresources::selectable(version, &schema, &path, &mut errors);
             let names = Names {
                 group: text(object, "/spec/group").to_owned(),
                 version: text(version, "/name").to_owned(),
@@ -116,8 +127,9 @@ impl Definition {
                 categories: strings("categories"),
                 namespaced: text(object, "/spec/scope") == "Namespaced",
                 status: version.pointer("/subresources/status").is_some_and(Value::is_object),
+                scale: scale.is_some(),
             };
-            let told = json!([text(object, "/metadata/uid"), names.told(), published]).to_string();
+            let told = json!([text(object, "/metadata/uid"), names.told(), published, selectable]).to_string();
             let hash = digest(&SHA256, told.as_bytes()).as_ref().iter().map(|byte| format!("{byte:02X}")).collect();
             let Some(kind) = rows::row(names) else {
                 let why = format!("this server has seen {} different kinds: restart it", rows::MAX_ROWS);
@@ -125,7 +137,7 @@ impl Definition {
                 continue;
             };
             let served = version["served"] == true;
-            let version = Version { kind, hash, published, served, schema, columns };
+            let version = Version { kind, hash, published, served, schema, columns, scale, selectable };
             versions.push((list(object, "/spec/versions")[index]["storage"] == true, Arc::new(version)));
         }
         versions.sort_by_key(|(_, version)| Reverse(priority(version.kind.version)));
@@ -275,9 +287,10 @@ impl Version {
         prune::default(&self.schema, object);
     }
 
-    /// What is wrong with an object.
-    pub(crate) fn validate(&self, object: &Value) -> Vec<FieldError> {
-        validate::validate(&self.schema, object)
+    /// What is wrong with an object, and with its coming after `old`. Rules are asked about what is right otherwise.
+    pub(crate) fn validate(&self, object: &Value, old: Option<&Value>) -> Vec<FieldError> {
+        let errors = validate::validate(&self.schema, object);
+        if errors.is_empty() { rules::evaluate(&self.schema, object, old) } else { errors }
     }
 
     /// The columns of a table.
@@ -343,20 +356,22 @@ pub(crate) fn established<'a>(
 
 /// What a client should know of a definition it sends.
 pub(crate) fn warnings(object: &Value) -> Vec<String> {
-    let mut rules = 0;
+    let mut warnings = Vec::new();
     let mut open = vec![&object["spec"]["versions"]];
     while let Some(value) = open.pop() {
         match value {
             Value::Object(fields) => {
-                rules += fields.get("x-kubernetes-validations").and_then(Value::as_array).map_or(0, Vec::len);
+                for rule in fields.get(rules::FIELD).and_then(Value::as_array).into_iter().flatten() {
+                    if let Some(what) = rules::beyond(rule).filter(|_| warnings.len() < MAX_WARNINGS) {
+                        let source = text(rule, "/rule");
+                        warnings.push(format!("a rule is kept and not evaluated, for it uses {what}: {source}"));
+                    }
+                }
                 open.extend(fields.values());
             }
             Value::Array(items) => open.extend(items),
             _ => {}
         }
     }
-    if rules == 0 {
-        return Vec::new();
-    }
-    vec![format!("{rules} x-kubernetes-validations rules are kept and not evaluated by this API server")]
+    warnings
 }

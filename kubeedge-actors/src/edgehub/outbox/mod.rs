@@ -11,10 +11,16 @@
 //! | publishers that wait for the disk | 512 | 429 |
 //! | under way | [`queue::MAX_UNDER_WAY`], [`queue::MAX_BYTES_UNDER_WAY`] | the rest waits its turn |
 //!
+//! It tells, as metrics `kubeedge_edgehub_outbox_*`: `events`, `bytes`, and since the start `taken`, `applied`, `refused`,
+//! `retried`, `count_drops`, `bytes_drops`, `age_drops`, `dropped_bytes`.
+//!
 //! What is promised: an event answered APPLIED reaches the cloud at least once, unless a bound drops it, with the id it
 //! was published with, after any number of restarts and broken links. Events of one priority go out in the order they
 //! were taken; one that the cloud could not take is tried again after a pause and does not hold up the others.
 
+mod bounds;
+mod entry;
+mod figures;
 pub mod queue;
 
 #[cfg(test)]
@@ -30,12 +36,14 @@ use bytes::Bytes;
 use kubeedge_proto::v1::{Envelope, OutboxRecord, PublishEvent, Settled};
 use tokio::sync::oneshot;
 
-use self::queue::{Bounds, Changes, Now, Outcome, Queue, Refused};
+pub use self::bounds::{Bound, Bounds};
+use self::figures::Meters;
+use self::queue::{Changes, Now, Outcome, Queue, Refused};
 use super::{EdgeHub, MAX_WAITING, unix_ms};
 use crate::{
     link::session::Input,
     store::{Store, StoreError, Table},
-    system::{Context, trace::Trace},
+    system::{Context, Ports, trace::Trace},
 };
 
 crate::message_records!(OutboxRecord);
@@ -64,11 +72,12 @@ pub(super) struct Outbox {
     /// Dropped events that were logged.
     logged: u64,
     max_event_bytes: usize,
+    meters: Meters,
 }
 
 impl Outbox {
     /// What is in the store. Records that cannot be read are left out with a warning.
-    pub(super) fn load(store: &Store, bounds: Bounds, link: &crate::link::Config) -> Self {
+    pub(super) fn load(store: &Store, bounds: Bounds, link: &crate::link::Config, ports: &Ports) -> Self {
         let table = store.table::<OutboxRecord>("outbox");
         let began = Instant::now();
         let readable = table.scan_prefix(b"").filter_map(|row| match row {
@@ -81,6 +90,8 @@ impl Outbox {
         let (queue, dirty) = Queue::load(bounds, now(began), readable, new_id);
         // The session must never refuse one for its size: what waits there is less than what is under way.
         let max_event_bytes = queue.max_event_bytes().min(link.max_message_bytes).min(link.max_queued_event_bytes);
+        let meters = Meters::new(ports);
+        meters.tell(&queue);
         Self {
             store: store.clone(),
             table,
@@ -93,6 +104,7 @@ impl Outbox {
             submit_again: false,
             logged: 0,
             max_event_bytes,
+            meters,
         }
     }
 
@@ -176,6 +188,7 @@ impl Outbox {
                 let _ = publisher.send(settled.clone());
             }
         }
+        self.meters.tell(&self.queue);
     }
 
     /// What goes to the session now, and is under way from now on.
@@ -207,11 +220,13 @@ impl Outbox {
         if let Outcome::Done(place) = self.queue.settled(self.now(), &envelope.id, settled) {
             self.dirty.insert(place, None);
         }
+        self.meters.tell(&self.queue);
     }
 
     fn tick(&mut self) {
         let changes = self.queue.expire(self.now(), new_id);
         self.dirty.extend(changes);
+        self.meters.tell(&self.queue);
         let counts = self.queue.counts();
         let dropped = counts.dropped.iter().sum();
         if dropped > std::mem::replace(&mut self.logged, dropped) {
@@ -279,7 +294,7 @@ impl EdgeHub {
         ctx.spawn(
             async move {
                 for envelope in envelopes {
-                    if session.send(Input::Submit(envelope)).await.is_err() {
+                    if session.send(Input::Submit(Box::new(envelope))).await.is_err() {
                         // The link's end makes them wait for the next session.
                         return;
                     }
