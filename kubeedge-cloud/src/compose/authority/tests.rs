@@ -1,5 +1,7 @@
 //! Against the embedded API server.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use kubeedge_actors::{
     apiserver::{Config, Listen, Server},
     store::Store,
