@@ -77,7 +77,8 @@ impl End {
 }
 
 fn desired() -> DesiredState {
-    let kind = DesiredKind { r#type: Some(kubeedge_proto::resource::pods()), complete: true, as_of: 50, objects: vec![] };
+    let kind =
+        DesiredKind { r#type: Some(kubeedge_proto::resource::pods()), complete: true, as_of: 50, objects: vec![] };
     DesiredState { kinds: vec![kind] }
 }
 
