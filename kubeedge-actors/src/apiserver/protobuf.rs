@@ -324,7 +324,7 @@ mod tests {
         let quantity = field(2, &[field(1, b"cpu"), field(2, &field(1, b"0.5"))].concat());
         let path = field(1, &field(1, b"/srv"));
         let volume = [field(1, b"data"), field(2, &path)].concat();
-        let container = [field(1, b"c"), field(2, b"i"), field(8, &field(1, &quantity[2..].to_vec()))].concat();
+        let container = [field(1, b"c"), field(2, b"i"), field(8, &field(1, &quantity[2..]))].concat();
         let raw = field(2, &[field(1, &volume), field(2, &container)].concat());
         let json: Value = serde_json::from_slice(&to_json(&body("v1", "Pod", &raw)).unwrap()).unwrap();
         assert_eq!(json["spec"]["volumes"], json!([{"name": "data", "hostPath": {"path": "/srv"}}]));
