@@ -1,9 +1,9 @@
 //! Bodies in Kubernetes' protobuf, turned into JSON.
 //!
-//! kubectl sends what it makes itself (`create service`, `create token`, `drain`, `auth can-i`) as protobuf and does not
-//! try JSON after a refusal; other clients of Go do so with every kind. Types and names are those of the schemas, the
-//! numbers those of a table (`numbers`), so that every kind of Kubernetes' own that is served can come that way; answers
-//! are JSON, which clients take as well. Definitions of custom kinds come as JSON only, and so do custom objects.
+//! kubectl sends what it makes itself (`create service`, `create token`, `drain`, `auth can-i`) as protobuf and does
+//! not try JSON after a refusal; other clients of Go do so with every kind. Types and names are those of the schemas,
+//! the numbers those of a table (`numbers`), so that every kind of Kubernetes' own that is served can come that way.
+//! Answers are JSON, which clients take as well. Definitions of custom kinds and custom objects come as JSON only.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;

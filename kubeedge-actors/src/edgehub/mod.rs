@@ -186,7 +186,7 @@ impl EdgeHub {
                         let Some(session) = session else { return };
                         for body in bodies {
                             let envelope = Envelope::new("metamanager", unix_ms(), body);
-                            if session.send(Input::Submit(envelope)).await.is_err() {
+                            if session.send(Input::Submit(Box::new(envelope))).await.is_err() {
                                 return;
                             }
                         }
@@ -342,11 +342,11 @@ impl Handler<FromSession> for EdgeHub {
                 let reply = CallReply::error(501, "Unsupported", "this edge answers no calls of this type");
                 self.answer(ctx, async move { Some(Input::Reply { seq, reply }) });
             }
-            Output::Deliver { class: Class::Event, seq, envelope } => self.event_received(seq, envelope, ctx),
+            Output::Deliver { class: Class::Event, seq, envelope } => self.event_received(seq, *envelope, ctx),
             Output::Deliver { class: class @ Class::State, seq, envelope } => {
                 let trace = Trace::of(&envelope);
                 let apply = async move {
-                    match meta.apply.ask(ApplyState { envelope: Some(envelope) }, STORE_WITHIN).await {
+                    match meta.apply.ask(ApplyState { envelope: Some(*envelope) }, STORE_WITHIN).await {
                         Ok(settled) => Some(Input::Settle { class, seq, settled }),
                         Err(error) => {
                             // Whether it is on disk is not known: the digests will tell at the next hello.
@@ -426,7 +426,7 @@ impl Handler<FromSession> for EdgeHub {
 }
 
 impl EdgeHub {
-    fn settled(&mut self, envelope: Envelope, settled: Settled, ctx: &mut Context<Self>) {
+    fn settled(&mut self, envelope: Box<Envelope>, settled: Settled, ctx: &mut Context<Self>) {
         if settled.code != 0 {
             tracing::warn!(code = settled.code, "the cloud refused a report: {}", settled.reason);
         }
@@ -477,7 +477,7 @@ impl Handler<CallCloud> for EdgeHub {
         self.calls.insert(envelope.id.clone(), caller);
         Trace::stamp(&mut envelope);
         Box::pin(async move {
-            if session.send(Input::Submit(envelope)).await.is_err() {
+            if session.send(Input::Submit(Box::new(envelope))).await.is_err() {
                 return offline();
             }
             // The session answers every call, be it with a failure; without it the link is down.

@@ -7,7 +7,14 @@ use super::{
     vitals::{Observation, Phase, Vitals},
 };
 use actix::{Handler, Message};
-use std::{fmt, future::Future, pin::Pin, sync::Arc, task::Poll, time::Duration};
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{self, Poll},
+    time::Duration,
+};
 use tokio::{
     sync::{mpsc, mpsc::error::TrySendError, oneshot},
     time::timeout,
@@ -259,22 +266,36 @@ where
     /// An ask whose future is dropped, or whose deadline passes, while the message is still queued is not handled.
     pub async fn ask(&self, message: M, deadline: Duration) -> Result<M::Result, AskError> {
         let (reply, mut answer) = oneshot::channel();
-        let (taker, answered) = match self.door.put(message, Some(reply)) {
-            Ok(taker) => match next_turn(&mut answer).await {
-                Some(answered) => (taker, answered),
-                None => (taker, timeout(deadline, answer).await.map_err(|_| AskError::Timeout)?),
+        let waiting = match self.door.put(message, Some(reply)) {
+            Ok(taker) => match NextTurn::of(&mut answer).await {
+                Some(answered) => return answered.map_err(|_| self.door.why_unanswered(taker)),
+                None => Ok(taker),
             },
-            Err(refused) if refused.stopped => return Err(AskError::Stopped),
-            Err(Refused { message, reply, .. }) => {
-                let queued_and_answered = async {
-                    let taker = self.door.put_waiting(message, reply).await;
-                    let taker = taker.map_err(|TellError::Stopped| AskError::Stopped)?;
-                    Ok((taker, answer.await))
-                };
-                timeout(deadline, queued_and_answered).await.map_err(|_| AskError::Timeout)??
-            }
+            Err(refused) => Err(refused),
         };
-        answered.map_err(|_| self.door.why_unanswered(taker))
+        // Boxed, so that the future of an ask that a neighbour answers stays small.
+        Box::pin(self.wait_for_answer(waiting, answer, deadline)).await
+    }
+
+    /// With a timer: for room, if the message was refused, and for the answer.
+    async fn wait_for_answer(
+        &self,
+        put: Result<Taker, Refused<M>>,
+        answer: oneshot::Receiver<M::Result>,
+        deadline: Duration,
+    ) -> Result<M::Result, AskError> {
+        let queued_and_answered = async {
+            let taker = match put {
+                Ok(taker) => taker,
+                Err(refused) if refused.stopped => return Err(AskError::Stopped),
+                Err(Refused { message, reply, .. }) => {
+                    let taker = self.door.put_waiting(message, reply).await;
+                    taker.map_err(|TellError::Stopped| AskError::Stopped)?
+                }
+            };
+            answer.await.map_err(|_| self.door.why_unanswered(taker))
+        };
+        timeout(deadline, queued_and_answered).await.map_err(|_| AskError::Timeout)?
     }
 
     /// Sends without waiting for an answer; waits for room. Once this returns `Ok` the message is in the queue, and it
@@ -301,18 +322,28 @@ where
 /// The answer, if it is there after every other runnable task had a turn.
 ///
 /// A neighbour on the same arbiter answers within that turn: neither a timer nor a waker is worth its price before.
-async fn next_turn<F: Future + Unpin>(answer: &mut F) -> Option<F::Output> {
-    let mut waited = false;
-    std::future::poll_fn(|cx| {
-        if waited {
-            return match Pin::new(&mut *answer).poll(cx) {
-                Poll::Ready(answer) => Poll::Ready(Some(answer)),
-                Poll::Pending => Poll::Ready(None),
-            };
+struct NextTurn<'a, F> {
+    answer: &'a mut F,
+    waited: bool,
+}
+
+impl<'a, F> NextTurn<'a, F> {
+    fn of(answer: &'a mut F) -> Self {
+        Self { answer, waited: false }
+    }
+}
+
+impl<F: Future + Unpin> Future for NextTurn<'_, F> {
+    type Output = Option<F::Output>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
+        if !std::mem::replace(&mut self.waited, true) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
         }
-        waited = true;
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await
+        match Pin::new(&mut *self.answer).poll(cx) {
+            Poll::Ready(answer) => Poll::Ready(Some(answer)),
+            Poll::Pending => Poll::Ready(None),
+        }
+    }
 }

@@ -294,7 +294,7 @@ impl EdgeHub {
         ctx.spawn(
             async move {
                 for envelope in envelopes {
-                    if session.send(Input::Submit(envelope)).await.is_err() {
+                    if session.send(Input::Submit(Box::new(envelope))).await.is_err() {
                         // The link's end makes them wait for the next session.
                         return;
                     }

@@ -171,7 +171,7 @@ impl World {
             status_json: vec![b' '; size].into(),
         };
         let envelope = self.envelope(Body::StatusUpdate(update));
-        self.give(true, Input::Submit(envelope));
+        self.give(true, Input::Submit(Box::new(envelope)));
     }
 
     fn call(&mut self) {
@@ -179,14 +179,14 @@ impl World {
         envelope.timeout_ms = self.rng.random_range(1..3000);
         self.calls.insert(envelope.id.clone(), 0);
         let from_edge = self.rng.random_bool(0.5);
-        self.give(from_edge, Input::Submit(envelope));
+        self.give(from_edge, Input::Submit(Box::new(envelope)));
     }
 
     fn event(&mut self) {
         let envelope = self.envelope(Body::UserMessage(UserMessage::default()));
         self.events.insert(envelope.id.clone(), 0);
         let from_edge = self.rng.random_bool(0.5);
-        self.give(from_edge, Input::Submit(envelope));
+        self.give(from_edge, Input::Submit(Box::new(envelope)));
     }
 
     // ---- the line
@@ -310,7 +310,7 @@ impl World {
                     let last = link.generations.insert(place, update.generation);
                     assert!(last.is_none_or(|last| last < update.generation), "{place:?} went back to {update:?}");
                 }
-                end.open.push((class, seq, envelope));
+                end.open.push((class, seq, *envelope));
             }
             Output::Settled { class, envelope, settled } => {
                 assert_ne!(settled.disposition(), Disposition::Unspecified);
@@ -420,7 +420,7 @@ impl World {
     fn hub_handles_mail(&mut self) {
         let Some(link) = &mut self.link else { return };
         if let Some(envelope) = link.mailbox.pop_front() {
-            self.give(false, Input::Submit(envelope));
+            self.give(false, Input::Submit(Box::new(envelope)));
         }
     }
 
