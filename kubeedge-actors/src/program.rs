@@ -51,6 +51,14 @@ impl StopSignals {
     }
 }
 
+/// Ends the process with SIGABRT, for the service manager to start it again and a core file to show where it hung: what
+/// a program on one arbiter does [when a component blocks it](crate::system::SystemBuilder::when_blocked), for then
+/// nothing else of it can run. What was acknowledged is on disk.
+pub fn abort_when_blocked(blocked: &crate::system::Blocked) {
+    tracing::error!(component = blocked.component, held = ?blocked.held, "nothing goes on: the process ends");
+    std::process::abort();
+}
+
 /// An error and its causes in one line, for a person. A cause that the text before it already tells is left out.
 pub fn explain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();

@@ -23,7 +23,7 @@ use kubeedge_actors::{
     edgecontroller::EdgeController,
     identity::{CertificateAuthority, ClientAuth, IssuedCertificate, Tokens, server_config, system_clock},
     link,
-    program::StopSignals,
+    program::{StopSignals, abort_when_blocked},
     route::own_address,
     store::{Options, Store},
     system::{Exit, Ports, System},
@@ -100,7 +100,7 @@ async fn start(config: &CloudCore) -> Result<Running> {
     };
 
     let tokens = Tokens::new(&store);
-    let mut builder = System::builder("cloudcore");
+    let mut builder = System::builder("cloudcore").when_blocked(abort_when_blocked);
     let streams = streams::prepare(config, &authority, &server)?;
     if config.modules.edge_controller.enable {
         let gateway = streams.as_ref().map(|(_, gateway)| gateway.clone());
@@ -177,6 +177,12 @@ fn server_certificate(
     addresses.extend(Some(config.modules.cloud_stream.address).filter(|address| !address.is_unspecified()));
     let mut names = vec!["localhost".to_owned()];
     names.extend(hub.dns_names.iter().cloned());
+    #[cfg(feature = "standalone")]
+    if config.standalone.enable {
+        let (service, reached) = standalone::service_names(&config.standalone);
+        names.extend(service);
+        addresses.extend(reached);
+    }
     let subjects = names
         .iter()
         .map(|name| rustls_pki_types::ServerName::try_from(name.as_str()).context(format!("host name {name:?}")))

@@ -145,6 +145,20 @@ fn without_a_running_cloudcore_a_token_command_says_so_once() {
     assert_eq!(said.matches("No such file").count(), 1, "{said}");
 }
 
+#[cfg(feature = "standalone")]
+#[test]
+fn a_flag_with_an_impossible_address_is_refused_by_its_name() {
+    for (flag, value, expected) in [
+        ("--service-cluster-ip-range", "10.0.0.0/8", "prefix of 12 to 29 bits"),
+        ("--advertise-address", "127.0.0.1", "by which pods and nodes reach this machine"),
+    ] {
+        let refused = cloudcore(&["--standalone", flag, value]);
+        assert!(!refused.status.success());
+        let said = text(&refused.stderr);
+        assert!(said.contains(flag) && said.contains(expected), "{said}");
+    }
+}
+
 /// A cloudcore on free ports, up once its last line of the start is logged.
 fn standalone(folder: &Path) -> (Child, BufReader<ChildStderr>) {
     let (child, log, _) = started(folder);

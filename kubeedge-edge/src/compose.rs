@@ -15,7 +15,7 @@ use kubeedge_actors::{
     identity::{JoinToken, NodeIdentity, client_config, system_clock},
     link::{self, backoff},
     metamanager::{MetaManager, Tables},
-    program::StopSignals,
+    program::{StopSignals, abort_when_blocked},
     store::{Options, Store},
     system::{Exit, Ports, System},
 };
@@ -77,8 +77,9 @@ async fn start(config: &EdgeCore) -> Result<Running> {
     let store = opened.store;
     let tables = Tables::open(store.clone()).await?;
 
-    let mut builder =
-        System::builder("edgecore").component(move |ports: &Ports| MetaManager::new(tables.clone(), ports));
+    let mut builder = System::builder("edgecore")
+        .when_blocked(abort_when_blocked)
+        .component(move |ports: &Ports| MetaManager::new(tables.clone(), ports));
     if config.modules.edge_hub.enable {
         let hub = EdgeHubConfig {
             address: config.modules.edge_hub.websocket.server.to_string(),

@@ -144,6 +144,13 @@ impl Status {
         Self { details: Some(json!({})), ..Self::new(404, "NotFound", message) }
     }
 
+    /// 501: a part of a resource that a real API server has and this one does not.
+    pub fn not_implemented(kind: &Kind, subresource: &str) -> Self {
+        let what = format!("{}/{subresource}", kind.plural);
+        let message = format!("this API server does not serve {what}: reach the pod or the node itself");
+        Self { details: Some(details("", kind.group, &what)), ..Self::new(501, "NotImplemented", message) }
+    }
+
     /// 409: the name is taken.
     pub fn already_exists(kind: &Kind, name: &str) -> Self {
         let message = format!("{} \"{name}\" already exists", qualified(kind.plural, kind.group));

@@ -180,7 +180,8 @@ impl Disk {
         if disk.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY) {
             return Err(StoreError::ReadOnly(self.path.display().to_string()));
         }
-        // A file system that met an error of its own refuses writes and still calls itself writable.
+        // P-READS-OUTLIVE-WRITES: a file system that met an error of its own refuses writes and still calls itself
+        // writable.
         let mut probe = [0; super::open::ACKNOWLEDGED_BYTES];
         match self.acknowledged.read_at(&mut probe, 0)? {
             0 => {}

@@ -9,6 +9,7 @@
 //! | `kubeedge_actor_replies_in_hand` | gauge | asynchronous replies under way |
 //! | `kubeedge_actor_running` | gauge | 1 while it handles messages, 0 while it waits to be built again, stops or is gone |
 //! | `kubeedge_actor_handling_mean_seconds` | gauge | mean time a message held the arbiter, since the start |
+//! | `kubeedge_actor_blocking_seconds` | gauge | how long it has held its arbiter by now, if for half a second or longer |
 //! | `kubeedge_actor_handled_messages_total` | counter | messages handled, those that crashed included |
 //! | `kubeedge_actor_expired_asks_total` | counter | asks not handled because nobody waited any more |
 //! | `kubeedge_actor_unanswered_asks_total` | counter | asks that ended without an answer |
@@ -16,7 +17,9 @@
 //! | `kubeedge_actor_superseded_drops_total` | counter | events of topics replaced by a newer one |
 //! | `kubeedge_actor_stopped_drops_total` | counter | events of topics dropped because the component stopped |
 //! | `kubeedge_actor_panics_total` | counter | panics, in handlers, futures and replies |
+//! | `kubeedge_actor_parked_messages_total` | counter | messages that crashed their handler and are not tried again |
 //! | `kubeedge_actor_restarts_total` | counter | times it was built again |
+//! | `kubeedge_actor_stuck_total` | counter | times it was found to make no progress |
 //!
 //! What a component tells about itself ([`Figure`](super::Figure)) is a metric of its own, without a label, such as
 //! `kubeedge_edgehub_outbox_bytes`; the component's page lists them.
@@ -94,7 +97,7 @@ fn whole(n: usize) -> f64 {
     n as f64
 }
 
-fn gauges() -> [Gauge; 5] {
+fn gauges() -> [Gauge; 6] {
     [
         ("queued", "Messages in the queue", messages(), |one| whole(one.queued)),
         ("queue_capacity", "Messages the queue holds at most", messages(), |one| whole(one.capacity)),
@@ -105,10 +108,13 @@ fn gauges() -> [Gauge; 5] {
         ("handling_mean", "Mean time a message held the arbiter, since the start", Some(Unit::Seconds), |one| {
             one.mean_handling.as_secs_f64()
         }),
+        ("blocking", "How long the component has held its arbiter by now", Some(Unit::Seconds), |one| {
+            one.blocking.as_secs_f64()
+        }),
     ]
 }
 
-fn counters() -> [Counter; 8] {
+fn counters() -> [Counter; 10] {
     [
         ("overflow_drops", "Events of topics dropped because the buffer was full", None, |one| one.dropped.overflow),
         ("superseded_drops", "Events of topics replaced by a newer one", None, |one| one.dropped.superseded),
@@ -117,7 +123,9 @@ fn counters() -> [Counter; 8] {
         ("expired_asks", "Asks not handled because nobody waited any more", None, |one| one.expired),
         ("unanswered_asks", "Asks that ended without an answer", None, |one| one.unanswered),
         ("panics", "Panics, in handlers, futures and replies", None, |one| one.panics),
+        ("parked", "Messages that crashed their handler and are not tried again", messages(), |one| one.parked),
         ("restarts", "Times the component was built again", None, |one| one.restarts),
+        ("stuck", "Times the component was found to make no progress", None, |one| one.stuck),
     ]
 }
 

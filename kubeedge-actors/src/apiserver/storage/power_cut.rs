@@ -143,6 +143,7 @@ impl Ledger {
     }
 }
 
+/// P-VERSIONS-RISE
 #[test]
 fn acknowledged_changes_survive_a_power_cut() {
     let directory = tempfile::tempdir().unwrap();

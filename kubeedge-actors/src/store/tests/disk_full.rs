@@ -135,6 +135,7 @@ fn read_only_child() {
     assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "nothing was set aside");
 }
 
+/// P-READS-OUTLIVE-WRITES
 #[test]
 fn a_disk_that_fails_under_a_store_leaves_reads_and_what_was_acknowledged() {
     let name = "store::tests::disk_full::a_disk_that_fails_under_a_store_leaves_reads_and_what_was_acknowledged";
