@@ -266,27 +266,26 @@ where
     /// An ask whose future is dropped, or whose deadline passes, while the message is still queued is not handled.
     pub async fn ask(&self, message: M, deadline: Duration) -> Result<M::Result, AskError> {
         let (reply, mut answer) = oneshot::channel();
-        let taken = match self.door.put(message, Some(reply)) {
+        let waiting = match self.door.put(message, Some(reply)) {
             Ok(taker) => match NextTurn::of(&mut answer).await {
-                Some(Ok(answer)) => return Ok(answer),
-                Some(Err(_)) => return Err(self.door.why_unanswered(taker)),
+                Some(answered) => return answered.map_err(|_| self.door.why_unanswered(taker)),
                 None => Ok(taker),
             },
             Err(refused) => Err(refused),
         };
         // Boxed, so that the future of an ask that a neighbour answers stays small.
-        Box::pin(self.wait_for_answer(taken, answer, deadline)).await
+        Box::pin(self.wait_for_answer(waiting, answer, deadline)).await
     }
 
     /// With a timer: for room, if the message was refused, and for the answer.
     async fn wait_for_answer(
         &self,
-        taken: Result<Taker, Refused<M>>,
+        put: Result<Taker, Refused<M>>,
         answer: oneshot::Receiver<M::Result>,
         deadline: Duration,
     ) -> Result<M::Result, AskError> {
         let queued_and_answered = async {
-            let taker = match taken {
+            let taker = match put {
                 Ok(taker) => taker,
                 Err(refused) if refused.stopped => return Err(AskError::Stopped),
                 Err(Refused { message, reply, .. }) => {
