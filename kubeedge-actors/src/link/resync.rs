@@ -101,12 +101,15 @@ pub struct Difference {
     pub stale: bool,
 }
 
+/// The rank of pods and devices, which need the others.
+const NEEDING: u8 = 3;
+
 /// What others need comes first: configuration and models before pods and devices.
 pub fn rank(type_: &ResourceType) -> u8 {
     match type_.resource.as_str() {
         "nodes" => 0,
         "secrets" | "configmaps" | "serviceaccounts" | "devicemodels" => 1,
-        "pods" | "devices" => 3,
+        "pods" | "devices" => NEEDING,
         _ => 2,
     }
 }
@@ -144,11 +147,18 @@ pub fn difference(kinds: Vec<Kind>, touched: &HashMap<ObjectId, Touched>, same_c
     let mut completions = Vec::new();
     let mut kept = 0;
     let mut stale = false;
-    for Kind { desired, held, seen } in kinds {
+    let is_trusted = |kind: &Kind| same_cluster && kind.desired.complete && kind.desired.as_of >= kind.seen;
+    // What is needed is desired for the sake of those that need it, so it ends only when they are known.
+    let needing = |kind: &Kind| kind.desired.r#type.as_ref().is_some_and(|type_| rank(type_) == NEEDING);
+    let needing_trusted = kinds.iter().filter(|kind| needing(kind)).all(is_trusted);
+    for kind in kinds {
+        let own_trusted = is_trusted(&kind);
+        let Kind { desired, held, .. } = kind;
         let Some(type_) = desired.r#type else { continue };
         let id = TypeId::of(&type_);
-        let trusted = same_cluster && desired.complete && desired.as_of >= seen;
-        stale |= same_cluster && desired.complete && !trusted;
+        stale |= same_cluster && desired.complete && !own_trusted;
+        let trusted = own_trusted && (needing_trusted || rank(&type_) >= NEEDING);
+        let known_as_of = if same_cluster && desired.complete { desired.as_of } else { 0 };
         let as_of = desired.as_of.to_string();
         let tombstone = |entry: &InventoryEntry| {
             Step::Tombstone(ObjectTombstone {
@@ -166,7 +176,8 @@ pub fn difference(kinds: Vec<Kind>, touched: &HashMap<ObjectId, Touched>, same_c
             }
         };
         let mut names = HashSet::new();
-        for upsert in desired.objects {
+        for mut upsert in desired.objects {
+            upsert.as_of = known_as_of;
             let Some(object) = &upsert.object else { continue };
             let name = identity(&id, object.key.as_ref());
             if touched.get(&name).is_some_and(|touched| touched.overrules(&object.uid, object.version())) {
@@ -234,7 +245,7 @@ mod tests {
                 projection_hash: version,
                 ..Default::default()
             }),
-            needs: vec![],
+            ..ObjectUpsert::default()
         }
     }
 

@@ -227,6 +227,6 @@ pub(super) fn upsert(place: Place, object: Object) -> ObjectUpsert {
             json: vec![b' '; size].into(),
             projection_hash: object.version,
         }),
-        needs: vec![],
+        ..ObjectUpsert::default()
     }
 }
