@@ -32,50 +32,79 @@ pub struct Kind {
     pub seen: u64,
 }
 
-/// What was sent for a name since the desired set was asked for. It may be newer than that set, or older: the two come
-/// different ways.
+/// What was sent for a name and is not settled, or was sent since the desired set was asked for. It may be newer than that
+/// set, or older: the two come different ways. What was sent before the question is known to who answers, unless it counts
+/// higher than the answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Touched {
-    present: Option<(String, u64)>,
-    gone: HashSet<String>,
-    /// Of `gone`: the edge could not store it.
-    not_gone_there: HashSet<String>,
+    present: Option<Sent>,
+    gone: HashMap<String, Gone>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Sent {
+    uid: String,
+    version: u64,
+    /// Before the desired set was asked for.
+    before: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Gone {
+    version: u64,
+    before: bool,
+    /// The edge could not store it.
+    failed: bool,
 }
 
 impl Touched {
     /// An upsert of this uid and version was sent.
     pub fn upsert(&mut self, uid: &str, version: u64) {
         self.gone.remove(uid);
-        self.present = Some((uid.to_owned(), version));
+        self.present = Some(Sent { uid: uid.to_owned(), version, before: false });
     }
 
     /// A tombstone of this uid was sent. It says nothing about another uid under the same name.
-    pub fn tombstone(&mut self, uid: &str) {
-        self.gone.insert(uid.to_owned());
-        self.not_gone_there.remove(uid);
-        self.present.take_if(|(present, _)| present == uid);
+    pub fn tombstone(&mut self, uid: &str, version: u64) {
+        self.gone.insert(uid.to_owned(), Gone { version, before: false, failed: false });
+        self.present.take_if(|present| present.uid == uid);
+    }
+
+    /// The desired set is asked for: what was sent until now is known to who answers.
+    pub fn asked(&mut self) {
+        self.present.iter_mut().for_each(|present| present.before = true);
+        self.gone.values_mut().for_each(|gone| gone.before = true);
     }
 
     /// The edge could not store the upsert of this uid and version.
     pub fn upsert_failed(&mut self, uid: &str, version: u64) {
-        self.present.take_if(|(present, sent)| present == uid && *sent <= version);
+        self.present.take_if(|present| present.uid == uid && present.version <= version);
     }
 
     /// The edge could not store the tombstone of this uid.
     pub fn tombstone_failed(&mut self, uid: &str) {
-        self.not_gone_there.insert(uid.to_owned());
+        if let Some(gone) = self.gone.get_mut(uid) {
+            gone.failed = true;
+        }
     }
 
-    /// Whether a desired object of this uid and version must not be sent: what is gone stays gone until an upsert is
-    /// submitted, and of two versions of one name the newer stands.
-    fn overrules(&self, uid: &str, version: u64) -> bool {
-        self.gone.contains(uid) || self.present.as_ref().is_some_and(|(_, present)| *present >= version)
+    /// Whether a desired object of this uid and version, found in a list of `as_of`, must not be sent: what is gone stays
+    /// gone until an upsert is submitted, and of two versions of one name the newer stands.
+    fn overrules(&self, uid: &str, version: u64, as_of: u64) -> bool {
+        let known = |before: bool, sent: u64| before && sent <= as_of;
+        let gone = self.gone.get(uid).is_some_and(|gone| !known(gone.before, gone.version));
+        gone || self.present.as_ref().is_some_and(|present| {
+            let same = present.uid == uid && present.version == version;
+            same || (present.version >= version && !known(present.before, present.version))
+        })
     }
 
-    /// Whether what was sent decides about a held object of this uid.
-    fn covers(&self, uid: &str) -> bool {
-        (self.gone.contains(uid) && !self.not_gone_there.contains(uid))
-            || self.present.as_ref().is_some_and(|(present, _)| present == uid)
+    /// Whether what was sent decides about a held object of this uid that is not in a list of `as_of`.
+    fn covers(&self, uid: &str, as_of: u64) -> bool {
+        self.gone.get(uid).is_some_and(|gone| !gone.failed)
+            || self.present.as_ref().is_some_and(|present| {
+                present.uid == uid && !(present.before && present.version <= as_of)
+            })
     }
 }
 
@@ -180,7 +209,14 @@ pub fn difference(kinds: Vec<Kind>, touched: &HashMap<ObjectId, Touched>, same_c
             upsert.as_of = known_as_of;
             let Some(object) = &upsert.object else { continue };
             let name = identity(&id, object.key.as_ref());
-            if touched.get(&name).is_some_and(|touched| touched.overrules(&object.uid, object.version())) {
+            if touched.get(&name).is_some_and(|touched| touched.overrules(&object.uid, object.version(), known_as_of)) {
+                // What is held of it is desired all the same, unless a tombstone is on its way.
+                if touched.get(&name).is_some_and(|touched| !touched.gone.contains_key(&object.uid)) {
+                    if there.get(&name).is_some_and(|entry| entry.uid == object.uid) {
+                        there.remove(&name);
+                    }
+                    names.insert(name);
+                }
                 continue;
             }
             let entry = there.remove(&name);
@@ -205,7 +241,7 @@ pub fn difference(kinds: Vec<Kind>, touched: &HashMap<ObjectId, Touched>, same_c
         }
         let mut ends = Vec::new();
         for (name, entry) in there {
-            if touched.get(&name).is_some_and(|touched| touched.covers(&entry.uid)) {
+            if touched.get(&name).is_some_and(|touched| touched.covers(&entry.uid, known_as_of)) {
                 continue;
             }
             if trusted {
@@ -216,7 +252,8 @@ pub fn difference(kinds: Vec<Kind>, touched: &HashMap<ObjectId, Touched>, same_c
         }
         deletions.push(ends);
         if trusted {
-            let sent = touched.iter().filter(|(name, touched)| name.type_ == id && touched.present.is_some());
+            let present = |touched: &Touched| touched.present.as_ref().is_some_and(|sent| !sent.before);
+            let sent = touched.iter().filter(|(name, touched)| name.type_ == id && present(touched));
             names.extend(sent.map(|(name, _)| name.clone()));
             let count = u32::try_from(names.len()).unwrap_or(u32::MAX);
             completions.push(Step::Complete(InventoryComplete { r#type: Some(type_), as_of: desired.as_of, count }));

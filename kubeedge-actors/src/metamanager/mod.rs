@@ -20,13 +20,14 @@ use kubeedge_proto::v1::{
     ApplyState, BoxRecord, CompleteInventory, DescribeStore, InventoryList, KindCompleted, KindRecord, KubeObject,
     ListInventory, ObjectKey, ObjectList, ObjectsChanged, ObjectsReloaded, PendingReports, PendingReportsList,
     ReadObjects, ReportSettled, ReportStatus, ReportsPending, ResourceType, SessionStarted, Settled, StoreBookmark,
-    StoreDescription,
+    StoreDescription, envelope::Body,
 };
 use thiserror::Error;
+use tokio::sync::oneshot;
 
 use self::{
     reports::{ReportKey, Reports},
-    state::{Change, State},
+    state::{Change, Instead, State},
 };
 use crate::{
     store::{Store, StoreError, Table},
@@ -49,6 +50,8 @@ pub struct MetaManager {
     reloaded: Topic<ObjectsReloaded>,
     completed: Topic<KindCompleted>,
     pending: Option<Port<ReportsPending>>,
+    /// State that needs what is being written. The session's window bounds it.
+    waiting: Vec<(Box<Body>, oneshot::Sender<Settled>)>,
     /// A `ReportsPending` waits for room in EdgeHub's queue.
     telling: bool,
 }
@@ -137,6 +140,7 @@ impl MetaManager {
             reloaded: ports.topic(),
             completed: ports.topic(),
             pending: ports.optional(),
+            waiting: Vec::new(),
             telling: false,
         }
     }
@@ -161,6 +165,30 @@ impl MetaManager {
         [type_.to_string().as_bytes(), key.namespace.as_bytes(), key.name.as_bytes()].join(&0)
     }
 
+    fn apply(&mut self, body: Option<Body>) -> ResponseActFuture<Self, Settled> {
+        match self.state.apply(body) {
+            Ok(change) => self.commit(change),
+            Err(Instead::Answer(answer)) => self.answer(answer),
+            Err(Instead::Later(body)) => {
+                let (sender, answer) = oneshot::channel();
+                self.waiting.push((body, sender));
+                let lost = |_| Settled::rejected(503, "MetaManager was built again");
+                Box::pin(async move { answer.await.unwrap_or_else(lost) }.into_actor(self))
+            }
+        }
+    }
+
+    /// Applies what has waited for a commit; what waits for another one waits on.
+    fn apply_waiting(&mut self, ctx: &mut Context<Self>) {
+        for (body, sender) in std::mem::take(&mut self.waiting) {
+            let applied = self.apply(Some(*body));
+            ctx.spawn(applied.map(move |answer, _, _| {
+                // Who gave up waiting compares again.
+                let _ = sender.send(answer);
+            }));
+        }
+    }
+
     /// Commits a change, then tells it. The answer comes when all that is done.
     fn commit(&mut self, change: Change) -> ResponseActFuture<Self, Settled> {
         let mut batch = self.tables.store.batch();
@@ -171,11 +199,12 @@ impl MetaManager {
         }
         batch.put(&self.tables.kinds, change.type_.to_string().as_bytes(), &change.record);
         let changed = self.changed.clone();
-        Box::pin(batch.commit().into_actor(self).then(move |committed, this, _| {
+        Box::pin(batch.commit().into_actor(self).then(move |committed, this, ctx| {
             if let Err(error) = &committed {
                 tracing::error!(type_ = %change.type_, key = %change.key, "not on disk: {error}");
             }
             let (answer, news) = this.state.applied(change, said(committed));
+            this.apply_waiting(ctx);
             async move {
                 for change in news {
                     changed.announce(change).await;
@@ -251,10 +280,7 @@ impl Handler<ApplyState> for MetaManager {
     type Result = ResponseActFuture<Self, Settled>;
 
     fn handle(&mut self, message: ApplyState, _: &mut Context<Self>) -> Self::Result {
-        match self.state.apply(message.envelope.and_then(|envelope| envelope.body)) {
-            Ok(change) => self.commit(change),
-            Err(answer) => self.answer(answer),
-        }
+        self.apply(message.envelope.and_then(|envelope| envelope.body))
     }
 }
 

@@ -40,6 +40,15 @@ pub struct Change {
     pub news: Vec<ObjectsChanged>,
 }
 
+/// What becomes of a message that changes nothing now.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Instead {
+    /// Its answer.
+    Answer(Settled),
+    /// It needs what is being written: apply it again when that commit is over.
+    Later(Box<Body>),
+}
+
 impl State {
     /// What is on disk.
     pub fn load(
@@ -57,13 +66,26 @@ impl State {
         Self { index, this_box, writing: HashSet::new() }
     }
 
-    /// What a State message of the cloud changes; the error is its answer.
-    pub fn apply(&mut self, body: Option<Body>) -> Result<Change, Settled> {
+    /// What a State message of the cloud changes.
+    pub fn apply(&mut self, body: Option<Body>) -> Result<Change, Instead> {
         match body {
-            Some(Body::ObjectUpsert(upsert)) => self.upsert(upsert),
-            Some(Body::ObjectTombstone(tombstone)) => self.tombstone(tombstone),
-            _ => Err(Settled::rejected(501, "MetaManager takes no State of this type")),
+            Some(Body::ObjectUpsert(upsert)) => {
+                if self.waits(&upsert) {
+                    return Err(Instead::Later(Box::new(Body::ObjectUpsert(upsert))));
+                }
+                self.upsert(upsert).map_err(Instead::Answer)
+            }
+            Some(Body::ObjectTombstone(tombstone)) => self.tombstone(tombstone).map_err(Instead::Answer),
+            _ => Err(Instead::Answer(Settled::rejected(501, "MetaManager takes no State of this type"))),
         }
+    }
+
+    /// Whether something that is needed is on its way to the disk.
+    fn waits(&self, upsert: &ObjectUpsert) -> bool {
+        upsert.needs.iter().filter(|needed| !self.has(needed)).any(|needed| {
+            let (Some(type_), Some(key)) = (&needed.r#type, &needed.key) else { return false };
+            self.writing.contains(&(type_.clone(), key.clone()))
+        })
     }
 
     fn upsert(&mut self, upsert: ObjectUpsert) -> Result<Change, Settled> {

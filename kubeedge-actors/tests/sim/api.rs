@@ -2,10 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kubeedge_actors::edgecontroller::{
-    references::{ConfigKey, ConfigKind},
-    writes::{Refused, Request},
-};
+use kubeedge_actors::edgecontroller::writes::{Refused, Request};
 use kubeedge_proto::resource;
 use serde_json::{Value, json};
 
@@ -29,10 +26,6 @@ pub fn name_of((kind, number): Place) -> String {
 pub fn place_of(name: &str) -> Place {
     let number = name[1..].parse().expect("a name of the model");
     if name.starts_with('c') { (Kind::Config, number) } else { (Kind::Pod, number) }
-}
-
-pub fn config_key(number: usize) -> ConfigKey {
-    ConfigKey { kind: ConfigKind::ConfigMap, namespace: NAMESPACE.into(), name: name_of((Kind::Config, number)) }
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -7,7 +7,7 @@ use kubeedge_actors::{
     edged::book::Effect,
     edgehub::{outbox::ledger::{Next, Written}, reports::FETCH, session_refused},
     link::session::{Class, Input, Output},
-    metamanager::reports::ReportKey,
+    metamanager::{reports::ReportKey, state::Instead},
 };
 use kubeedge_proto::{
     resource,
@@ -64,15 +64,7 @@ impl World {
                 Err(settled) => self.answer(id, Input::Settle { class: Class::Event, seq, settled }),
                 Ok(()) => self.take_event(box_, id, seq, &envelope),
             },
-            Output::Deliver { class: Class::State, seq, envelope } => match edge.meta.state.apply(envelope.body) {
-                Ok(change) => self.boxes[box_].commit(Rows::Change(Box::new(change)), Then::Applied(id, seq)),
-                Err(settled) => {
-                    if settled.code == 503 && settled.reason.contains("needs") {
-                        self.counts.saw("a pod that came before what it needs was refused for now");
-                    }
-                    self.answer(id, Input::Settle { class: Class::State, seq, settled });
-                }
-            },
+            Output::Deliver { class: Class::State, seq, envelope } => self.apply_state(box_, id, seq, envelope.body),
             Output::NeedInventory(type_) => {
                 let entries = edge.meta.state.index.inventory(&type_);
                 self.answer(id, Input::InventoryKnown { type_, entries });
@@ -82,6 +74,9 @@ impl World {
                     complete: Some(complete.clone()),
                     cluster_uid: edge.hub.cluster_uid.clone(),
                 };
+                if self.talks {
+                    println!("      box {box_}: {complete:?}");
+                }
                 if let Ok(record) = edge.meta.state.complete(message) {
                     edge.hub.waits = true;
                     self.check_complete(box_, &complete);
@@ -113,6 +108,23 @@ impl World {
         }
     }
 
+    fn apply_state(&mut self, box_: usize, id: usize, seq: u64, body: Option<Body>) {
+        let Some(edge) = &mut self.boxes[box_].edge else { return };
+        match edge.meta.state.apply(body) {
+            Ok(change) => self.boxes[box_].commit(Rows::Change(Box::new(change)), Then::Applied(id, seq)),
+            Err(Instead::Later(body)) => edge.meta.waiting.push((body, id, seq)),
+            Err(Instead::Answer(settled)) => {
+                if self.talks {
+                    println!("      box {box_} answers: {settled:?}");
+                }
+                if settled.code == 503 && settled.reason.contains("needs") {
+                    self.counts.saw("a pod that came before what it needs was refused for now");
+                }
+                self.answer(id, Input::Settle { class: Class::State, seq, settled });
+            }
+        }
+    }
+
     /// An answer of a component goes to the session it came by, if that still stands.
     fn answer(&mut self, id: usize, input: Input) {
         let now = self.now;
@@ -136,6 +148,7 @@ impl World {
         edge.hub.waits = false;
         edge.hub.reports.clear();
         edge.hub.ledger.session_over();
+        self.end_calls(id, true);
         if let Some(line) = self.lines.get_mut(&id) {
             line.close(true);
         }
@@ -183,6 +196,10 @@ impl World {
             (Then::Applied(id, seq), Rows::Change(change)) => {
                 let kept = (change.type_.clone(), change.key.clone(), change.object.clone());
                 let (settled, news) = edge.meta.state.applied(*change, written);
+                if self.talks {
+                    let uid = kept.2.as_ref().map_or("nothing", |object| object.uid.as_str());
+                    println!("      box {box_} has on disk: {} {}: {uid} ({})", kept.0, kept.1, settled.code);
+                }
                 edge.news.extend(news.into_iter().map(News::Changed));
                 if settled.code == 0 {
                     let at = object_key(&kept.0.resource, &kept.1);
@@ -191,6 +208,11 @@ impl World {
                     self.counts.saw("State was applied at the edge");
                 }
                 self.answer(id, Input::Settle { class: Class::State, seq, settled });
+                let waiting = self.boxes[box_].edge.as_mut().map(|edge| std::mem::take(&mut edge.meta.waiting));
+                for (body, id, seq) in waiting.into_iter().flatten() {
+                    self.apply_state(box_, id, seq, Some(*body));
+                    self.settle(id);
+                }
                 self.settle(id);
             }
             (Then::SessionKept(id), Rows::Box(record)) => {
@@ -220,9 +242,13 @@ impl World {
                 self.settle(id);
             }
             (Then::Counted, _) => self.connect(box_),
-            (Then::Reported, Rows::Report(_, report)) => match written {
-                Ok(()) => self.fetch_reports(box_),
-                Err(_) => self.boxes[box_].again.extend(report.map(|report| *report)),
+            (Then::Reported(uid, said), Rows::Report(_, report)) => match written {
+                Ok(()) => {
+                    let newest = self.boxes[box_].statuses.entry(uid).or_default();
+                    *newest = said.max(*newest);
+                    self.fetch_reports(box_);
+                }
+                Err(_) => self.boxes[box_].again.extend(report.map(|report| (*report, uid, said))),
             },
             (Then::Outbox, Rows::Outbox(changes)) => {
                 let written = if ok { Written::Yes } else { Written::No(507, "full".into()) };
@@ -350,19 +376,18 @@ impl World {
     // ---- Edged
 
     /// MetaManager takes a report of Edged.
-    fn report(&mut self, box_: usize, mut report: ReportStatus) {
+    fn report(&mut self, box_: usize, mut report: ReportStatus, uid: String, said: u64) {
         let Some(edge) = &mut self.boxes[box_].edge else { return };
         let key = ReportKey::of(&report).expect("a report names its object");
         if edge.meta.reports.take(&key, &mut report) {
-            self.boxes[box_].commit(Rows::Report(key, Some(Box::new(report))), Then::Reported);
+            self.boxes[box_].commit(Rows::Report(key, Some(Box::new(report))), Then::Reported(uid, said));
         }
     }
 
-    fn status_json(&mut self, box_: usize, uid: &str) -> Bytes {
+    fn status_json(&mut self, box_: usize) -> (Bytes, u64) {
         self.boxes[box_].said += 1;
         let said = self.boxes[box_].said;
-        self.boxes[box_].statuses.insert(uid.to_owned(), said);
-        json!({"phase": "Running", "message": format!("{box_}:{said}")}).to_string().into()
+        (json!({"phase": "Running", "message": format!("{box_}:{said}")}).to_string().into(), said)
     }
 
     /// A pod that runs has something to say.
@@ -377,20 +402,21 @@ impl World {
             return;
         }
         let (uid, name) = uids[which % uids.len()].clone();
+        let (status_json, said) = self.status_json(box_);
         let update = StatusUpdate {
             r#type: Some(resource::pods()),
             key: Some(ObjectKey::new(NAMESPACE, name)),
             uid: uid.clone(),
             generation: 0,
-            status_json: self.status_json(box_, &uid),
+            status_json,
         };
-        self.report(box_, ReportStatus { report: Some(Report::Update(update)) });
+        self.report(box_, ReportStatus { report: Some(Report::Update(update)) }, uid, said);
     }
 
     /// Workers tell again what could not be kept.
     pub fn report_again(&mut self, box_: usize) {
-        for report in std::mem::take(&mut self.boxes[box_].again) {
-            self.report(box_, report);
+        for (report, uid, said) in std::mem::take(&mut self.boxes[box_].again) {
+            self.report(box_, report, uid, said);
         }
     }
 
@@ -430,10 +456,10 @@ impl World {
         self.note(|| format!("box {box_}: pod {uid} has ended"));
         if report {
             self.boxes[box_].told_end.insert(uid.clone());
-            let status_json = self.status_json(box_, &uid);
+            let (status_json, said) = self.status_json(box_);
             let key = Some(ObjectKey::new(NAMESPACE, name));
-            let pod = PodTerminated { key, uid, generation: 0, status_json };
-            self.report(box_, ReportStatus { report: Some(Report::Terminated(pod)) });
+            let pod = PodTerminated { key, uid: uid.clone(), generation: 0, status_json };
+            self.report(box_, ReportStatus { report: Some(Report::Terminated(pod)) }, uid, said);
         }
         self.apply(box_, effects);
     }
@@ -521,9 +547,16 @@ impl World {
     }
 
     pub fn call_ended(&mut self, id: &Bytes) {
-        let ends = self.calls.entry(id.clone()).or_default();
+        let (_, _, ends) = self.calls.get_mut(id).expect("a call of the model");
         *ends += 1;
         assert_eq!(*ends, 1, "a call ends once");
+    }
+
+    /// An end is gone: its owner tells every caller.
+    pub fn end_calls(&mut self, line: usize, of_edge: bool) {
+        for call in self.calls.values_mut().filter(|call| (call.0, call.1, call.2) == (line, of_edge, 0)) {
+            call.2 = 1;
+        }
     }
 
     // ---- what only a box knows

@@ -216,6 +216,7 @@ impl World {
         line.close(false);
         line.inputs.clear();
         line.ask_again = None;
+        self.end_calls(id, false);
         for event in self.down_events.values_mut().filter(|event| event.line == Some(id)) {
             event.line = None;
         }
@@ -403,6 +404,16 @@ impl World {
                 line.ask_again_after = (line.ask_again_after * 2).min(Duration::from_secs(300));
                 self.counts.hit(Fault::ListPartial);
             }
+            self.note(|| {
+                let kinds = state.kinds.iter().map(|kind| {
+                    let names: Vec<_> = (kind.objects.iter().filter_map(|it| it.object.as_ref()))
+                        .map(|it| format!("{}@{}", it.uid, it.resource_version))
+                        .collect();
+                    let complete = if kind.complete { "all" } else { "some" };
+                    format!("{complete} as of {}: {names:?}", kind.as_of)
+                });
+                format!("connection {id} is told what is desired: {}", kinds.collect::<Vec<_>>().join("; "))
+            });
             let Some(line) = self.lines.get_mut(&id) else { continue };
             line.inputs.push_back(Input::DesiredKnown(state));
             self.settle(id);
@@ -423,7 +434,10 @@ impl World {
                 cloud.questions.push((id, now + Duration::from_secs(5)));
                 self.answer_questions();
             }
-            Some(Mail::Recheck) => self.recheck_all(),
+            Some(Mail::Recheck) => {
+                self.note(|| "every node is to be compared".into());
+                self.recheck_all();
+            }
             Some(Mail::Apply { line, epoch, serial, class, seq, envelope }) => {
                 let node = self.lines.get(&line).map_or("gone", |line| line.node);
                 let settled = match cloud.sessions.of(node, epoch) {
@@ -594,6 +608,7 @@ impl World {
                 line.inputs.clear();
                 line.ask_again = None;
             }
+            self.end_calls(id, false);
         }
         for event in self.down_events.values_mut() {
             event.line = None;

@@ -22,7 +22,6 @@ use kubeedge_actors::{
         received::{Received, Remember},
         reports::InFlight,
     },
-    link::session::Output,
     metamanager::{
         reports::{ReportKey, Reports},
         state::{Change, State},
@@ -30,7 +29,7 @@ use kubeedge_actors::{
 };
 use kubeedge_proto::{
     resource,
-    v1::{BoxRecord, KindRecord, KubeObject, ObjectKey, ObjectsChanged, OutboxRecord, ReportStatus, Settled},
+    v1::{BoxRecord, KindRecord, KubeObject, ObjectKey, ObjectsChanged, OutboxRecord, ReportStatus, Settled, envelope::Body},
 };
 
 use crate::dice::Dice;
@@ -65,7 +64,8 @@ pub enum Then {
     Completed(usize),
     /// The count of a connection that is to be made.
     Counted,
-    Reported,
+    /// A status of this uid and count: its worker is told.
+    Reported(String, u64),
     Forgotten,
     Outbox,
     /// An event of the cloud: its connection, sequence and the taker's word.
@@ -137,7 +137,6 @@ pub struct Hub {
     pub connection: Option<usize>,
     pub established: bool,
     pub cluster_uid: String,
-    pub outputs: VecDeque<Output>,
     /// The next output is taken when a commit is over.
     pub waits: bool,
     pub fetch_at: Option<Duration>,
@@ -147,6 +146,8 @@ pub struct Hub {
 pub struct Meta {
     pub state: State,
     pub reports: Reports,
+    /// State that needs what is being written: its connection and sequence.
+    pub waiting: Vec<(Box<Body>, usize, u64)>,
 }
 
 /// edgecore while it lives.
@@ -164,7 +165,6 @@ pub struct Edge {
 
 pub struct Box_ {
     pub node: &'static str,
-    pub instance: [u8; 16],
     pub disk: Disk,
     pub full: bool,
     pub commits: VecDeque<Commit>,
@@ -175,7 +175,7 @@ pub struct Box_ {
     pub wanted_connection: bool,
     /// Of the wall clock against the world's, in milliseconds.
     pub clock: i64,
-    /// Counts of what pods said about themselves; the newest per uid.
+    /// Counts of what pods said about themselves and MetaManager took; the newest per uid.
     pub statuses: BTreeMap<String, u64>,
     pub said: u64,
     /// Uids whose end was reported.
@@ -186,7 +186,7 @@ pub struct Box_ {
     pub promised: BTreeSet<Bytes>,
     pub slow_until: Duration,
     /// Reports that MetaManager could not keep: their workers try again.
-    pub again: Vec<ReportStatus>,
+    pub again: Vec<(ReportStatus, String, u64)>,
     pub dice: Dice,
 }
 
@@ -198,7 +198,6 @@ impl Box_ {
         let this_box = BoxRecord { instance_id: instance.to_vec().into(), ..BoxRecord::default() };
         Self {
             node,
-            instance,
             disk: Disk { this_box, ..Disk::default() },
             full: false,
             commits: VecDeque::new(),
@@ -233,7 +232,7 @@ impl Box_ {
         for report in self.disk.reports.values() {
             reports.load(ReportKey::of(report).expect("a report names its object"), report.clone());
         }
-        Meta { state, reports }
+        Meta { state, reports, waiting: Vec::new() }
     }
 
     pub fn load_hub(&mut self, clock: Duration) -> Hub {
@@ -248,7 +247,6 @@ impl Box_ {
             connection: None,
             established: false,
             cluster_uid: String::new(),
-            outputs: VecDeque::new(),
             waits: false,
             fetch_at: None,
         }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use crate::{
+    api::Kind,
     dice::Dice,
     faults::{Counts, Fault},
     steps::What,
@@ -26,7 +27,7 @@ pub struct History {
 }
 
 /// Steps of one history, at least and fewer than.
-const STEPS: (usize, usize) = (60, 220);
+const STEPS: (usize, usize) = (30, 150);
 
 impl History {
     pub fn of(seed: u64) -> Self {
@@ -48,6 +49,9 @@ impl History {
     pub fn run(&self, talks: bool) -> Result<Counts, String> {
         let run = || {
             let mut world = World::new(self.seed, talks);
+            if self.seed % 3 != 0 {
+                world.begin_at_work();
+            }
             for (number, step) in self.steps.iter().enumerate() {
                 world.note(|| format!("-- {number} {:?}", step.what));
                 world.step(step.what, &mut Dice::new(step.chance));
@@ -107,6 +111,19 @@ pub fn keep_panics() {
 }
 
 impl World {
+    /// Everybody is connected and some pods run.
+    fn begin_at_work(&mut self) {
+        let node = crate::world::NODES[0];
+        for number in 0..2 {
+            self.api().create((Kind::Config, number), "", Vec::new(), 1, false);
+            self.api().create((Kind::Pod, number), node, vec![number], 1, false);
+        }
+        for number in 0..self.boxes.len() {
+            self.reconnect(number);
+        }
+        self.everything_moves(0);
+    }
+
     /// Nothing fails any more: everybody comes to agree, within a bounded time (`P-CONVERGES`).
     pub fn heal(&mut self) {
         self.heals = true;

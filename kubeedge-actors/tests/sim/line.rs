@@ -147,7 +147,7 @@ impl Line {
                     crate::promise!(!twice, "P-ORDER-PER-KEY", "two messages about {key} are open at a time");
                     if let Some(Body::StatusUpdate(update)) = &envelope.body {
                         let last = end.generations.insert(format!("{key}/{}", update.uid), update.generation);
-                        let rises = last.is_none_or(|last| last < update.generation);
+                        let rises = last.is_none_or(|last| last <= update.generation);
                         crate::promise!(rises, "P-ORDER-PER-KEY", "{key} went back to {}", update.generation);
                     }
                     end.open.push((*seq, key));

@@ -34,8 +34,8 @@ steps! {
     CreatePod 40  CreateConfig 30  ChangePod 12  ChangeConfig 20  DeletePod 20  RemovePod 10  RemoveConfig 8
     Bump 4  Snapshot 15
     // what goes its way
-    Watch 120  Controller 110  ApiServer 60  Deliver 260  Commit 160  Edged 90  EdgedReads 40  EdgedLists 20  PodSays 40
-    PodEnds 30  Publish 30  DownEvent 12  SendDown 12  Call 10  Connect 60  Time 60  LongTime 6
+    Flow 220  Watch 60  Controller 60  ApiServer 40  Deliver 100  Commit 60  Edged 40  EdgedReads 20  EdgedLists 20
+    PodSays 60  PodEnds 30  Publish 30  DownEvent 12  SendDown 12  Call 10  Connect 60  Time 60  LongTime 6
     // what goes wrong
     Cut 10  CutInMessage 5  HalfOpen 8  Delay 8  Tamper 4  Unknown 4
     RestartEdge 8  PowerCut 4  RestartCloud 4  RebuildMeta 6  RebuildHub 4  RebuildEdged 4  RebuildController 4
@@ -111,6 +111,23 @@ impl World {
             }
             What::Snapshot => self.api().snapshot(),
 
+            What::Flow => {
+                const FLOW: [What; 10] = [
+                    What::Watch,
+                    What::Watch,
+                    What::Controller,
+                    What::Controller,
+                    What::ApiServer,
+                    What::Deliver,
+                    What::Deliver,
+                    What::Deliver,
+                    What::Commit,
+                    What::Edged,
+                ];
+                for _ in 0..dice.below(16) {
+                    self.step(FLOW[dice.below(FLOW.len())], dice);
+                }
+            }
             What::Watch => drop(self.watch(dice, false)),
             What::StaleList => {
                 self.break_watches();
@@ -299,6 +316,10 @@ impl World {
                 }
             }
             What::OtherCluster => {
+                // A box that knows none yet takes the first, whichever it is.
+                if self.boxes.iter().any(|it| it.disk.this_box.cluster_uid != self.apis[0].cluster) {
+                    return;
+                }
                 self.which = 1 - self.which;
                 if self.which == 1 {
                     self.hit(Fault::OtherCluster);
@@ -342,7 +363,7 @@ impl World {
         }
         let mut envelope = self.envelope(Body::RegisterNode(RegisterNode::default()));
         envelope.timeout_ms = 1 + dice.below(3000) as u32;
-        self.calls.insert(envelope.id.clone(), 0);
+        self.calls.insert(envelope.id.clone(), (id, from_edge, 0));
         self.give(id, from_edge, Input::Submit(envelope));
     }
 
@@ -519,12 +540,14 @@ impl World {
         let waiting: Vec<Then> = {
             let it = &mut self.boxes[box_];
             let mine = |then: &Then| {
-                matches!(then, Then::Applied(..) | Then::SessionKept(_) | Then::Completed(_) | Then::Counted | Then::Reported | Then::Forgotten)
+                matches!(then, Then::Applied(..) | Then::SessionKept(_) | Then::Completed(_) | Then::Counted | Then::Forgotten)
             };
             let mut waiting = Vec::new();
             for commit in it.commits.iter_mut().filter(|commit| mine(&commit.then)) {
                 waiting.push(std::mem::replace(&mut commit.then, Then::Nobody));
             }
+            let later = it.edge.as_mut().map(|edge| std::mem::take(&mut edge.meta.waiting)).unwrap_or_default();
+            waiting.extend(later.into_iter().map(|(_, id, seq)| Then::Applied(id, seq)));
             waiting
         };
         while self.commits(box_) {}

@@ -55,8 +55,8 @@ pub struct World {
     /// Requests of a cloud that no longer waits for them.
     pub late: Vec<(usize, Request, u64)>,
     pub down_events: BTreeMap<Bytes, DownEvent>,
-    /// Calls of either side, with how often they ended.
-    pub calls: BTreeMap<Bytes, u32>,
+    /// Calls: their connection, whether they are the edge's, and how often they ended.
+    pub calls: BTreeMap<Bytes, (usize, bool, u32)>,
     /// What a pod, in a version, was sent to need; one set for each time it was.
     pub needed: BTreeMap<(String, u64), Vec<BTreeSet<String>>>,
     edge_config: Config,
@@ -98,6 +98,12 @@ impl World {
             dice,
         };
         world.cloud = Some(Cloud::new(world.now));
+        // Some worlds begin with boxes that have never met a cloud.
+        if world.dice.percent(60) {
+            for box_ in &mut world.boxes {
+                box_.disk.this_box.cluster_uid = world.apis[0].cluster.clone();
+            }
+        }
         for box_ in [MAIN, OTHER] {
             world.boxes[box_].boot(world.now);
             world.boxes[box_].wanted_connection = true;

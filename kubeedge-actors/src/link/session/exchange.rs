@@ -53,8 +53,9 @@ fn touch(touched: &mut HashMap<ObjectId, Touched>, envelope: &Envelope) {
                 touched.entry(ObjectId::of(type_, key)).or_default().upsert(&object.uid, object.version());
             }
         }
-        Some(Body::ObjectTombstone(ObjectTombstone { r#type: Some(type_), key: Some(key), uid, .. })) => {
-            touched.entry(ObjectId::of(type_, key)).or_default().tombstone(uid);
+        Some(Body::ObjectTombstone(ObjectTombstone { r#type: Some(type_), key: Some(key), uid, resource_version })) => {
+            let version = version_number(resource_version);
+            touched.entry(ObjectId::of(type_, key)).or_default().tombstone(uid, version);
         }
         _ => {}
     }
@@ -89,6 +90,7 @@ impl Exchange {
         for envelope in unsettled {
             touch(&mut self.touched, envelope);
         }
+        self.touched.values_mut().for_each(Touched::asked);
         self.phase = Phase::AwaitDesired;
         true
     }
