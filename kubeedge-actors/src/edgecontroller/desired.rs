@@ -109,7 +109,7 @@ impl Desired {
         let mut listed = HashSet::new();
         for pod in pods {
             listed.insert(key_of(&pod));
-            self.apply_pod(now, pod, &mut effects);
+            self.apply_pod(now, pod, as_of, &mut effects);
         }
         let gone: Vec<PodKey> = self.pods.keys().filter(|key| !listed.contains(*key)).cloned().collect();
         for key in gone {
@@ -126,7 +126,7 @@ impl Desired {
     pub fn pod_applied(&mut self, now: Duration, pod: Value) -> Vec<Effect> {
         let mut effects = Vec::new();
         let version = version_of(&pod);
-        self.apply_pod(now, pod, &mut effects);
+        self.apply_pod(now, pod, version, &mut effects);
         self.pods_bookmark(version);
         effects
     }
@@ -190,7 +190,7 @@ impl Desired {
                     {
                         effects.push(Effect::Tombstone(node.clone(), tombstone(old, as_of)));
                     }
-                    effects.push(Effect::Upsert(node.clone(), upsert(new)));
+                    effects.push(Effect::Upsert(node.clone(), ObjectUpsert { as_of: config.as_of, ..upsert(new) }));
                 }
             }
             (Known::Present(old), _) => {
@@ -221,7 +221,7 @@ impl Desired {
         for entry in self.pods.values_mut() {
             if entry.held_since.is_some_and(|since| now.saturating_sub(since) >= HOLD) {
                 entry.held_since = None;
-                effects.push(entry.effect(&self.configs));
+                effects.push(entry.effect(&self.configs, self.pods_as_of.unwrap_or(0)));
             }
         }
         effects
@@ -274,7 +274,8 @@ impl Desired {
         self.by_node.get(node).into_iter().flatten().filter_map(|key| self.pods.get(key))
     }
 
-    fn apply_pod(&mut self, now: Duration, pod: Value, effects: &mut Vec<Effect>) {
+    /// `as_of`: up to which version this is known to be the pod.
+    fn apply_pod(&mut self, now: Duration, pod: Value, as_of: u64, effects: &mut Vec<Effect>) {
         let node = text(&pod, "/spec/nodeName").to_owned();
         if node.is_empty() {
             return;
@@ -318,7 +319,7 @@ impl Desired {
         }
         let entry = PodEntry { node, object, names, ending, held_since };
         if entry.held_since.is_none() {
-            effects.push(entry.effect(&self.configs));
+            effects.push(entry.effect(&self.configs, as_of));
         }
         self.pods.insert(key, entry);
     }
@@ -353,7 +354,8 @@ impl Desired {
         if *users == 1
             && let Known::Present(object) = &config.known
         {
-            effects.push(Effect::Upsert(node.to_owned(), upsert(object)));
+            let as_of = config.as_of;
+            effects.push(Effect::Upsert(node.to_owned(), ObjectUpsert { as_of, ..upsert(object) }));
         }
     }
 
@@ -380,14 +382,14 @@ impl Desired {
             |name: &ConfigKey| self.configs.get(name).is_some_and(|config| !matches!(config.known, Known::NotYet));
         if entry.held_since.is_some() && entry.names.iter().all(known) {
             entry.held_since = None;
-            effects.push(entry.effect(&self.configs));
+            effects.push(entry.effect(&self.configs, self.pods_as_of.unwrap_or(0)));
         }
     }
 }
 
 impl PodEntry {
-    fn effect(&self, configs: &HashMap<ConfigKey, ConfigEntry>) -> Effect {
-        Effect::Upsert(self.node.clone(), self.upsert(configs))
+    fn effect(&self, configs: &HashMap<ConfigKey, ConfigEntry>, as_of: u64) -> Effect {
+        Effect::Upsert(self.node.clone(), ObjectUpsert { as_of, ..self.upsert(configs) })
     }
 
     /// The pod, with those of the objects it names that are there: they are to be on the node's disk before it.

@@ -93,10 +93,8 @@ impl Touched {
     fn overrules(&self, uid: &str, version: u64, as_of: u64) -> bool {
         let known = |before: bool, sent: u64| before && sent <= as_of;
         let gone = self.gone.get(uid).is_some_and(|gone| !known(gone.before, gone.version));
-        gone || self.present.as_ref().is_some_and(|present| {
-            let same = present.uid == uid && present.version == version;
-            same || (present.version >= version && !known(present.before, present.version))
-        })
+        let newer = |sent: &Sent| sent.version >= version && !known(sent.before, sent.version);
+        gone || self.present.as_ref().is_some_and(newer)
     }
 
     /// Whether what was sent decides about a held object of this uid that is not in a list of `as_of`.
@@ -220,10 +218,15 @@ pub fn difference(kinds: Vec<Kind>, touched: &HashMap<ObjectId, Touched>, same_c
                 continue;
             }
             let entry = there.remove(&name);
+            // Something older is on its way there: what is held will not be what is held now.
+            let changes = touched.contains_key(&name);
             names.insert(name);
             match entry {
-                _ if is_same => {}
-                Some(entry) if entry.uid == object.uid && entry.projection_hash == object.projection_hash => {}
+                _ if is_same && !changes => {}
+                Some(entry)
+                    if entry.uid == object.uid
+                        && entry.projection_hash == object.projection_hash
+                        && !changes => {}
                 Some(entry) if entry.uid != object.uid && trusted => {
                     upserts.push(tombstone(&entry));
                     upserts.push(Step::Upsert(upsert));

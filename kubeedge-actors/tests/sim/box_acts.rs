@@ -384,9 +384,10 @@ impl World {
         }
     }
 
-    fn status_json(&mut self, box_: usize) -> (Bytes, u64) {
+    fn status_json(&mut self, box_: usize, uid: &str) -> (Bytes, u64) {
         self.boxes[box_].said += 1;
         let said = self.boxes[box_].said;
+        self.boxes[box_].last_said.insert(uid.to_owned(), said);
         (json!({"phase": "Running", "message": format!("{box_}:{said}")}).to_string().into(), said)
     }
 
@@ -402,7 +403,7 @@ impl World {
             return;
         }
         let (uid, name) = uids[which % uids.len()].clone();
-        let (status_json, said) = self.status_json(box_);
+        let (status_json, said) = self.status_json(box_, &uid);
         let update = StatusUpdate {
             r#type: Some(resource::pods()),
             key: Some(ObjectKey::new(NAMESPACE, name)),
@@ -416,7 +417,9 @@ impl World {
     /// Workers tell again what could not be kept.
     pub fn report_again(&mut self, box_: usize) {
         for (report, uid, said) in std::mem::take(&mut self.boxes[box_].again) {
-            self.report(box_, report, uid, said);
+            if self.boxes[box_].last_said.get(&uid) == Some(&said) {
+                self.report(box_, report, uid, said);
+            }
         }
     }
 
@@ -456,7 +459,7 @@ impl World {
         self.note(|| format!("box {box_}: pod {uid} has ended"));
         if report {
             self.boxes[box_].told_end.insert(uid.clone());
-            let (status_json, said) = self.status_json(box_);
+            let (status_json, said) = self.status_json(box_, &uid);
             let key = Some(ObjectKey::new(NAMESPACE, name));
             let pod = PodTerminated { key, uid: uid.clone(), generation: 0, status_json };
             self.report(box_, ReportStatus { report: Some(Report::Terminated(pod)) }, uid, said);

@@ -178,6 +178,8 @@ pub struct Box_ {
     /// Counts of what pods said about themselves and MetaManager took; the newest per uid.
     pub statuses: BTreeMap<String, u64>,
     pub said: u64,
+    /// The last of them per uid: a worker tells again only that.
+    pub last_said: BTreeMap<String, u64>,
     /// Uids whose end was reported.
     pub told_end: BTreeSet<String>,
     /// How often each event of the cloud took effect, and how often it may have.
@@ -208,6 +210,7 @@ impl Box_ {
             clock: 0,
             statuses: BTreeMap::new(),
             said: 0,
+            last_said: BTreeMap::new(),
             told_end: BTreeSet::new(),
             effects: BTreeMap::new(),
             promised: BTreeSet::new(),

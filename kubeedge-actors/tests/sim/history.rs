@@ -176,6 +176,10 @@ impl World {
 
     fn everything_moves(&mut self, round: u64) {
         let mut dice = Dice::new(round);
+        // Bookmarks come, too.
+        for _ in 0..6 {
+            self.watch(&mut dice, false);
+        }
         for _ in 0..40 {
             let mut moved = false;
             for number in 0..self.boxes.len() {
