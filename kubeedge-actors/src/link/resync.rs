@@ -58,7 +58,7 @@ struct Gone {
 }
 
 impl Touched {
-    /// An upsert of this uid and version was sent.
+    /// An upsert of this uid was sent, which is the newest up to this version.
     pub fn upsert(&mut self, uid: &str, version: u64) {
         self.gone.remove(uid);
         self.present = Some(Sent { uid: uid.to_owned(), version, before: false });

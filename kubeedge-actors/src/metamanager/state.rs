@@ -80,9 +80,9 @@ impl State {
         }
     }
 
-    /// Whether something that is needed is on its way to the disk.
+    /// Whether something that is needed is being written, or being taken off.
     fn waits(&self, upsert: &ObjectUpsert) -> bool {
-        upsert.needs.iter().filter(|needed| !self.has(needed)).any(|needed| {
+        upsert.needs.iter().any(|needed| {
             let (Some(type_), Some(key)) = (&needed.r#type, &needed.key) else { return false };
             self.writing.contains(&(type_.clone(), key.clone()))
         })

@@ -195,12 +195,9 @@ impl Api {
                 self.lost.insert(object.uid.clone(), from);
             }
         }
-        // What had ended and is back is wanted again.
+        // What had ended and is back may end all the same: the word of it may be on its way.
         for object in snapshot.objects.values() {
             self.lost.remove(&object.uid);
-            if !object.deleting {
-                self.ended.remove(&object.uid);
-            }
         }
         self.incarnation += 1;
         self.version = snapshot.version;

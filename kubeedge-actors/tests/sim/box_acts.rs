@@ -109,6 +109,17 @@ impl World {
     }
 
     fn apply_state(&mut self, box_: usize, id: usize, seq: u64, body: Option<Body>) {
+        if self.talks {
+            match &body {
+                Some(Body::ObjectUpsert(upsert)) => {
+                    let object = upsert.object.clone().unwrap_or_default();
+                    let (uid, version) = (object.uid, object.resource_version);
+                    println!("      box {box_} is sent {uid}@{version}, current as of {}", upsert.as_of);
+                }
+                Some(Body::ObjectTombstone(gone)) => println!("      box {box_} is sent the end of {}", gone.uid),
+                _ => {}
+            }
+        }
         let Some(edge) = &mut self.boxes[box_].edge else { return };
         match edge.meta.state.apply(body) {
             Ok(change) => self.boxes[box_].commit(Rows::Change(Box::new(change)), Then::Applied(id, seq)),
@@ -294,9 +305,16 @@ impl World {
     fn report_settled(&mut self, box_: usize, envelope: &Envelope, settled: Settled) {
         let Some(edge) = &mut self.boxes[box_].edge else { return };
         let again = settled.code == 429 || settled.code >= 500;
+        let rejected = settled.code != 0 && !again;
         let Some(message) = edge.hub.reports.settled(envelope, settled) else { return };
         let ReportSettled { r#type: Some(type_), key: Some(key), uid, generation, .. } = message else { return };
         let key = ReportKey::new(&type_, &key, &uid);
+        if rejected {
+            // For good: the cloud has said why, and nobody tries again.
+            self.boxes[box_].statuses.remove(&uid);
+            self.counts.saw("a report was rejected for good");
+        }
+        let Some(edge) = &mut self.boxes[box_].edge else { return };
         if again {
             edge.meta.reports.postpone(&key);
             self.fetch_later(box_);
