@@ -97,6 +97,12 @@ impl Touched {
         gone || self.present.as_ref().is_some_and(newer)
     }
 
+    /// Whether something was sent before the question that its answer cannot know of: it has gone back.
+    fn is_ahead(&self, as_of: u64) -> bool {
+        self.present.as_ref().is_some_and(|present| present.before && present.version > as_of)
+            || self.gone.values().any(|gone| gone.before && gone.version > as_of)
+    }
+
     /// Whether what was sent decides about a held object of this uid that is not in a list of `as_of`.
     fn covers(&self, uid: &str, as_of: u64) -> bool {
         self.gone.get(uid).is_some_and(|gone| !gone.failed)
@@ -185,16 +191,20 @@ pub fn difference(kinds: Vec<Kind>, touched: &HashMap<ObjectId, Touched>, same_c
         let id = TypeId::of(&type_);
         stale |= same_cluster && desired.complete && !own_trusted;
         let trusted = own_trusted && (needing_trusted || rank(&type_) >= NEEDING);
+        // Older than what was sent is as good as older than what was seen.
+        let ahead = |(name, touched): (&ObjectId, &Touched)| name.type_ == id && touched.is_ahead(desired.as_of);
+        stale |= same_cluster && desired.complete && touched.iter().any(ahead);
         let known_as_of = if same_cluster && desired.complete { desired.as_of } else { 0 };
         let as_of = desired.as_of.to_string();
-        let tombstone = |entry: &InventoryEntry| {
+        let end_of = |key: Option<ObjectKey>, uid: &str| {
             Step::Tombstone(ObjectTombstone {
                 r#type: Some(type_.clone()),
-                key: entry.key.clone(),
-                uid: entry.uid.clone(),
+                key,
+                uid: uid.to_owned(),
                 resource_version: as_of.clone(),
             })
         };
+        let tombstone = |entry: &InventoryEntry| end_of(entry.key.clone(), &entry.uid);
         let is_same = held == Held::Same;
         let mut there: BTreeMap<ObjectId, InventoryEntry> = match held {
             Held::Same => BTreeMap::new(),
@@ -243,6 +253,16 @@ pub fn difference(kinds: Vec<Kind>, touched: &HashMap<ObjectId, Touched>, same_c
             }
         }
         let mut ends = Vec::new();
+        // What is on its way and is not desired any more ends as well, when it has arrived.
+        let on_their_way = touched.iter().filter(|(name, _)| trusted && name.type_ == id && !names.contains(*name));
+        for (name, touched) in on_their_way {
+            if let Some(sent) = touched.present.as_ref().filter(|sent| sent.before && sent.version <= known_as_of)
+                && there.get(name).is_none_or(|entry| entry.uid != sent.uid)
+            {
+                let key = ObjectKey { namespace: name.namespace.to_string(), name: name.name.to_string() };
+                ends.push(end_of(Some(key), &sent.uid));
+            }
+        }
         for (name, entry) in there {
             if touched.get(&name).is_some_and(|touched| touched.covers(&entry.uid, known_as_of)) {
                 continue;

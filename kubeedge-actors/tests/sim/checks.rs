@@ -151,7 +151,8 @@ impl World {
         for (place, pod) in &api.objects {
             let Some((box_, last, _)) = pod.status else { continue };
             let said = self.boxes[box_].statuses.get(&pod.uid).copied().unwrap_or(0);
-            if box_ != crate::world::TWIN {
+            // A backup brings old statuses back; a pod tells the new one when it has something to tell.
+            if box_ != crate::world::TWIN && api.incarnation == 0 {
                 let newest = last >= said;
                 crate::promise!(newest, "P-CONVERGES", "{} has status {last}, {said} was taken last", name_of(*place));
             }
