@@ -7,13 +7,18 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)/$(if $(filter dev,$(PROFILE)),deb
 FEATURES := config program store identity link cloudhub cloudstream edgecontroller apiserver edgehub edgestream metamanager edged cloud edge standalone test-kit metrics
 
 .DEFAULT_GOAL := help
-.PHONY: help build quickstart test crash mutants lint features bench docs packages kubectl
+.PHONY: help build size quickstart test crash powercut mutants lint features bench docs packages kubectl
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
+# One after the other: together they would share the features of their libraries, and edgecore needs few.
 build: ## cloudcore and edgecore as they are meant to run: release
-	$(CARGO) build --release -p kubeedge-cloud -p kubeedge-edge --bins
+	$(CARGO) build --release -p kubeedge-edge --bins
+	$(CARGO) build --release -p kubeedge-cloud --bins
+
+size: packages build ## edgecore's file and memory, and whether both are below 15 MB
+	$(CARGO) run -p kubeedge-examples --bin size -- --programs $(or $(CARGO_TARGET_DIR),target)/release
 
 quickstart: packages ## a cloud, an edge node and a pod on this machine (ONCE=1: check and leave)
 	$(CARGO) build --profile $(PROFILE) --workspace --all-features --bins
@@ -27,6 +32,9 @@ test: packages kubectl ## every test
 crash: packages ## both programs killed at random for two minutes (CRASH_SECONDS=n, CRASH_SEED=n)
 	$(CARGO) build --workspace --all-features --bins --tests
 	CRASH_SECONDS=$${CRASH_SECONDS:-120} $(CARGO) test --workspace --all-features --test system -- crash::
+
+powercut: ## the power of both stores cut again and again (POWER_CUTS=n; root and loop devices)
+	POWER_CUTS=$${POWER_CUTS:-48} $(CARGO) test -p kubeedge-actors --all-features --lib -- power_cut --nocapture
 
 mutants: ## break one promise after the other: each one's test has to fail (PROMISES='part ...')
 	tools/mutants/run $(PROMISES)

@@ -3,16 +3,23 @@
 //! `tell`: one sender, back-pressure when the queue is full. Raw actix has no such call that wakes up again, so its
 //! sender tries and yields. `ask`: one question at a time, answer awaited; the kit's has a deadline, raw actix's none.
 //! `ask x64`: 64 askers at once. Each within one arbiter and across two.
+//!
+//! `topic`: one event to 1, 8 and 64 listeners on one arbiter, none of which may lose it. Raw actix has no topics; its
+//! announcer goes through its recipients one by one, and tries and yields where there is no room.
 
 #![allow(missing_docs, reason = "criterion's macros make public items")]
 #![allow(clippy::expect_used, reason = "a bench that cannot run should say so and end")]
 
-use actix::{Actor, Addr, Handler, Message};
+use actix::{Actor, Addr, Handler, Message, Recipient};
 use actix_rt::{Arbiter, System as Runtime, SystemRunner};
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime};
-use kubeedge_actors::system::{Component, Context, Contract, Ports, Stage, System};
+use kubeedge_actors::system::{Component, Context, Contract, Overflow, Ports, Stage, System, Topic};
 use std::{
     future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -176,5 +183,119 @@ fn two_arbiters(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, one_arbiter, two_arbiters);
+/// An event.
+#[derive(Clone, Message)]
+#[rtype(result = "()")]
+struct News(u64);
+
+/// How many events all listeners together have heard.
+type Heard = Arc<AtomicU64>;
+
+/// A listener that is a raw actor.
+struct RawEar(Heard);
+
+impl Actor for RawEar {
+    type Context = actix::Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(BOUND);
+    }
+}
+
+impl Handler<News> for RawEar {
+    type Result = ();
+
+    fn handle(&mut self, News(n): News, _: &mut Self::Context) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+}
+
+/// A listener that is a component.
+struct KitEar(Heard);
+
+impl Actor for KitEar {
+    type Context = Context<Self>;
+}
+
+impl Component for KitEar {
+    const NAME: &'static str = "ear";
+    const STAGE: Stage = Stage::Processor;
+    const CAPACITY: usize = BOUND;
+
+    fn contract(contract: &mut Contract<Self>) {
+        contract.listens::<News>(Overflow::wait());
+    }
+}
+
+impl Handler<News> for KitEar {
+    type Result = ();
+
+    fn handle(&mut self, News(n): News, _: &mut Context<Self>) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+}
+
+/// The ways to tell everybody; each future resolves when everybody has heard everything.
+trait Announcer: Clone + 'static {
+    fn announce(&self, event: News) -> impl Future<Output = ()>;
+}
+
+impl Announcer for Arc<[Recipient<News>]> {
+    async fn announce(&self, event: News) {
+        for listener in self.iter() {
+            let mut event = event.clone();
+            while let Err(full) = listener.try_send(event) {
+                event = full.into_inner();
+                actix_rt::task::yield_now().await;
+            }
+        }
+    }
+}
+
+impl Announcer for Topic<News> {
+    async fn announce(&self, event: News) {
+        Topic::announce(self, event).await;
+    }
+}
+
+fn announce_all(runtime: &SystemRunner, announcer: &impl Announcer, heard: &Heard, listeners: u64, n: u64) -> Duration {
+    let (announcer, heard) = (announcer.clone(), Arc::clone(heard));
+    timed(runtime, async move {
+        let all = heard.load(Ordering::Relaxed) + n * listeners;
+        for _ in 0..n {
+            announcer.announce(News(1)).await;
+        }
+        while heard.load(Ordering::Relaxed) < all {
+            actix_rt::task::yield_now().await;
+        }
+    })
+}
+
+fn topic(criterion: &mut Criterion) {
+    let mut group = group(criterion, "topic");
+    let runtime = Runtime::new();
+    for listeners in [1_usize, 8, 64] {
+        let count = listeners as u64;
+        group.throughput(Throughput::Elements(count));
+        let heard = Heard::default();
+        let raw: Arc<[Recipient<News>]> = runtime
+            .block_on(async { (0..listeners).map(|_| RawEar(Arc::clone(&heard)).start().recipient()).collect() });
+        group.bench_function(format!("raw actix to {listeners}"), |bencher| {
+            bencher.iter_custom(|n| announce_all(&runtime, &raw, &heard, count, n));
+        });
+        let shared = Arc::clone(&heard);
+        let system = runtime.block_on(async {
+            // Every shard hears every event: many listeners of one type, here on one arbiter.
+            let here = vec![Arbiter::current(); listeners];
+            System::builder("bench").sharded(&here, move |_, _| KitEar(Arc::clone(&shared))).announces::<News>().start()
+        });
+        let topic = system.expect("the wiring").topic::<News>();
+        group.bench_function(format!("kit to {listeners}"), |bencher| {
+            bencher.iter_custom(|n| announce_all(&runtime, &topic, &heard, count, n));
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, one_arbiter, two_arbiters, topic);
 criterion_main!(benches);

@@ -7,29 +7,21 @@
 #![allow(missing_docs, reason = "criterion's macros make public items")]
 #![allow(clippy::expect_used, clippy::panic, reason = "a bench that cannot run should say so and end")]
 
+mod common;
+
 use std::{
     net::SocketAddr,
     pin::Pin,
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use kubeedge_actors::{
-    identity::{self, CertificateAuthority, ClientAuth, NodeIdentity, NodeKey, system_clock},
-    link::{
-        Class, Config, FrameSink, FrameStream, Input, Output, Session, client, driver,
-        server::{self, Limits},
-    },
+use kubeedge_actors::link::{Class, Config, Input, Output, Session, client};
+use kubeedge_proto::v1::{
+    Data, DesiredState, Envelope, Frame, Hello, Settled, StreamFrame, TrafficClass, UserMessage, data::Payload,
+    envelope::Body, frame, link_client::LinkClient, link_server,
 };
-use kubeedge_proto::{
-    NodeName,
-    v1::{
-        Data, DesiredState, Envelope, Frame, Hello, Settled, StreamFrame, TrafficClass, UserMessage, data::Payload,
-        envelope::Body, frame, link_client::LinkClient, link_server,
-    },
-};
-use rustls::{ServerConfig, pki_types::ServerName};
 use tokio::{
     net::TcpListener,
     runtime::Runtime,
@@ -41,6 +33,8 @@ use tonic::{
     transport::{Certificate, ClientTlsConfig, Endpoint, Identity, Server, ServerTlsConfig, server::TcpIncoming},
 };
 
+use self::common::{Pki, cloud_session, listen, run};
+
 const PAYLOAD_BYTES: usize = 1024;
 /// Events in the link's hands: more than a window, less than its queue's bound of 4096.
 const UNSETTLED: u64 = 2048;
@@ -49,41 +43,15 @@ const CHANNEL: usize = 2048;
 /// HTTP/2 window of the bare stream, bytes.
 const WINDOW: u32 = 1024 * 1024;
 
-/// Certificates, in a folder of their own.
-struct Pki {
-    _folder: tempfile::TempDir,
-    node: NodeIdentity,
-    server: Arc<ServerConfig>,
-    bare_server: ServerTlsConfig,
-    bare_client: ClientTlsConfig,
-}
-
 impl Pki {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
-        let now = SystemTime::now();
-        let authority = CertificateAuthority::load_or_create(&folder.path().join("ca"), now).expect("an authority");
-        let names = [ServerName::try_from("localhost").expect("a name")];
-        let cloud = authority.issue_server(&names, now).expect("a server certificate");
-        let name = "edge-1".parse::<NodeName>().expect("a node name");
-        let key = NodeKey::load_or_create(folder.path()).expect("a key");
-        let request = key.request(&name).expect("a request");
-        let chain = authority.sign_node_csr(&request, &name, now).expect("a certificate");
-        let node = key.accept(&chain, &authority.ca_hash(), now).expect("an identity");
-        let clients = ClientAuth::Required(authority.certificate().clone());
-        let server = identity::server_config(cloud.chain(), cloud.key(), clients, &[], system_clock());
-        let ca = Certificate::from_pem(authority.certificate_pem());
-        let read = |name: &str| std::fs::read_to_string(folder.path().join("certs").join(name)).expect("a file");
+    /// TLS of the bare server and its client, with the same certificates.
+    fn bare(&self) -> (ServerTlsConfig, ClientTlsConfig) {
+        let ca = Certificate::from_pem(self.authority.certificate_pem());
+        let read = |name: &str| std::fs::read_to_string(self.folder.path().join("certs").join(name)).expect("a file");
         let own = Identity::from_pem(read("server.crt"), read("server.key"));
-        Self {
-            node,
-            server: Arc::new(server.expect("the server's TLS")),
-            bare_server: ServerTlsConfig::new()
-                .identity(Identity::from_pem(&cloud.chain_pem, &cloud.key_pem))
-                .client_ca_root(ca.clone()),
-            bare_client: ClientTlsConfig::new().ca_certificate(ca).identity(own).domain_name("localhost"),
-            _folder: folder,
-        }
+        let cloud = Identity::from_pem(&self.cloud.chain_pem, &self.cloud.key_pem);
+        let server = ServerTlsConfig::new().identity(cloud).client_ca_root(ca.clone());
+        (server, ClientTlsConfig::new().ca_certificate(ca).identity(own).domain_name("localhost"))
     }
 }
 
@@ -100,42 +68,27 @@ struct Link {
     settled: mpsc::Receiver<Output>,
 }
 
-/// Runs a session; its commands and events.
-fn run(session: Session, sink: FrameSink, stream: FrameStream) -> (mpsc::Sender<Input>, mpsc::Receiver<Output>) {
-    let (commands, inputs) = mpsc::channel(driver::COMMANDS);
-    let (outputs, events) = mpsc::channel(driver::EVENTS);
-    tokio::spawn(driver::run(session, sink, stream, inputs, outputs));
-    (commands, events)
-}
-
 impl Link {
     async fn new(pki: &Pki) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address");
-        let (accept, mut accepted) = mpsc::channel(1);
-        let identify: server::Identify = Arc::new(|_| "edge-1".parse::<NodeName>().map_err(|error| error.to_string()));
-        tokio::spawn(server::serve_link(listener, pki.server.clone(), identify, accept, Limits::default()));
-        let tls = identity::client_config(&pki.node, &[], system_clock()).expect("the client's TLS");
-        let (sink, stream) =
-            client::connect(&format!("localhost:{}", address.port()), None, &tls).await.expect("a link");
+        let (address, mut accepted) = listen(pki).await;
+        let (sink, stream) = client::connect(&address, None, &pki.client()).await.expect("a link");
         let hello = Hello { instance_id: vec![1; 16].into(), connection: 1, ..Default::default() };
         let (submit, mut settled) = run(Session::edge(hello, Config::default().stamped()), sink, stream);
-        let cloud = accepted.recv().await.expect("a node");
-        let (answer, events) = run(Session::cloud(Config::default().stamped()), cloud.sink, cloud.stream);
+        let (answer, events) = cloud_session(accepted.recv().await.expect("a node"));
         tokio::spawn(settle_all(answer, events));
         while !matches!(settled.recv().await.expect("a session"), Output::Established(_)) {}
         Self { submit, settled }
     }
 
     /// Sends `n` events and returns when the last is settled.
-    async fn send(&mut self, n: u64) {
+    async fn send(mut self, n: u64) -> Self {
         let event = event();
         let (mut sent, mut settled) = (0, 0);
         while settled < n {
             while sent < n && sent - settled < UNSETTLED {
                 // Every message is one of its own: ids rise.
                 let id = u128::from(sent).to_be_bytes().to_vec().into();
-                self.submit.send(Input::Submit(Envelope { id, ..event.clone() })).await.expect("a session");
+                self.submit.send(Input::Submit(Box::new(Envelope { id, ..event.clone() }))).await.expect("a session");
                 sent += 1;
                 if let Ok(output) = self.settled.try_recv() {
                     settled += counts(&output);
@@ -143,6 +96,7 @@ impl Link {
             }
             settled += counts(&self.settled.recv().await.expect("a session"));
         }
+        self
     }
 }
 
@@ -218,6 +172,7 @@ struct Bare {
 
 impl Bare {
     async fn new(pki: &Pki) -> Self {
+        let (server_tls, client_tls) = pki.bare();
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address: SocketAddr = listener.local_addr().expect("an address");
         let arrived = Arc::new(Arrived::default());
@@ -225,10 +180,10 @@ impl Bare {
         // What makes it fast: no delayed acknowledgements, and room for a window as large as the link's.
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let server = Server::builder().initial_stream_window_size(WINDOW).initial_connection_window_size(WINDOW);
-        let mut server = server.tls_config(pki.bare_server.clone()).expect("the server's TLS");
+        let mut server = server.tls_config(server_tls).expect("the server's TLS");
         tokio::spawn(server.add_service(service).serve_with_incoming(incoming));
         let endpoint = Endpoint::from_shared(format!("https://localhost:{}", address.port())).expect("an address");
-        let channel = endpoint.tls_config(pki.bare_client.clone()).expect("the client's TLS").connect().await;
+        let channel = endpoint.tls_config(client_tls).expect("the client's TLS").connect().await;
         let (frames, outgoing) = mpsc::channel(CHANNEL);
         let mut client = LinkClient::new(channel.expect("a connection"));
         let mut incoming = client.connect(ReceiverStream::new(outgoing)).await.expect("a stream").into_inner();
@@ -238,19 +193,20 @@ impl Bare {
     }
 
     /// Sends `n` frames and returns when the last has arrived.
-    async fn send(&mut self, n: u64) {
+    async fn send(mut self, n: u64) -> Self {
         use std::sync::atomic::Ordering::SeqCst;
         let event = event();
         self.total += n;
         self.arrived.wanted.store(self.total, SeqCst);
         for seq in 1..=n {
             let id = u128::from(seq).to_be_bytes().to_vec().into();
-            let envelope = Payload::Envelope(Envelope { id, ..event.clone() });
+            let envelope = Payload::Envelope(Box::new(Envelope { id, ..event.clone() }));
             let data = Data { class: TrafficClass::Event.into(), seq, payload: Some(envelope) };
             self.frames.send(Frame { frame: Some(frame::Frame::Data(data)) }).await.expect("a stream");
         }
         self.arrived.there.notified().await;
         assert_eq!(self.arrived.frames.load(SeqCst), self.total);
+        self
     }
 }
 
@@ -261,19 +217,35 @@ fn links(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("link 1 KiB");
     group.warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(4)).sample_size(20);
     group.throughput(Throughput::Elements(1));
-    let mut bare = runtime.block_on(Bare::new(&pki));
-    group.bench_function("bare tonic", |bencher| bencher.iter_custom(|n| timed(&runtime, bare.send(n))));
-    let mut link = runtime.block_on(Link::new(&pki));
-    group.bench_function("link", |bencher| bencher.iter_custom(|n| timed(&runtime, link.send(n))));
+    let mut bare = Some(runtime.block_on(Bare::new(&pki)));
+    group.bench_function("bare tonic", |bencher| {
+        bencher.iter_custom(|n| timed(&runtime, &mut bare, |bare| bare.send(n)));
+    });
+    let mut link = Some(runtime.block_on(Link::new(&pki)));
+    group.bench_function("link", |bencher| {
+        bencher.iter_custom(|n| timed(&runtime, &mut link, |link| link.send(n)));
+    });
     group.finish();
 }
 
-fn timed(runtime: &Runtime, work: impl Future<Output = ()>) -> Duration {
-    runtime.block_on(async {
+/// Lends `one` to `work`, which runs as a task like any owner of a session: the future that `block_on` drives itself
+/// pays a system call to be woken.
+fn timed<T, W, F>(runtime: &Runtime, one: &mut Option<T>, work: W) -> Duration
+where
+    T: Send + 'static,
+    W: FnOnce(T) -> F,
+    F: Future<Output = T> + Send + 'static,
+{
+    let lent = one.take().expect("given back by the last run");
+    let work = work(lent);
+    let task = async {
         let start = Instant::now();
-        work.await;
-        start.elapsed()
-    })
+        let lent = work.await;
+        (lent, start.elapsed())
+    };
+    let (back, took) = runtime.block_on(async { tokio::spawn(task).await.expect("a sender that ends") });
+    *one = Some(back);
+    took
 }
 
 criterion_group!(benches, links);

@@ -2,12 +2,13 @@
 //!
 //! A time in nanoseconds says something about one machine on one day; the ratio of two times measured one after the other
 //! says something about the code. `ratios.json` lists the ratios that matter; the program `ratios` reads what criterion
-//! left in `target/criterion`, prints them beside the committed ones and fails when one got worse.
+//! left in `target/criterion`, prints them beside the committed ones and fails when one got worse. `figures.json` lists what
+//! has a goal a second, whatever the machine: it is printed, and a missed goal is said.
 
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 /// A ratio may be this much worse than the committed one: these machines are shared and noisy.
 pub const TOLERANCE: f64 = 1.3;
@@ -27,6 +28,26 @@ pub struct Ratio {
     /// What it should be at most, if there is a goal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub goal: Option<f64>,
+}
+
+/// One row of `figures.json`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Figure {
+    /// What is counted, for people.
+    pub name: String,
+    /// The bench, whose iteration is one: a folder below `target/criterion`.
+    pub bench: String,
+    /// How many a second when it was last committed.
+    pub committed: u64,
+    /// How many a second it should be at least.
+    pub goal: u64,
+}
+
+/// How many a second of something that takes so long, in nanoseconds.
+pub fn per_second(nanos: f64) -> u64 {
+    // Saturates; less than one a second is none.
+    (1e9 / nanos) as u64
 }
 
 /// A ratio as measured now.
@@ -69,9 +90,9 @@ impl Measured {
 }
 
 /// The rows of a file.
-pub fn read(file: &Path) -> Result<Vec<Ratio>> {
+pub fn read<T: DeserializeOwned>(file: &Path) -> Result<Vec<T>> {
     let text = std::fs::read_to_string(file).with_context(|| format!("read {}", file.display()))?;
-    serde_json::from_str(&text).with_context(|| format!("{}: expected a list of ratios", file.display()))
+    serde_json::from_str(&text).with_context(|| format!("{}: expected a list of rows", file.display()))
 }
 
 /// The median of the last run of one bench, nanoseconds. `criterion` is criterion's folder.
@@ -124,11 +145,21 @@ mod tests {
 
     #[test]
     fn every_committed_ratio_names_two_benches_and_is_a_number() {
-        let rows = read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("ratios.json")).unwrap();
+        let rows: Vec<Ratio> = read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("ratios.json")).unwrap();
         assert!(!rows.is_empty());
         for row in rows {
             assert!(row.ours != row.theirs && row.committed.is_finite() && row.committed > 0.0, "{row:?}");
         }
+    }
+
+    #[test]
+    fn every_committed_figure_meets_its_goal() {
+        let rows: Vec<Figure> = read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("figures.json")).unwrap();
+        assert!(!rows.is_empty());
+        for row in rows {
+            assert!(row.committed >= row.goal, "{row:?}");
+        }
+        assert_eq!(per_second(200_000.0), 5000);
     }
 
     #[test]

@@ -3,8 +3,10 @@
 //! The quickstart tells its story with it. Tests also stop, kill and freeze parts of it, and look at what the container
 //! runtime really holds. Several labs may run at once, each in a folder of its own.
 
+mod disks;
 mod faults;
 mod look;
+mod up;
 
 use std::{
     fs::{self, DirBuilder, File},
@@ -31,8 +33,10 @@ use crate::{
     process::{Launch, Process},
     registry::{Catalogue, Registry},
 };
+pub use disks::Side;
 pub use faults::Ended;
 pub use look::Container;
+pub use up::node_ready;
 
 /// The edge node's name.
 pub const NODE: &str = "edge-1";
@@ -56,6 +60,8 @@ pub struct Lab {
     enrolment: Option<SocketAddr>,
     client: Option<Client>,
     pods: Vec<String>,
+    /// Cloud and edge keep what they keep on disks of their own.
+    small_disks: bool,
     /// Held while this lives: one quickstart a folder.
     _lock: File,
 }
@@ -90,6 +96,7 @@ impl Lab {
             enrolment: None,
             client: None,
             pods: Vec::new(),
+            small_disks: false,
             _lock: lock,
         })
     }
@@ -152,7 +159,7 @@ impl Lab {
     pub async fn start_cloud(&mut self) -> Result<String> {
         self.forget()?;
         let folder = self.folder.join("cloud");
-        fs::create_dir(&folder)?;
+        self.make_folder(Side::Cloud).await?;
         let [link, enrolment, api] = free_ports()?;
         let config = folder.join("cloudcore.yaml");
         let text = format!(
@@ -163,6 +170,10 @@ impl Lab {
              standalone: {{address: 127.0.0.1, port: {api}}}\n"
         );
         fs::write(&config, text).with_context(|| format!("write {}", config.display()))?;
+        // It outlives a disk that fails: without the file cloudcore would take its defaults.
+        for path in [&config, &folder] {
+            File::open(path).and_then(|open| open.sync_all()).with_context(|| format!("sync {}", path.display()))?;
+        }
         self.enrolment = Some((Ipv4Addr::LOCALHOST, enrolment).into());
         self.resume_cloud().await?;
         Ok(format!("https://127.0.0.1:{api}"))
@@ -204,6 +215,7 @@ impl Lab {
 
     /// Makes this machine a node: a token from the cloud, a certificate for it.
     pub async fn join(&self) -> Result<()> {
+        self.make_folder(Side::Edge).await?;
         let token = self.token(&["--node", NODE]).await?;
         succeeded(self.join_as(NODE, &token, &self.folder.join("edge")).await?).map(drop)
     }

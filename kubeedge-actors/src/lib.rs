@@ -27,6 +27,9 @@ pub mod config;
 #[cfg(feature = "program")]
 pub mod program;
 
+#[cfg(any(feature = "program", feature = "edged"))]
+pub mod route;
+
 #[cfg(feature = "store")]
 pub mod store;
 

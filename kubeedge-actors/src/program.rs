@@ -51,21 +51,12 @@ impl StopSignals {
     }
 }
 
-/// The address that this machine reaches others from: that of the interface with the default route. Nothing is sent.
-/// `None` where there is no such route.
-pub fn own_address() -> Option<std::net::IpAddr> {
-    use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-
-    // Documentation addresses (RFC 5737, RFC 3849): never anybody's, so the route is the default one.
-    let ways: [(SocketAddr, SocketAddr); 2] = [
-        ((Ipv4Addr::UNSPECIFIED, 0).into(), (Ipv4Addr::new(192, 0, 2, 1), 9).into()),
-        ((Ipv6Addr::UNSPECIFIED, 0).into(), (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1), 9).into()),
-    ];
-    ways.into_iter().find_map(|(from, to)| {
-        let socket = UdpSocket::bind(from).ok()?;
-        socket.connect(to).ok()?;
-        socket.local_addr().ok().map(|address| address.ip()).filter(|address| !address.is_unspecified())
-    })
+/// Ends the process with SIGABRT, for the service manager to start it again and a core file to show where it hung: what
+/// a program on one arbiter does [when a component blocks it](crate::system::SystemBuilder::when_blocked), for then
+/// nothing else of it can run. What was acknowledged is on disk.
+pub fn abort_when_blocked(blocked: &crate::system::Blocked) {
+    tracing::error!(component = blocked.component, held = ?blocked.held, "nothing goes on: the process ends");
+    std::process::abort();
 }
 
 /// An error and its causes in one line, for a person. A cause that the text before it already tells is left out.

@@ -14,7 +14,7 @@ use kubeedge_proto::NodeName;
 
 use crate::{
     compose,
-    config::{CloudCore, DEFAULT_FILE, DEFAULT_TEXT, MIN_TEXT},
+    config::{AdvertiseAddress, CloudCore, DEFAULT_FILE, DEFAULT_TEXT, MIN_TEXT, ServiceRange},
     control::{Client, NewToken, TokenInfo},
 };
 
@@ -31,6 +31,12 @@ pub struct Cli {
     /// Run the embedded Kubernetes-style API server: no cluster is needed
     #[arg(long)]
     standalone: bool,
+    /// The addresses that Services get from the embedded API server: an IPv4 network such as 10.96.0.0/16
+    #[arg(long, value_name = "CIDR")]
+    service_cluster_ip_range: Option<ServiceRange>,
+    /// The address by which pods and nodes reach the embedded API server
+    #[arg(long, value_name = "IP")]
+    advertise_address: Option<AdvertiseAddress>,
     /// Refuse a configuration file with fields that nobody knows
     #[arg(long, global = true)]
     strict: bool,
@@ -101,6 +107,12 @@ fn run(cli: Cli) -> Result<()> {
         config.standalone.data_dir = folder;
     }
     config.standalone.enable |= cli.standalone;
+    if let Some(range) = cli.service_cluster_ip_range {
+        config.standalone.service_cluster_ip_range = Some(range);
+    }
+    if let Some(address) = cli.advertise_address {
+        config.standalone.advertise_address = Some(address);
+    }
     match cli.command {
         None => {
             kubeedge_actors::program::log();

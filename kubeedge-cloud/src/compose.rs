@@ -23,7 +23,8 @@ use kubeedge_actors::{
     edgecontroller::EdgeController,
     identity::{CertificateAuthority, ClientAuth, IssuedCertificate, Tokens, server_config, system_clock},
     link,
-    program::{StopSignals, own_address},
+    program::{StopSignals, abort_when_blocked},
+    route::own_address,
     store::{Options, Store},
     system::{Exit, Ports, System},
 };
@@ -74,8 +75,12 @@ async fn start(config: &CloudCore) -> Result<Running> {
     let authority = Arc::new(CertificateAuthority::load_or_create(&hub.authority_folder(data), now)?);
     let opened = Store::open(&data.join("store"), Options::default())?;
     if let Some(aside) = &opened.set_aside {
+        let lost = match config.standalone.enable {
+            true => "join tokens have to be made and all objects of the embedded API server applied anew",
+            false => "join tokens have to be made anew",
+        };
         let path = aside.path.display();
-        tracing::error!(%path, "the store could not be used and was set aside: join tokens have to be made anew: {}", aside.why);
+        tracing::error!(%path, "the store could not be used and was set aside: {lost}: {}", aside.why);
     }
     let store = opened.store;
     let server = server_certificate(config, &authority, now)?;
@@ -95,7 +100,7 @@ async fn start(config: &CloudCore) -> Result<Running> {
     };
 
     let tokens = Tokens::new(&store);
-    let mut builder = System::builder("cloudcore");
+    let mut builder = System::builder("cloudcore").when_blocked(abort_when_blocked);
     let streams = streams::prepare(config, &authority, &server)?;
     if config.modules.edge_controller.enable {
         let gateway = streams.as_ref().map(|(_, gateway)| gateway.clone());
@@ -172,6 +177,12 @@ fn server_certificate(
     addresses.extend(Some(config.modules.cloud_stream.address).filter(|address| !address.is_unspecified()));
     let mut names = vec!["localhost".to_owned()];
     names.extend(hub.dns_names.iter().cloned());
+    #[cfg(feature = "standalone")]
+    if config.standalone.enable {
+        let (service, reached) = standalone::service_names(&config.standalone);
+        names.extend(service);
+        addresses.extend(reached);
+    }
     let subjects = names
         .iter()
         .map(|name| rustls_pki_types::ServerName::try_from(name.as_str()).context(format!("host name {name:?}")))

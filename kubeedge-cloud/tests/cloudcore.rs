@@ -3,9 +3,9 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use std::{
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Read},
     path::Path,
-    process::{Child, Command, Output, Stdio},
+    process::{Child, ChildStderr, Command, Output, Stdio},
 };
 
 fn cloudcore(arguments: &[&str]) -> Output {
@@ -112,9 +112,27 @@ fn a_store_of_a_newer_version_is_refused_and_left_as_it_is() {
     assert!(!refused.status.success());
     let said = text(&refused.stderr);
     assert!(said.contains("has format 999") && said.contains("use the newer build"), "{said}");
-    assert_eq!(std::fs::read(store.join("db")).unwrap(), before, "the store is left as it is");
+    assert!(std::fs::read(store.join("db")).unwrap() == before, "the store is left as it is");
     let names: Vec<_> = std::fs::read_dir(&data).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(!names.iter().any(|name| name.to_string_lossy().contains("set-aside")), "{names:?}");
+}
+
+#[cfg(feature = "standalone")]
+#[test]
+fn a_broken_store_is_set_aside_with_what_is_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let (child, _log) = standalone(folder.path());
+    stop(child);
+    let store = folder.path().join("data/store");
+    std::fs::write(store.join("db"), "no database").unwrap();
+    let (child, said) = standalone_saying(folder.path());
+    stop(child);
+    for part in ["was set aside", "all objects of the embedded API server applied anew", "store.set-aside-"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    let kept = std::fs::read_dir(folder.path().join("data")).unwrap().map(|entry| entry.unwrap().path());
+    let kept: Vec<_> = kept.filter(|path| path.to_string_lossy().contains("store.set-aside-")).collect();
+    assert!(kept[0].join("db").exists(), "{kept:?}");
 }
 
 #[test]
@@ -127,8 +145,36 @@ fn without_a_running_cloudcore_a_token_command_says_so_once() {
     assert_eq!(said.matches("No such file").count(), 1, "{said}");
 }
 
+#[cfg(feature = "standalone")]
+#[test]
+fn a_flag_with_an_impossible_address_is_refused_by_its_name() {
+    for (flag, value, expected) in [
+        ("--service-cluster-ip-range", "10.0.0.0/8", "prefix of 12 to 29 bits"),
+        ("--advertise-address", "127.0.0.1", "by which pods and nodes reach this machine"),
+    ] {
+        let refused = cloudcore(&["--standalone", flag, value]);
+        assert!(!refused.status.success());
+        let said = text(&refused.stderr);
+        assert!(said.contains(flag) && said.contains(expected), "{said}");
+    }
+}
+
 /// A cloudcore on free ports, up once its last line of the start is logged.
-fn standalone(folder: &Path) -> (Child, BufReader<std::process::ChildStderr>) {
+fn standalone(folder: &Path) -> (Child, BufReader<ChildStderr>) {
+    let (child, log, _) = started(folder);
+    (child, log)
+}
+
+/// The same with what it said up to there.
+#[cfg(feature = "standalone")]
+fn standalone_saying(folder: &Path) -> (Child, String) {
+    let (child, mut log, lines) = started(folder);
+    // Read to its end, so that it can go on writing.
+    std::thread::spawn(move || log.read_to_end(&mut Vec::new()));
+    (child, lines)
+}
+
+fn started(folder: &Path) -> (Child, BufReader<ChildStderr>, String) {
     let file = folder.join("cloudcore.yaml");
     let config = "modules:\n  cloudHub:\n    websocket: {address: 127.0.0.1, port: 0}\n    \
         https: {address: 127.0.0.1, port: 0}\n    tlsCAFile: ''\n  \
@@ -149,7 +195,7 @@ fn standalone(folder: &Path) -> (Child, BufReader<std::process::ChildStderr>) {
     while !lines.contains("cloudcore runs") {
         assert_ne!(log.read_line(&mut lines).unwrap(), 0, "cloudcore ended:\n{lines}");
     }
-    (child, log)
+    (child, log, lines)
 }
 
 fn stop(mut child: Child) {

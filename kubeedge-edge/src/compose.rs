@@ -10,12 +10,12 @@ use std::{
 use anyhow::{Context, Result, bail};
 use kubeedge_actors::{
     edged::{Edged, Prepared},
-    edgehub::{EdgeHub, EdgeHubConfig, outbox::queue::Bounds},
+    edgehub::{EdgeHub, EdgeHubConfig},
     edgestream::EdgeStream,
     identity::{JoinToken, NodeIdentity, client_config, system_clock},
     link::{self, backoff},
     metamanager::{MetaManager, Tables},
-    program::StopSignals,
+    program::{StopSignals, abort_when_blocked},
     store::{Options, Store},
     system::{Exit, Ports, System},
 };
@@ -77,8 +77,9 @@ async fn start(config: &EdgeCore) -> Result<Running> {
     let store = opened.store;
     let tables = Tables::open(store.clone()).await?;
 
-    let mut builder =
-        System::builder("edgecore").component(move |ports: &Ports| MetaManager::new(tables.clone(), ports));
+    let mut builder = System::builder("edgecore")
+        .when_blocked(abort_when_blocked)
+        .component(move |ports: &Ports| MetaManager::new(tables.clone(), ports));
     if config.modules.edge_hub.enable {
         let hub = EdgeHubConfig {
             address: config.modules.edge_hub.websocket.server.to_string(),
@@ -88,7 +89,7 @@ async fn start(config: &EdgeCore) -> Result<Running> {
                 ..link::Config::default()
             },
             store: store.clone(),
-            outbox: Bounds::default(),
+            outbox: config.modules.edge_hub.outbox.bounds(),
         };
         builder = builder.component(move |ports: &Ports| EdgeHub::new(hub.clone(), ports));
     }

@@ -3,11 +3,13 @@
 use std::{
     collections::BTreeMap,
     net::IpAddr,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use kubeedge_actors::config::{Document, HostPort, Seconds, Taint, UnixEndpoint, optional, or_default, parsed};
+use kubeedge_actors::edgehub::outbox::Bounds;
 use kubeedge_proto::NodeName;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
@@ -230,6 +232,9 @@ pub struct EdgeHub {
     /// Where the link is served.
     #[serde(deserialize_with = "or_default")]
     pub websocket: WebSocket,
+    /// Events that wait for the cloud. Not KubeEdge's.
+    #[serde(deserialize_with = "or_default")]
+    pub outbox: Outbox,
 }
 
 impl Default for EdgeHub {
@@ -243,6 +248,7 @@ impl Default for EdgeHub {
             token: Token::default(),
             http_server: local(ENROLMENT_PORT),
             websocket: WebSocket::default(),
+            outbox: Outbox::default(),
         }
     }
 }
@@ -291,6 +297,56 @@ impl Default for WebSocket {
     fn default() -> Self {
         Self { server: local(LINK_PORT) }
     }
+}
+
+/// `modules.edgeHub.outbox`: what the outbox holds at most; beyond it the oldest are dropped.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Outbox {
+    /// Events.
+    #[serde(deserialize_with = "outbox_events")]
+    max_events: usize,
+    /// Their bytes.
+    #[serde(deserialize_with = "outbox_bytes")]
+    max_bytes: usize,
+    /// How long one is of use to anybody.
+    max_age_seconds: Seconds,
+}
+
+impl Default for Outbox {
+    fn default() -> Self {
+        let Bounds { max_events, max_bytes, .. } = Bounds::default();
+        // One day, as `Bounds` has it.
+        Self { max_events, max_bytes, max_age_seconds: Seconds::new(24 * 60 * 60) }
+    }
+}
+
+impl Outbox {
+    /// As EdgeHub takes them.
+    pub fn bounds(&self) -> Bounds {
+        let Self { max_events, max_bytes, max_age_seconds } = *self;
+        Bounds { max_events, max_bytes, max_age: max_age_seconds.duration() }
+    }
+}
+
+fn outbox_events<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    within(Bounds::EVENTS, "events", deserializer)
+}
+
+fn outbox_bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    within(Bounds::BYTES, "bytes", deserializer)
+}
+
+fn within<'de, D: Deserializer<'de>>(
+    range: RangeInclusive<usize>,
+    what: &str,
+    deserializer: D,
+) -> Result<usize, D::Error> {
+    let number = u32::deserialize(deserializer)?;
+    usize::try_from(number).ok().filter(|number| range.contains(number)).ok_or_else(|| {
+        let (least, most) = range.into_inner();
+        D::Error::custom(format!("{number} is not valid, expected from {least} to {most} {what}"))
+    })
 }
 
 /// A cloud on this machine: what a file without an address means.

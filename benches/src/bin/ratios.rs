@@ -1,14 +1,14 @@
 //! Compares the last run of the benches with the committed ratios: `ratios [--commit]`.
 //!
-//! Prints a table; fails when a ratio got worse by more than the tolerance. `--commit` writes the measured ratios into
-//! `benches/ratios.json` instead.
+//! Prints a table, and one of the figures; fails when a ratio got worse by more than the tolerance. `--commit` writes what
+//! was measured into `benches/ratios.json` and `benches/figures.json` instead.
 
 #![allow(clippy::print_stdout, reason = "its table is what it is for")]
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use kubeedge_benches::{TOLERANCE, Verdict, measure, read};
+use kubeedge_benches::{Figure, Ratio, TOLERANCE, Verdict, measure, median, per_second, read};
 
 fn main() -> Result<()> {
     let commit = match std::env::args().skip(1).collect::<Vec<_>>().as_slice() {
@@ -20,7 +20,7 @@ fn main() -> Result<()> {
     let file = own.join("ratios.json");
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| own.join("../target"), PathBuf::from);
     let criterion = target.join("criterion");
-    let mut rows = read(&file)?;
+    let mut rows: Vec<Ratio> = read(&file)?;
     let mut worse = Vec::new();
     println!("| ratio | ours | theirs | now | committed | goal | |");
     println!("|---|---|---|---|---|---|---|");
@@ -45,14 +45,29 @@ fn main() -> Result<()> {
         }
         row.committed = (measured.ratio() * 100.0).round() / 100.0;
     }
+    let figures_file = own.join("figures.json");
+    let mut figures: Vec<Figure> = read(&figures_file)?;
+    println!("\n| a second | now | committed | goal | |");
+    println!("|---|---|---|---|---|");
+    for row in &mut figures {
+        let now = per_second(median(&criterion, &row.bench)?);
+        let verdict = if now < row.goal { "goal missed" } else { "" };
+        println!("| {} | {now} | {} | {} | {verdict} |", row.name, row.committed, row.goal);
+        row.committed = now;
+    }
     if commit {
-        let text = serde_json::to_string_pretty(&rows)? + "\n";
-        return std::fs::write(&file, text).with_context(|| format!("write {}", file.display()));
+        write(&figures_file, &figures)?;
+        return write(&file, &rows);
     }
     if !worse.is_empty() {
         bail!("worse than committed by more than {TOLERANCE}: {}", worse.join(", "));
     }
     Ok(())
+}
+
+fn write<T: serde::Serialize>(file: &Path, rows: &[T]) -> Result<()> {
+    let text = serde_json::to_string_pretty(rows)? + "\n";
+    std::fs::write(file, text).with_context(|| format!("write {}", file.display()))
 }
 
 /// Nanoseconds for people.

@@ -10,7 +10,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use actix::Handler;
 use anyhow::{Context as _, Result};
 use kubeedge_actors::{
-    edgehub::{EdgeHub, EdgeHubConfig, outbox::queue::Bounds},
+    edgehub::{EdgeHub, EdgeHubConfig, outbox::Bounds},
     identity::{NodeIdentity, client_config, system_clock},
     link,
     metamanager::{MetaManager, Tables},

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use k8s_openapi::api::core::v1::{ConfigMap, ContainerStatus, Node, Pod, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, ContainerStatus, Pod, Secret};
 use kube::{
     Api, Client, ResourceExt,
     api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams},
@@ -14,7 +14,7 @@ use kube::{
 };
 use kubeedge_examples::{
     http,
-    lab::{Container, Lab, NODE},
+    lab::{self, Container, Lab, NODE},
     leftovers::cgroups_naming,
 };
 use serde_json::json;
@@ -110,16 +110,9 @@ pub(crate) async fn delete(client: &Client, name: &str, grace_seconds: u32) -> R
     pods(client).delete(name, &parameters).await.with_context(|| format!("delete pod {name}")).map(drop)
 }
 
-/// Awaits that the node is Ready; `False` awaits the opposite of nothing.
+/// Awaits that the node is Ready.
 pub(crate) async fn node_ready(client: &Client) -> Result<()> {
-    let ready = |node: Option<&Node>| {
-        let conditions = node.and_then(|node| node.status.as_ref()?.conditions.as_ref());
-        conditions.into_iter().flatten().any(|it| it.type_ == "Ready" && it.status == "True")
-    };
-    match tokio::time::timeout(LIMIT, await_condition(Api::<Node>::all(client.clone()), NODE, ready)).await {
-        Ok(waited) => waited.context("watch the node").map(drop),
-        Err(_) => bail!("node {NODE} is not Ready within {LIMIT:?}"),
-    }
+    lab::node_ready(client.clone()).await.map(drop)
 }
 
 /// Replaces the data of a ConfigMap, or makes it.

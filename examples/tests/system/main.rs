@@ -1,5 +1,7 @@
-//! The whole system as an operator runs it: `cloudcore`, `edgecore` and a private containerd, each a process of its own,
-//! with real pods. Each stage brings a lab up once and its scenarios share it, since a bring-up costs seconds.
+//! The one test program of the examples: programs as processes of their own, with real pods.
+//!
+//! Most stages take the whole system as an operator runs it, `cloudcore`, `edgecore` and a private containerd; each
+//! brings a lab up once and its scenarios share it, since a bring-up costs seconds. Stages run one after the other.
 //!
 //! `cargo test --test system -- NAME` runs the scenarios with NAME in their name. The programs are not built by that: run
 //! `make test`, or `cargo build --workspace --bins --all-features` first. Without root or containerd the scenarios are
@@ -8,11 +10,16 @@
 #![allow(clippy::print_stdout, reason = "a test program")]
 
 mod cluster;
+mod containerd;
 mod crash;
+mod disks;
+mod edged;
+mod embedding;
 mod enrolment;
 mod kubectl;
 mod logs;
 mod pods;
+mod quickstart;
 mod report;
 mod restarts;
 
@@ -25,11 +32,16 @@ use report::Report;
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     let mut report = Report::from_arguments(std::env::args().skip(1));
+    embedding::stage(&mut report).await;
     enrolment::stage(&mut report).await;
+    quickstart::stage(&mut report).await;
     let tools = Tools::find();
+    containerd::stage(&mut report, &tools).await;
+    edged::stage(&mut report, &tools).await;
     pods::stage(&mut report, &tools).await;
     logs::stage(&mut report, &tools).await;
     restarts::stage(&mut report, &tools).await;
+    disks::stage(&mut report, &tools).await;
     crash::stage(&mut report, &tools).await;
     report.finish()
 }

@@ -22,8 +22,8 @@ use kubeedge_examples::{
 
 use crate::{
     cluster::{
-        NAMESPACE, apply, container, delete, first, gone, node_ready, nothing_left, one_sandbox, page, page_becomes,
-        restarts, running, statuses, uid, until_pod, waits_for, write_config,
+        NAMESPACE, apply, container, delete, first, gone, nothing_left, one_sandbox, page, page_becomes, restarts,
+        running, statuses, uid, until_pod, waits_for, write_config,
     },
     kubectl,
     report::{Outcome, Report},
@@ -85,12 +85,7 @@ pub(crate) async fn stage(report: &mut Report, tools: &Result<Tools>) {
 
 /// Everything up to a node that is Ready.
 pub(crate) async fn up(lab: &mut Lab, tools: Tools) -> Result<()> {
-    lab.start_registry()?;
-    lab.start_containerd(tools).await?;
-    lab.start_cloud().await?;
-    lab.join().await?;
-    lab.start_edge()?;
-    lab.guarded(async |lab| node_ready(&lab.client()?).await).await
+    lab.up(tools).await
 }
 
 async fn tutorial(lab: &Lab) -> Result<Outcome> {

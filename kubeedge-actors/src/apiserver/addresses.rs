@@ -71,7 +71,7 @@ impl ServiceRange {
     }
 
     /// The address of the API server's own Service.
-    pub(crate) fn first(self) -> Ipv4Addr {
+    pub fn first(self) -> Ipv4Addr {
         Ipv4Addr::from(self.base + 1)
     }
 

@@ -73,6 +73,39 @@ pub(crate) fn bearer(header: Option<&str>) -> Option<&str> {
     (scheme.eq_ignore_ascii_case("bearer")).then(|| token.trim()).filter(|token| !token.is_empty())
 }
 
+/// Who a request is made as: `user` itself, or another whom the administrator names (`kubectl --as`). Nobody else may,
+/// and a header that is not understood is refused, so that nothing is answered with more rights than were asked with.
+pub(crate) fn impersonate(user: User, name: &str, groups: &[&str], others: bool) -> Result<User, Status> {
+    if name.is_empty() && groups.is_empty() && !others {
+        return Ok(user);
+    }
+    if name.is_empty() {
+        return Err(Status::bad_request("groups cannot be impersonated without a user: send Impersonate-User, too"));
+    }
+    if !user.admin {
+        let message = format!(
+            "users \"{name}\" is forbidden: User \"{}\" cannot impersonate resource \"users\" in API group \"\" at the \
+             cluster scope",
+            user.name
+        );
+        let details = json!({"name": name, "kind": "users"});
+        return Err(Status { details: Some(details), ..Status::new(403, "Forbidden", message) });
+    }
+    if others {
+        return Err(Status::bad_request("this API server impersonates users and groups, not uids and extra fields"));
+    }
+    let account = name.strip_prefix("system:serviceaccount:").and_then(|rest| rest.split_once(':'));
+    let mut groups: Vec<String> = groups.iter().map(|group| (*group).to_owned()).collect();
+    if let Some((namespace, account)) = account.filter(|_| groups.is_empty()) {
+        return Ok(User::service_account(namespace, account, ""));
+    }
+    if !groups.iter().any(|group| group == AUTHENTICATED) {
+        groups.push(AUTHENTICATED.into());
+    }
+    let admin = groups.iter().any(|group| group == MASTERS);
+    Ok(User { name: name.to_owned(), uid: String::new(), groups, admin })
+}
+
 /// Refuses what this user may not do, in Kubernetes' words.
 pub(crate) fn authorize(user: &User, method: Method, path: &Path, watch: bool) -> Result<(), Status> {
     if user.admin {
@@ -178,6 +211,21 @@ mod tests {
         assert!(may(&known, &own, &Value::Null) && !may(&["a"], &own, &Value::Null));
         let read = |path: &str| may(&known, &Value::Null, &json!({"verb": "get", "path": path}));
         assert!(read("/apis/apps/v1") && read("/version") && !read("/metrics"));
+    }
+
+    #[test]
+    fn only_the_administrator_speaks_for_others_and_then_with_their_rights_alone() {
+        let as_ = |user: User, name, groups: &[&str]| impersonate(user, name, groups, false);
+        let account = User::service_account("a", "default", "u");
+        assert_eq!(as_(account.clone(), "", &[]).unwrap(), account);
+        assert_eq!(as_(account, "root", &[]).unwrap_err().code, 403);
+        let somebody = as_(User::admin(), "jane", &["dev"]).unwrap();
+        assert_eq!((somebody.admin, somebody.groups), (false, vec!["dev".to_owned(), AUTHENTICATED.to_owned()]));
+        assert!(as_(User::admin(), "jane", &[MASTERS]).unwrap().admin);
+        let bot = as_(User::admin(), "system:serviceaccount:a:bot", &[]).unwrap();
+        assert!(bot.groups.contains(&"system:serviceaccounts:a".to_owned()) && !bot.admin);
+        assert_eq!(as_(User::admin(), "", &[MASTERS]).unwrap_err().code, 400);
+        assert_eq!(impersonate(User::admin(), "jane", &[], true).unwrap_err().code, 400);
     }
 
     #[test]

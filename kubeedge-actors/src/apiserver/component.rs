@@ -44,6 +44,8 @@ impl Actor for ApiServer {
 
 impl Component for ApiServer {
     const NAME: &'static str = "apiserver";
+    /// Messages wait until it is up, and a large store takes its time to read.
+    const HEARTBEAT: std::time::Duration = std::time::Duration::from_secs(120);
     const STAGE: Stage = Stage::Source;
 
     fn contract(contract: &mut Contract<Self>) {

@@ -11,7 +11,11 @@ use serde_json::{Value, json};
 use super::kind::Kind;
 use super::kinds;
 
-/// A path below a resource, or a resource that is only written to (`bindings`).
+pub(crate) mod write_only;
+
+pub use write_only::{WRITE_ONLY, WriteOnly};
+
+/// A path below a resource.
 #[derive(Clone, Copy, Debug)]
 pub struct Subresource {
     /// Group of the resource.
@@ -43,11 +47,28 @@ const fn core(
     Subresource { group: CORE.0, version: CORE.1, plural, name, namespaced, kind, verbs }
 }
 
+const SCALE: (&str, &str, &str) = ("autoscaling", "v1", "Scale");
+
+const fn apps(
+    plural: &'static str,
+    name: &'static str,
+    kind: (&'static str, &'static str, &'static str),
+) -> Subresource {
+    Subresource { group: "apps", version: "v1", plural, name, namespaced: true, kind, verbs: STATUS_VERBS }
+}
+
 /// All subresources that are served.
 pub static SUBRESOURCES: &[Subresource] = &[
     core("namespaces", "finalize", false, ("", "v1", "Namespace"), &["update"]),
     core("namespaces", "status", false, ("", "v1", "Namespace"), STATUS_VERBS),
     core("nodes", "status", false, ("", "v1", "Node"), STATUS_VERBS),
+    apps("daemonsets", "status", ("apps", "v1", "DaemonSet")),
+    apps("deployments", "scale", SCALE),
+    apps("deployments", "status", ("apps", "v1", "Deployment")),
+    apps("replicasets", "scale", SCALE),
+    apps("replicasets", "status", ("apps", "v1", "ReplicaSet")),
+    apps("statefulsets", "scale", SCALE),
+    apps("statefulsets", "status", ("apps", "v1", "StatefulSet")),
     core("pods", "binding", true, ("", "v1", "Binding"), &["create"]),
     core("pods", "eviction", true, ("policy", "v1", "Eviction"), &["create"]),
     core("pods", "log", true, ("", "v1", "Pod"), &["get"]),
@@ -65,8 +86,16 @@ pub static SUBRESOURCES: &[Subresource] = &[
     core("serviceaccounts", "token", true, ("authentication.k8s.io", "v1", "TokenRequest"), &["create"]),
 ];
 
-/// `bindings` can be created and nothing else.
-pub static BINDINGS: Subresource = core("bindings", "", true, ("", "v1", "Binding"), &["create"]);
+/// Kubernetes' order of its own groups; those that users define come behind, in the order of their definitions.
+const GROUP_ORDER: [&str; 7] = [
+    "apps",
+    "events.k8s.io",
+    "authentication.k8s.io",
+    "authorization.k8s.io",
+    "apiextensions.k8s.io",
+    "coordination.k8s.io",
+    "discovery.k8s.io",
+];
 
 /// Media type of the aggregated form, without its version.
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io";
@@ -105,11 +134,14 @@ pub fn versions(address: &str) -> Value {
 /// Group and version of everything served outside the core group, without repetition.
 fn group_versions(served: &[&'static Kind]) -> Vec<(&'static str, &'static str)> {
     let mut all: Vec<_> = Vec::new();
-    for kind in served.iter().filter(|kind| !kind.group.is_empty()) {
-        if !all.contains(&(kind.group, kind.version)) {
-            all.push((kind.group, kind.version));
+    let written = WRITE_ONLY.iter().map(|one| (one.group, one.version));
+    for (group, version) in served.iter().map(|kind| (kind.group, kind.version)).chain(written) {
+        if !group.is_empty() && !all.contains(&(group, version)) {
+            all.push((group, version));
         }
     }
+    let place = |group| GROUP_ORDER.iter().position(|own| *own == group).unwrap_or(GROUP_ORDER.len());
+    all.sort_by_key(|(group, _)| place(*group));
     all
 }
 
@@ -143,14 +175,14 @@ pub fn group(served: &[&'static Kind], group: &str) -> Option<Value> {
 /// `/api/v1` and `/apis/<group>/<version>`; `None` when the version is not served.
 pub fn resources(served: &[&'static Kind], group: &str, version: &str) -> Option<Value> {
     let served: Vec<&Kind> = served.iter().copied().filter(|k| k.group == group && k.version == version).collect();
-    if served.is_empty() {
+    let mut list: Vec<Value> = write_only::of(group, version)
+        .map(|one| {
+            json!({"name": one.plural, "singularName": one.singular, "namespaced": one.namespaced, "kind": one.kind,
+                "verbs": write_only::VERBS})
+        })
+        .collect();
+    if served.is_empty() && list.is_empty() {
         return None;
-    }
-    let mut list = Vec::new();
-    if (group, version) == CORE {
-        let (_, _, kind) = BINDINGS.kind;
-        list.push(json!({"name": BINDINGS.plural, "singularName": "binding", "namespaced": BINDINGS.namespaced,
-            "kind": kind, "verbs": BINDINGS.verbs}));
     }
     for kind in served {
         let mut resource = json!({"name": kind.plural, "singularName": kind.singular, "namespaced": kind.namespaced,
@@ -214,11 +246,12 @@ fn aggregated_resources(served: &[&'static Kind], group: &str, version: &str) ->
         (group, version, kind) => json!({"group": group, "version": version, "kind": kind}),
     };
     let scope = |namespaced: bool| if namespaced { "Namespaced" } else { "Cluster" };
-    let mut list = Vec::new();
-    if (group, version) == CORE {
-        list.push(json!({"resource": BINDINGS.plural, "responseKind": response_kind(BINDINGS.kind),
-            "scope": scope(BINDINGS.namespaced), "singularResource": "binding", "verbs": BINDINGS.verbs}));
-    }
+    let mut list: Vec<Value> = write_only::of(group, version)
+        .map(|one| {
+            json!({"resource": one.plural, "responseKind": response_kind((one.group, one.version, one.kind)),
+                "scope": scope(one.namespaced), "singularResource": one.singular, "verbs": write_only::VERBS})
+        })
+        .collect();
     for kind in served.iter().filter(|k| k.group == group && k.version == version) {
         let mut resource = json!({"resource": kind.plural,
             "responseKind": response_kind((kind.group, kind.version, kind.kind)), "scope": scope(kind.namespaced),
@@ -253,7 +286,12 @@ pub fn of(kind: &'static Kind) -> impl Iterator<Item = Subresource> {
         kind: (group, version, kind.kind),
         verbs: STATUS_VERBS,
     };
-    own.copied().chain((is_custom(kind) && kind.status_subresource).then_some(status))
+    let scale = Subresource { name: "scale", kind: ("autoscaling", "v1", "Scale"), ..status };
+    let custom = is_custom(kind);
+    // As a real API server has them: the status first.
+    own.copied()
+        .chain((custom && kind.status_subresource).then_some(status))
+        .chain((custom && kind.scale_subresource).then_some(scale))
 }
 
 /// The verbs of a kind, sorted; those of a custom kind stand as a real API server has them. Namespaces are not deleted
@@ -313,8 +351,14 @@ mod tests {
         let (resources, group) =
             (|group: &str, version: &str| resources(&all, group, version), |name: &str| group(&all, name));
         assert!(resources("", "v1").is_some() && resources("coordination.k8s.io", "v1").is_some());
-        assert!(resources("apps", "v1").is_none() && group("apps").is_none() && resources("", "v2").is_none());
-        assert_eq!(groups(&all)["groups"][0]["preferredVersion"]["groupVersion"], "events.k8s.io/v1");
-        assert_eq!(aggregated_groups(&all, "v2")["items"][2]["metadata"]["name"], "coordination.k8s.io");
+        assert!(resources("batch", "v1").is_none() && group("batch").is_none() && resources("", "v2").is_none());
+        assert_eq!(groups(&all)["groups"][0]["preferredVersion"]["groupVersion"], "apps/v1");
+        let names: Vec<Value> = aggregated_groups(&all, "v2")["items"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|item| item["metadata"]["name"].clone())
+            .collect();
+        assert_eq!(names, GROUP_ORDER);
     }
 }

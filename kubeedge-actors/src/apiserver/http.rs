@@ -12,6 +12,7 @@ use futures_util::StreamExt as _;
 use serde_json::json;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::auth::User;
 use super::body::MAX_BODY;
 use super::kind::Kind;
 use super::kubelet::Body;
@@ -67,8 +68,10 @@ async fn answer(api: &Arc<Api>, http: &HttpRequest, payload: web::Payload) -> Re
         return Ok(response);
     }
     let token = auth::bearer(header(http, &AUTHORIZATION));
-    let user =
-        token.and_then(|token| api.authenticate(token, &[api.tokens.issuer()])).ok_or_else(Status::unauthorized)?;
+    // A token for another audience is nobody's here.
+    let known = token.and_then(|token| api.authenticate(token, &[api.tokens.issuer()]));
+    let (user, _) = known.ok_or_else(Status::unauthorized)?;
+    let user = impersonated(http, user)?;
     let method = method(http)?;
     if method == Method::Get
         && let Some(response) = documents::open_id(api, http).map(Ok).or_else(|| documents::open_api(api, http))
@@ -115,6 +118,17 @@ async fn answer(api: &Arc<Api>, http: &HttpRequest, payload: web::Payload) -> Re
         None if api.storage.served().any(|(_, kind)| served(kind)) => Err(Status::no_such_resource()),
         None => Ok(page_not_found()),
     }
+}
+
+/// Who the request is made as.
+fn impersonated(http: &HttpRequest, user: User) -> Result<User, Status> {
+    let name = |header: &str| http.headers().get(header).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let groups: Vec<&str> =
+        http.headers().get_all("Impersonate-Group").filter_map(|value| value.to_str().ok()).collect();
+    let known = ["impersonate-user", "impersonate-group"];
+    let others = http.headers().keys().map(|header| header.as_str());
+    let others = others.into_iter().any(|header| header.starts_with("impersonate-") && !known.contains(&header));
+    auth::impersonate(user, name("Impersonate-User"), &groups, others)
 }
 
 fn method(http: &HttpRequest) -> Result<Method, Status> {

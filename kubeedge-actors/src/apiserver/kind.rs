@@ -24,6 +24,8 @@ pub struct Kind {
     pub namespaced: bool,
     /// Whether `/status` is served, and the main resource then ignores changes of `status` (and the reverse).
     pub status_subresource: bool,
+    /// Whether `/scale` is served.
+    pub scale_subresource: bool,
     /// Whether `metadata.generation` is kept (1 at creation, +1 with each change of `spec`).
     pub has_generation: bool,
     /// The kind whose objects these are, for one that shows stored objects in another form; `None` is one of its own.

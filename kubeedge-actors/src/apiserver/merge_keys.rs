@@ -181,6 +181,19 @@ static TABLE: &[Merge] = &[
     atomic("ObjectMeta", "managedFields"),
     atomic("DeleteOptions", "dryRun"),
     atomic("LabelSelector", "matchExpressions"),
+    merge("DaemonSetStatus", "conditions", "type", "map", TYPE),
+    Merge {
+        owner: "DeploymentSpec",
+        field: "strategy",
+        strategy: "retainKeys",
+        key: "",
+        list_type: "",
+        list_keys: &[],
+    },
+    merge("DeploymentStatus", "conditions", "type", "map", TYPE),
+    merge("ReplicaSetStatus", "conditions", "type", "map", TYPE),
+    atomic("StatefulSetSpec", "volumeClaimTemplates"),
+    merge("StatefulSetStatus", "conditions", "type", "map", TYPE),
     atomic("LabelSelectorRequirement", "values"),
 ];
 

@@ -6,8 +6,8 @@
 //! - **Bounds**: bodies 3 MiB; the event log of each kind 4096 events and 16 MiB; open watches [`Config::max_watches`];
 //!   a watch holds a position and not a queue, and ends with `410 Expired` when the log has left it behind.
 //! - **Not kept**: `pods/log` is read from the node's kubelet, or what stands for it; 256 logs at a time.
-//! - **Not served**: server-side apply (415). Answers are JSON; bodies are JSON, or protobuf for what
-//!   kubectl sends that way.
+//! - **Not served**: server-side apply (415); proxy, exec, attach and port-forward (501). Answers are JSON; bodies are
+//!   JSON, or protobuf for Kubernetes' own kinds.
 //!
 //! A request goes `http` → `auth` → `request` → `verbs` → `storage`; controllers react to the same event log.
 
@@ -36,6 +36,7 @@ mod documents;
 mod http;
 mod kubeconfig;
 mod kubelet;
+mod label_selector;
 mod merge_keys;
 mod meta;
 mod negotiate;
@@ -93,13 +94,17 @@ impl Api {
         UNIX_EPOCH + Duration::from_secs(u64::try_from(self.now()).unwrap_or_default())
     }
 
-    /// Who holds this token, made for one of `audiences`.
-    fn authenticate(&self, token: &str, audiences: &[&str]) -> Option<User> {
+    /// Who holds this token, and for which of `audiences` it was made. The administrator's is for this server alone.
+    fn authenticate<'a>(&self, token: &str, audiences: &[&'a str]) -> Option<(User, Vec<&'a str>)> {
         if self.admin.is(token) {
-            return Some(User::admin());
+            let own: Vec<&str> = audiences.iter().copied().filter(|one| *one == self.tokens.issuer()).collect();
+            return (!own.is_empty()).then(|| (User::admin(), own));
         }
         match self.tokens.verify(token, audiences, self.time()) {
-            Ok(claims) => self.account(&claims.kubernetes),
+            Ok(claims) => {
+                let meant = |audience: &&str| claims.aud.iter().any(|one| one == audience);
+                Some((self.account(&claims.kubernetes)?, audiences.iter().copied().filter(meant).collect()))
+            }
             Err(error) => {
                 tracing::debug!(%error, "a bearer token is refused");
                 None

@@ -120,6 +120,11 @@ impl Object {
         value
     }
 
+    /// The text of a field by its path, for a kind whose selectable fields are not kept.
+    pub(crate) fn field(&self, name: &str) -> String {
+        super::custom::subresources::selected(&self.parsed(), name)
+    }
+
     pub(crate) fn label(&self, name: &str) -> Option<&str> {
         self.labels.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }

@@ -10,35 +10,27 @@
 //! kept but the hashes. The server should build one at a time, on a thread that may block.
 
 mod custom;
+mod definitions;
+mod paths;
 mod protobuf;
 
-use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
 
 use ring::digest::{SHA256, digest};
 use serde_json::{Map, Value, json};
 
 use super::custom::Version;
-use super::discovery;
+use super::discovery::{self, WRITE_ONLY, write_only};
 use super::kind::Kind;
 use super::kinds::kinds;
-use super::kinds::schema::{self, reference};
-use super::merge_keys;
+use super::kinds::schema;
+use definitions::{definition_of, definitions, reachable, rewrite_references};
+use paths::{Form, add_paths, add_write_only};
 
 /// Media type of OpenAPI v2 as protobuf, as it is answered.
 pub const V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 /// The same as clients up to 1.28 ask for it; `@` is not allowed in a media type, so nobody can be answered with it.
 const V2_PROTOBUF_ASKED: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
-
-const V3_REFERENCE: &str = "#/components/schemas/";
-const V2_REFERENCE: &str = "#/definitions/";
-
-/// Kinds that are only sent to subresources: group, version, kind, definition.
-const BODIES: &[(&str, &str, &str, &str)] = &[
-    ("", "v1", "Binding", "io.k8s.api.core.v1.Binding"),
-    ("policy", "v1", "Eviction", "io.k8s.api.policy.v1.Eviction"),
-    ("authentication.k8s.io", "v1", "TokenRequest", "io.k8s.api.authentication.v1.TokenRequest"),
-];
 
 /// Whether a client takes OpenAPI v2 as JSON (and not as protobuf only).
 pub fn accepts_json(accept: &str) -> bool {
@@ -79,14 +71,15 @@ fn hashes() -> &'static [(&'static str, &'static str, String)] {
     static HASHES: OnceLock<Vec<(&'static str, &'static str, String)>> = OnceLock::new();
     HASHES.get_or_init(|| {
         let mut all: Vec<(&'static str, &'static str, String)> = Vec::new();
-        for kind in kinds() {
-            if all.iter().any(|(group, version, _)| (*group, *version) == (kind.group, kind.version)) {
+        let written = WRITE_ONLY.iter().map(|one| (one.group, one.version));
+        for (group, version) in kinds().iter().map(|kind| (kind.group, kind.version)).chain(written) {
+            if all.iter().any(|(known, at, _)| (*known, *at) == (group, version)) {
                 continue;
             }
-            let document = v3(&[], kind.group, kind.version).unwrap_or_default();
+            let document = v3(&[], group, version).unwrap_or_default();
             let hash = digest(&SHA256, document.as_bytes());
             let hex: String = hash.as_ref().iter().map(|byte| format!("{byte:02X}")).collect();
-            all.push((kind.group, kind.version, hex));
+            all.push((group, version, hex));
         }
         all
     })
@@ -105,7 +98,7 @@ pub(super) fn v3(custom: &[Arc<Version>], group: &str, version: &str) -> Option<
         .chain(custom.iter().map(|one| one.kind))
         .filter(|k| k.group == group && k.version == version)
         .collect();
-    if served.is_empty() {
+    if served.is_empty() && write_only::of(group, version).next().is_none() {
         return None;
     }
     let mut all = definitions();
@@ -115,6 +108,10 @@ pub(super) fn v3(custom: &[Arc<Version>], group: &str, version: &str) -> Option<
     for kind in &served {
         add_paths(&mut paths, kind, Form::V3);
         roots.extend(discovery::of(kind).map(|sub| definition_of(sub.kind)));
+    }
+    for one in write_only::of(group, version) {
+        add_write_only(&mut paths, one, Form::V3);
+        roots.push(definition_of((one.group, one.version, one.kind)));
     }
     let schemas = reachable(&all, roots);
     let document = json!({
@@ -141,6 +138,9 @@ fn v2_document(custom: &[Arc<Version>]) -> Value {
     for kind in kinds().iter().chain(custom.iter().map(|one| one.kind)) {
         add_paths(&mut paths, kind, Form::V2);
     }
+    for one in WRITE_ONLY {
+        add_write_only(&mut paths, one, Form::V2);
+    }
     let mut definitions = Value::Object(definitions());
     rewrite_references(&mut definitions);
     if let Some(all) = definitions.as_object_mut() {
@@ -154,322 +154,10 @@ fn v2_document(custom: &[Arc<Version>]) -> Value {
     })
 }
 
-/// The definition of a group, version and kind that is served or sent to a subresource.
-fn definition_of((group, version, kind): (&str, &str, &str)) -> String {
-    if let Some((_, _, _, definition)) = BODIES.iter().find(|(g, v, k, _)| (*g, *v, *k) == (group, version, kind)) {
-        return (*definition).to_owned();
-    }
-    let served = kinds().iter().find(|k| (k.group, k.version, k.kind) == (group, version, kind));
-    served.map_or_else(|| custom::name(group, version, kind), schema::definition)
-}
-
-/// All definitions, with the extensions that clients look for.
-fn definitions() -> Map<String, Value> {
-    let mut all = schema::definitions();
-    for (name, definition) in &mut all {
-        let owner = name.rsplit('.').next().unwrap_or_default().to_owned();
-        for (field, schema) in definition.get_mut("properties").and_then(Value::as_object_mut).into_iter().flatten() {
-            wrap_reference(schema);
-            add_merge_facts(schema, &owner, field);
-        }
-        if let Some(fields) = definition.as_object_mut()
-            && fields.remove("x-kubernetes-int-or-string").is_some()
-        {
-            let types = if owner == "Quantity" { ["string", "number"] } else { ["integer", "string"] };
-            fields.insert("oneOf".to_owned(), json!(types.map(|name| json!({"type": name}))));
-        }
-    }
-    let served = kinds().iter().map(|kind| (schema::definition(kind), kind.group, kind.version, kind.kind));
-    let bodies = BODIES.iter().map(|(group, version, kind, name)| ((*name).to_owned(), *group, *version, *kind));
-    for (name, group, version, kind) in served.chain(bodies) {
-        if let Some(definition) = all.get_mut(&name) {
-            definition["x-kubernetes-group-version-kind"] = json!([gvk(group, version, kind)]);
-        }
-    }
-    all
-}
-
-fn gvk(group: &str, version: &str, kind: &str) -> Value {
-    json!({"group": group, "version": version, "kind": kind})
-}
-
-/// OpenAPI 3.0 allows nothing beside a reference: what stands there goes around it.
-fn wrap_reference(schema: &mut Value) {
-    if let Some(fields) = schema.as_object_mut()
-        && fields.len() > 1
-        && let Some(target) = fields.remove("$ref")
-    {
-        fields.insert("allOf".to_owned(), json!([{"$ref": target}]));
-    }
-}
-
-fn add_merge_facts(schema: &mut Value, owner: &str, field: &str) {
-    let Some(merge) = merge_keys::of(owner, field) else { return };
-    for (name, value) in [("x-kubernetes-patch-strategy", merge.strategy), ("x-kubernetes-patch-merge-key", merge.key)]
-    {
-        if !value.is_empty() {
-            schema[name] = json!(value);
-        }
-    }
-    if schema.get("type").is_some_and(|type_| type_ == "array") {
-        schema["x-kubernetes-list-type"] = json!(merge.list_type);
-    } else {
-        schema["x-kubernetes-map-type"] = json!(merge.list_type);
-    }
-    if !merge.list_keys.is_empty() {
-        schema["x-kubernetes-list-map-keys"] = json!(merge.list_keys);
-    }
-}
-
-/// The definitions that `roots` need.
-fn reachable(all: &Map<String, Value>, mut roots: Vec<String>) -> Map<String, Value> {
-    let mut seen = BTreeSet::new();
-    let mut found = Map::new();
-    while let Some(name) = roots.pop() {
-        if !seen.insert(name.clone()) {
-            continue;
-        }
-        if let Some(definition) = all.get(&name) {
-            references(definition, &mut roots);
-            found.insert(name, definition.clone());
-        }
-    }
-    found
-}
-
-fn references(value: &Value, found: &mut Vec<String>) {
-    found.extend(reference(value).map(str::to_owned));
-    match value {
-        Value::Object(fields) => fields.values().for_each(|value| references(value, found)),
-        Value::Array(items) => items.iter().for_each(|value| references(value, found)),
-        _ => {}
-    }
-}
-
-fn rewrite_references(value: &mut Value) {
-    match value {
-        Value::Object(fields) => {
-            // Version 2 has neither `oneOf` nor references with something beside them inside `allOf` of one.
-            if let Some(target) =
-                fields.get("allOf").and_then(|all| all.get(0)).and_then(|one| one.get("$ref")).cloned()
-            {
-                fields.remove("allOf");
-                fields.insert("$ref".to_owned(), target);
-            }
-            // A choice of scalars is text; one that has a reference in it cannot be said.
-            let choices = fields.remove("oneOf");
-            if choices.as_ref().and_then(Value::as_array).is_some_and(|all| all.iter().all(|c| reference(c).is_none()))
-            {
-                fields.insert("type".to_owned(), json!("string"));
-                fields.insert("format".to_owned(), json!("int-or-string"));
-            }
-            for (name, value) in fields {
-                match value {
-                    // The names of fields are no words of a schema, even where they look the same.
-                    Value::Object(properties) if name == "properties" => {
-                        properties.values_mut().for_each(rewrite_references);
-                    }
-                    Value::String(target) if name == "$ref" => *target = target.replace(V3_REFERENCE, V2_REFERENCE),
-                    value => rewrite_references(value),
-                }
-            }
-        }
-        Value::Array(items) => items.iter_mut().for_each(rewrite_references),
-        _ => {}
-    }
-}
-
-/// The two versions of OpenAPI differ in how parameters, bodies and answers are written.
-#[derive(Clone, Copy, PartialEq)]
-enum Form {
-    V2,
-    V3,
-}
-
-const PATCH_TYPES: [&str; 3] =
-    ["application/json-patch+json", "application/merge-patch+json", "application/strategic-merge-patch+json"];
-
-impl Form {
-    fn parameter(self, name: &str, place: &str, type_: &str, description: &str) -> Value {
-        let mut parameter = json!({"name": name, "in": place, "description": description});
-        if place == "path" {
-            parameter["required"] = json!(true);
-        }
-        match self {
-            Self::V3 => parameter["schema"] = json!({"type": type_, "uniqueItems": true}),
-            Self::V2 => {
-                parameter["type"] = json!(type_);
-                parameter["uniqueItems"] = json!(true);
-            }
-        }
-        parameter
-    }
-
-    fn schema(self, definition: &str) -> Value {
-        let prefix = if self == Self::V3 { V3_REFERENCE } else { V2_REFERENCE };
-        json!({"$ref": format!("{prefix}{definition}")})
-    }
-
-    fn answers(self, code: u16, definition: Option<&str>) -> Value {
-        let mut answer = json!({"description": if code == 201 { "Created" } else { "OK" }});
-        match (self, definition) {
-            (Self::V3, Some(definition)) => {
-                answer["content"] = json!({"application/json": {"schema": self.schema(definition)}});
-            }
-            (Self::V2, Some(definition)) => answer["schema"] = self.schema(definition),
-            (_, None) => {}
-        }
-        json!({code.to_string(): answer, "401": {"description": "Unauthorized"}})
-    }
-
-    /// Adds the body of a request to an operation.
-    fn add_body(self, operation: &mut Value, types: &[&str], schema: &Value) {
-        match self {
-            Self::V3 => {
-                let content: Map<String, Value> =
-                    types.iter().map(|media| ((*media).to_owned(), json!({"schema": schema}))).collect();
-                operation["requestBody"] = json!({"content": content, "required": true});
-            }
-            Self::V2 => {
-                operation["consumes"] = json!(types);
-                let body = json!({"name": "body", "in": "body", "required": true, "schema": schema});
-                if let Some(parameters) = operation["parameters"].as_array_mut() {
-                    parameters.push(body);
-                }
-            }
-        }
-    }
-}
-
-/// Paths of a kind and its subresources.
-fn add_paths(paths: &mut Map<String, Value>, kind: &'static Kind, form: Form) {
-    // Only Kubernetes' own types carry merge keys.
-    let patch_types = if discovery::is_custom(kind) { &PATCH_TYPES[..2] } else { &PATCH_TYPES };
-    let root = root_of(kind.group, kind.version);
-    let kind_gvk = (kind.group, kind.version, kind.kind);
-    let definition = schema::definition(kind);
-    let collection = if kind.namespaced {
-        paths.insert(
-            format!("/{root}/{}", kind.plural),
-            json!({"get": operation(form, "list", kind_gvk, 200, None), "parameters": list_parameters(form)}),
-        );
-        format!("/{root}/namespaces/{{namespace}}/{}", kind.plural)
-    } else {
-        format!("/{root}/{}", kind.plural)
-    };
-    let place = |named: bool| {
-        let mut parameters = Vec::new();
-        if named {
-            parameters.push(form.parameter("name", "path", "string", "Name of the object"));
-        }
-        if kind.namespaced {
-            parameters.push(form.parameter("namespace", "path", "string", "Namespace of the object"));
-        }
-        json!(parameters)
-    };
-    let mut list = operation(form, "list", kind_gvk, 200, None);
-    list["parameters"] = list_parameters(form);
-    let mut item = json!({
-        "get": list,
-        "post": writing(form, "post", kind_gvk, 201, &definition, &["application/json"], form.schema(&definition)),
-        "parameters": place(false),
-    });
-    if discovery::verbs(kind).contains(&"deletecollection") {
-        item["delete"] = operation(form, "deletecollection", kind_gvk, 200, None);
-    }
-    paths.insert(collection.clone(), item);
-    let patch = patch_schema(form);
-    let item = json!({
-        "get": operation(form, "get", kind_gvk, 200, Some(&definition)),
-        "put": writing(form, "put", kind_gvk, 200, &definition, &["application/json"], form.schema(&definition)),
-        "patch": writing(form, "patch", kind_gvk, 200, &definition, patch_types, patch.clone()),
-        "delete": operation(form, "delete", kind_gvk, 200, None),
-        "parameters": place(true),
-    });
-    paths.insert(format!("{collection}/{{name}}"), item);
-    for sub in discovery::of(kind) {
-        let definition = definition_of(sub.kind);
-        let mut item = json!({"parameters": place(true)});
-        for verb in sub.verbs {
-            let (method, operation) = match *verb {
-                "get" => {
-                    // A log is plain text.
-                    let answer = Some(definition.as_str()).filter(|_| sub.name != "log");
-                    ("get", operation(form, "get", sub.kind, 200, answer))
-                }
-                "patch" => ("patch", writing(form, "patch", sub.kind, 200, &definition, patch_types, patch.clone())),
-                verb => {
-                    let (method, code) = if verb == "create" { ("post", 201) } else { ("put", 200) };
-                    let body = form.schema(&definition);
-                    (method, writing(form, method, sub.kind, code, &definition, &["application/json"], body))
-                }
-            };
-            item[method] = operation;
-        }
-        paths.insert(format!("{collection}/{{name}}/{}", sub.name), item);
-    }
-}
-
-/// A patch is any object (or, as a JSON patch, a list): its schema says only that.
-fn patch_schema(form: Form) -> Value {
-    match form {
-        Form::V3 => json!({"description": "The change, in the form that the content type names"}),
-        Form::V2 => json!({"type": "object"}),
-    }
-}
-
-fn list_parameters(form: Form) -> Value {
-    json!([
-        form.parameter("labelSelector", "query", "string", "Only objects with these labels"),
-        form.parameter("fieldSelector", "query", "string", "Only objects with these fields"),
-        form.parameter("limit", "query", "integer", "Most objects in one answer"),
-        form.parameter("continue", "query", "string", "Where the previous answer ended"),
-        form.parameter("watch", "query", "boolean", "Follow changes instead of listing"),
-        form.parameter("resourceVersion", "query", "string", "The version to start from"),
-        form.parameter("timeoutSeconds", "query", "integer", "How long to follow"),
-    ])
-}
-
-fn operation(
-    form: Form,
-    action: &str,
-    (group, version, kind): (&str, &str, &str),
-    code: u16,
-    definition: Option<&str>,
-) -> Value {
-    let mut operation = json!({
-        "responses": form.answers(code, definition),
-        "parameters": [],
-        "x-kubernetes-action": action,
-        "x-kubernetes-group-version-kind": gvk(group, version, kind),
-    });
-    if form == Form::V2 {
-        operation["produces"] = json!(["application/json"]);
-    }
-    operation
-}
-
-fn writing(
-    form: Form,
-    action: &str,
-    kind: (&str, &str, &str),
-    code: u16,
-    definition: &str,
-    types: &[&str],
-    body: Value,
-) -> Value {
-    let mut operation = operation(form, action, kind, code, Some(definition));
-    operation["parameters"] = json!([
-        form.parameter("dryRun", "query", "string", "All: check everything, store nothing"),
-        form.parameter("fieldManager", "query", "string", "Who makes the change"),
-        form.parameter("fieldValidation", "query", "string", "Ignore, Warn or Strict: what becomes of unknown fields"),
-    ]);
-    form.add_body(&mut operation, types, &body);
-    operation
-}
-
 #[cfg(test)]
 mod tests {
+    use super::definitions::{gvk, references};
+    use super::paths::V3_REFERENCE;
     use super::*;
 
     fn document(group: &str, version: &str) -> Value {
@@ -478,12 +166,12 @@ mod tests {
 
     #[test]
     fn a_document_defines_everything_it_refers_to() {
-        for (group, version) in [("", "v1"), ("coordination.k8s.io", "v1")] {
+        for (group, version, _) in hashes() {
             let document = document(group, version);
             let schemas = document["components"]["schemas"].as_object().expect("schemas");
             let mut all = Vec::new();
             references(&document, &mut all);
-            assert!(all.len() > 10);
+            assert!(all.len() > 5, "{group}/{version}");
             for name in all {
                 assert!(schemas.contains_key(&name), "{name} is missing");
             }
@@ -516,7 +204,7 @@ mod tests {
         let url = index["paths"]["api/v1"]["serverRelativeURL"].as_str().expect("a URL").to_owned();
         assert_eq!(url, format!("/openapi/v3/api/v1?hash={}", hash(&[], "", "v1").expect("is served")));
         assert!(index["paths"].get("apis/coordination.k8s.io/v1").is_some());
-        assert!(hash(&[], "apps", "v1").is_none() && v3(&[], "apps", "v1").is_none());
+        assert!(hash(&[], "batch", "v1").is_none() && v3(&[], "batch", "v1").is_none());
         assert_eq!(v3(&[], "", "v1"), v3(&[], "", "v1"), "the same build gives the same document");
     }
 

@@ -1,8 +1,9 @@
 //! Bodies in Kubernetes' protobuf, turned into JSON.
 //!
-//! kubectl sends what it makes itself (`create namespace`, `create token`, `drain`, `auth can-i`) as protobuf and does
-//! not try JSON after a refusal. The messages are few and small, so their fields stand here as tables; every answer is
-//! JSON, which clients take as well. Field numbers: `generated.proto` of `k8s.io/api` and `k8s.io/apimachinery`.
+//! kubectl sends what it makes itself (`create service`, `create token`, `drain`, `auth can-i`) as protobuf and does not
+//! try JSON after a refusal; other clients of Go do so with every kind. Types and names are those of the schemas, the
+//! numbers those of a table (`numbers`), so that every kind of Kubernetes' own that is served can come that way; answers
+//! are JSON, which clients take as well. Definitions of custom kinds come as JSON only, and so do custom objects.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -11,349 +12,229 @@ use prost::encoding::{WireType, decode_key, decode_varint};
 use serde_json::{Map, Value, json};
 
 use super::clock;
+use super::kinds::decode::decode;
+use super::kinds::schema::{Schemas, Struct, Type, own_name};
 use super::status::Status;
+use numbers::{Field, Message};
+use wire::{Malformed, delimited, envelope, skip, text};
+
+mod numbers;
+mod wire;
 
 /// The media type.
 pub(super) const MEDIA: &str = "application/vnd.kubernetes.protobuf";
 /// The first bytes of every such body.
 const MAGIC: &[u8] = b"k8s\0";
-
-/// What stands in a field.
-#[derive(Clone, Copy)]
-enum Shape {
-    Text,
-    /// An integer that is always written: 0 means absent.
-    Int,
-    /// An integer that is written only when it is set.
-    OptionalInt,
-    Bool,
-    /// Whole seconds.
-    Time,
-    /// Microseconds.
-    MicroTime,
-    Message(&'static [Field]),
-    /// Text by text.
-    Texts,
-    /// Bytes by text, base64 in JSON.
-    Blobs,
-}
-
-/// One field: number, JSON name, shape, whether it repeats.
-struct Field(u32, &'static str, Shape, bool);
-
-use Shape::{Blobs, Bool, Int, Message, MicroTime, OptionalInt, Text, Texts, Time};
-
-const OWNER: &[Field] = &[
-    Field(5, "apiVersion", Text, false),
-    Field(1, "kind", Text, false),
-    Field(3, "name", Text, false),
-    Field(4, "uid", Text, false),
-    Field(6, "controller", Bool, false),
-    Field(7, "blockOwnerDeletion", Bool, false),
-];
-const META: Field = Field(
-    1,
-    "metadata",
-    Message(&[
-        Field(1, "name", Text, false),
-        Field(2, "generateName", Text, false),
-        Field(3, "namespace", Text, false),
-        Field(5, "uid", Text, false),
-        Field(6, "resourceVersion", Text, false),
-        Field(7, "generation", Int, false),
-        Field(8, "creationTimestamp", Time, false),
-        Field(9, "deletionTimestamp", Time, false),
-        Field(10, "deletionGracePeriodSeconds", OptionalInt, false),
-        Field(11, "labels", Texts, false),
-        Field(12, "annotations", Texts, false),
-        Field(13, "ownerReferences", Message(OWNER), true),
-        Field(14, "finalizers", Text, true),
-    ]),
-    false,
-);
-const REFERENCE: &[Field] = &[
-    Field(1, "kind", Text, false),
-    Field(2, "namespace", Text, false),
-    Field(3, "name", Text, false),
-    Field(4, "uid", Text, false),
-    Field(5, "apiVersion", Text, false),
-    Field(6, "resourceVersion", Text, false),
-    Field(7, "fieldPath", Text, false),
-];
-const DELETE_OPTIONS: &[Field] = &[
-    Field(1, "gracePeriodSeconds", OptionalInt, false),
-    Field(
-        2,
-        "preconditions",
-        Message(&[Field(1, "uid", Text, false), Field(2, "resourceVersion", Text, false)]),
-        false,
-    ),
-    Field(3, "orphanDependents", Bool, false),
-    Field(4, "propagationPolicy", Text, false),
-    Field(5, "dryRun", Text, true),
-];
-const RESOURCE_ATTRIBUTES: &[Field] = &[
-    Field(1, "namespace", Text, false),
-    Field(2, "verb", Text, false),
-    Field(3, "group", Text, false),
-    Field(4, "version", Text, false),
-    Field(5, "resource", Text, false),
-    Field(6, "subresource", Text, false),
-    Field(7, "name", Text, false),
-];
-const NON_RESOURCE_ATTRIBUTES: &[Field] = &[Field(1, "path", Text, false), Field(2, "verb", Text, false)];
-const BOUND: &[Field] = &[
-    Field(1, "kind", Text, false),
-    Field(2, "apiVersion", Text, false),
-    Field(3, "name", Text, false),
-    Field(4, "uid", Text, false),
-];
-
-/// The kinds that are taken, with their fields.
-const KINDS: &[(&str, &str, &[Field])] = &[
-    ("v1", "DeleteOptions", DELETE_OPTIONS),
-    ("meta.k8s.io/v1", "DeleteOptions", DELETE_OPTIONS),
-    ("v1", "Namespace", &[META, Field(2, "spec", Message(&[Field(1, "finalizers", Text, true)]), false)]),
-    (
-        "v1",
-        "ConfigMap",
-        &[
-            META,
-            Field(2, "data", Texts, false),
-            Field(3, "binaryData", Blobs, false),
-            Field(4, "immutable", Bool, false),
-        ],
-    ),
-    (
-        "v1",
-        "Secret",
-        &[
-            META,
-            Field(2, "data", Blobs, false),
-            Field(3, "type", Text, false),
-            Field(4, "stringData", Texts, false),
-            Field(5, "immutable", Bool, false),
-        ],
-    ),
-    (
-        "v1",
-        "ServiceAccount",
-        &[
-            META,
-            Field(2, "secrets", Message(REFERENCE), true),
-            Field(3, "imagePullSecrets", Message(&[Field(1, "name", Text, false)]), true),
-            Field(4, "automountServiceAccountToken", Bool, false),
-        ],
-    ),
-    ("v1", "Binding", &[META, Field(2, "target", Message(REFERENCE), false)]),
-    ("policy/v1", "Eviction", &[META, Field(2, "deleteOptions", Message(DELETE_OPTIONS), false)]),
-    (
-        "authentication.k8s.io/v1",
-        "TokenRequest",
-        &[
-            META,
-            Field(
-                2,
-                "spec",
-                Message(&[
-                    Field(1, "audiences", Text, true),
-                    Field(4, "expirationSeconds", OptionalInt, false),
-                    Field(3, "boundObjectRef", Message(BOUND), false),
-                ]),
-                false,
-            ),
-        ],
-    ),
-    ("authentication.k8s.io/v1", "SelfSubjectReview", &[META]),
-    (
-        "authentication.k8s.io/v1",
-        "TokenReview",
-        &[META, Field(2, "spec", Message(&[Field(1, "token", Text, false), Field(2, "audiences", Text, true)]), false)],
-    ),
-    (
-        "authorization.k8s.io/v1",
-        "SelfSubjectRulesReview",
-        &[META, Field(2, "spec", Message(&[Field(1, "namespace", Text, false)]), false)],
-    ),
-    (
-        "authorization.k8s.io/v1",
-        "SelfSubjectAccessReview",
-        &[
-            META,
-            Field(
-                2,
-                "spec",
-                Message(&[
-                    Field(1, "resourceAttributes", Message(RESOURCE_ATTRIBUTES), false),
-                    Field(2, "nonResourceAttributes", Message(NON_RESOURCE_ATTRIBUTES), false),
-                ]),
-                false,
-            ),
-        ],
-    ),
-    (
-        "coordination.k8s.io/v1",
-        "Lease",
-        &[
-            META,
-            Field(
-                2,
-                "spec",
-                Message(&[
-                    Field(1, "holderIdentity", Text, false),
-                    Field(2, "leaseDurationSeconds", OptionalInt, false),
-                    Field(3, "acquireTime", MicroTime, false),
-                    Field(4, "renewTime", MicroTime, false),
-                    Field(5, "leaseTransitions", OptionalInt, false),
-                ]),
-                false,
-            ),
-        ],
-    ),
-];
+/// Options of a deletion: they come in the group and version of what is deleted.
+const DELETE_OPTIONS: (&str, &str) = ("DeleteOptions", "io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions");
+/// Messages inside each other at most; those of Kubernetes' own kinds are flatter.
+const MAX_DEPTH: usize = 40;
 
 /// Turns a body into JSON.
 pub(super) fn to_json(body: &[u8]) -> Result<Bytes, Status> {
     let refuse = |why: &str| Status::bad_request(format!("cannot read the protobuf body: {why}"));
     let rest = body.strip_prefix(MAGIC).ok_or_else(|| refuse("it does not begin with \"k8s\" and a zero byte"))?;
-    let type_meta =
-        Field(1, "typeMeta", Message(&[Field(1, "apiVersion", Text, false), Field(2, "kind", Text, false)]), false);
-    let (head, raw) = envelope(rest, &type_meta).map_err(|error| refuse(&error.to_string()))?;
-    let (version, kind) = (&head["typeMeta"]["apiVersion"], &head["typeMeta"]["kind"]);
-    let known = KINDS.iter().find(|(v, k, _)| version == v && kind == k);
-    let Some((version, kind, fields)) = known else {
+    let (version, kind, raw) = envelope(rest).map_err(|error| refuse(&error.to_string()))?;
+    let definition = if kind == DELETE_OPTIONS.0 {
+        DELETE_OPTIONS.1.to_owned()
+    } else {
+        let (group, version) = version.split_once('/').unwrap_or(("", &version));
+        own_name(group, version, &kind)
+    };
+    let schemas = Schemas::get();
+    let (Some(Type::Struct(index)), Some(message)) = (schemas.struct_type(&definition), numbers::of(&definition))
+    else {
         return Err(Status {
             details: None,
             ..Status::unsupported_media_type(format!(
-                "this server does not read {kind} of {version} as protobuf: send application/json"
+                "this server does not read {kind:?} of {version:?} as protobuf: send application/json"
             ))
         });
     };
-    let mut object = message(raw, fields).map_err(|error| refuse(&error.to_string()))?;
-    object.insert("apiVersion".into(), (*version).into());
-    object.insert("kind".into(), (*kind).into());
-    Ok(Value::Object(object).to_string().into())
+    let walk = Walk { schemas };
+    let object = walk.message(schemas.at(index), message, raw, 0).map_err(|error| refuse(&error.to_string()))?;
+    // Go writes what is empty, too: the walk that JSON takes leaves it out.
+    let mut object = decode(&definition, Value::Object(object)).map_err(|error| refuse(&error.message))?.object;
+    object["apiVersion"] = version.into();
+    object["kind"] = kind.into();
+    Ok(object.to_string().into())
 }
 
-/// The wire holds something else than the tables say.
-#[derive(Debug, thiserror::Error)]
-enum Malformed {
-    #[error("{0}")]
-    Wire(#[from] prost::DecodeError),
-    #[error("a field ends after the body")]
-    Short,
-    #[error("field {0} has another wire type than it should")]
-    Type(&'static str),
-    #[error("field {0} is not UTF-8")]
-    Text(&'static str),
+struct Walk {
+    schemas: &'static Schemas,
 }
 
-/// Type and raw object of the envelope `runtime.Unknown`.
-fn envelope<'a>(mut body: &'a [u8], type_meta: &Field) -> Result<(Value, &'a [u8]), Malformed> {
-    let (mut head, mut raw): (Map<String, Value>, &[u8]) = (Map::new(), &[]);
-    while body.has_remaining() {
-        let (number, wire) = decode_key(&mut body)?;
-        match (number, wire) {
-            (1, WireType::LengthDelimited) => {
-                let bytes = delimited(&mut body)?;
-                head.insert(type_meta.1.into(), single(type_meta, bytes)?);
-            }
-            (2, WireType::LengthDelimited) => raw = delimited(&mut body)?,
-            _ => skip(wire, &mut body)?,
+impl Walk {
+    /// A message with these numbers, whose fields have the types of `owner`.
+    fn message(
+        &self,
+        owner: &'static Struct,
+        numbers: &'static Message,
+        mut body: &[u8],
+        depth: usize,
+    ) -> Result<Map<String, Value>, Malformed> {
+        if depth > MAX_DEPTH {
+            return Err(Malformed::Deep);
         }
-    }
-    Ok((Value::Object(head), raw))
-}
-
-fn delimited<'a>(body: &mut &'a [u8]) -> Result<&'a [u8], Malformed> {
-    let length = usize::try_from(decode_varint(body)?).map_err(|_| Malformed::Short)?;
-    let (bytes, rest) = body.split_at_checked(length).ok_or(Malformed::Short)?;
-    *body = rest;
-    Ok(bytes)
-}
-
-fn skip(wire: WireType, body: &mut &[u8]) -> Result<(), Malformed> {
-    let length = match wire {
-        WireType::Varint => {
-            decode_varint(body)?;
-            0
-        }
-        WireType::LengthDelimited => {
-            delimited(body)?;
-            0
-        }
-        WireType::SixtyFourBit => 8,
-        WireType::ThirtyTwoBit => 4,
-        // Groups are not used by Kubernetes.
-        WireType::StartGroup | WireType::EndGroup => return Err(Malformed::Short),
-    };
-    *body = body.get(length..).ok_or(Malformed::Short)?;
-    Ok(())
-}
-
-/// The tables are of fixed depth, so this is too.
-fn message(mut body: &[u8], fields: &'static [Field]) -> Result<Map<String, Value>, Malformed> {
-    let mut object = Map::new();
-    while body.has_remaining() {
-        let (number, wire) = decode_key(&mut body)?;
-        let Some(field) = fields.iter().find(|field| field.0 == number) else {
-            skip(wire, &mut body)?;
-            continue;
-        };
-        let Field(_, name, shape, repeated) = field;
-        let value = match (shape, wire) {
-            (Int | OptionalInt, WireType::Varint) => {
-                // Negative numbers are written as their two's complement.
-                let number = decode_varint(&mut body)?.cast_signed();
-                if matches!(shape, Int) && number == 0 { Value::Null } else { number.into() }
-            }
-            (Bool, WireType::Varint) => (decode_varint(&mut body)? != 0).into(),
-            (Texts | Blobs, WireType::LengthDelimited) => {
-                let (key, value) = entry(delimited(&mut body)?, name, matches!(shape, Blobs))?;
-                object.entry(*name).or_insert_with(|| json!({}))[key.as_str()] = value;
+        let mut object = Map::new();
+        while body.has_remaining() {
+            let (number, wire) = decode_key(&mut body)?;
+            let name = match numbers::field(&owner.definition, numbers, number) {
+                Some(Field::Named(name)) => name,
+                Some(Field::Inline(inner)) => {
+                    object.extend(self.message(owner, inner, delimited(&mut body)?, depth + 1)?);
+                    continue;
+                }
+                None => {
+                    skip(wire, &mut body)?;
+                    continue;
+                }
+            };
+            // Fields of a newer Kubernetes have a number and no type here.
+            let Some(field) = owner.fields.get(name) else {
+                skip(wire, &mut body)?;
                 continue;
+            };
+            match &field.type_ {
+                Type::List(item) => {
+                    let list = object.entry(name).or_insert_with(|| json!([]));
+                    let items = self.items(item, wire, &mut body, name, depth)?;
+                    if let Some(list) = list.as_array_mut() {
+                        list.extend(items);
+                    }
+                }
+                Type::Map(item) => {
+                    let (key, value) = self.entry(item, delimited(&mut body)?, name, depth)?;
+                    object.entry(name).or_insert_with(|| json!({}))[key.as_str()] = value;
+                }
+                type_ => {
+                    let value = self.value(type_, wire, &mut body, name, depth)?;
+                    object.insert(name.into(), value);
+                }
             }
-            (Int | OptionalInt | Bool, _) | (_, WireType::Varint) => return Err(Malformed::Type(name)),
-            (_, WireType::LengthDelimited) => single(field, delimited(&mut body)?)?,
-            _ => return Err(Malformed::Type(name)),
+        }
+        Ok(object)
+    }
+
+    /// One item of a list, or several numbers packed.
+    fn items(
+        &self,
+        item: &Type,
+        wire: WireType,
+        body: &mut &[u8],
+        name: &'static str,
+        depth: usize,
+    ) -> Result<Vec<Value>, Malformed> {
+        if !matches!((item, wire), (Type::Int32 | Type::Int64 | Type::Bool, WireType::LengthDelimited)) {
+            return Ok(vec![self.value(item, wire, body, name, depth)?]);
+        }
+        let mut packed = delimited(body)?;
+        let mut all = Vec::new();
+        while packed.has_remaining() {
+            all.push(self.value(item, WireType::Varint, &mut packed, name, depth)?);
+        }
+        Ok(all)
+    }
+
+    /// Key and value of a map.
+    fn entry(
+        &self,
+        item: &Type,
+        mut bytes: &[u8],
+        name: &'static str,
+        depth: usize,
+    ) -> Result<(String, Value), Malformed> {
+        let (mut key, mut value): (&[u8], Option<Value>) = (&[], None);
+        while bytes.has_remaining() {
+            match decode_key(&mut bytes)? {
+                (1, WireType::LengthDelimited) => key = delimited(&mut bytes)?,
+                // A list inside a map is a message of its own.
+                (2, WireType::LengthDelimited) if matches!(item, Type::List(_)) => {
+                    let (mut inner, mut list) = (delimited(&mut bytes)?, Vec::new());
+                    while inner.has_remaining() {
+                        let (number, wire) = decode_key(&mut inner)?;
+                        match (number, item) {
+                            (1, Type::List(item)) => list.push(self.value(item, wire, &mut inner, name, depth)?),
+                            _ => skip(wire, &mut inner)?,
+                        }
+                    }
+                    value = Some(list.into());
+                }
+                (2, wire) => value = Some(self.value(item, wire, &mut bytes, name, depth)?),
+                (_, wire) => skip(wire, &mut bytes)?,
+            }
+        }
+        let empty = match item {
+            Type::String | Type::Bytes => "".into(),
+            _ => Value::Null,
         };
-        if *repeated {
-            if let Some(list) = object.entry(*name).or_insert_with(|| json!([])).as_array_mut() {
-                list.push(value);
+        Ok((text(key, name)?, value.unwrap_or(empty)))
+    }
+
+    fn value(
+        &self,
+        type_: &Type,
+        wire: WireType,
+        body: &mut &[u8],
+        name: &'static str,
+        depth: usize,
+    ) -> Result<Value, Malformed> {
+        match (type_, wire) {
+            // Negative numbers are written as their two's complement.
+            (Type::Int32 | Type::Int64, WireType::Varint) => return Ok(decode_varint(body)?.cast_signed().into()),
+            (Type::Bool, WireType::Varint) => return Ok((decode_varint(body)? != 0).into()),
+            (Type::Float, WireType::SixtyFourBit) => {
+                return Ok(body.try_get_f64_le().map_err(|_| Malformed::Short)?.into());
             }
-        } else if !value.is_null() {
-            object.insert((*name).into(), value);
+            (Type::Int32 | Type::Int64 | Type::Bool | Type::Float, _) => return Err(Malformed::Type(name)),
+            (_, WireType::LengthDelimited) => {}
+            _ => return Err(Malformed::Type(name)),
+        }
+        let bytes = delimited(body)?;
+        Ok(match type_ {
+            Type::String => text(bytes, name)?.into(),
+            Type::Bytes => STANDARD.encode(bytes).into(),
+            Type::Struct(index) => {
+                let inner = self.schemas.at(*index);
+                let numbers = numbers::of(&inner.definition).ok_or(Malformed::Type(name))?;
+                Value::Object(self.message(inner, numbers, bytes, depth + 1)?)
+            }
+            Type::Time => time(bytes, false)?,
+            Type::MicroTime => time(bytes, true)?,
+            Type::Quantity => text(first(bytes)?, name)?.into(),
+            Type::IntOrString => int_or_string(bytes, name)?,
+            Type::Any => serde_json::from_slice(first(bytes)?).map_err(|_| Malformed::Type(name))?,
+            Type::List(_) | Type::Map(_) | Type::Bool | Type::Int32 | Type::Int64 | Type::Float => {
+                return Err(Malformed::Type(name));
+            }
+        })
+    }
+}
+
+/// The bytes of field 1.
+fn first(mut bytes: &[u8]) -> Result<&[u8], Malformed> {
+    let mut found: &[u8] = &[];
+    while bytes.has_remaining() {
+        match decode_key(&mut bytes)? {
+            (1, WireType::LengthDelimited) => found = delimited(&mut bytes)?,
+            (_, wire) => skip(wire, &mut bytes)?,
         }
     }
-    Ok(object)
+    Ok(found)
 }
 
-fn single(field: &Field, bytes: &[u8]) -> Result<Value, Malformed> {
-    Ok(match &field.2 {
-        // Go writes empty strings too: they mean absent, except in a list.
-        Text if bytes.is_empty() && !field.3 => Value::Null,
-        Text => text(bytes, field.1)?.into(),
-        Message(fields) => Value::Object(message(bytes, fields)?),
-        Time | MicroTime => time(bytes, matches!(field.2, MicroTime))?,
-        _ => return Err(Malformed::Type(field.1)),
-    })
-}
-
-fn text(bytes: &[u8], name: &'static str) -> Result<String, Malformed> {
-    String::from_utf8(bytes.to_vec()).map_err(|_| Malformed::Text(name))
-}
-
-fn entry(bytes: &[u8], name: &'static str, blob: bool) -> Result<(String, Value), Malformed> {
-    let (mut rest, mut key, mut value): (&[u8], &[u8], &[u8]) = (bytes, &[], &[]);
-    while rest.has_remaining() {
-        match decode_key(&mut rest)? {
-            (1, WireType::LengthDelimited) => key = delimited(&mut rest)?,
-            (2, WireType::LengthDelimited) => value = delimited(&mut rest)?,
-            (_, wire) => skip(wire, &mut rest)?,
+/// Field 1 says which one it is: 0 the number in field 2, 1 the text in field 3.
+fn int_or_string(mut bytes: &[u8], name: &'static str) -> Result<Value, Malformed> {
+    let (mut is_text, mut number, mut word) = (false, 0, String::new());
+    while bytes.has_remaining() {
+        match decode_key(&mut bytes)? {
+            (1, WireType::Varint) => is_text = decode_varint(&mut bytes)? == 1,
+            (2, WireType::Varint) => number = decode_varint(&mut bytes)?.cast_signed(),
+            (3, WireType::LengthDelimited) => word = text(delimited(&mut bytes)?, name)?,
+            (_, wire) => skip(wire, &mut bytes)?,
         }
     }
-    let value = if blob { STANDARD.encode(value) } else { text(value, name)? };
-    Ok((text(key, name)?, value.into()))
+    Ok(if is_text { word.into() } else { number.into() })
 }
 
 /// Seconds and nanoseconds; the empty message is Go's zero time, which JSON leaves out.
@@ -412,16 +293,65 @@ mod tests {
 
     #[test]
     fn a_kind_without_a_table_is_refused_by_name() {
-        let refused = to_json(&body("v1", "Pod", b"")).unwrap_err();
+        let refused = to_json(&body("v1", "Widget", b"")).unwrap_err();
         assert_eq!((refused.code, refused.reason), (415, "UnsupportedMediaType"));
-        assert!(refused.message.contains("\"Pod\""));
+        assert!(refused.message.contains("\"Widget\""));
         assert_eq!(to_json(b"{}").unwrap_err().code, 400);
+    }
+
+    #[test]
+    fn a_service_has_ports_selectors_and_targets_of_both_kinds() {
+        let number = |number: u8, value: u8| vec![number << 3, value];
+        let target = |fields: &[u8]| field(4, fields);
+        let port = |name: &[u8], to: &[u8]| [field(1, name), number(3, 80), target(to), number(5, 0)].concat();
+        let http = port(b"http", &[number(1, 1), number(2, 0), field(3, b"web")].concat());
+        let other = port(b"", &[number(1, 0), number(2, 81), field(3, b"")].concat());
+        let selector = field(2, &[field(1, b"app"), field(2, b"x")].concat());
+        let spec = [field(1, &http), field(1, &other), selector, field(3, b""), field(4, b"NodePort")].concat();
+        let raw = [field(1, &field(1, b"s")), field(2, &spec), field(3, &field(1, b""))].concat();
+        let json: Value = serde_json::from_slice(&to_json(&body("v1", "Service", &raw)).unwrap()).unwrap();
+        assert_eq!(
+            json["spec"],
+            json!({
+                "type": "NodePort", "selector": {"app": "x"},
+                "ports": [{"name": "http", "port": 80, "targetPort": "web"}, {"port": 80, "targetPort": 81}],
+            })
+        );
+    }
+
+    #[test]
+    fn fields_of_an_inlined_message_quantities_and_lists_in_maps_stand_where_json_has_them() {
+        let quantity = field(2, &[field(1, b"cpu"), field(2, &field(1, b"0.5"))].concat());
+        let path = field(1, &field(1, b"/srv"));
+        let volume = [field(1, b"data"), field(2, &path)].concat();
+        let container = [field(1, b"c"), field(2, b"i"), field(8, &field(1, &quantity[2..].to_vec()))].concat();
+        let raw = field(2, &[field(1, &volume), field(2, &container)].concat());
+        let json: Value = serde_json::from_slice(&to_json(&body("v1", "Pod", &raw)).unwrap()).unwrap();
+        assert_eq!(json["spec"]["volumes"], json!([{"name": "data", "hostPath": {"path": "/srv"}}]));
+        assert_eq!(json["spec"]["containers"][0]["resources"], json!({"limits": {"cpu": "500m"}}));
+
+        let extra = [field(1, b"scopes"), field(2, &[field(1, b"a"), field(1, b"b")].concat())].concat();
+        let raw = field(2, &[field(3, b"me"), field(5, &extra)].concat());
+        let review = to_json(&body("authorization.k8s.io/v1", "SubjectAccessReview", &raw)).unwrap();
+        let review: Value = serde_json::from_slice(&review).unwrap();
+        assert_eq!(review["spec"], json!({"user": "me", "extra": {"scopes": ["a", "b"]}}));
+    }
+
+    #[test]
+    fn options_of_a_deletion_come_in_any_group() {
+        let raw = [vec![1 << 3, 0], field(4, b"Background")].concat();
+        for version in ["v1", "meta.k8s.io/v1", "coordination.k8s.io/v1"] {
+            let options = to_json(&body(version, "DeleteOptions", &raw)).unwrap();
+            let options: Value = serde_json::from_slice(&options).unwrap();
+            assert_eq!(options["gracePeriodSeconds"], 0, "a set zero counts");
+            assert_eq!(options["propagationPolicy"], "Background");
+        }
     }
 
     proptest! {
         #[test]
-        fn no_bytes_panic(raw: Vec<u8>) {
-            let type_meta = [field(1, b"v1"), field(2, b"Secret")].concat();
+        fn no_bytes_panic(raw: Vec<u8>, kind in proptest::sample::select(vec!["Secret", "Pod", "Service"])) {
+            let type_meta = [field(1, b"v1"), field(2, kind.as_bytes())].concat();
             let mut bytes = [MAGIC.to_vec(), field(1, &type_meta)].concat();
             bytes.push(2 << 3 | 2);
             bytes.push(u8::try_from(raw.len().min(127)).unwrap());

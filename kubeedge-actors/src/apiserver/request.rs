@@ -77,7 +77,8 @@ impl Path {
                 parsed.resource = resource.clone();
                 parsed.name = Some(name.clone());
             }
-            [resource, name, subresource] => {
+            // What follows a proxy is the path at the other side.
+            [resource, name, subresource, behind @ ..] if behind.is_empty() || subresource == "proxy" => {
                 parsed.resource = resource.clone();
                 parsed.name = Some(name.clone());
                 parsed.subresource = Some(subresource.clone());
@@ -246,9 +247,11 @@ fn forbidden(field: &str, why: &str) -> Status {
 
 impl ListOptions {
     /// Parses and checks them together, with Kubernetes' sentences.
-    pub(crate) fn parse(kind: &Kind, query: &Query) -> Result<Self, Status> {
+    pub(crate) fn parse(target: &Target, query: &Query) -> Result<Self, Status> {
         let watch = query.flag("watch");
-        let selector = Selector::parse(kind, query.text("labelSelector"), query.text("fieldSelector"))?;
+        let custom = target.custom.as_ref().map_or(&[][..], |version| &version.selectable);
+        let (labels, fields) = (query.text("labelSelector"), query.text("fieldSelector"));
+        let selector = Selector::parse(target.kind, custom, labels, fields)?;
         let sent = query.text("resourceVersion");
         let matching = query.text("resourceVersionMatch");
         let continue_ = Some(query.text("continue")).filter(|token| !token.is_empty()).map(str::to_owned);

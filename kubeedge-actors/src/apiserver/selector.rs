@@ -37,12 +37,14 @@ pub(crate) struct FieldRequirement {
     pub(crate) value: String,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Field {
     Name,
     Namespace,
     /// Position in `Kind::selectable`.
     Of(usize),
+    /// A field of a custom kind, by its path: read from the object at each match.
+    Custom(String),
 }
 
 impl Requirement {
@@ -62,9 +64,10 @@ impl Requirement {
 }
 
 impl Selector {
-    /// Parses the two query parameters, empty when they were not sent.
-    pub(crate) fn parse(kind: &Kind, labels: &str, fields: &str) -> Result<Self, Status> {
-        Ok(Self { labels: parse_labels(labels)?, fields: parse_fields(kind, fields)? })
+    /// Parses the two query parameters, empty when they were not sent; `custom` fields can be selected by beside those
+    /// of the kind's row.
+    pub(crate) fn parse(kind: &Kind, custom: &[String], labels: &str, fields: &str) -> Result<Self, Status> {
+        Ok(Self { labels: parse_labels(labels)?, fields: parse_fields(kind, custom, fields)? })
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -74,17 +77,22 @@ impl Selector {
     pub(crate) fn matches(&self, object: &Object) -> bool {
         self.labels.iter().all(|one| one.admits(object.label(&one.key)))
             && self.fields.iter().all(|one| {
-                let actual = match one.field {
+                let read;
+                let actual = match &one.field {
                     Field::Name => object.key.name.as_str(),
                     Field::Namespace => object.key.namespace.as_str(),
-                    Field::Of(index) => object.fields.get(index).map(String::as_str).unwrap_or_default(),
+                    Field::Of(index) => object.fields.get(*index).map(String::as_str).unwrap_or_default(),
+                    Field::Custom(name) => {
+                        read = object.field(name);
+                        read.as_str()
+                    }
                 };
                 (actual == one.value) == one.equal
             })
     }
 }
 
-fn parse_fields(kind: &Kind, text: &str) -> Result<Vec<FieldRequirement>, Status> {
+fn parse_fields(kind: &Kind, custom: &[String], text: &str) -> Result<Vec<FieldRequirement>, Status> {
     let mut requirements = Vec::new();
     for part in split_unescaped(text) {
         if part.is_empty() {
@@ -104,7 +112,8 @@ fn parse_fields(kind: &Kind, text: &str) -> Result<Vec<FieldRequirement>, Status
             "metadata.namespace" => Field::Namespace,
             _ => match kind.selectable.iter().position(|(known, _)| *known == name) {
                 Some(index) => Field::Of(index),
-                None => return Err(unknown_field(kind, name)),
+                None if custom.iter().any(|known| known == name) => Field::Custom(name.to_owned()),
+                None => return Err(unknown_field(kind, custom, name)),
             },
         };
         requirements.push(FieldRequirement { field, equal, value: unescape(value) });
@@ -112,9 +121,9 @@ fn parse_fields(kind: &Kind, text: &str) -> Result<Vec<FieldRequirement>, Status
     Ok(requirements)
 }
 
-fn unknown_field(kind: &Kind, name: &str) -> Status {
+fn unknown_field(kind: &Kind, custom: &[String], name: &str) -> Status {
     // The generic sentence where a kind has no fields of its own, the short one where it has.
-    Status::bad_request(if kind.selectable.is_empty() {
+    Status::bad_request(if kind.selectable.is_empty() && custom.is_empty() {
         format!("\"{name}\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")
     } else {
         format!("field label not supported: {name}")

@@ -144,6 +144,13 @@ impl Status {
         Self { details: Some(json!({})), ..Self::new(404, "NotFound", message) }
     }
 
+    /// 501: a part of a resource that a real API server has and this one does not.
+    pub fn not_implemented(kind: &Kind, subresource: &str) -> Self {
+        let what = format!("{}/{subresource}", kind.plural);
+        let message = format!("this API server does not serve {what}: reach the pod or the node itself");
+        Self { details: Some(details("", kind.group, &what)), ..Self::new(501, "NotImplemented", message) }
+    }
+
     /// 409: the name is taken.
     pub fn already_exists(kind: &Kind, name: &str) -> Self {
         let message = format!("{} \"{name}\" already exists", qualified(kind.plural, kind.group));
@@ -265,6 +272,12 @@ impl Status {
         let details = json!({"causes": [{"message": message.to_string()}]});
         let message = format!("Internal error occurred: {message}");
         Self { details: Some(details), ..Self::new(500, "InternalError", message) }
+    }
+
+    /// 507: the server's disk takes nothing more; it does again by itself when it can. A real API server answers 500 when
+    /// etcd has no space; this one can be told from a fault.
+    pub fn insufficient_storage(message: impl std::fmt::Display) -> Self {
+        Self::new(507, "InsufficientStorage", message.to_string())
     }
 
     /// 503: the server is stopping.

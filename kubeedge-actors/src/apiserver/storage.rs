@@ -7,21 +7,23 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use bytes::Bytes;
 use serde_json::Value;
-use tokio::sync::{Mutex, OwnedMutexGuard, watch};
+use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::custom::{Definition, Version};
 use super::kind::Kind;
-use super::object::{Key, Object, metadata};
-use super::status::Status;
+use super::object::{Key, Object};
 use super::watch::{Event, EventLog, TooOld};
 use crate::store::StoreError;
 
 mod disk;
+#[cfg(test)]
+mod power_cut;
+mod writer;
 
 pub(crate) use disk::Disk;
+pub(crate) use writer::Writer;
 
 /// A kind by its place among those this process has served. A custom kind that comes back after its end has its place
 /// again; no other kind ever gets it.
@@ -275,44 +277,12 @@ impl Storage {
     /// Waits for the turn to write.
     pub(crate) async fn write(self: &Arc<Self>) -> Writer {
         let journal = self.journal.clone().lock_owned().await;
-        Writer { storage: self.clone(), journal }
+        Writer::new(self.clone(), journal)
     }
 
     fn read<R>(&self, look: impl FnOnce(&State) -> R) -> R {
         // A panic under the lock cannot leave it half changed: `publish` prepares everything before.
         look(&self.state.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn publish(&self, prepared: Vec<Prepared>) -> Vec<Arc<Object>> {
-        let mut touched = Vec::new();
-        let mut results = Vec::with_capacity(prepared.len());
-        {
-            let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-            for Prepared { kind, object, deleted } in prepared {
-                let resource_version = object.resource_version;
-                let shelf = &mut state.shelves[kind.0];
-                let previous = if deleted {
-                    shelf.objects.remove(&object.key)
-                } else {
-                    shelf.objects.insert(object.key.clone(), object.clone())
-                };
-                shelf.log.push(Event { resource_version, previous, object: object.clone(), deleted });
-                state.resource_version = resource_version;
-                touched.push(kind);
-                results.push(object);
-            }
-        }
-        let now = results.last().map(|object| object.resource_version).unwrap_or_default();
-        self.read(|state| {
-            for kind in touched {
-                let shelf = &state.shelves[kind.0];
-                shelf.signal.send_replace(now);
-                if shelf.custom.is_some() {
-                    self.custom.send_replace(now);
-                }
-            }
-        });
-        results
     }
 }
 
@@ -330,243 +300,5 @@ fn scope<'a, T>(
     map.range((lower, Bound::Unbounded)).take_while(move |(key, _)| namespace.is_none_or(|ns| key.namespace == ns))
 }
 
-struct Prepared {
-    kind: KindId,
-    object: Arc<Object>,
-    deleted: bool,
-}
-
-/// The turn to write: what it reads stays so until its commit.
-pub(crate) struct Writer {
-    storage: Arc<Storage>,
-    journal: OwnedMutexGuard<Disk>,
-}
-
-impl Writer {
-    pub(crate) fn get(&self, kind: KindId, key: &Key) -> Option<Arc<Object>> {
-        self.storage.get(kind, key)
-    }
-
-    /// All objects of a kind.
-    pub(crate) fn list(&self, kind: KindId) -> Vec<Arc<Object>> {
-        self.storage.list(kind, None).1
-    }
-
-    /// Serves a custom kind from now on, or serves it as it is now defined.
-    pub(crate) fn install(&self, definition: Arc<Definition>) {
-        let kind = definition.storage().kind;
-        let mut state = self.storage.state.write().unwrap_or_else(PoisonError::into_inner);
-        let now = state.resource_version;
-        let same = |shelf: &Shelf| shelf.kind.group == kind.group && shelf.kind.plural == kind.plural;
-        match state.shelves.iter_mut().find(|shelf| same(shelf)) {
-            Some(shelf) => {
-                shelf.kind = kind;
-                shelf.custom = Some(definition);
-                shelf.live = true;
-            }
-            None => state.shelves.push(Shelf {
-                kind,
-                custom: Some(definition),
-                live: true,
-                objects: BTreeMap::new(),
-                log: EventLog::new(now),
-                signal: watch::Sender::new(now),
-            }),
-        }
-        drop(state);
-        self.storage.custom.send_replace(now);
-    }
-
-    /// Ends a custom kind that has no objects any more: its watches end, and so does every write to it.
-    pub(crate) fn retire(&self, id: KindId) {
-        let mut state = self.storage.state.write().unwrap_or_else(PoisonError::into_inner);
-        let now = state.resource_version;
-        let shelf = &mut state.shelves[id.0];
-        shelf.live = false;
-        shelf.custom = None;
-        shelf.log = EventLog::new(now);
-        // Receivers of the old one see its end.
-        shelf.signal = watch::Sender::new(now);
-        drop(state);
-        self.storage.custom.send_replace(now);
-    }
-
-    /// Makes the changes durable, then visible, all or none, and gives the objects as they are now
-    /// (`P-API-ANSWER-AFTER-COMMIT`).
-    pub(crate) async fn commit(self, changes: Vec<Change>) -> Result<Vec<Arc<Object>>, Status> {
-        let Self { storage, mut journal } = self;
-        let mut resource_version = storage.resource_version();
-        let mut prepared = Vec::with_capacity(changes.len());
-        let mut batch = disk::Batch::default();
-        let mut present = BTreeMap::new();
-        for change in changes {
-            resource_version += 1;
-            let (kind, mut value, deleted) = match change {
-                Change::Put(kind, value) => (kind, value, false),
-                Change::Delete(kind, value) => (kind, value, true),
-            };
-            if !storage.read(|state| state.shelves[kind.0].live) {
-                // A custom kind that ended while the request waited for its turn.
-                return Err(Status::no_such_resource());
-            }
-            metadata(&mut value).insert("resourceVersion".into(), resource_version.to_string().into());
-            let object = Arc::new(Object::new(storage.kind(kind), &value));
-            let kind = storage.row(kind);
-            let stored: Option<Bytes> = (!deleted).then(|| object.stored().clone());
-            batch.set(storage.kind(kind), &object.key, stored, resource_version);
-            let before = storage.get(kind, &object.key).map(|before| before.stored().clone());
-            present.insert(Disk::key(storage.kind(kind), &object.key), before);
-            prepared.push(Prepared { kind, object, deleted });
-        }
-        if prepared.is_empty() {
-            return Ok(Vec::new());
-        }
-        // Not tied to the request: dropping it between disk and memory would let them differ.
-        let commit = tokio::spawn(async move {
-            journal.commit(batch, present).await.map_err(|error| {
-                tracing::error!(%error, "cannot write to the store");
-                Status::internal(error)
-            })?;
-            let published = storage.publish(prepared);
-            drop(journal);
-            Ok(published)
-        });
-        commit.await.unwrap_or_else(|error| Err(Status::internal(error)))
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-    use serde_json::json;
-
-    use super::super::kinds;
-    use super::*;
-    use crate::store::Store;
-
-    #[derive(Clone, Debug)]
-    enum Step {
-        Put(u8, u8),
-        Delete(u8),
-    }
-
-    fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let step = prop_oneof![
-            3 => (0..6_u8, any::<u8>()).prop_map(|(name, value)| Step::Put(name, value)),
-            1 => (0..6_u8).prop_map(Step::Delete),
-        ];
-        proptest::collection::vec(step, 1..40)
-    }
-
-    fn map(name: u8, value: u8) -> Value {
-        json!({
-            "metadata": {"name": format!("m{name}"), "namespace": if name.is_multiple_of(2) { "a" } else { "b" }},
-            "data": {"v": value.to_string()},
-        })
-    }
-
-    /// What a reader sees: names and values.
-    fn seen(storage: &Storage, id: KindId, namespace: Option<&str>, position: Option<u64>) -> Vec<(Key, String)> {
-        let mut all = Vec::new();
-        let scanned = storage.scan(id, namespace, position, None, |object| {
-            let value = object.value(storage.kind(id));
-            all.push((object.key.clone(), value["data"]["v"].as_str().unwrap_or_default().to_owned()));
-            true
-        });
-        scanned.unwrap();
-        all
-    }
-
-    fn run(steps: Vec<Step>) {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        runtime.block_on(async {
-            let store = Store::in_memory();
-            let storage = Storage::open(kinds::kinds(), Disk::new(store.clone())).unwrap();
-            let id = storage.core("configmaps").unwrap();
-            let mut model: BTreeMap<Key, String> = BTreeMap::new();
-            let mut history = vec![(0, model.clone())];
-            for step in steps {
-                let (Step::Put(name, _) | Step::Delete(name)) = step;
-                let value = match step {
-                    Step::Put(_, value) => value,
-                    Step::Delete(_) => 0,
-                };
-                let object = map(name, value);
-                let key = Key::new(
-                    object["metadata"]["namespace"].as_str().unwrap(),
-                    object["metadata"]["name"].as_str().unwrap(),
-                );
-                let writer = storage.write().await;
-                let change = match step {
-                    Step::Put(..) => {
-                        model.insert(key, value.to_string());
-                        Change::Put(id, object)
-                    }
-                    Step::Delete(_) if model.remove(&key).is_none() => continue,
-                    Step::Delete(_) => Change::Delete(id, object),
-                };
-                writer.commit(vec![change]).await.unwrap();
-                history.push((storage.resource_version(), model.clone()));
-            }
-            // Every state that was is still to be seen, whole and by namespace.
-            for (position, state) in &history {
-                let expected: Vec<(Key, String)> = state.clone().into_iter().collect();
-                assert_eq!(seen(&storage, id, None, Some(*position)), expected, "at {position}");
-                let expected: Vec<(Key, String)> =
-                    expected.into_iter().filter(|(key, _)| key.namespace == "b").collect();
-                assert_eq!(seen(&storage, id, Some("b"), Some(*position)), expected, "b at {position}");
-            }
-            // The events after each state lead to the last one.
-            for (position, state) in history {
-                let mut state = state;
-                for event in storage.events(id, position, usize::MAX).unwrap().0 {
-                    let key = event.object.key.clone();
-                    if event.deleted {
-                        state.remove(&key);
-                    } else {
-                        let value = event.object.value(storage.kind(id));
-                        state.insert(key, value["data"]["v"].as_str().unwrap().to_owned());
-                    }
-                }
-                assert_eq!(state, model, "from {position}");
-            }
-            // And it is what the disk has.
-            let again = Storage::open(kinds::kinds(), Disk::new(store)).unwrap();
-            assert_eq!(again.resource_version(), storage.resource_version());
-            assert_eq!(seen(&again, id, None, None), model.into_iter().collect::<Vec<_>>());
-        });
-    }
-
-    /// P-API-ANSWER-AFTER-COMMIT: nobody sees a change, and nobody is told it was made, before it is on disk.
-    #[tokio::test]
-    async fn a_change_that_is_not_on_disk_is_neither_acknowledged_nor_seen() {
-        let store = Store::in_memory();
-        let storage = Storage::open(kinds::kinds(), Disk::new(store.clone())).unwrap();
-        let id = storage.core("configmaps").unwrap();
-        store.close().await.unwrap();
-        let refused = storage.write().await.commit(vec![Change::Put(id, map(0, 1))]).await;
-        assert!(refused.is_err(), "acknowledged without a disk");
-        assert_eq!((storage.list(id, None).1.len(), storage.resource_version()), (0, 0));
-        assert!(storage.events(id, 0, usize::MAX).unwrap().0.is_empty());
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
-        #[test]
-        fn past_states_events_and_disk_agree_with_a_model(steps in steps()) {
-            run(steps);
-        }
-    }
-
-    #[tokio::test]
-    async fn a_position_before_the_log_is_too_old_and_one_within_is_not() {
-        let storage = Storage::open(kinds::kinds(), Disk::new(Store::in_memory())).unwrap();
-        let id = storage.core("configmaps").unwrap();
-        let over = 10;
-        for _ in 0..(super::super::watch::LOG_EVENTS + over) {
-            storage.write().await.commit(vec![Change::Put(id, map(1, 1))]).await.unwrap();
-        }
-        assert_eq!(storage.events(id, over as u64 - 1, 1).unwrap_err(), TooOld { oldest: over as u64 });
-        assert_eq!(storage.events(id, over as u64, 1).unwrap().0.len(), 1);
-    }
-}
+mod tests;

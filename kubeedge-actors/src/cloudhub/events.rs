@@ -62,7 +62,7 @@ impl Handler<SendEventToNode> for CloudHub {
         if self.events.0.contains_key(&key) {
             return refuse(409, "the same event is on its way to the node already".into());
         }
-        match live.inputs.try_send(Input::Submit(envelope)) {
+        match live.inputs.try_send(Input::Submit(Box::new(envelope))) {
             Ok(()) => {}
             Err(TrySendError::Full(_)) => return refuse(429, format!("node {node} cannot keep up")),
             Err(TrySendError::Closed(_)) => return refuse(503, format!("the session of node {node} has ended")),

@@ -205,7 +205,7 @@ impl Handler<SendToNode> for CloudHub {
             return;
         };
         Trace::stamp(&mut envelope);
-        if let Err(error) = live.inputs.try_send(Input::Submit(envelope)) {
+        if let Err(error) = live.inputs.try_send(Input::Submit(Box::new(envelope))) {
             // Its next hello is compared with what is desired then: nothing is lost, and nobody waits for it.
             tracing::warn!(%node, "the node cannot keep up: its session ends and is made anew ({error})");
             self.sessions.remove(&name);

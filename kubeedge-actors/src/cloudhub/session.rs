@@ -169,8 +169,8 @@ impl Serving {
                 }
                 Output::Established(_) => self.tell_hub(true, String::new()).await,
                 Output::NeedDesired => self.send_desired(),
-                Output::Deliver { class: Class::Call, seq, envelope } => self.call(seq, envelope),
-                Output::Deliver { class, seq, envelope } => self.apply(class, seq, envelope),
+                Output::Deliver { class: Class::Call, seq, envelope } => self.call(seq, *envelope),
+                Output::Deliver { class, seq, envelope } => self.apply(class, seq, *envelope),
                 Output::Heartbeat { progress_age_ms } => {
                     let Some(epoch) = self.epoch else { continue };
                     let beat = NodeHeartbeat { node: self.node.to_string(), epoch, progress_age_ms };
@@ -180,7 +180,7 @@ impl Serving {
                     }
                 }
                 Output::Settled { class: Class::Event, envelope, settled } => {
-                    self.event_settled(envelope, settled).await
+                    self.event_settled(*envelope, settled).await
                 }
                 Output::Settled { envelope, settled, .. } if settled.code != 0 => {
                     tracing::warn!(
@@ -189,7 +189,7 @@ impl Serving {
                     );
                 }
                 Output::Refused { envelope, why } if envelope.class() == Some(TrafficClass::Event) => {
-                    self.event_settled(envelope, why.settled()).await;
+                    self.event_settled(*envelope, why.settled()).await;
                 }
                 Output::Refused { why, .. } => {
                     // The next hello shows what is missing.

@@ -212,6 +212,8 @@ impl Actor for EdgeController {
 
 impl Component for EdgeController {
     const NAME: &'static str = "edgecontroller";
+    /// It waits for room at CloudHub, which is to be found first if it is stuck.
+    const HEARTBEAT: std::time::Duration = std::time::Duration::from_secs(120);
     const STAGE: Stage = Stage::Processor;
 
     fn contract(contract: &mut Contract<Self>) {

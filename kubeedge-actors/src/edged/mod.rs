@@ -78,7 +78,7 @@ use self::{
     status::NodeFacts,
     worker::{Bell, Order, Report, Shared},
 };
-use crate::system::{Component, Context, Contract, Overflow, Port, Ports, Stage};
+use crate::system::{Component, Context, Contract, Heartbeat, Overflow, Port, Ports, Stage};
 
 /// How long MetaManager may take to read every pod.
 const READ_WITHIN: Duration = Duration::from_secs(60);
@@ -237,7 +237,8 @@ impl Edged {
     }
 
     /// Lists what the runtime has, after a pause, and so on.
-    fn keep_listing(&self, ctx: &mut Context<Self>) {
+    fn keep_listing(&self, ctx: &mut Context<Self>, heartbeat: Heartbeat) {
+        heartbeat.beat();
         let runtime = Arc::clone(&self.shared.runtime);
         ctx.spawn(
             async move {
@@ -247,7 +248,7 @@ impl Edged {
             .into_actor(self)
             .map(|list, this, ctx| {
                 this.listed(ctx, list);
-                this.keep_listing(ctx);
+                this.keep_listing(ctx, heartbeat);
             }),
         );
     }
@@ -412,7 +413,8 @@ impl Actor for Edged {
         }
         self.introduce(ctx);
         self.load(ctx);
-        self.keep_listing(ctx);
+        let heartbeat = ctx.heartbeat("the list of what runs", relist::WITHIN);
+        self.keep_listing(ctx, heartbeat);
         ctx.run_interval(TOKENS_EVERY, |this, _| this.refresh_where(references::has_token));
         let Some(call) = self.call.clone() else {
             return tracing::info!("there is no EdgeHub: this node registers with no cloud");

@@ -15,15 +15,13 @@ use super::{
     env::KubernetesService,
     node::{
         NodeSettings, allocatable, node_limits,
-        readings::{MachinePaths, MachineReadings, ReadingError, address_towards},
+        readings::{MachinePaths, MachineReadings, ReadingError},
     },
     provision::NodeSetup,
     resources::CgroupDriver,
     runtime::Runtime,
 };
-
-/// A peer that is reached over the default route; nothing is sent to it.
-const ANYWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 9);
+use crate::route::{address_towards, own_address};
 
 /// The operator's settings.
 #[derive(Clone, Debug)]
@@ -160,7 +158,7 @@ impl Prepared {
             .node_ip
             // A cloud on this machine is reached by an address that means nothing to anybody else.
             .or_else(|| config.cloud.and_then(address_towards).filter(|address| !address.is_loopback()))
-            .or_else(|| address_towards(ANYWHERE))
+            .or_else(own_address)
             .unwrap_or_else(|| {
                 tracing::warn!("this machine has no route: the node's address is the loopback's");
                 Ipv4Addr::LOCALHOST.into()

@@ -10,6 +10,9 @@ use super::runtime::PodSummary;
 /// Pause between two lists (kubelet's).
 pub const PERIOD: Duration = Duration::from_secs(1);
 
+/// Without a list, a failed one included, for this long Edged is stuck (kubelet's limit for the same).
+pub const WITHIN: Duration = Duration::from_secs(180);
+
 /// The last list.
 #[derive(Debug, Default)]
 pub struct Relist {

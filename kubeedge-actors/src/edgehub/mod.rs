@@ -31,7 +31,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
 use self::{
-    outbox::{Outbox, queue::Bounds},
+    outbox::{Bounds, Outbox},
     received::ReceivedTable,
     reports::{FETCH, InFlight},
 };
@@ -114,7 +114,7 @@ impl EdgeHub {
     pub fn new(config: EdgeHubConfig, ports: &Ports) -> Self {
         Self {
             streams: streams::Opener::new(config.clone(), ports.optional()),
-            outbox: Outbox::load(&config.store, config.outbox, &config.link),
+            outbox: Outbox::load(&config.store, config.outbox, &config.link, ports),
             received: ReceivedTable::load(&config.store),
             take_event: ports.optional(),
             config,
@@ -186,7 +186,7 @@ impl EdgeHub {
                         let Some(session) = session else { return };
                         for body in bodies {
                             let envelope = Envelope::new("metamanager", unix_ms(), body);
-                            if session.send(Input::Submit(envelope)).await.is_err() {
+                            if session.send(Input::Submit(Box::new(envelope))).await.is_err() {
                                 return;
                             }
                         }
@@ -346,11 +346,11 @@ impl Handler<FromSession> for EdgeHub {
                 let reply = CallReply::error(501, "Unsupported", "this edge answers no calls of this type");
                 self.answer(ctx, async move { Some(Input::Reply { seq, reply }) });
             }
-            Output::Deliver { class: Class::Event, seq, envelope } => self.event_received(seq, envelope, ctx),
+            Output::Deliver { class: Class::Event, seq, envelope } => self.event_received(seq, *envelope, ctx),
             Output::Deliver { class: class @ Class::State, seq, envelope } => {
                 let trace = Trace::of(&envelope);
                 let apply = async move {
-                    match meta.apply.ask(ApplyState { envelope: Some(envelope) }, STORE_WITHIN).await {
+                    match meta.apply.ask(ApplyState { envelope: Some(*envelope) }, STORE_WITHIN).await {
                         Ok(settled) => Some(Input::Settle { class, seq, settled }),
                         Err(error) => {
                             // Whether it is on disk is not known: the digests will tell at the next hello.
@@ -438,7 +438,7 @@ impl EdgeHub {
         self.session = None;
     }
 
-    fn settled(&mut self, envelope: Envelope, settled: Settled, ctx: &mut Context<Self>) {
+    fn settled(&mut self, envelope: Box<Envelope>, settled: Settled, ctx: &mut Context<Self>) {
         if settled.code != 0 {
             tracing::warn!(code = settled.code, "the cloud refused a report: {}", settled.reason);
         }
@@ -489,7 +489,7 @@ impl Handler<CallCloud> for EdgeHub {
         self.calls.insert(envelope.id.clone(), caller);
         Trace::stamp(&mut envelope);
         Box::pin(async move {
-            if session.send(Input::Submit(envelope)).await.is_err() {
+            if session.send(Input::Submit(Box::new(envelope))).await.is_err() {
                 return offline();
             }
             // The session answers every call, be it with a failure; without it the link is down.

@@ -34,14 +34,14 @@
 //! [`PENDING_EVENTS`] wait. Windows keep deliveries far below that, so that heartbeats go on while a component is slow.
 //! An owner that stands still for longer than the session's `dead_after` loses it.
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+use std::{collections::VecDeque, pin::Pin, time::Duration};
 
 use futures_util::FutureExt;
 use kubeedge_proto::v1::{Goodbye, GoodbyeReason};
-use tokio::sync::mpsc;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, Sleep},
+};
 
 use super::{
     session::{Closed, Input, Output, Remains, Session, Stats},
@@ -84,15 +84,17 @@ pub async fn run(
     let start = Instant::now();
     let mut driver = Driver { outputs: Vec::new(), pending: VecDeque::new(), closed: None };
     session.poll(start.elapsed(), &mut driver.outputs);
-    driver.take_outputs(&mut session, start.elapsed(), &sink);
+    driver.take_outputs(&mut session, start.elapsed(), &sink, &events);
 
+    let mut timer = Timer::new();
+    let mut inputs = Vec::with_capacity(ROUND);
     while driver.closed.is_none() {
         let read = driver.pending.len() < PENDING_EVENTS;
-        let deadline = session.next_deadline().map(|at| tokio::time::Instant::from_std(start + at));
-        let input = tokio::select! {
-            frame = stream.next(), if read => received(frame),
-            command = commands.recv() => command.unwrap_or_else(owner_gone),
-            drained = sink.drained() => Input::Drained { frames: drained.frames, bytes: drained.bytes },
+        timer.set(session.next_deadline().map(|at| start + at));
+        tokio::select! {
+            frame = stream.next(), if read => inputs.push(received(frame)),
+            taken = commands.recv_many(&mut inputs, ROUND) => if taken == 0 { inputs.push(owner_gone()) },
+            drained = sink.drained() => inputs.push(Input::Drained { frames: drained.frames, bytes: drained.bytes }),
             permit = events.reserve(), if !driver.pending.is_empty() => {
                 match (permit, driver.pending.pop_front()) {
                     (Ok(permit), Some(event)) => {
@@ -100,34 +102,29 @@ pub async fn run(
                         driver.offer(&events);
                         continue;
                     }
-                    _ => owner_gone(),
+                    _ => inputs.push(owner_gone()),
                 }
             }
-            () = events.closed() => owner_gone(),
-            () = sleep_until(deadline) => {
-                session.poll(start.elapsed(), &mut driver.outputs);
-                driver.take_outputs(&mut session, start.elapsed(), &sink);
-                continue;
-            }
-        };
+            () = events.closed() => inputs.push(owner_gone()),
+            () = timer.passed() => {}
+        }
         let now = start.elapsed();
-        session.handle(now, input, &mut driver.outputs);
         // Whatever else is there already belongs to the same round.
-        for _ in 0..ROUND {
-            let more = commands.try_recv().ok();
-            let frame = if read { stream.next().now_or_never().map(received) } else { None };
-            if more.is_none() && frame.is_none() {
-                break;
-            }
-            for input in more.into_iter().chain(frame) {
-                session.handle(now, input, &mut driver.outputs);
-            }
+        let room = ROUND - inputs.len().min(ROUND);
+        commands.recv_many(&mut inputs, room).now_or_never();
+        for input in inputs.drain(..) {
+            session.handle(now, input, &mut driver.outputs);
             if session.is_closed() {
                 break;
             }
         }
+        for _ in 0..ROUND {
+            let frame = if read && !session.is_closed() { stream.next().now_or_never() } else { None };
+            let Some(frame) = frame else { break };
+            session.handle(now, received(frame), &mut driver.outputs);
+        }
         session.poll(now, &mut driver.outputs);
-        driver.take_outputs(&mut session, now, &sink);
+        driver.take_outputs(&mut session, now, &sink, &events);
         driver.offer(&events);
     }
 
@@ -156,8 +153,8 @@ struct Driver {
 }
 
 impl Driver {
-    /// Frames to the sink, events into the line.
-    fn take_outputs(&mut self, session: &mut Session, now: Duration, sink: &FrameSink) {
+    /// Frames to the sink, events to the owner or into the line.
+    fn take_outputs(&mut self, session: &mut Session, now: Duration, sink: &FrameSink, events: &mpsc::Sender<Output>) {
         let mut full = false;
         for output in self.outputs.drain(..) {
             match output {
@@ -172,13 +169,18 @@ impl Driver {
                     self.pending.push_back(Output::Closed(closed.clone()));
                     self.closed = Some(closed);
                 }
+                event if self.pending.is_empty() => {
+                    if let Err(error) = events.try_send(event) {
+                        self.pending.push_back(error.into_inner());
+                    }
+                }
                 event => self.pending.push_back(event),
             }
         }
         // A session hands out fewer frames than fit: see Config::socket_frames.
         if full && self.closed.is_none() {
             session.handle(now, Input::TransportEnded(SinkError::Full.to_string()), &mut self.outputs);
-            self.take_outputs(session, now, sink);
+            self.take_outputs(session, now, sink, events);
         }
     }
 
@@ -209,9 +211,34 @@ fn owner_gone() -> Input {
     })
 }
 
-async fn sleep_until(deadline: Option<tokio::time::Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        None => std::future::pending().await,
+/// Wakes a session for its next deadline. A session's deadlines move away with every frame: a timer that is set already
+/// is left to go off too early, which costs one poll, and not set anew each time.
+struct Timer {
+    sleep: Pin<Box<Sleep>>,
+    set: bool,
+}
+
+impl Timer {
+    fn new() -> Self {
+        Self { sleep: Box::pin(tokio::time::sleep(Duration::ZERO)), set: false }
+    }
+
+    fn set(&mut self, deadline: Option<Instant>) {
+        match deadline {
+            Some(deadline) if self.set && self.sleep.deadline() <= deadline => {}
+            Some(deadline) => {
+                self.sleep.as_mut().reset(deadline);
+                self.set = true;
+            }
+            None => self.set = false,
+        }
+    }
+
+    async fn passed(&mut self) {
+        if !self.set {
+            return std::future::pending().await;
+        }
+        self.sleep.as_mut().await;
+        self.set = false;
     }
 }

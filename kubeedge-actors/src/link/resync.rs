@@ -106,9 +106,10 @@ impl Touched {
     /// Whether what was sent decides about a held object of this uid that is not in a list of `as_of`.
     fn covers(&self, uid: &str, as_of: u64) -> bool {
         self.gone.get(uid).is_some_and(|gone| !gone.failed)
-            || self.present.as_ref().is_some_and(|present| {
-                present.uid == uid && !(present.before && present.version <= as_of)
-            })
+            || self
+                .present
+                .as_ref()
+                .is_some_and(|present| present.uid == uid && !(present.before && present.version <= as_of))
     }
 }
 
@@ -234,9 +235,7 @@ pub fn difference(kinds: Vec<Kind>, touched: &HashMap<ObjectId, Touched>, same_c
             match entry {
                 _ if is_same && !changes => {}
                 Some(entry)
-                    if entry.uid == object.uid
-                        && entry.projection_hash == object.projection_hash
-                        && !changes => {}
+                    if entry.uid == object.uid && entry.projection_hash == object.projection_hash && !changes => {}
                 Some(entry) if entry.uid != object.uid && trusted => {
                     upserts.push(tombstone(&entry));
                     upserts.push(Step::Upsert(upsert));

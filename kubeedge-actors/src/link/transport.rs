@@ -29,6 +29,10 @@ pub const SINK_FRAMES: usize = 320;
 #[error("{0}")]
 pub struct TransportError(pub String);
 
+/// The session hears of what the transport has taken when it is this many bytes, or everything: a fraction of what may
+/// be under way, so that the transport does not run dry, and not every frame, each of which would wake its task.
+const TELL_BYTES: usize = 16 * 1024;
+
 /// What has gone from the sink into the transport since it was last asked.
 #[derive(Debug, Default)]
 struct Meter {
@@ -79,7 +83,7 @@ impl FrameSink {
         let (dropped, ended) = oneshot::channel();
         let meter = Arc::new(Meter::default());
         let sink = Self { sender, meter: Arc::clone(&meter), _dropped: dropped };
-        (sink, Outgoing { receiver, meter }, ended)
+        (sink, Outgoing { receiver, meter, untold: 0 }, ended)
     }
 
     /// Hands over a frame.
@@ -115,19 +119,27 @@ impl FrameSink {
 pub struct Outgoing {
     receiver: mpsc::Receiver<Frame>,
     meter: Arc<Meter>,
+    /// Taken, and the session's task not woken for it.
+    untold: usize,
 }
 
 impl Stream for Outgoing {
     type Item = Frame;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Frame>> {
-        let frame = std::task::ready!(self.receiver.poll_recv(cx));
-        if let Some(frame) = &frame {
-            self.meter.bytes.fetch_add(frame.encoded_len(), Relaxed);
+        let polled = self.receiver.poll_recv(cx);
+        if let Poll::Ready(Some(frame)) = &polled {
+            let bytes = frame.encoded_len();
+            self.meter.bytes.fetch_add(bytes, Relaxed);
             self.meter.frames.fetch_add(1, Relaxed);
+            self.untold += bytes;
+        }
+        let all = polled.is_pending() && self.untold > 0;
+        if all || self.untold >= TELL_BYTES {
+            self.untold = 0;
             self.meter.changed.notify_one();
         }
-        Poll::Ready(frame)
+        polled
     }
 }
 

@@ -172,13 +172,20 @@ impl Disk {
         }
     }
 
-    /// Refuses a commit that the disk has no room for while sled is still whole.
+    /// Refuses a commit that the disk has no room for, or that it takes no writes for, while sled is still whole.
     fn check_room(&self, writes: &Writes) -> Result<(), StoreError> {
         let bytes: usize = writes.iter().map(|(key, value)| key.len() + value.as_ref().map_or(0, Vec::len) + 32).sum();
         let needed = (bytes as u64).saturating_mul(WRITE_AMPLIFICATION).saturating_add(SPARE_ROOM);
         let disk = rustix::fs::statvfs(&self.path).map_err(io::Error::from)?;
         if disk.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY) {
             return Err(StoreError::ReadOnly(self.path.display().to_string()));
+        }
+        // P-READS-OUTLIVE-WRITES: a file system that met an error of its own refuses writes and still calls itself
+        // writable.
+        let mut probe = [0; super::open::ACKNOWLEDGED_BYTES];
+        match self.acknowledged.read_at(&mut probe, 0)? {
+            0 => {}
+            len => self.acknowledged.write_all_at(&probe[..len], 0)?,
         }
         let free = disk.f_bavail.saturating_mul(disk.f_frsize);
         if free < needed {

@@ -33,9 +33,12 @@ const FORMAT_NAME: &str = "kubeedge-store ";
 const DIRECTORY_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 
+/// Length of the `acknowledged` file.
+pub(crate) const ACKNOWLEDGED_BYTES: usize = 12;
+
 /// What the `acknowledged` file holds.
-pub(crate) fn acknowledged_bytes(number: u64) -> [u8; 12] {
-    let mut bytes = [0; 12];
+pub(crate) fn acknowledged_bytes(number: u64) -> [u8; ACKNOWLEDGED_BYTES] {
+    let mut bytes = [0; ACKNOWLEDGED_BYTES];
     bytes[..8].copy_from_slice(&number.to_le_bytes());
     bytes[8..].copy_from_slice(&crc32fast::hash(&number.to_le_bytes()).to_le_bytes());
     bytes

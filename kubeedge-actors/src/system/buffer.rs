@@ -56,21 +56,21 @@ impl<M: Send> Buffer<M> for Latest<M> {
 }
 
 /// The newest event of each key, in the order in which the keys came up.
-pub(crate) struct LatestPerKey<M, K> {
+pub(crate) struct LatestPerKey<M, K, F> {
     events: HashMap<K, M>,
     order: VecDeque<K>,
     capacity: usize,
-    key: fn(&M) -> K,
+    key: F,
 }
 
-impl<M, K> LatestPerKey<M, K> {
+impl<M, K, F: Fn(&M) -> K> LatestPerKey<M, K, F> {
     /// A capacity of 0 counts as 1.
-    pub(crate) fn new(capacity: usize, key: fn(&M) -> K) -> Self {
+    pub(crate) fn new(capacity: usize, key: F) -> Self {
         Self { events: HashMap::new(), order: VecDeque::new(), capacity: capacity.max(1), key }
     }
 }
 
-impl<M: Send, K: Clone + Eq + Hash + Send> Buffer<M> for LatestPerKey<M, K> {
+impl<M: Send, K: Clone + Eq + Hash + Send, F: Fn(&M) -> K + Send> Buffer<M> for LatestPerKey<M, K, F> {
     fn put(&mut self, event: M) -> Option<Loss> {
         let key = (self.key)(&event);
         if let Some(older) = self.events.get_mut(&key) {

@@ -2,7 +2,7 @@
 
 use super::{Context, Contract};
 use actix::{Actor, ResponseActFuture};
-use std::fmt;
+use std::{fmt, time::Duration};
 
 /// An actix actor that a [`System`](super::System) builds, wires, supervises and stops.
 ///
@@ -17,6 +17,12 @@ pub trait Component: Actor<Context = Context<Self>> + Unpin {
     const CAPACITY: usize = 256;
     /// Replies it may have under way at once (`ResponseFuture`, `ResponseActFuture`); further messages stay queued.
     const IN_HAND: usize = 1024;
+
+    /// How long it may make no progress before this life of it is ended as [`Exit::Stuck`]: while one exclusive future
+    /// (`AtomicResponse`, `ctx.wait`) keeps everything else out, while messages wait and none is taken, or while one of
+    /// its turns blocks the arbiter. Found at most a quarter later, or a second if that is longer. `Duration::MAX`:
+    /// never. The default is well below the 40 s after which Kubernetes takes a node for lost.
+    const HEARTBEAT: Duration = Duration::from_secs(30);
 
     /// Which messages it answers and which it asks; checked when the system starts.
     fn contract(contract: &mut Contract<Self>);
@@ -56,14 +62,15 @@ pub enum Exit {
     Failed(String),
     /// It panicked more often than its restart budget allows.
     Panicked,
-    /// It did not stop within the deadline and was dropped.
+    /// It made no progress more often than its restart budget allows, blocks its arbiter for good, or did not stop
+    /// within the deadline.
     Stuck,
 }
 
 impl Exit {
     /// Whether this exit stops the whole system.
     pub(crate) fn escalates(&self) -> bool {
-        matches!(self, Exit::Failed(_) | Exit::Panicked)
+        matches!(self, Exit::Failed(_) | Exit::Panicked | Exit::Stuck)
     }
 }
 
@@ -74,7 +81,7 @@ impl fmt::Display for Exit {
             Exit::Stopped => f.write_str("stopped"),
             Exit::Failed(error) => write!(f, "failed: {error}"),
             Exit::Panicked => f.write_str("panicked"),
-            Exit::Stuck => f.write_str("stuck: did not stop within the deadline"),
+            Exit::Stuck => f.write_str("stuck: it made no progress"),
         }
     }
 }

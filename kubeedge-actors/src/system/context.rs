@@ -1,9 +1,10 @@
 //! The context a component runs in: actix's own, with every future it spawns guarded against panics and failures.
 
 use super::{
-    Component,
+    Component, Heartbeat, Parked,
+    letter::Letter,
     trace::Trace,
-    vitals::{InHand, Vitals},
+    vitals::{InHand, Verdict, Vitals},
 };
 use actix::{
     ActorContext, ActorFuture, ActorState, Addr, AsyncContext, SpawnHandle,
@@ -17,6 +18,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{self, Poll},
+    time::Duration,
 };
 
 /// What went wrong in a component.
@@ -26,6 +28,8 @@ pub(crate) enum Fault {
     Panic(String),
     /// It reported this with [`Context::fail`].
     Failed(String),
+    /// It made no progress for so long.
+    Stuck(String, Duration),
 }
 
 impl fmt::Display for Fault {
@@ -33,6 +37,7 @@ impl fmt::Display for Fault {
         match self {
             Fault::Panic(text) => write!(f, "panicked: {text}"),
             Fault::Failed(error) => f.write_str(error),
+            Fault::Stuck(text, _) => write!(f, "is stuck: {text}"),
         }
     }
 }
@@ -55,7 +60,10 @@ pub struct Context<A: Component> {
     /// Set from a failure until the component is built again.
     fault: Option<Fault>,
     ending: bool,
-    replying: bool,
+    /// The message whose answer is being spawned.
+    replying: Option<&'static str>,
+    /// What crashed its handler once; the next life begins with it.
+    again: Option<Letter<A>>,
 }
 
 impl<A: Component> Context<A> {
@@ -66,7 +74,8 @@ impl<A: Component> Context<A> {
             life: 0,
             fault: None,
             ending: false,
-            replying: false,
+            replying: None,
+            again: None,
         }
     }
 
@@ -76,16 +85,37 @@ impl<A: Component> Context<A> {
         self.broke(Fault::Failed(error.to_string()));
     }
 
+    /// Declares work of its own, apart from messages, that has to go on: unless it [beats](Heartbeat::beat) at least
+    /// once within this time, this life of the component ends as stuck. The next life declares anew.
+    ///
+    /// Found at most a quarter later, or a second if that is longer. A component has at most 64; one more is logged and
+    /// not watched.
+    pub fn heartbeat(&mut self, what: &'static str, within: Duration) -> Heartbeat {
+        let alive = self.fault.is_none();
+        let (heartbeat, watched) = self.vitals.heartbeats.begin(what, within, alive);
+        if alive && !watched {
+            tracing::error!(component = self.vitals.name, what, "one heartbeat too many: it is not watched");
+        }
+        heartbeat
+    }
+
+    /// The watchdog ends this life.
+    pub(crate) fn stuck(&mut self, verdict: Verdict) {
+        self.broke(Fault::Stuck(verdict.text, verdict.stood));
+    }
+
     pub(crate) fn crashed(&mut self, text: &str) {
         self.vitals.panicked();
         self.broke(Fault::Panic(text.to_owned()));
     }
 
     fn broke(&mut self, fault: Fault) {
-        self.replying = false;
+        self.replying = None;
         match &self.fault {
             // The first fault is the cause; what follows from it is only logged.
-            Some(first) => tracing::debug!(component = A::NAME, ?first, ?fault, "failed again before it was rebuilt"),
+            Some(first) => {
+                tracing::debug!(component = self.vitals.name, ?first, ?fault, "failed again before it was rebuilt")
+            }
             None => {
                 self.life += 1;
                 self.fault = Some(fault);
@@ -110,9 +140,18 @@ impl<A: Component> Context<A> {
         self.ending
     }
 
-    /// While set, spawned futures carry an answer that an ordered stop waits for.
-    pub(crate) fn replying(&mut self, replying: bool) {
-        self.replying = replying;
+    /// While set, spawned futures carry an answer to such a message, which an ordered stop waits for.
+    pub(crate) fn replying(&mut self, message: Option<&'static str>) {
+        self.replying = message;
+    }
+
+    /// The next life begins with this message.
+    pub(crate) fn again(&mut self, letter: Letter<A>) {
+        self.again = Some(letter);
+    }
+
+    pub(crate) fn take_again(&mut self) -> Option<Letter<A>> {
+        self.again.take()
     }
 
     /// Runs the kit's own future in this context, outside any life of the component.
@@ -125,7 +164,7 @@ impl<A: Component> Context<A> {
             future: Some(future),
             // What a failed component still spawns belongs to the life that has just ended.
             life: if self.fault.is_some() { self.life.wrapping_sub(1) } else { self.life },
-            in_hand: self.replying.then(|| InHand::new(&self.vitals)),
+            in_hand: self.replying.map(|message| (InHand::new(&self.vitals), message)),
             span: tracing::Span::current(),
             trace: Trace::current(),
         }
@@ -201,7 +240,7 @@ pin_project! {
         #[pin]
         future: Option<F>,
         life: u64,
-        in_hand: Option<InHand>,
+        in_hand: Option<(InHand, &'static str)>,
         span: tracing::Span,
         trace: Option<Trace>,
     }
@@ -227,7 +266,13 @@ impl<A: Component, F: ActorFuture<A, Output = ()>> ActorFuture<A> for Guarded<F>
             match polled {
                 Ok(Poll::Pending) if *this.life == ctx.life => return Poll::Pending,
                 Ok(_) => {}
-                Err(panic) => ctx.crashed(panic_text(&*panic)),
+                Err(panic) => {
+                    let text = panic_text(&*panic);
+                    if let Some((_, message)) = this.in_hand {
+                        ctx.vitals.park(Parked::new(ctx.vitals.name, message, 1, text), None);
+                    }
+                    ctx.crashed(text);
+                }
             }
             if *this.life != ctx.life {
                 // The driver may have had its turn already.
@@ -237,7 +282,11 @@ impl<A: Component, F: ActorFuture<A, Output = ()>> ActorFuture<A> for Guarded<F>
         // Dropped here, where a panic in a destructor can still be caught.
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| this.future.set(None))) {
             ctx.vitals.panicked();
-            tracing::error!(component = A::NAME, panic = panic_text(&*panic), "a future panicked while it was dropped");
+            tracing::error!(
+                component = ctx.vitals.name,
+                panic = panic_text(&*panic),
+                "a future panicked while it was dropped"
+            );
         }
         *this.in_hand = None;
         Poll::Ready(())

@@ -106,17 +106,19 @@ impl<A: Component> Driver<A> {
             let took = start.elapsed();
             self.plan.vitals.timed(batch.letters - before, took);
             if took >= SLOW {
-                let last = batch.last.map_or("", |letter| letter.message());
-                tracing::warn!(
-                    component = A::NAME,
-                    letters = batch.letters,
-                    last,
-                    ?took,
-                    "handlers held their arbiter"
-                );
+                self.plan.vitals.take_blocking();
+                self.held_its_arbiter(&batch, took);
             }
+        } else if let Some(took) = self.plan.vitals.take_blocking().filter(|_| batch.letters > 0) {
+            self.held_its_arbiter(&batch, took);
         }
         taken
+    }
+
+    fn held_its_arbiter(&self, batch: &Batch<A>, took: Duration) {
+        let last = batch.last.as_ref().map_or("", |letter| letter.message());
+        let component = self.plan.vitals.name;
+        tracing::warn!(component, letters = batch.letters, last, ?took, "handlers held their arbiter");
     }
 
     fn take_batch(
@@ -137,7 +139,11 @@ impl<A: Component> Driver<A> {
                     return Taken::Idle;
                 }
             }
-            match self.next_letter(task, batch) {
+            let next = match ctx.take_again() {
+                Some(letter) => Poll::Ready(Some(letter)),
+                None => self.next_letter(task, batch),
+            };
+            match next {
                 Poll::Ready(Some(mut letter)) => {
                     if batch.letters == 0 && self.batches.is_multiple_of(SAMPLE)
                         || batch.letters == TIMED_FROM && batch.start.is_none()
@@ -180,19 +186,22 @@ impl<A: Component> Driver<A> {
         let exit = || match fault {
             Fault::Panic(_) => Exit::Panicked,
             Fault::Failed(error) => Exit::Failed(error.clone()),
+            Fault::Stuck(..) => Exit::Stuck,
         };
         if matches!(self.state, State::Stopping(..)) {
-            tracing::error!(component = A::NAME, %fault, "the component failed while it stopped");
+            tracing::error!(component = self.plan.vitals.name, %fault, "the component failed while it stopped");
             return Err(exit());
         }
-        let ran = self.alive_since.elapsed();
+        // Time without progress is no calm.
+        let stood = if let Fault::Stuck(_, stood) = fault { *stood } else { Duration::ZERO };
+        let ran = self.alive_since.elapsed().saturating_sub(stood);
         match self.streak.failed(&self.plan.policy, ran, rand::random()) {
             Some(wait) => {
-                tracing::error!(component = A::NAME, %fault, ?wait, "the component failed and is built again");
+                tracing::error!(component = self.plan.vitals.name, %fault, ?wait, "the component failed and is built again");
                 Ok(wait)
             }
             None => {
-                tracing::error!(component = A::NAME, %fault, "the component failed too often and ends");
+                tracing::error!(component = self.plan.vitals.name, %fault, "the component failed too often and ends");
                 Err(exit())
             }
         }
@@ -208,7 +217,11 @@ impl<A: Component> Driver<A> {
             // A destructor of the failed component must not take the new one with it.
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(failed))) {
                 self.plan.vitals.panicked();
-                tracing::error!(component = A::NAME, panic = panic_text(&*panic), "its destructor panicked");
+                tracing::error!(
+                    component = self.plan.vitals.name,
+                    panic = panic_text(&*panic),
+                    "its destructor panicked"
+                );
             }
             act.started(ctx);
         }));
@@ -234,6 +247,7 @@ impl<A: Component> ActorFuture<A> for Driver<A> {
         task: &mut task::Context<'_>,
     ) -> Poll<Self::Output> {
         let this = &mut *self;
+        this.plan.vitals.free();
         loop {
             if let Some(fault) = ctx.fault().filter(|_| !matches!(this.state, State::BackingOff(_))).cloned() {
                 match this.judge(&fault) {
@@ -330,14 +344,14 @@ impl<A: Component> Shell<A> {
 
     /// Reports the exit, then drops the component and its queue: askers that lose their answer learn that it stopped.
     fn end(&mut self, exit: Exit) -> Poll<()> {
-        tracing::info!(component = A::NAME, %exit, "the component ended");
+        tracing::info!(component = self.vitals.name, %exit, "the component ended");
         self.vitals.exited(exit);
         if let Some(mut context) = self.context.take() {
             // Without this, actix polls the component once more while it drops it.
             context.ctx().parts().terminate();
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(context))) {
                 self.vitals.panicked();
-                tracing::error!(component = A::NAME, panic = panic_text(&*panic), "its destructor panicked");
+                tracing::error!(component = self.vitals.name, panic = panic_text(&*panic), "its destructor panicked");
             }
         }
         Poll::Ready(())
@@ -362,8 +376,24 @@ impl<A: Component> Future for Shell<A> {
             this.vitals.listen(cx.waker());
             this.task = Some(cx.waker().clone());
         }
+        this.vitals.turn_changes();
+        let polled = this.turn(cx);
+        if let Some(took) = this.vitals.take_blocking() {
+            tracing::warn!(component = this.vitals.name, ?took, "its futures held their arbiter");
+        }
+        this.vitals.turn_changes();
+        polled
+    }
+}
+
+impl<A: Component> Shell<A> {
+    fn turn(&mut self, cx: &mut task::Context<'_>) -> Poll<()> {
+        let this = self;
         if this.vitals.command() == Command::Abort {
             return this.end(Exit::Stuck);
+        }
+        if let (Some(verdict), Some(context)) = (this.vitals.verdict(), this.context.as_mut()) {
+            context.ctx().stuck(verdict);
         }
         loop {
             let Some(context) = this.context.as_mut() else { return Poll::Ready(()) };

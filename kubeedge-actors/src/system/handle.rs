@@ -1,11 +1,14 @@
 //! The system: building, starting, observing and stopping a set of components.
 
 use super::{
-    Component, Exit, Observation, Port, Ports, RestartPolicy, Stage, Topic, WiringError, WiringFault,
-    launch::{Here, There, Unwired},
+    Component, Exit, Figure, Observation, Parked, Port, Ports, RestartPolicy, Shard, Stage, Topic, WiringError,
+    WiringFault,
+    launch::{Here, Sharded, There, Unwired},
+    parked::Lot,
     port::Watched,
     restart::stage_share,
-    vitals::{Command, Failures},
+    vitals::{Command, Commons},
+    watchdog::{self, Blocked, WhenBlocked},
     wiring::{Needs, Registry},
 };
 use actix::Message;
@@ -30,6 +33,7 @@ pub struct SystemBuilder {
     outside: Needs,
     policy: RestartPolicy,
     stop_after_failure: Duration,
+    when_blocked: Option<WhenBlocked>,
 }
 
 impl SystemBuilder {
@@ -66,6 +70,22 @@ impl SystemBuilder {
         self
     }
 
+    /// Adds a component several times, one shard on each of these arbiters: for work that is split by a key, such as
+    /// the sessions of nodes, over the cores. Every message it answers needs a key
+    /// ([`Contract::answers_by`](super::Contract::answers_by)): its port leads to the shard of that key. Events are
+    /// heard by every shard.
+    ///
+    /// The shards are named `<NAME>/0`, `<NAME>/1` ...; each has a queue, a restart budget and metrics of its own.
+    /// Wiring faults of the factory end the shard, as with [`component_on`](Self::component_on).
+    pub fn sharded<A, F>(mut self, arbiters: &[ArbiterHandle], factory: F) -> Self
+    where
+        A: Component,
+        F: Fn(&Ports, Shard) -> A + Clone + Send + 'static,
+    {
+        self.components.push(Box::new(Sharded(factory, arbiters.to_vec())));
+        self
+    }
+
     /// Declares that the program around the system sends `M` through [`System::port`]: checked at start.
     pub fn asks<M: Message + Send + 'static>(mut self) -> Self {
         self.outside.ask::<M>();
@@ -90,19 +110,29 @@ impl SystemBuilder {
         self
     }
 
+    /// What to do about a component that has blocked its arbiter for twice its
+    /// [`HEARTBEAT`](Component::HEARTBEAT), on the watchdog's own thread. By default nothing: the component counts as
+    /// ended and the system stops in order, which it cannot if it was started on that arbiter. A program on one arbiter
+    /// ends its process here, for somebody to start it again.
+    pub fn when_blocked(mut self, tell: impl Fn(&Blocked) + Send + Sync + 'static) -> Self {
+        self.when_blocked = Some(Arc::new(tell));
+        self
+    }
+
     /// Checks the wiring, builds every component and starts them, in a running actix system.
     pub fn start(self) -> Result<System, WiringError> {
-        let failures: Arc<Failures> = Arc::new(watch::Sender::new(None));
+        let commons = Arc::new(Commons { failures: watch::Sender::new(None), lot: Lot::default() });
         let mut registry = Registry::default();
         let mut faults = Vec::new();
         let mut entered = Vec::with_capacity(self.components.len());
         let mut names = HashSet::new();
         for component in self.components {
-            let component = component.enter(&mut registry, &failures, &mut faults);
-            if !names.insert(component.name) {
-                faults.push(WiringFault::NamedTwice { name: component.name });
+            for component in component.enter(&mut registry, &commons, &mut faults) {
+                if !names.insert(component.name) {
+                    faults.push(WiringFault::NamedTwice { name: component.name });
+                }
+                entered.push(component);
             }
-            entered.push(component);
         }
         registry.announced_by(&self.outside);
         for component in &entered {
@@ -116,6 +146,7 @@ impl SystemBuilder {
         let registry = Arc::new(registry);
         let mut components = Vec::with_capacity(entered.len());
         let mut built = Vec::with_capacity(entered.len());
+        let mut all_ports = Vec::with_capacity(entered.len());
         for component in entered {
             let ports = Ports::new(component.name, component.needs, Arc::clone(&registry));
             match (component.build)(ports.clone(), self.policy) {
@@ -124,13 +155,20 @@ impl SystemBuilder {
             }
             faults.extend(ports.faults());
             components.push(component.watched);
+            all_ports.push(ports);
         }
         if !faults.is_empty() {
             return Err(WiringError { faults });
         }
 
-        let system =
-            System(Arc::new(Inner { name: self.name, components, registry, failures, exits: OnceCell::new() }));
+        let system = System(Arc::new(Inner {
+            name: self.name,
+            components,
+            ports: all_ports,
+            registry,
+            commons,
+            exits: OnceCell::new(),
+        }));
         for begin in built {
             if let Err(fault) = begin() {
                 // What has begun is told to go; nobody waits for it.
@@ -139,6 +177,8 @@ impl SystemBuilder {
             }
         }
         actix_rt::spawn(system.clone().stop_when_failed(self.stop_after_failure));
+        watchdog::guard(&system.0.name, &system.0.components, self.when_blocked.as_ref());
+        actix_rt::spawn(watchdog::watch(system.0.components.clone()));
         tracing::info!(system = system.0.name, components = system.0.components.len(), "started");
         Ok(system)
     }
@@ -151,8 +191,9 @@ pub struct System(Arc<Inner>);
 struct Inner {
     name: String,
     components: Vec<Arc<dyn Watched>>,
+    ports: Vec<Ports>,
     registry: Arc<Registry>,
-    failures: Arc<Failures>,
+    commons: Arc<Commons>,
     exits: OnceCell<Vec<(&'static str, Exit)>>,
 }
 
@@ -165,6 +206,7 @@ impl System {
             outside: Needs::default(),
             policy: RestartPolicy::default(),
             stop_after_failure: STOP_AFTER_FAILURE,
+            when_blocked: None,
         }
     }
 
@@ -201,10 +243,32 @@ impl System {
         self.0.components.iter().map(|component| component.observe()).collect()
     }
 
+    /// The messages that crashed their handler last and are not tried again, oldest first, at most 64. All of them are
+    /// counted ([`parked_counts`](Self::parked_counts)).
+    pub fn parked(&self) -> Vec<Parked> {
+        self.0.commons.lot.reports()
+    }
+
+    /// How many messages were parked since the start, by component and message type.
+    pub fn parked_counts(&self) -> Vec<(&'static str, &'static str, u64)> {
+        self.0.commons.lot.counts()
+    }
+
+    /// Takes the parked messages of this type that were kept, oldest first: to look at them, or to send them again to a
+    /// program that is mended. Kept are those that a component [answers again](super::Contract::answers_again).
+    pub fn take_parked<M: 'static>(&self) -> Vec<M> {
+        self.0.commons.lot.take()
+    }
+
+    /// What every component tells about itself, with its name, in the order in which they were added.
+    pub fn figures(&self) -> Vec<(&'static str, Vec<(Figure, u64)>)> {
+        self.0.ports.iter().map(Ports::figures).collect()
+    }
+
     /// Resolves when a component has failed more often than its restart budget allows: its name and its exit. The
     /// system stops in order by itself; await [`stop`](Self::stop) for the exits.
     pub fn failed(&self) -> impl Future<Output = (&'static str, Exit)> + Send + use<> {
-        let mut failures = self.0.failures.subscribe();
+        let mut failures = self.0.commons.failures.subscribe();
         let keep = Arc::clone(&self.0);
         async move {
             let failed = match failures.wait_for(Option::is_some).await {
@@ -254,7 +318,7 @@ impl System {
     }
 
     async fn stop_when_failed(self, deadline: Duration) {
-        let mut failures = self.0.failures.subscribe();
+        let mut failures = self.0.commons.failures.subscribe();
         let mut exits: Vec<_> = self.0.components.iter().map(|component| component.vitals().exit()).collect();
         let all_ended = join_all(exits.iter_mut().map(|exit| exit.wait_for(Option::is_some)));
         let failed = tokio::select! {

@@ -1,6 +1,13 @@
 //! A message in a queue: what is done around each handler call.
 
-use super::{Component, Context, context::panic_text, port::Reply, trace::Trace, vitals::InHand, wiring::short_name};
+use super::{
+    Component, Context, Parked,
+    context::panic_text,
+    port::Reply,
+    trace::{Entered, Trace},
+    vitals::InHand,
+    wiring::short_name,
+};
 use actix::{
     Handler, Message, ResponseFuture,
     dev::{EnvelopeProxy, MessageResponse, ToEnvelope},
@@ -36,6 +43,11 @@ where
         Box::new(Self::new(message, reply))
     }
 
+    /// An event that was announced earlier, as part of this.
+    pub(crate) fn letter_of<A: Component + Handler<M>>(event: M, trace: Option<Trace>) -> Letter<A> {
+        Box::new(Self { message: Some(event), reply: None, trace })
+    }
+
     fn new(message: M, reply: Option<Reply<M>>) -> Self {
         Self { message: Some(message), reply, trace: Trace::current() }
     }
@@ -65,19 +77,7 @@ where
             return;
         }
         let Some(message) = self.message.take() else { return };
-        let span = tracing::debug_span!(
-            "handle",
-            component = ctx.vitals().name,
-            message = short_name(type_name::<M>()),
-            trace_id = tracing::field::Empty,
-            span_id = tracing::field::Empty,
-        );
-        // Handling it is an operation of its own in the sender's trace. A component has none between messages.
-        let _traced = self.trace.take().map(|sender| {
-            let trace = sender.child();
-            trace.record(&span);
-            Trace::enter(Some(trace))
-        });
+        let (span, _traced) = operation(ctx, short_name(type_name::<M>()), self.trace.as_ref());
         let _entered = span.enter();
         // The component is rebuilt after a panic, so what it leaves behind is never seen again.
         let outcome = catch_unwind(AssertUnwindSafe(|| {
@@ -85,16 +85,40 @@ where
             respond::<A, M>(response, ctx, reply);
         }));
         if let Err(panic) = outcome {
-            ctx.crashed(panic_text(&*panic));
+            let text = panic_text(&*panic);
+            ctx.vitals().park(Parked::new(ctx.vitals().name, short_name(type_name::<M>()), 1, text), None);
+            ctx.crashed(text);
         }
     }
+}
+
+/// Handling a message is an operation of its own in the sender's trace. A component has none between messages.
+#[inline]
+pub(crate) fn operation<A: Component>(
+    ctx: &Context<A>,
+    message: &'static str,
+    sender: Option<&Trace>,
+) -> (tracing::Span, Option<Entered>) {
+    let span = tracing::debug_span!(
+        "handle",
+        component = ctx.vitals().name,
+        message,
+        trace_id = tracing::field::Empty,
+        span_id = tracing::field::Empty,
+    );
+    let traced = sender.map(|sender| {
+        let trace = sender.child();
+        trace.record(&span);
+        Trace::enter(Some(trace))
+    });
+    (span, traced)
 }
 
 /// Gives the answer, now or by a future.
 ///
 /// actix spawns a `ResponseFuture` on the runtime, out of our sight; we spawn it ourselves, so that its panic is
 /// counted, its asker told, and an ordered stop waits for it. The comparison of types costs nothing at run time.
-fn respond<A, M>(response: <A as Handler<M>>::Result, ctx: &mut Context<A>, reply: Option<Reply<M>>)
+pub(crate) fn respond<A, M>(response: <A as Handler<M>>::Result, ctx: &mut Context<A>, reply: Option<Reply<M>>)
 where
     A: Component + Handler<M>,
     M: Message + Send + 'static,
@@ -104,23 +128,24 @@ where
         let mut response = Some(response);
         let future =
             (&mut response as &mut dyn Any).downcast_mut::<Option<ResponseFuture<M::Result>>>().and_then(Option::take);
-        if let Some(future) = future {
+        if let Some(mut future) = future {
             let in_hand = InHand::new(ctx.vitals());
             let vitals = std::sync::Arc::clone(ctx.vitals());
             let span = tracing::Span::current();
             let answering = tracing::Instrument::instrument(
                 async move {
-                    match AssertUnwindSafe(future).catch_unwind().await {
+                    // Its turns are the component's, for whoever looks for one that does not end.
+                    let in_turns = std::future::poll_fn(|cx| {
+                        let _turn = vitals.turn();
+                        future.poll_unpin(cx)
+                    });
+                    match AssertUnwindSafe(in_turns).catch_unwind().await {
                         // An asker that left is no fault of ours.
                         Ok(answer) => drop(reply.map(|reply| reply.send(answer))),
                         Err(panic) => {
                             vitals.panicked();
-                            tracing::error!(
-                                component = vitals.name,
-                                message = short_name(type_name::<M>()),
-                                panic = panic_text(&*panic),
-                                "a reply panicked; its asker was told, the component goes on"
-                            );
+                            let message = short_name(type_name::<M>());
+                            vitals.park(Parked::new(vitals.name, message, 1, panic_text(&*panic)), None);
                         }
                     }
                     drop(in_hand);
@@ -130,9 +155,9 @@ where
             actix_rt::spawn(Trace::scope(Trace::current(), answering));
         }
     } else {
-        ctx.replying(true);
+        ctx.replying(Some(short_name(type_name::<M>())));
         response.handle(ctx, reply);
-        ctx.replying(false);
+        ctx.replying(None);
     }
 }
 

@@ -1,6 +1,6 @@
 //! A system's components as Prometheus metrics: what [`System::observe`] knows, read at each scrape.
 //!
-//! Cargo feature `metrics`. Nothing is kept and nothing runs between scrapes. Every metric bears the label `component`.
+//! Cargo feature `metrics`. Nothing is kept and nothing runs between scrapes. Each of these bears the label `component`:
 //!
 //! | metric | type | |
 //! |---|---|---|
@@ -9,6 +9,7 @@
 //! | `kubeedge_actor_replies_in_hand` | gauge | asynchronous replies under way |
 //! | `kubeedge_actor_running` | gauge | 1 while it handles messages, 0 while it waits to be built again, stops or is gone |
 //! | `kubeedge_actor_handling_mean_seconds` | gauge | mean time a message held the arbiter, since the start |
+//! | `kubeedge_actor_blocking_seconds` | gauge | how long it has held its arbiter by now, if for half a second or longer |
 //! | `kubeedge_actor_handled_messages_total` | counter | messages handled, those that crashed included |
 //! | `kubeedge_actor_expired_asks_total` | counter | asks not handled because nobody waited any more |
 //! | `kubeedge_actor_unanswered_asks_total` | counter | asks that ended without an answer |
@@ -16,7 +17,12 @@
 //! | `kubeedge_actor_superseded_drops_total` | counter | events of topics replaced by a newer one |
 //! | `kubeedge_actor_stopped_drops_total` | counter | events of topics dropped because the component stopped |
 //! | `kubeedge_actor_panics_total` | counter | panics, in handlers, futures and replies |
+//! | `kubeedge_actor_parked_messages_total` | counter | messages that crashed their handler and are not tried again |
 //! | `kubeedge_actor_restarts_total` | counter | times it was built again |
+//! | `kubeedge_actor_stuck_total` | counter | times it was found to make no progress |
+//!
+//! What a component tells about itself ([`Figure`](super::Figure)) is a metric of its own, without a label, such as
+//! `kubeedge_edgehub_outbox_bytes`; the component's page lists them.
 //!
 //! ```
 //! use kubeedge_actors::system::{System, metrics};
@@ -48,6 +54,8 @@ use std::fmt;
 
 /// What every name begins with.
 const PREFIX: &str = "kubeedge_actor";
+/// What the name of a component's own metric begins with.
+const OWN_PREFIX: &str = "kubeedge";
 
 /// The content type of [`open_metrics`], for an HTTP answer.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -57,6 +65,7 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 /// Once per system and registry: metrics registered twice are listed twice, which OpenMetrics does not allow.
 pub fn register(registry: &mut Registry, system: &System) {
     registry.sub_registry_with_prefix(PREFIX).register_collector(Box::new(Components(system.clone())));
+    registry.sub_registry_with_prefix(OWN_PREFIX).register_collector(Box::new(Own(system.clone())));
 }
 
 /// The metrics of `system` now, as a whole OpenMetrics text page.
@@ -88,7 +97,7 @@ fn whole(n: usize) -> f64 {
     n as f64
 }
 
-fn gauges() -> [Gauge; 5] {
+fn gauges() -> [Gauge; 6] {
     [
         ("queued", "Messages in the queue", messages(), |one| whole(one.queued)),
         ("queue_capacity", "Messages the queue holds at most", messages(), |one| whole(one.capacity)),
@@ -99,10 +108,13 @@ fn gauges() -> [Gauge; 5] {
         ("handling_mean", "Mean time a message held the arbiter, since the start", Some(Unit::Seconds), |one| {
             one.mean_handling.as_secs_f64()
         }),
+        ("blocking", "How long the component has held its arbiter by now", Some(Unit::Seconds), |one| {
+            one.blocking.as_secs_f64()
+        }),
     ]
 }
 
-fn counters() -> [Counter; 8] {
+fn counters() -> [Counter; 10] {
     [
         ("overflow_drops", "Events of topics dropped because the buffer was full", None, |one| one.dropped.overflow),
         ("superseded_drops", "Events of topics replaced by a newer one", None, |one| one.dropped.superseded),
@@ -111,7 +123,9 @@ fn counters() -> [Counter; 8] {
         ("expired_asks", "Asks not handled because nobody waited any more", None, |one| one.expired),
         ("unanswered_asks", "Asks that ended without an answer", None, |one| one.unanswered),
         ("panics", "Panics, in handlers, futures and replies", None, |one| one.panics),
+        ("parked", "Messages that crashed their handler and are not tried again", messages(), |one| one.parked),
         ("restarts", "Times the component was built again", None, |one| one.restarts),
+        ("stuck", "Times the component was found to make no progress", None, |one| one.stuck),
     ]
 }
 
@@ -136,11 +150,35 @@ impl Collector for Components {
     }
 }
 
+/// What the components tell about themselves.
+#[derive(Debug)]
+struct Own(System);
+
+impl Collector for Own {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        for (component, figures) in self.0.figures() {
+            for (figure, value) in figures {
+                let name = format!("{}_{}", component.replace('-', "_"), figure.name);
+                if figure.counter {
+                    let counter = ConstCounter::new(value);
+                    counter.encode(encoder.encode_descriptor(&name, figure.help, None, counter.metric_type())?)?;
+                } else {
+                    // Exact up to 2^53.
+                    #[allow(clippy::cast_precision_loss, reason = "see above")]
+                    let gauge = ConstGauge::new(value as f64);
+                    gauge.encode(encoder.encode_descriptor(&name, figure.help, None, gauge.metric_type())?)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::system::{
-        AskError, Ports,
+        AskError, Figure, Ports,
         tests::probe::{Add, LONG, Log, Probe, Run, SECOND, hold, quick},
     };
 
@@ -150,7 +188,13 @@ mod tests {
         let log = Log::default();
         let (log0, log3) = (log.clone(), log);
         let system = System::builder("metrics")
-            .component(move |_: &Ports| Probe::<0>::new(&log0))
+            .component(move |ports: &Ports| {
+                let spilled = Figure { name: "spilled_bytes", help: "Bytes spilled", counter: true };
+                ports.meter(spilled).set(7);
+                let level = Figure { name: "level", help: "Level", counter: false };
+                let level = ports.meter(level);
+                Probe::<0>::new(&log0).on_start(move |_, _| level.set(3))
+            })
             .component(move |_: &Ports| Probe::<3>::new(&log3))
             .restart_policy(quick(5))
             .start()
@@ -177,10 +221,17 @@ mod tests {
             "kubeedge_actor_panics_total{component=\"p0\"} 1",
             "kubeedge_actor_restarts_total{component=\"p0\"} 1",
             "kubeedge_actor_restarts_total{component=\"p3\"} 0",
+            "# HELP kubeedge_p0_spilled_bytes Bytes spilled",
+            "# TYPE kubeedge_p0_spilled_bytes counter",
+            "kubeedge_p0_spilled_bytes_total 7",
+            "# TYPE kubeedge_p0_level gauge",
+            // It was built again, and has each figure once.
+            "kubeedge_p0_level 3.0",
             "# EOF",
         ] {
             assert!(page.lines().any(|have| have == line), "{line} is missing in\n{page}");
         }
+        assert_eq!(page.matches("\nkubeedge_p0_").count(), 2, "{page}");
         // Every metric of the module's page is there, and no other.
         let documented: Vec<&str> = include_str!("metrics.rs")
             .lines()

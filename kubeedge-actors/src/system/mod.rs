@@ -54,20 +54,27 @@
 //! # }
 //! ```
 
+mod again;
 mod buffer;
 mod component;
 mod context;
 mod driver;
+mod figures;
 mod handle;
+mod heartbeat;
 mod launch;
 mod letter;
 #[cfg(feature = "metrics")]
 pub mod metrics;
+mod parked;
 mod port;
+mod progress;
 mod restart;
+mod shard;
 mod topic;
 pub mod trace;
 mod vitals;
+mod watchdog;
 mod wiring;
 
 #[cfg(any(test, feature = "test-kit"))]
@@ -78,9 +85,14 @@ mod tests;
 
 pub use component::{Component, Exit, Stage};
 pub use context::Context;
+pub use figures::{Figure, Meter};
 pub use handle::{System, SystemBuilder};
+pub use heartbeat::Heartbeat;
+pub use parked::Parked;
 pub use port::{AskError, Port, TellError, TryTellError};
 pub use restart::RestartPolicy;
+pub use shard::Shard;
 pub use topic::{NoRoom, Overflow, Topic};
 pub use vitals::{Drops, Observation, Phase};
+pub use watchdog::Blocked;
 pub use wiring::{Contract, Ports, WiringError, WiringFault};

@@ -3,10 +3,18 @@
 use super::{
     Component,
     letter::{Envelope, Letter},
+    progress::Look,
     vitals::{Observation, Phase, Vitals},
 };
 use actix::{Handler, Message};
-use std::{fmt, future::Future, pin::Pin, sync::Arc, task::Poll, time::Duration};
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{self, Poll},
+    time::Duration,
+};
 use tokio::{
     sync::{mpsc, mpsc::error::TrySendError, oneshot},
     time::timeout,
@@ -69,23 +77,27 @@ pub(crate) type Reply<M> = oneshot::Sender<<M as Message>::Result>;
 
 /// A message that was not taken, with where its answer would have gone.
 pub(crate) struct Refused<M: Message> {
-    message: M,
-    reply: Option<Reply<M>>,
-    stopped: bool,
+    pub(crate) message: M,
+    pub(crate) reply: Option<Reply<M>>,
+    pub(crate) stopped: bool,
 }
 
-type Waiting<'a> = Pin<Box<dyn Future<Output = Result<(), TellError>> + Send + 'a>>;
+pub(crate) type Waiting<'a> = Pin<Box<dyn Future<Output = Result<Taker, TellError>> + Send + 'a>>;
+
+/// Which shard of a component took a message; 0 where there is one.
+#[derive(Clone, Copy)]
+pub(crate) struct Taker(pub(crate) usize);
 
 /// A component's queue, seen by one of its message types.
 pub(crate) trait Door<M: Message>: Send + Sync {
     /// Takes the message if there is room now.
-    fn put(&self, message: M, reply: Option<Reply<M>>) -> Result<(), Refused<M>>;
+    fn put(&self, message: M, reply: Option<Reply<M>>) -> Result<Taker, Refused<M>>;
     /// Waits for room, first come first served. Dropped before it resolves, the message was not taken.
     fn put_waiting<'a>(&'a self, message: M, reply: Option<Reply<M>>) -> Waiting<'a>
     where
         M: 'a;
     /// Why a message that was taken has no answer.
-    fn why_unanswered(&self) -> AskError;
+    fn why_unanswered(&self, taker: Taker) -> AskError;
 }
 
 /// The sending half of a component's queue. Made before the component, so that components can ask each other.
@@ -116,6 +128,10 @@ impl<A: Component> Gate<A> {
 pub(crate) trait Watched: Send + Sync {
     fn vitals(&self) -> &Arc<Vitals>;
     fn observe(&self) -> Observation;
+    /// What the watchdog compares.
+    fn look(&self) -> Look;
+    /// How long it may make no progress.
+    fn heartbeat(&self) -> Duration;
     /// Puts a fault into its queue, behind what is there; `false` when there is no room or it has ended.
     #[cfg(any(test, feature = "test-kit"))]
     fn sabotage(&self, fault: super::testing::Fault) -> bool;
@@ -132,6 +148,22 @@ impl<A: Component> Watched for Gate<A> {
         self.vitals.observe(queued, capacity)
     }
 
+    fn look(&self) -> Look {
+        let queued = !self.queue.is_closed() && self.queue.capacity() < self.queue.max_capacity();
+        Look {
+            turns: self.vitals.turns(),
+            free: self.vitals.free_turns(),
+            handled: self.vitals.handled_so_far(),
+            waiting: queued || self.vitals.buffered_now() > 0,
+            running: self.vitals.phase() == Phase::Running,
+            life: self.vitals.life(),
+        }
+    }
+
+    fn heartbeat(&self) -> Duration {
+        A::HEARTBEAT
+    }
+
     #[cfg(any(test, feature = "test-kit"))]
     fn sabotage(&self, fault: super::testing::Fault) -> bool {
         self.queue.try_send(Box::new(fault)).is_ok()
@@ -144,11 +176,11 @@ where
     M: Message + Send + 'static,
     M::Result: Send,
 {
-    fn put(&self, message: M, reply: Option<Reply<M>>) -> Result<(), Refused<M>> {
+    fn put(&self, message: M, reply: Option<Reply<M>>) -> Result<Taker, Refused<M>> {
         match self.queue.try_reserve() {
             Ok(room) => {
                 room.send(Envelope::letter(message, reply));
-                Ok(())
+                Ok(Taker(0))
             }
             Err(refusal) => {
                 let stopped = matches!(refusal, TrySendError::Closed(()));
@@ -164,11 +196,11 @@ where
         Box::pin(async move {
             let room = self.queue.reserve().await.map_err(|_| TellError::Stopped)?;
             room.send(Envelope::letter(message, reply));
-            Ok(())
+            Ok(Taker(0))
         })
     }
 
-    fn why_unanswered(&self) -> AskError {
+    fn why_unanswered(&self, _: Taker) -> AskError {
         self.vitals.unanswered();
         if self.vitals.phase() == Phase::Exited { AskError::Stopped } else { AskError::Crashed }
     }
@@ -181,7 +213,7 @@ impl<M: Message + Send> Door<M> for Nowhere
 where
     M::Result: Send,
 {
-    fn put(&self, message: M, reply: Option<Reply<M>>) -> Result<(), Refused<M>> {
+    fn put(&self, message: M, reply: Option<Reply<M>>) -> Result<Taker, Refused<M>> {
         Err(Refused { message, reply, stopped: true })
     }
 
@@ -192,7 +224,7 @@ where
         Box::pin(async { Err(TellError::Stopped) })
     }
 
-    fn why_unanswered(&self) -> AskError {
+    fn why_unanswered(&self, _: Taker) -> AskError {
         AskError::Stopped
     }
 }
@@ -234,21 +266,36 @@ where
     /// An ask whose future is dropped, or whose deadline passes, while the message is still queued is not handled.
     pub async fn ask(&self, message: M, deadline: Duration) -> Result<M::Result, AskError> {
         let (reply, mut answer) = oneshot::channel();
-        let answered = match self.door.put(message, Some(reply)) {
-            Ok(()) => match next_turn(&mut answer).await {
-                Some(answered) => answered,
-                None => timeout(deadline, answer).await.map_err(|_| AskError::Timeout)?,
+        let waiting = match self.door.put(message, Some(reply)) {
+            Ok(taker) => match NextTurn::of(&mut answer).await {
+                Some(answered) => return answered.map_err(|_| self.door.why_unanswered(taker)),
+                None => Ok(taker),
             },
-            Err(refused) if refused.stopped => return Err(AskError::Stopped),
-            Err(Refused { message, reply, .. }) => {
-                let queued_and_answered = async {
-                    self.door.put_waiting(message, reply).await.map_err(|TellError::Stopped| AskError::Stopped)?;
-                    Ok(answer.await)
-                };
-                timeout(deadline, queued_and_answered).await.map_err(|_| AskError::Timeout)??
-            }
+            Err(refused) => Err(refused),
         };
-        answered.map_err(|_| self.door.why_unanswered())
+        // Boxed, so that the future of an ask that a neighbour answers stays small.
+        Box::pin(self.wait_for_answer(waiting, answer, deadline)).await
+    }
+
+    /// With a timer: for room, if the message was refused, and for the answer.
+    async fn wait_for_answer(
+        &self,
+        put: Result<Taker, Refused<M>>,
+        answer: oneshot::Receiver<M::Result>,
+        deadline: Duration,
+    ) -> Result<M::Result, AskError> {
+        let queued_and_answered = async {
+            let taker = match put {
+                Ok(taker) => taker,
+                Err(refused) if refused.stopped => return Err(AskError::Stopped),
+                Err(Refused { message, reply, .. }) => {
+                    let taker = self.door.put_waiting(message, reply).await;
+                    taker.map_err(|TellError::Stopped| AskError::Stopped)?
+                }
+            };
+            answer.await.map_err(|_| self.door.why_unanswered(taker))
+        };
+        timeout(deadline, queued_and_answered).await.map_err(|_| AskError::Timeout)?
     }
 
     /// Sends without waiting for an answer; waits for room. Once this returns `Ok` the message is in the queue, and it
@@ -257,15 +304,15 @@ where
     /// Dropped before it returns, the message was not sent.
     pub async fn tell(&self, message: M) -> Result<(), TellError> {
         match self.door.put(message, None) {
-            Ok(()) => Ok(()),
+            Ok(_) => Ok(()),
             Err(refused) if refused.stopped => Err(TellError::Stopped),
-            Err(refused) => self.door.put_waiting(refused.message, None).await,
+            Err(refused) => self.door.put_waiting(refused.message, None).await.map(|_| ()),
         }
     }
 
     /// Sends without waiting, for an answer or for room: a full queue refuses and hands the message back.
     pub fn try_tell(&self, message: M) -> Result<(), TryTellError<M>> {
-        self.door.put(message, None).map_err(|refused| match refused.stopped {
+        self.door.put(message, None).map(|_| ()).map_err(|refused| match refused.stopped {
             true => TryTellError::Stopped(refused.message),
             false => TryTellError::Full(refused.message),
         })
@@ -275,18 +322,28 @@ where
 /// The answer, if it is there after every other runnable task had a turn.
 ///
 /// A neighbour on the same arbiter answers within that turn: neither a timer nor a waker is worth its price before.
-async fn next_turn<F: Future + Unpin>(answer: &mut F) -> Option<F::Output> {
-    let mut waited = false;
-    std::future::poll_fn(|cx| {
-        if waited {
-            return match Pin::new(&mut *answer).poll(cx) {
-                Poll::Ready(answer) => Poll::Ready(Some(answer)),
-                Poll::Pending => Poll::Ready(None),
-            };
+struct NextTurn<'a, F> {
+    answer: &'a mut F,
+    waited: bool,
+}
+
+impl<'a, F> NextTurn<'a, F> {
+    fn of(answer: &'a mut F) -> Self {
+        Self { answer, waited: false }
+    }
+}
+
+impl<F: Future + Unpin> Future for NextTurn<'_, F> {
+    type Output = Option<F::Output>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut task::Context<'_>) -> Poll<Self::Output> {
+        if !std::mem::replace(&mut self.waited, true) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
         }
-        waited = true;
-        cx.waker().wake_by_ref();
-        Poll::Pending
-    })
-    .await
+        match Pin::new(&mut *self.answer).poll(cx) {
+            Poll::Ready(answer) => Poll::Ready(Some(answer)),
+            Poll::Pending => Poll::Ready(None),
+        }
+    }
 }

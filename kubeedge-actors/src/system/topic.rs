@@ -8,6 +8,7 @@ use super::{
     buffer::{Buffer, Latest, LatestPerKey, Loss},
     letter::{Envelope, Letter},
     port::Gate,
+    trace::Trace,
     vitals::Vitals,
 };
 use actix::{Handler, Message};
@@ -26,7 +27,13 @@ pub struct Overflow<M>(pub(crate) Policy<M>);
 
 pub(crate) enum Policy<M> {
     Wait,
-    Lose(Box<dyn Buffer<M>>),
+    Lose(Box<dyn Buffer<Told<M>>>),
+}
+
+/// An event in a buffer, with what its announcer was part of.
+pub(crate) struct Told<M> {
+    event: M,
+    trace: Option<Trace>,
 }
 
 impl<M: Send + 'static> Overflow<M> {
@@ -43,7 +50,7 @@ impl<M: Send + 'static> Overflow<M> {
     /// Nobody waits: the listener keeps the newest event of each key, and of at most `capacity` keys (at least 1). Of
     /// more keys it loses the one that has waited longest.
     pub fn newest_per_key<K: Clone + Eq + Hash + Send + 'static>(capacity: usize, key: fn(&M) -> K) -> Self {
-        Self(Policy::Lose(Box::new(LatestPerKey::new(capacity, key))))
+        Self(Policy::Lose(Box::new(LatestPerKey::new(capacity, move |told: &Told<M>| key(&told.event)))))
     }
 }
 
@@ -93,7 +100,7 @@ where
     fn place(&self) -> Result<Place<'_, M>, &'static str> {
         match self.queue().try_reserve() {
             Ok(room) => Ok(Box::new(move |event| room.send(Envelope::letter(event, None)))),
-            Err(TrySendError::Full(())) => Err(A::NAME),
+            Err(TrySendError::Full(())) => Err(self.name()),
             Err(TrySendError::Closed(())) => Ok(Box::new(|_| self.vitals().lost(Loss::Stopped))),
         }
     }
@@ -115,12 +122,12 @@ pub(crate) struct Shelf<M> {
 }
 
 struct Kept<M> {
-    events: Box<dyn Buffer<M>>,
+    events: Box<dyn Buffer<Told<M>>>,
     open: bool,
 }
 
 impl<M> Shelf<M> {
-    pub(crate) fn new(events: Box<dyn Buffer<M>>, vitals: Arc<Vitals>) -> Self {
+    pub(crate) fn new(events: Box<dyn Buffer<Told<M>>>, vitals: Arc<Vitals>) -> Self {
         Self { kept: Mutex::new(Kept { events, open: true }), vitals }
     }
 
@@ -133,7 +140,7 @@ impl<M> Shelf<M> {
         if !kept.open {
             return self.vitals.lost(Loss::Stopped);
         }
-        match kept.events.put(event) {
+        match kept.events.put(Told { event, trace: Trace::current() }) {
             Some(loss) => self.vitals.lost(loss),
             None => self.vitals.buffered(1, 0),
         }
@@ -171,10 +178,10 @@ where
 {
     fn take(&self) -> Option<Letter<A>> {
         let mut kept = self.kept();
-        let event = kept.events.take()?;
+        let Told { event, trace } = kept.events.take()?;
         self.vitals.buffered(0, 1);
         drop(kept);
-        Some(Envelope::letter(event, None))
+        Some(Envelope::letter_of(event, trace))
     }
 
     fn close(&self) {

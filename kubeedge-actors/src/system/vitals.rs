@@ -1,7 +1,8 @@
 //! What is known about a component from outside its arbiter: counters, phase, exit, and the way to tell it to stop.
 
-use super::{Exit, Stage, buffer::Loss};
+use super::{Exit, Parked, Stage, buffer::Loss, heartbeat::Heartbeats, parked::Lot};
 use std::{
+    any::Any,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering},
@@ -53,8 +54,15 @@ pub struct Observation {
     pub unanswered: u64,
     /// Panics, in handlers, futures and replies.
     pub panics: u64,
+    /// Messages that crashed their handler and are not tried again ([`System::parked`](super::System::parked)).
+    pub parked: u64,
     /// Times it was built again.
     pub restarts: u64,
+    /// Times it was found to make no progress ([`Component::HEARTBEAT`](super::Component::HEARTBEAT)).
+    pub stuck: u64,
+    /// How long it has held its arbiter without giving it back, as far as that is seen from outside; zero for a turn
+    /// that has lasted less than half a second or so.
+    pub blocking: Duration,
     /// Mean time a message held the arbiter: the synchronous part of its handler, in a sample of the messages.
     pub mean_handling: Duration,
 }
@@ -79,8 +87,23 @@ pub(crate) enum Command {
     Abort = 2,
 }
 
+/// A life that made no progress is to be ended.
+#[derive(Debug)]
+pub(crate) struct Verdict {
+    pub(crate) life: u64,
+    /// How long it made none, at least.
+    pub(crate) stood: Duration,
+    pub(crate) text: String,
+}
+
 /// The first component whose failure ended it: the reason the system stops.
 pub(crate) type Failures = watch::Sender<Option<(&'static str, Exit)>>;
+
+/// What the components of a system share.
+pub(crate) struct Commons {
+    pub(crate) failures: Failures,
+    pub(crate) lot: Lot,
+}
 
 pub(crate) struct Vitals {
     pub(crate) name: &'static str,
@@ -91,19 +114,28 @@ pub(crate) struct Vitals {
     in_hand: AtomicUsize,
     in_hand_watched: AtomicBool,
     // Written by the component's own task only, so a load and a store do.
+    turns: AtomicU64,
+    free: AtomicU64,
     handled: AtomicU64,
     timed: AtomicU64,
     busy_nanos: AtomicU64,
     expired: AtomicU64,
     unanswered: AtomicU64,
     panics: AtomicU64,
+    parked: AtomicU64,
     restarts: AtomicU64,
     buffered: AtomicUsize,
     overflow: AtomicU64,
     superseded: AtomicU64,
     stopped: AtomicU64,
+    // Written by the watchdog.
+    stuck: AtomicU64,
+    blocking_nanos: AtomicU64,
+    condemned: AtomicBool,
+    verdict: Mutex<Option<Verdict>>,
+    pub(crate) heartbeats: Heartbeats,
     exit: watch::Sender<Option<Exit>>,
-    failures: Arc<Failures>,
+    commons: Arc<Commons>,
 }
 
 /// Adds to a counter that only one task writes.
@@ -112,7 +144,7 @@ fn add(counter: &AtomicU64, n: u64) {
 }
 
 impl Vitals {
-    pub(crate) fn new(name: &'static str, stage: Stage, failures: Arc<Failures>) -> Self {
+    pub(crate) fn new(name: &'static str, stage: Stage, commons: Arc<Commons>) -> Self {
         Self {
             name,
             stage,
@@ -121,19 +153,27 @@ impl Vitals {
             task: Mutex::new(None),
             in_hand: AtomicUsize::new(0),
             in_hand_watched: AtomicBool::new(false),
+            turns: AtomicU64::new(0),
+            free: AtomicU64::new(0),
             handled: AtomicU64::new(0),
             timed: AtomicU64::new(0),
             busy_nanos: AtomicU64::new(0),
             expired: AtomicU64::new(0),
             unanswered: AtomicU64::new(0),
             panics: AtomicU64::new(0),
+            parked: AtomicU64::new(0),
             restarts: AtomicU64::new(0),
             buffered: AtomicUsize::new(0),
             overflow: AtomicU64::new(0),
             superseded: AtomicU64::new(0),
             stopped: AtomicU64::new(0),
+            stuck: AtomicU64::new(0),
+            blocking_nanos: AtomicU64::new(0),
+            condemned: AtomicBool::new(false),
+            verdict: Mutex::new(None),
+            heartbeats: Heartbeats::default(),
             exit: watch::Sender::new(None),
-            failures,
+            commons,
         }
     }
 
@@ -141,6 +181,40 @@ impl Vitals {
 
     pub(crate) fn set_phase(&self, phase: Phase) {
         self.phase.store(phase as u8, Ordering::Release);
+    }
+
+    /// A turn of the component, or of one of its replies; it ends with what this returns.
+    pub(crate) fn turn(&self) -> Turn<'_> {
+        self.turn_changes();
+        Turn(self)
+    }
+
+    /// A turn begins or ends.
+    pub(crate) fn turn_changes(&self) {
+        add(&self.turns, 1);
+    }
+
+    /// No exclusive future keeps the component from its own turn.
+    pub(crate) fn free(&self) {
+        add(&self.free, 1);
+    }
+
+    /// The verdict on the present life, if there is one.
+    pub(crate) fn verdict(&self) -> Option<Verdict> {
+        if !self.condemned.load(Ordering::Relaxed) {
+            return None;
+        }
+        self.condemned.store(false, Ordering::Relaxed);
+        let verdict = self.verdict.lock().unwrap_or_else(PoisonError::into_inner).take();
+        verdict.filter(|verdict| verdict.life == self.life() && self.phase() == Phase::Running)
+    }
+
+    /// How long the turn that ends now was seen to last, if it was seen from outside at all.
+    pub(crate) fn take_blocking(&self) -> Option<Duration> {
+        if self.blocking_nanos.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        Some(Duration::from_nanos(self.blocking_nanos.swap(0, Ordering::Relaxed))).filter(|held| !held.is_zero())
     }
 
     pub(crate) fn handled(&self, letters: u64) {
@@ -158,11 +232,18 @@ impl Vitals {
     }
 
     pub(crate) fn restarted(&self) {
+        self.heartbeats.clear();
         add(&self.restarts, 1);
     }
 
     pub(crate) fn panicked(&self) {
         self.panics.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A message is not tried again.
+    pub(crate) fn park(&self, report: Parked, body: Option<Box<dyn Any + Send>>) {
+        self.parked.fetch_add(1, Ordering::Relaxed);
+        self.commons.lot.park(report, body);
     }
 
     /// Remembers the task to wake for a command or an ended reply.
@@ -190,8 +271,9 @@ impl Vitals {
     /// The component is gone. To be called before its queue is dropped, so that askers learn why.
     pub(crate) fn exited(&self, exit: Exit) {
         self.set_phase(Phase::Exited);
-        if exit.escalates() {
-            let _ = self.failures.send_if_modified(|first| {
+        // Who does not make it in an ordered stop brings nobody down: that is on its way.
+        if exit.escalates() && (exit != Exit::Stuck || self.command() == Command::Run) {
+            let _ = self.commons.failures.send_if_modified(|first| {
                 let is_first = first.is_none();
                 if is_first {
                     *first = Some((self.name, exit.clone()));
@@ -200,6 +282,51 @@ impl Vitals {
             });
         }
         self.exit.send_replace(Some(exit));
+    }
+
+    // ---- for the watchdog
+
+    /// Odd while a turn lasts.
+    pub(crate) fn turns(&self) -> u64 {
+        self.turns.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn free_turns(&self) -> u64 {
+        self.free.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn handled_so_far(&self) -> u64 {
+        self.handled.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn buffered_now(&self) -> usize {
+        self.buffered.load(Ordering::Relaxed)
+    }
+
+    /// Counts the lives of the component.
+    pub(crate) fn life(&self) -> u64 {
+        self.restarts.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn seen_blocking(&self, held: Duration) {
+        let held = u64::try_from(held.as_nanos()).unwrap_or(u64::MAX);
+        if self.blocking_nanos.load(Ordering::Relaxed) != held {
+            self.blocking_nanos.store(held, Ordering::Relaxed);
+        }
+    }
+
+    /// The component makes no progress: its life is to end as soon as it has a turn.
+    pub(crate) fn condemn(&self, verdict: Verdict) {
+        self.stuck.fetch_add(1, Ordering::Relaxed);
+        *self.verdict.lock().unwrap_or_else(PoisonError::into_inner) = Some(verdict);
+        self.condemned.store(true, Ordering::Relaxed);
+        self.wake();
+    }
+
+    /// The component blocks its arbiter for good: it counts as ended, and ends if it ever comes back.
+    pub(crate) fn give_up(&self) {
+        self.exited(Exit::Stuck);
+        self.order(Command::Abort);
     }
 
     // ---- for everybody
@@ -269,9 +396,21 @@ impl Vitals {
             expired: count(&self.expired),
             unanswered: count(&self.unanswered),
             panics: count(&self.panics),
+            parked: count(&self.parked),
             restarts: count(&self.restarts),
+            stuck: count(&self.stuck),
+            blocking: Duration::from_nanos(count(&self.blocking_nanos)),
             mean_handling: Duration::from_nanos(count(&self.busy_nanos).checked_div(count(&self.timed)).unwrap_or(0)),
         }
+    }
+}
+
+/// A turn that its arbiter gave a component.
+pub(crate) struct Turn<'a>(&'a Vitals);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.turn_changes();
     }
 }
 

@@ -1,8 +1,11 @@
 //! Who answers what: contracts, the check at start, and the ports that come out of it.
 
 use super::{
-    Component, Overflow, Port, Topic,
+    Component, Figure, Meter, Overflow, Port, Topic,
+    again::Again,
+    figures::Figures,
     port::{Door, Gate},
+    shard::Router,
     topic::{Feed, Listener, Policy, Shelf},
 };
 use actix::{Handler, Message};
@@ -10,6 +13,7 @@ use std::{
     any::{Any, TypeId, type_name},
     collections::{HashMap, HashSet},
     fmt,
+    hash::Hash,
     marker::PhantomData,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -33,8 +37,9 @@ impl Kind {
     }
 }
 
-/// Makes the door of one message type from a component's gate; boxed as `Arc<dyn Door<M>>`.
-type MakeDoor<A> = fn(&Arc<Gate<A>>) -> Box<dyn Any + Send + Sync>;
+/// Makes the door of one message type from the gates of a component's shards, mostly one; boxed as `Arc<dyn Door<M>>`.
+/// `None`: there are several, and nothing says which is meant.
+type MakeDoor<A> = Box<dyn Fn(&[Arc<Gate<A>>]) -> Option<Box<dyn Any + Send + Sync>>>;
 
 /// Makes a component the listener of one event: boxed as `Arc<dyn Listener<M>>`, and its buffer if it has one.
 type MakeListener<A> = Box<dyn FnOnce(&Arc<Gate<A>>) -> (Box<dyn Any + Send + Sync>, Option<Arc<dyn Feed<A>>>)>;
@@ -81,10 +86,43 @@ impl<A: Component> Contract<A> {
         M: Message + Send + 'static,
         M::Result: Send,
     {
-        let make: MakeDoor<A> = |gate| {
-            let door: Arc<dyn Door<M>> = Arc::<Gate<A>>::clone(gate);
-            Box::new(door)
-        };
+        self.answers.push((Kind::of::<M>(), Box::new(|gates| one_of(gates).map(only::<A, M>))));
+        self
+    }
+
+    /// This component answers `M`; where it is sharded ([`SystemBuilder::sharded`](super::SystemBuilder::sharded)), the
+    /// shard of the message's key does, for a key always the same.
+    pub fn answers_by<M, K>(&mut self, key: fn(&M) -> K) -> &mut Self
+    where
+        A: Handler<M>,
+        M: Message + Send + 'static,
+        M::Result: Send,
+        K: Hash + 'static,
+    {
+        let make: MakeDoor<A> = Box::new(move |gates| {
+            let router = || -> Arc<dyn Door<M>> { Arc::new(Router { shards: gates.into(), key }) };
+            Some(one_of(gates).map_or_else(|| Box::new(router()) as Box<_>, only::<A, M>))
+        });
+        self.answers.push((Kind::of::<M>(), make));
+        self
+    }
+
+    /// This component answers `M`, as with [`answers`](Self::answers); and if its handler crashes, the next life begins
+    /// with the same message, and its asker waits on. Crashes it that too, the message is parked
+    /// ([`System::parked`](super::System::parked)) and its asker told.
+    ///
+    /// Its handler may run twice: that must do no harm. It costs one clone a message. An answer given by a future is
+    /// not repeated when that future crashes.
+    pub fn answers_again<M>(&mut self) -> &mut Self
+    where
+        A: Handler<M>,
+        M: Message + Clone + Send + 'static,
+        M::Result: Send,
+    {
+        let make: MakeDoor<A> = Box::new(|gates| {
+            let door: Arc<dyn Door<M>> = Arc::new(Again(Arc::clone(one_of(gates)?)));
+            Some(Box::new(door))
+        });
         self.answers.push((Kind::of::<M>(), make));
         self
     }
@@ -138,6 +176,22 @@ impl<A: Component> Contract<A> {
         self.listens.push((Kind::of::<M>(), make));
         self
     }
+}
+
+/// The only one.
+fn one_of<A: Component>(gates: &[Arc<Gate<A>>]) -> Option<&Arc<Gate<A>>> {
+    if let [gate] = gates { Some(gate) } else { None }
+}
+
+/// The door of a component that is there once.
+fn only<A, M>(gate: &Arc<Gate<A>>) -> Box<dyn Any + Send + Sync>
+where
+    A: Component + Handler<M>,
+    M: Message + Send + 'static,
+    M::Result: Send,
+{
+    let door: Arc<dyn Door<M>> = Arc::<Gate<A>>::clone(gate);
+    Box::new(door)
 }
 
 /// Why a system does not start: every fault found, each with the names of both sides.
@@ -216,6 +270,20 @@ pub enum WiringFault {
         /// The message type.
         message: &'static str,
     },
+    /// A message to a component that is there several times, without a key.
+    #[error("{component} is sharded, and {message} has no key to find its shard by: say `contract.answers_by` there")]
+    NoKey {
+        /// Which component.
+        component: &'static str,
+        /// The message type.
+        message: &'static str,
+    },
+    /// A component is sharded over no arbiter at all.
+    #[error("{component} is sharded over no arbiter: give it at least one")]
+    NoShard {
+        /// Which component.
+        component: &'static str,
+    },
     /// A constructor panicked.
     #[error("{component} could not be built: its constructor panicked: {text}")]
     Unbuildable {
@@ -241,22 +309,31 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    /// Enters what `A` answers, hears and announces; faults are collected.
+    /// Enters what a component of this name answers, through these gates of its shards; faults are collected.
+    pub(crate) fn answered_by<A: Component>(
+        &mut self,
+        name: &'static str,
+        contract: &Contract<A>,
+        gates: &[Arc<Gate<A>>],
+        faults: &mut Vec<WiringFault>,
+    ) {
+        for (kind, make) in &contract.answers {
+            match (self.doors.get(&kind.id), make(gates)) {
+                (Some((first, _)), _) => {
+                    faults.push(WiringFault::AnsweredTwice { first, second: name, message: kind.name });
+                }
+                (None, Some(door)) => drop(self.doors.insert(kind.id, (name, door))),
+                (None, None) => faults.push(WiringFault::NoKey { component: name, message: kind.name }),
+            }
+        }
+    }
+
+    /// Enters what a component, or one shard of it, hears and announces.
     pub(crate) fn enter<A: Component>(
         &mut self,
         contract: Contract<A>,
         gate: &Arc<Gate<A>>,
-        faults: &mut Vec<WiringFault>,
     ) -> (Needs, Vec<Arc<dyn Feed<A>>>) {
-        let name = gate.name();
-        for (kind, make) in &contract.answers {
-            match self.doors.get(&kind.id) {
-                Some((first, _)) => {
-                    faults.push(WiringFault::AnsweredTwice { first, second: name, message: kind.name });
-                }
-                None => drop(self.doors.insert(kind.id, (name, make(gate)))),
-            }
-        }
         let mut feeds = Vec::new();
         for (kind, make) in contract.listens {
             let (listener, feed) = make(gate);
@@ -314,11 +391,12 @@ struct PortsOf {
     needs: Needs,
     registry: Arc<Registry>,
     undeclared: Mutex<Vec<WiringFault>>,
+    figures: Figures,
 }
 
 impl Ports {
     pub(crate) fn new(owner: &'static str, needs: Needs, registry: Arc<Registry>) -> Self {
-        Self(Arc::new(PortsOf { owner, needs, registry, undeclared: Mutex::new(Vec::new()) }))
+        Self(Arc::new(PortsOf { owner, needs, registry, undeclared: Mutex::default(), figures: Figures::default() }))
     }
 
     /// The port for `M`, which the contract names with [`Contract::asks`]. If it does not, the system does not start
@@ -364,6 +442,16 @@ impl Ports {
         tracing::error!(component = self.0.owner, event = kind.name, "a topic that the contract does not name");
         self.undeclared(WiringFault::UndeclaredTopic { announcer: self.0.owner, event: kind.name });
         Topic::new(Vec::new())
+    }
+
+    /// Where the component writes a number about itself, which [`System::figures`](super::System::figures) tells.
+    pub fn meter(&self, figure: Figure) -> Meter {
+        self.0.figures.meter(figure)
+    }
+
+    /// The owner, and what it wrote.
+    pub(crate) fn figures(&self) -> (&'static str, Vec<(Figure, u64)>) {
+        (self.0.owner, self.0.figures.read())
     }
 
     fn undeclared(&self, fault: WiringFault) {

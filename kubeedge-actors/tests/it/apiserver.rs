@@ -216,6 +216,53 @@ async fn a_token_is_good_while_its_pod_exists_and_opens_nothing_by_itself() {
 }
 
 #[tokio::test]
+async fn a_token_for_another_audience_does_not_open_this_server_and_is_known_to_those_it_is_for() {
+    let api = Api::start(Config::in_memory()).await;
+    let path = "/api/v1/namespaces/default/serviceaccounts/default/token";
+    let token = async |audiences: &[&str]| {
+        let answer = api.post(path, json!({"spec": {"audiences": audiences}})).await;
+        assert_eq!(answer["spec"]["audiences"], json!(audiences), "any audience may be asked for");
+        answer["status"]["token"].as_str().unwrap().to_owned()
+    };
+    let own = "https://kubernetes.default.svc";
+    let (vault, both) = (token(&["vault"]).await, token(&["vault", own]).await);
+    for (token, code) in [(&vault, 401), (&both, 200)] {
+        assert_eq!(Client::new(api.server.address(), token).send("GET", "/api/v1", &[], None).await.status, code);
+    }
+    let review = async |token: &str, audiences: &[&str]| {
+        let spec = json!({"spec": {"token": token, "audiences": audiences}});
+        let status = api.post("/apis/authentication.k8s.io/v1/tokenreviews", spec).await["status"].clone();
+        (status["authenticated"] == true, status["audiences"].clone())
+    };
+    assert_eq!(review(&vault, &[]).await, (false, Value::Null), "no audience means this server");
+    assert_eq!(review(&vault, &["vault", "other"]).await, (true, json!(["vault"])), "those of both sides");
+    assert_eq!(review(&vault, &["other"]).await, (false, Value::Null));
+    assert_eq!(review(&both, &[]).await, (true, json!([own])));
+    assert_eq!(review("admin", &["vault"]).await, (false, Value::Null), "the administrator's is for this server");
+    assert_eq!(review("admin", &[own, "vault"]).await, (true, json!([own])));
+    api.server.stop().await;
+}
+
+#[tokio::test]
+async fn a_proxy_is_refused_at_once_and_says_what_is_not_served() {
+    let api = Api::start(Config::in_memory()).await;
+    for (path, what) in [
+        ("/api/v1/namespaces/default/services/http:web:80/proxy/a/b", "services/proxy"),
+        ("/api/v1/namespaces/default/pods/web/proxy", "pods/proxy"),
+        ("/api/v1/nodes/edge/proxy/stats/summary", "nodes/proxy"),
+    ] {
+        for method in ["GET", "POST", "DELETE"] {
+            let answer = api.send(method, path, "application/json", json!({})).await;
+            let status: Value = serde_json::from_str(&answer.text).unwrap();
+            assert_eq!((answer.status, &status["kind"]), (501, &json!("Status")), "{method} {path}");
+            assert!(status["message"].as_str().unwrap().contains(what), "{status}");
+        }
+    }
+    assert_eq!(api.send("GET", "/api/v1/nodes/edge/status/more", "application/json", json!({})).await.status, 404);
+    api.server.stop().await;
+}
+
+#[tokio::test]
 async fn a_pod_is_bound_when_a_node_becomes_ready() {
     let api = Api::start(Config::in_memory()).await;
     let spec = json!({"containers": [{"name": "c", "image": "i"}], "nodeSelector": {"hall": "3"}});

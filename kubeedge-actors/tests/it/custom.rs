@@ -120,6 +120,56 @@ async fn a_custom_kind_is_served_at_once_in_all_its_versions_over_a_restart_and_
     server.stop().await;
 }
 
+#[tokio::test]
+async fn a_custom_kind_is_scaled_and_selected_by_its_fields() {
+    let (server, client) = start(&Config::in_memory()).await;
+    let mut scaled = definition();
+    let version = &mut scaled["spec"]["versions"][1];
+    version["subresources"] = json!({"status": {}, "scale": {"specReplicasPath": ".spec.limit",
+        "statusReplicasPath": ".status.count", "labelSelectorPath": ".status.selector"}});
+    version["schema"]["openAPIV3Schema"]["properties"]["status"] = json!({"type": "object", "properties": {
+        "count": {"type": "integer"}, "selector": {"type": "string"}}});
+    version["selectableFields"] = json!([{"jsonPath": ".spec.unit"}, {"jsonPath": ".spec.limit"}]);
+    assert_eq!(send(&client, "POST", DEFINITIONS, JSON, scaled).await.0, 201);
+    for (name, unit) in [("a", "C"), ("b", "F"), ("c", "C")] {
+        let gauge = json!({"metadata": {"name": name}, "spec": {"unit": unit}});
+        assert_eq!(send(&client, "POST", GAUGES, JSON, gauge).await.0, 201);
+    }
+    let status = json!({"status": {"count": 1, "selector": "app=a"}});
+    assert_eq!(send(&client, "PATCH", &format!("{GAUGES}/a/status"), MERGE, status).await.0, 200);
+
+    let path = format!("{GAUGES}/a/scale");
+    let (code, scale) = get(&client, &path).await;
+    assert_eq!((code, &scale["kind"], &scale["spec"]), (200, &json!("Scale"), &json!({"replicas": 2})), "{scale}");
+    assert_eq!(scale["status"], json!({"replicas": 1, "selector": "app=a"}));
+    let (code, scale) = send(&client, "PATCH", &path, MERGE, json!({"spec": {"replicas": 7}})).await;
+    assert_eq!((code, &scale["spec"]["replicas"]), (200, &json!(7)), "{scale}");
+    let (_, gauge) = get(&client, &format!("{GAUGES}/a")).await;
+    assert_eq!((&gauge["spec"]["limit"], &gauge["metadata"]["generation"]), (&json!(7), &json!(2)), "{gauge}");
+    // The other version says nothing of it.
+    assert_eq!(get(&client, "/apis/custom.example/v1beta1/namespaces/default/gauges/a/scale").await.0, 404);
+    let (_, resources) = get(&client, "/apis/custom.example/v1").await;
+    let names: Vec<&str> =
+        resources["resources"].as_array().unwrap().iter().filter_map(|r| r["name"].as_str()).collect();
+    assert_eq!(names, ["gauges", "gauges/status", "gauges/scale"]);
+
+    let selected = async |fields: &str| {
+        let (code, list) = get(&client, &format!("{GAUGES}?fieldSelector={fields}")).await;
+        let names: Vec<String> = list["items"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|item| item["metadata"]["name"].as_str().map(str::to_owned))
+            .collect();
+        (code, names.join(" "))
+    };
+    assert_eq!(selected("spec.unit%3DC").await, (200, "a c".to_owned()));
+    assert_eq!(selected("spec.unit%21%3DC").await, (200, "b".to_owned()));
+    assert_eq!(selected("spec.limit%3D7,metadata.name%3Da").await, (200, "a".to_owned()));
+    assert_eq!(selected("spec.place%3Dx").await.0, 400);
+    server.stop().await;
+}
+
 async fn until(client: &Client, path: &str, done: impl Fn(u16, &Value) -> bool) {
     let started = Instant::now();
     loop {

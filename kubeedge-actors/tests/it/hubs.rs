@@ -17,7 +17,7 @@ use kubeedge_actors::{
     edgehub::{
         EdgeHub, EdgeHubConfig,
         join::{JoinError, join},
-        outbox::queue::Bounds,
+        outbox::Bounds,
     },
     identity::{
         CertificateAuthority, ClientAuth, JoinToken, NodeIdentity, TokenRules, Tokens, client_config, server_config,

@@ -36,13 +36,13 @@ async fn ten_thousand_state_messages_and_a_call_go_each_way() {
     let (up, down) = (edge.commands.clone(), cloud.commands.clone());
     let feeders = tokio::spawn(async move {
         for n in 0..MESSAGES {
-            up.send(Input::Submit(status(format!("p{n}"), 500))).await.unwrap();
-            down.send(Input::Submit(upsert(format!("p{n}")))).await.unwrap();
+            up.send(Input::Submit(Box::new(status(format!("p{n}"), 500)))).await.unwrap();
+            down.send(Input::Submit(Box::new(upsert(format!("p{n}"))))).await.unwrap();
         }
         let call = Envelope::new("test", 0, Body::RegisterNode(RegisterNode::default()));
-        up.send(Input::Submit(call)).await.unwrap();
+        up.send(Input::Submit(Box::new(call))).await.unwrap();
         let call = Envelope::new("test", 0, Body::ObjectQuery(ObjectQuery::default()));
-        down.send(Input::Submit(call)).await.unwrap();
+        down.send(Input::Submit(Box::new(call))).await.unwrap();
     });
     for end in [&mut edge, &mut cloud] {
         let mut settled = 0;

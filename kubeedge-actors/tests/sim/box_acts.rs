@@ -5,7 +5,11 @@ use std::{collections::BTreeSet, time::Duration};
 use bytes::Bytes;
 use kubeedge_actors::{
     edged::book::Effect,
-    edgehub::{outbox::ledger::{Next, Written}, reports::FETCH, session_refused},
+    edgehub::{
+        outbox::ledger::{Next, Written},
+        reports::FETCH,
+        session_refused,
+    },
     link::session::{Class, Input, Output},
     metamanager::{reports::ReportKey, state::Instead},
 };
@@ -13,8 +17,8 @@ use kubeedge_proto::{
     resource,
     v1::{
         CallReply, CompleteInventory, Envelope, InventoryComplete, KubeObject, KubernetesEvent, ObjectKey,
-        PodTerminated, ReportSettled, ReportStatus, SessionStarted, Settled, StatusUpdate, TrafficClass, envelope::Body,
-        report_status::Report,
+        PodTerminated, ReportSettled, ReportStatus, SessionStarted, Settled, StatusUpdate, TrafficClass,
+        envelope::Body, report_status::Report,
     },
 };
 use serde_json::json;
@@ -70,10 +74,8 @@ impl World {
                 self.answer(id, Input::InventoryKnown { type_, entries });
             }
             Output::Completed(complete) => {
-                let message = CompleteInventory {
-                    complete: Some(complete.clone()),
-                    cluster_uid: edge.hub.cluster_uid.clone(),
-                };
+                let message =
+                    CompleteInventory { complete: Some(complete.clone()), cluster_uid: edge.hub.cluster_uid.clone() };
                 if self.talks {
                     println!("      box {box_}: {complete:?}");
                 }
@@ -177,7 +179,11 @@ impl World {
         let remember = edge.hub.received.remember(&event);
         let (times, may) = self.boxes[box_].effects.entry(event).or_insert((0, 1));
         *times += 1;
-        crate::promise!(times <= may, "P-EVENT-ONCE", "an event of the cloud took effect {times} times, {may} are allowed");
+        crate::promise!(
+            times <= may,
+            "P-EVENT-ONCE",
+            "an event of the cloud took effect {times} times, {may} are allowed"
+        );
         self.counts.saw("an event of the cloud took effect");
         self.boxes[box_].commit(Rows::Received(remember), Then::Remembered(id, seq, Settled::applied()));
     }
@@ -215,7 +221,11 @@ impl World {
                 if settled.code == 0 {
                     let at = object_key(&kept.0.resource, &kept.1);
                     let there = self.boxes[box_].disk.objects.get(&at);
-                    crate::promise!(there == kept.2.as_ref(), "P-ACKED-IS-KEPT", "{at} is acknowledged and not on disk");
+                    crate::promise!(
+                        there == kept.2.as_ref(),
+                        "P-ACKED-IS-KEPT",
+                        "{at} is acknowledged and not on disk"
+                    );
                     self.counts.saw("State was applied at the edge");
                 }
                 self.answer(id, Input::Settle { class: Class::State, seq, settled });
@@ -294,7 +304,7 @@ impl World {
         let bodies = edge.hub.reports.take(fetched);
         for body in bodies {
             let envelope = self.envelope(body);
-            self.answer(id, Input::Submit(envelope));
+            self.answer(id, Input::Submit(Box::new(envelope)));
         }
         let now = self.now;
         if let Some(line) = self.lines.get_mut(&id) {
@@ -350,7 +360,7 @@ impl World {
                     None => panic!("P-ACKED-IS-KEPT: the event at place {place} is not on disk and not dropped"),
                 },
             };
-            self.answer(id, Input::Submit(envelope));
+            self.answer(id, Input::Submit(Box::new(envelope)));
         }
     }
 
@@ -382,7 +392,8 @@ impl World {
         if edge.hub.ledger.publish(now, envelope, id, new_id).is_ok() {
             let after: u64 = edge.hub.ledger.queue().counts().dropped.iter().sum();
             let queue = edge.hub.ledger.queue();
-            let within = queue.len() <= crate::edge::BOUNDS.max_events && queue.bytes() <= crate::edge::BOUNDS.max_bytes;
+            let within =
+                queue.len() <= crate::edge::BOUNDS.max_events && queue.bytes() <= crate::edge::BOUNDS.max_bytes;
             crate::promise!(within, "P-MEMORY-BOUNDED", "the outbox holds {} events", queue.len());
             if after > before {
                 self.hit(Fault::OutboxFull);
@@ -588,7 +599,9 @@ impl World {
         }
         let api = &self.apis[0];
         let node = self.boxes[box_].node;
-        for (place, object) in api.objects.iter().filter(|((kind, _), object)| *kind == Kind::Pod && object.node == node) {
+        for (place, object) in
+            api.objects.iter().filter(|((kind, _), object)| *kind == Kind::Pod && object.node == node)
+        {
             // Unchanged since then, and so on that list.
             if object.version > complete.as_of || api.incarnation > 0 {
                 continue;

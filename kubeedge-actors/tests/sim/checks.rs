@@ -77,7 +77,12 @@ impl World {
                 _ => true,
             },
         };
-        crate::promise!(fine, "P-HEARTBEAT-ALONE", "nothing had happened to the session of box {}: {closed}", line.box_);
+        crate::promise!(
+            fine,
+            "P-HEARTBEAT-ALONE",
+            "nothing had happened to the session of box {}: {closed}",
+            line.box_
+        );
     }
 
     /// Whether everybody agrees. The text says what is missing.
@@ -110,8 +115,12 @@ impl World {
             let lives = |uid: &&String| !box_.told_end.contains(*uid);
             let runs: Vec<&String> = box_.runtime.keys().filter(lives).collect();
             let should: Vec<&String> = {
-                let mut uids: Vec<&String> =
-                    wanted.iter().filter(|(at, _)| at.starts_with("pods/")).map(|(_, (uid, _))| uid).filter(lives).collect();
+                let mut uids: Vec<&String> = wanted
+                    .iter()
+                    .filter(|(at, _)| at.starts_with("pods/"))
+                    .map(|(_, (uid, _))| uid)
+                    .filter(lives)
+                    .collect();
                 uids.sort();
                 uids
             };

@@ -22,8 +22,8 @@ use kubeedge_actors::{
 use kubeedge_proto::{
     NodeName, resource,
     v1::{
-        CallReply, DesiredState, Envelope, GoodbyeReason, NodeSessionChanged, ObjectUpsert, Settled,
-        TrafficClass, envelope::Body,
+        CallReply, DesiredState, Envelope, GoodbyeReason, NodeSessionChanged, ObjectUpsert, Settled, TrafficClass,
+        envelope::Body,
     },
 };
 use serde_json::Value;
@@ -147,7 +147,7 @@ impl World {
             }
             Output::Deliver { class, seq, envelope } => {
                 let epoch = epoch.unwrap_or_default();
-                cloud.mail.push_back(Mail::Apply { line: id, epoch, serial, class, seq, envelope });
+                cloud.mail.push_back(Mail::Apply { line: id, epoch, serial, class, seq, envelope: *envelope });
             }
             Output::Settled { class: Class::Event, envelope, settled } => self.down_event_settled(&envelope, &settled),
             Output::Refused { envelope, why } if envelope.class() == Some(TrafficClass::Event) => {
@@ -186,7 +186,11 @@ impl World {
                 {
                     let same_box = line.box_ == self.lines[&id].box_;
                     let alive = self.lines[&old].cloud.is_some();
-                    crate::promise!(same_box || !alive, "P-ONE-BOX", "another box took {node} over from a live session");
+                    crate::promise!(
+                        same_box || !alive,
+                        "P-ONE-BOX",
+                        "another box took {node} over from a live session"
+                    );
                     if let Some(line) = self.lines.get_mut(&old) {
                         line.inputs.push_back(Input::Close(replaced()));
                         line.disturbed = true;
@@ -261,16 +265,20 @@ impl World {
                 Effect::Tombstone(node, gone) => (node, Body::ObjectTombstone(gone)),
             };
             let envelope = self.envelope(body);
-            let Some(id) = self.cloud.as_ref().and_then(|cloud| cloud.live.get(node.as_str()).copied()) else { continue };
+            let Some(id) = self.cloud.as_ref().and_then(|cloud| cloud.live.get(node.as_str()).copied()) else {
+                continue;
+            };
             if let Some(line) = self.lines.get_mut(&id) {
-                line.inputs.push_back(Input::Submit(envelope));
+                line.inputs.push_back(Input::Submit(Box::new(envelope)));
             }
             self.settle(id);
         }
     }
 
     fn note_needs(&mut self, upsert: &ObjectUpsert) {
-        let Some(object) = upsert.object.as_ref().filter(|object| object.r#type == Some(resource::pods())) else { return };
+        let Some(object) = upsert.object.as_ref().filter(|object| object.r#type == Some(resource::pods())) else {
+            return;
+        };
         let names: BTreeSet<String> =
             upsert.needs.iter().filter_map(|needed| Some(needed.key.as_ref()?.name.clone())).collect();
         let ways = self.needed.entry((object.uid.clone(), object.version())).or_default();
@@ -540,7 +548,9 @@ impl World {
             return true;
         }
         let answer = self.apis[self.which].carry_out(&writing.request, writing.serial);
-        self.note(|| format!("API server: {:?} -> {:?}", writing.request, answer.as_ref().map(|_| ()).map_err(|it| it.code)));
+        self.note(|| {
+            format!("API server: {:?} -> {:?}", writing.request, answer.as_ref().map(|_| ()).map_err(|it| it.code))
+        });
         match writing.write.next(answer) {
             Step::Ask(request) => {
                 writing.request = request;
@@ -570,17 +580,25 @@ impl World {
     // ---- events for nodes
 
     pub fn send_down_events(&mut self) {
-        let ids: Vec<_> = self.down_events.iter().filter(|(_, it)| !it.done && it.line.is_none()).map(|(id, _)| id.clone()).collect();
+        let ids: Vec<_> =
+            self.down_events.iter().filter(|(_, it)| !it.done && it.line.is_none()).map(|(id, _)| id.clone()).collect();
         for id in ids {
             let event = &self.down_events[&id];
-            let Some(line) = self.cloud.as_ref().and_then(|cloud| cloud.live.get(event.node).copied()) else { continue };
+            let Some(line) = self.cloud.as_ref().and_then(|cloud| cloud.live.get(event.node).copied()) else {
+                continue;
+            };
             let body = event.body.clone();
-            let envelope = Envelope { id: id.clone(), priority: body.default_priority().into(), body: Some(body), ..Envelope::default() };
+            let envelope = Envelope {
+                id: id.clone(),
+                priority: body.default_priority().into(),
+                body: Some(body),
+                ..Envelope::default()
+            };
             if let Some(event) = self.down_events.get_mut(&id) {
                 event.line = Some(line);
             }
             if let Some(line) = self.lines.get_mut(&line) {
-                line.inputs.push_back(Input::Submit(envelope));
+                line.inputs.push_back(Input::Submit(Box::new(envelope)));
             }
             self.settle(line);
         }

@@ -16,8 +16,9 @@ use kubeedge_actors::{
     },
     edgehub::{
         outbox::{
+            Bounds,
             ledger::{Ledger, Written},
-            queue::{Bounds, Changes, Now},
+            queue::{Changes, Now},
         },
         received::{Received, Remember},
         reports::InFlight,
@@ -29,7 +30,10 @@ use kubeedge_actors::{
 };
 use kubeedge_proto::{
     resource,
-    v1::{BoxRecord, KindRecord, KubeObject, ObjectKey, ObjectsChanged, OutboxRecord, ReportStatus, Settled, envelope::Body},
+    v1::{
+        BoxRecord, KindRecord, KubeObject, ObjectKey, ObjectsChanged, OutboxRecord, ReportStatus, Settled,
+        envelope::Body,
+    },
 };
 
 use crate::dice::Dice;
@@ -322,4 +326,3 @@ pub fn ordered(effect: Effect) -> Ordered {
     let run = matches!(order.want, Want::Run);
     Ordered { uid, name: order.plan.name.clone(), run, report_end: order.report_end }
 }
-

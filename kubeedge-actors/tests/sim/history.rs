@@ -153,7 +153,7 @@ impl World {
             }
         }
         for id in self.line_ids() {
-            let line = &self.lines[&id];
+            let Some(line) = self.lines.get(&id) else { continue };
             let old = self.boxes[line.box_].edge.as_ref().is_none_or(|edge| edge.hub.connection != Some(id));
             if line.tampered || line.swallows_up || line.swallows_down || old {
                 self.cut(id);

@@ -118,8 +118,7 @@ impl Line {
 
     fn output(&mut self, at_edge: bool, output: Output) {
         let swallows = if at_edge { self.swallows_up } else { self.swallows_down };
-        let (end, wire) =
-            if at_edge { (&mut self.edge, &mut self.up) } else { (&mut self.cloud, &mut self.down) };
+        let (end, wire) = if at_edge { (&mut self.edge, &mut self.up) } else { (&mut self.cloud, &mut self.down) };
         let Some(end) = end else { return };
         match output {
             Output::Send(frame) => {
@@ -132,7 +131,12 @@ impl Line {
                 );
                 if let Some(F::Ack(ack)) = &frame.frame {
                     let floor = end.floors.entry(ack.class).or_default();
-                    crate::promise!(ack.floor >= *floor, "P-ACKED-IS-KEPT", "the floor fell from {floor} to {}", ack.floor);
+                    crate::promise!(
+                        ack.floor >= *floor,
+                        "P-ACKED-IS-KEPT",
+                        "the floor fell from {floor} to {}",
+                        ack.floor
+                    );
                     *floor = ack.floor;
                 }
                 if !swallows {

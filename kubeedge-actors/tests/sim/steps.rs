@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use kubeedge_actors::link::session::Input;
 use kubeedge_proto::v1::{
-    Data, Envelope, Frame, RegisterNode, TrafficClass, UserMessage, data::Payload, envelope::Body,
-    frame::Frame as F,
+    Data, Envelope, Frame, RegisterNode, TrafficClass, UserMessage, data::Payload, envelope::Body, frame::Frame as F,
 };
 
 use crate::{
@@ -364,7 +363,7 @@ impl World {
         let mut envelope = self.envelope(Body::RegisterNode(RegisterNode::default()));
         envelope.timeout_ms = 1 + dice.below(3000) as u32;
         self.calls.insert(envelope.id.clone(), (id, from_edge, 0));
-        self.give(id, from_edge, Input::Submit(envelope));
+        self.give(id, from_edge, Input::Submit(Box::new(envelope)));
     }
 
     fn cut_in_message(&mut self) {
@@ -424,14 +423,15 @@ impl World {
         let Some(line) = self.lines.get_mut(&id) else { return };
         let wire = if dice.percent(50) { &mut line.up } else { &mut line.down };
         for frame in wire.iter_mut() {
-            if let Wire::Frame(Frame { frame: Some(F::Data(Data { payload: Some(Payload::Envelope(envelope)), class, .. })) }) =
-                frame
+            if let Wire::Frame(Frame {
+                frame: Some(F::Data(Data { payload: Some(Payload::Envelope(envelope)), class, .. })),
+            }) = frame
                 && *class == i32::from(TrafficClass::Event)
                 && !matches!(envelope.body, Some(Body::GapMarker(_)))
             {
                 // The receiver's decoder leaves a body it does not know unset. The sender is told 501 and gives it up.
-                let Envelope { id, priority, .. } = envelope.clone();
-                *envelope = Envelope { id: id.clone(), priority, ..Envelope::default() };
+                let Envelope { id, priority, .. } = (**envelope).clone();
+                **envelope = Envelope { id: id.clone(), priority, ..Envelope::default() };
                 let box_ = line.box_;
                 self.boxes[box_].promised.remove(&id);
                 self.hit(Fault::Unknown);
@@ -540,7 +540,10 @@ impl World {
         let waiting: Vec<Then> = {
             let it = &mut self.boxes[box_];
             let mine = |then: &Then| {
-                matches!(then, Then::Applied(..) | Then::SessionKept(_) | Then::Completed(_) | Then::Counted | Then::Forgotten)
+                matches!(
+                    then,
+                    Then::Applied(..) | Then::SessionKept(_) | Then::Completed(_) | Then::Counted | Then::Forgotten
+                )
             };
             let mut waiting = Vec::new();
             for commit in it.commits.iter_mut().filter(|commit| mine(&commit.then)) {

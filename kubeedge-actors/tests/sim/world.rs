@@ -70,11 +70,8 @@ impl World {
     pub fn new(seed: u64, talks: bool) -> Self {
         let mut dice = Dice::new(seed);
         let narrow = Window { messages: 1 + dice.below(3) as u32, bytes: 40_000 };
-        let windows = if dice.percent(50) {
-            Windows { state: narrow, event: narrow, call: narrow }
-        } else {
-            Windows::DEFAULT
-        };
+        let windows =
+            if dice.percent(50) { Windows { state: narrow, event: narrow, call: narrow } } else { Windows::DEFAULT };
         let key_rate = dice.percent(30).then_some(KeyRate { burst: 2, interval: Duration::from_millis(700) });
         let boxes = [NODES[0], NODES[0], NODES[1]].map(|node| Box_::new(node, Dice::new(dice.number())));
         let mut world = Self {
@@ -227,7 +224,8 @@ impl World {
         if line.stands_until > now {
             return false;
         }
-        let newer = self.boxes[line.box_].edge.as_ref().is_some_and(|edge| edge.hub.connection.is_some_and(|it| it > id));
+        let newer =
+            self.boxes[line.box_].edge.as_ref().is_some_and(|edge| edge.hub.connection.is_some_and(|it| it > id));
         let moved = line.deliver(to_edge, now);
         if moved && newer && !to_edge {
             self.counts.hit(Fault::Late);
@@ -294,8 +292,12 @@ impl World {
             self.boxes[box_].write_outbox();
             self.send_events(box_);
         }
-        let due: Vec<usize> =
-            self.lines.iter().filter(|(_, line)| line.ask_again.is_some_and(|at| at <= self.now)).map(|(id, _)| *id).collect();
+        let due: Vec<usize> = self
+            .lines
+            .iter()
+            .filter(|(_, line)| line.ask_again.is_some_and(|at| at <= self.now))
+            .map(|(id, _)| *id)
+            .collect();
         for id in due {
             if let Some(line) = self.lines.get_mut(&id) {
                 line.ask_again = None;

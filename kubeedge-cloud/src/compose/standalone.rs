@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::Write,
+    net::IpAddr,
     os::unix::fs::OpenOptionsExt,
     path::Path,
     sync::Arc,
@@ -17,12 +18,14 @@ use kubeedge_actors::{
         CertificateAuthority, ClientAuth, IssuedCertificate, ServiceAccountTokens, issued_client_config, server_config,
         system_clock,
     },
+    program::abort_when_blocked,
+    route::own_address,
     store::Store,
     system::{Ports, System},
 };
 use ring::rand::{SecureRandom, SystemRandom};
 
-use crate::config::CloudCore;
+use crate::config::{AdvertiseAddress, CloudCore, Standalone};
 
 /// How long the API server may take to read its objects and listen.
 const UP_WITHIN: Duration = Duration::from_secs(60);
@@ -42,6 +45,8 @@ pub(super) async fn start(
     let ca = authority.certificate_pem().to_owned();
     let mut settings = Config::new(store, listen, token.clone(), ca.clone());
     settings.service_account_tokens = Some(Arc::new(accounts));
+    settings.service_range = config.standalone.service_cluster_ip_range.unwrap_or_default();
+    settings.advertise = advertised(&config.standalone);
     // What the stream gateway knows this API server by.
     let client = authority.issue_client(API_SERVER_USER, "kubeedge", SystemTime::now())?;
     let kubelet_client = issued_client_config(authority.certificate().clone(), &client, system_clock())?;
@@ -50,6 +55,7 @@ pub(super) async fn start(
     drop(super::listen("the API server", "standalone", "port", (config.standalone.address, config.standalone.port))?);
     // A system of its own: it is up before the controllers start, and stops after their last write.
     let system = System::builder("standalone")
+        .when_blocked(abort_when_blocked)
         .component(move |_: &Ports| ApiServer::new(settings.clone()))
         .asks::<WhereServed>()
         .start()?;
@@ -68,6 +74,25 @@ pub(super) async fn start(
     let read = kube::config::Kubeconfig::read_from(&kubeconfig)?;
     let client = kube::Client::try_from(kube::Config::from_custom_kubeconfig(read, &Default::default()).await?)?;
     Ok((system, client))
+}
+
+/// Where pods and nodes reach the API server: as the configuration says, or where it listens; `None` where that is every
+/// address and this machine has none of its own.
+pub(super) fn advertised(standalone: &Standalone) -> Option<IpAddr> {
+    match standalone.advertise_address {
+        Some(AdvertiseAddress(address)) => Some(address),
+        None if standalone.address.is_unspecified() => own_address(),
+        None => Some(standalone.address),
+    }
+}
+
+/// The names by which pods know the API server, and the address of its Service.
+pub(super) fn service_names(standalone: &Standalone) -> (Vec<String>, Vec<IpAddr>) {
+    let service = "kubernetes.default.svc";
+    let names = ["kubernetes", "kubernetes.default", service, "kubernetes.default.svc.cluster.local"];
+    let range = standalone.service_cluster_ip_range.unwrap_or_default();
+    let addresses = std::iter::once(range.first().into()).chain(advertised(standalone)).collect();
+    (names.map(str::to_owned).to_vec(), addresses)
 }
 
 /// The administrator's bearer token: 32 random bytes in hexadecimal, made once.

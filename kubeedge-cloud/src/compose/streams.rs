@@ -7,7 +7,7 @@ use kubeedge_actors::{
     cloudstream::CloudStreamConfig,
     edgecontroller::StreamGateway,
     identity::{CertificateAuthority, ClientAuth, IssuedCertificate, server_config, system_clock},
-    program::own_address,
+    route::own_address,
 };
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 

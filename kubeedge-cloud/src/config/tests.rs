@@ -52,11 +52,29 @@ fn impossible_values_are_refused_where_they_stand() {
         ("modules: {cloudHub: {dnsNames: [\"a b\"]}}", "modules.cloudHub.dnsNames[0]: \"a b\" is not valid"),
         ("modules: {cloudHub: {tokenRefreshDuration: 9999}}", "expected a number of hours from 1 to 8760"),
         ("standalone: {enable: perhaps}", "standalone.enable: "),
+        ("standalone:\n  advertiseAddress: 0.0.0.0\n", "2:21: standalone.advertiseAddress: \"0.0.0.0\" is not valid"),
+        ("standalone: {advertiseAddress: cloud}", "expected an address by which pods and nodes reach this machine"),
         ("modules: {cloudHub: {tlsCAFile: /a/ca.pem}}", "expected a file named rootCA.crt"),
         ("kind: EdgeCore", "1:7: kind: \"EdgeCore\" is another document"),
     ] {
         let refusal = parse::<CloudCore>("cloudcore.yaml", text).unwrap_err().to_string();
         assert!(refusal.starts_with("cloudcore.yaml:") && refusal.contains(said), "{text}: {refusal}");
+    }
+}
+
+#[cfg(feature = "standalone")]
+#[test]
+fn the_addresses_of_services_and_of_the_api_server_are_checked_where_they_stand() {
+    let text = "standalone:\n  serviceClusterIPRange: 10.43.0.0/16\n  advertiseAddress: 192.0.2.10\n";
+    let standalone = read(text).value.standalone;
+    assert_eq!(standalone.service_cluster_ip_range.map(|range| range.to_string()).as_deref(), Some("10.43.0.0/16"));
+    assert_eq!(standalone.advertise_address, Some(AdvertiseAddress(IpAddr::from([192, 0, 2, 10]))));
+    for range in ["10.43.0.1/16", "10.0.0.0/8", "10.43.0.0", "fd00::/112"] {
+        let text = format!("standalone:\n  enable: true\n  serviceClusterIPRange: {range}\n");
+        let refusal = parse::<CloudCore>("cloudcore.yaml", &text).unwrap_err().to_string();
+        let expected =
+            format!("cloudcore.yaml:3:26: standalone.serviceClusterIPRange: {range:?} is no range for Services");
+        assert!(refusal.starts_with(&expected), "{refusal}");
     }
 }
 

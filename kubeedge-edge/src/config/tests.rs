@@ -88,6 +88,16 @@ fn impossible_values_are_refused_where_they_stand() {
         ),
         ("modules: {edged: {tailoredKubeletConfig: {maxPods: 0}}}", "tailoredKubeletConfig.maxPods: 0 is not valid"),
         ("modules: {edged: {tailoredKubeletConfig: {cgroupDriver: x}}}", "cgroupDriver: unknown variant `x`"),
+        (
+            "modules:\n  edgeHub:\n    outbox:\n      maxEvents: 0\n",
+            "4:18: modules.edgeHub.outbox.maxEvents: 0 is not valid, expected from 1 to 1000000 events",
+        ),
+        (
+            "modules: {edgeHub: {outbox: {maxBytes: 4096}}}",
+            "modules.edgeHub.outbox.maxBytes: 4096 is not valid, expected from 131072 to 1073741824 bytes",
+        ),
+        ("modules: {edgeHub: {outbox: {maxBytes: 16Mi}}}", "outbox.maxBytes: expected a whole number"),
+        ("modules: {edgeHub: {outbox: {maxAgeSeconds: 0}}}", "outbox.maxAgeSeconds: 0 is not valid"),
         ("kind: CloudCore", "1:7: kind: \"CloudCore\" is another document"),
     ] {
         let refusal = refusal(text);
@@ -101,6 +111,14 @@ fn a_heartbeat_is_never_slower_than_the_cloud_waits() {
     assert_eq!(heartbeat(""), 10);
     assert_eq!(heartbeat("modules: {edgeHub: {heartbeat: 3}}"), 3);
     assert_eq!(heartbeat("modules: {edgeHub: {heartbeat: 600}}"), 10);
+}
+
+#[test]
+fn the_outbox_holds_what_the_file_says() {
+    let bounds = |text: &str| read(text).value.modules.edge_hub.outbox.bounds();
+    assert_eq!(bounds(""), Bounds::default());
+    let asked = bounds("modules: {edgeHub: {outbox: {maxEvents: 7, maxBytes: 200000, maxAgeSeconds: 60}}}");
+    assert_eq!(asked, Bounds { max_events: 7, max_bytes: 200_000, max_age: Duration::from_secs(60) });
 }
 
 #[test]

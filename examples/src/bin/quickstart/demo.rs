@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use futures_util::TryFutureExt;
-use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
 use kube::{
     Api, Client,
     api::{DeleteParams, PostParams},
@@ -18,7 +18,7 @@ use kube::{
 };
 use kubeedge_examples::{
     http,
-    lab::{Lab, NODE},
+    lab::{self, Lab},
     process::find_program,
 };
 use tokio::process::Command;
@@ -32,8 +32,6 @@ pub(crate) const CONFIG_MAP: &str = "page";
 const NAMESPACE: &str = "default";
 const PORT: u16 = 8080;
 
-/// From the start of edgecore to a node that is Ready.
-const NODE_LIMIT: Duration = Duration::from_secs(60);
 /// From the pod's creation until it runs, the image's way over loopback included.
 const POD_LIMIT: Duration = Duration::from_secs(60);
 /// The program in the pod opens its port some milliseconds after its start.
@@ -49,16 +47,7 @@ pub(crate) struct Running {
 
 /// Waits until the node is Ready; returns its version.
 pub(crate) async fn node_ready(client: Client) -> Result<String> {
-    let ready = |node: Option<&Node>| {
-        node.and_then(|node| node.status.as_ref())
-            .and_then(|status| status.conditions.as_ref())
-            .is_some_and(|all| all.iter().any(|condition| condition.type_ == "Ready" && condition.status == "True"))
-    };
-    let node = within(NODE_LIMIT, &format!("node {NODE} is not Ready"), async {
-        await_condition(Api::<Node>::all(client), NODE, ready).await.context("watch the node")
-    })
-    .await?;
-    let info = node.and_then(|node| node.status).and_then(|status| status.node_info);
+    let info = lab::node_ready(client).await?.status.and_then(|status| status.node_info);
     Ok(info.map(|info| info.kubelet_version).unwrap_or_default())
 }
 

@@ -204,6 +204,12 @@ impl Goal {
         self.acknowledged.get() >= self.writes && cloud + edge >= self.kills && cloud.min(edge) > 0
     }
 
+    /// Its time is over and it was killed enough.
+    fn only_writes_lack(&self) -> bool {
+        let (cloud, edge) = (self.killed_cloud.get(), self.killed_edge.get());
+        Instant::now() > self.end && cloud + edge >= self.kills && cloud.min(edge) > 0
+    }
+
     /// Whether it ends this much later.
     fn over_in(&self, ahead: Duration) -> bool {
         let then = Instant::now() + ahead;
@@ -227,7 +233,12 @@ fn bump(counter: &Cell<u64>) {
 async fn kill_until(lab: &mut Lab, goal: &Goal, mut choices: StdRng) -> Result<()> {
     loop {
         // Mostly there is time to work in between; now and then it strikes a program that is still starting.
-        let millis = if choices.random_ratio(1, 4) { 50..700 } else { 1500..4000 };
+        // On a slow machine the kills are many before the writes are: then the writers get time to work.
+        let millis = match choices.random_ratio(1, 4) {
+            _ if goal.only_writes_lack() => 8000..16_000,
+            true => 50..700,
+            false => 1500..4000,
+        };
         let pause = Duration::from_millis(choices.random_range(millis));
         let (who, down) = (choices.random_range(0..5_u8), Duration::from_millis(choices.random_range(0..400)));
         if goal.over_in(pause) {

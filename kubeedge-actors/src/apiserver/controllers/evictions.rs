@@ -2,8 +2,7 @@
 //!
 //! A pod that tolerates a taint for some seconds stays that long after the later of the taint and its own binding. What
 //! happens then is an ordinary deletion: the pod waits for its node to end it. A pod whose node has been missing for
-//! [`MISSING_SECONDS`] has nobody to wait for and goes at once. Unlike a real cluster, which holds evictions back when
-//! many nodes are away at once, this treats each node by itself.
+//! [`MISSING_SECONDS`] has nobody to wait for and goes at once. When many nodes are away, `nodes` holds the taints back.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -7,7 +7,7 @@
 //! - **Bounds**: [`MAX_DEFINITIONS`] definitions, [`schema::MAX_NODES`] schemas a version, [`schema::MAX_DEPTH`] deep,
 //!   [`rows::MAX_ROWS`] different sets of names in the life of the process.
 //! - **Not done**: rules in CEL (`x-kubernetes-validations`) are kept and not evaluated, which a warning says; conversion
-//!   by webhook is refused; the scale subresource and selectable fields are kept and not served.
+//!   by webhook is refused.
 
 use std::cmp::Reverse;
 use std::sync::Arc;
@@ -24,12 +24,14 @@ use super::status::FieldError;
 use jsonpath::JsonPath;
 use rows::Names;
 use schema::Schema;
+use subresources::Scale;
 
 mod formats;
 mod jsonpath;
 mod prune;
 mod rows;
 pub(crate) mod schema;
+pub(crate) mod subresources;
 #[cfg(test)]
 mod tests;
 mod validate;
@@ -75,6 +77,10 @@ pub(crate) struct Version {
     served: bool,
     schema: Schema,
     columns: Vec<Column>,
+    /// Where its `Scale` is, if it has one.
+    pub(crate) scale: Option<Scale>,
+    /// What lists can select by, beside name and namespace: `spec.color`.
+    pub(crate) selectable: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -106,6 +112,8 @@ impl Definition {
             let schema = Schema::compile(&published, &schema_path, &mut errors);
             check_defaults(&schema, &schema_path, &mut errors);
             let columns = columns(version, &path, &mut errors);
+            let scale = Scale::compile(version, &path, &mut errors);
+            let selectable = subresources::selectable(version, &schema, &path, &mut errors);
             let names = Names {
                 group: text(object, "/spec/group").to_owned(),
                 version: text(version, "/name").to_owned(),
@@ -116,8 +124,9 @@ impl Definition {
                 categories: strings("categories"),
                 namespaced: text(object, "/spec/scope") == "Namespaced",
                 status: version.pointer("/subresources/status").is_some_and(Value::is_object),
+                scale: scale.is_some(),
             };
-            let told = json!([text(object, "/metadata/uid"), names.told(), published]).to_string();
+            let told = json!([text(object, "/metadata/uid"), names.told(), published, selectable]).to_string();
             let hash = digest(&SHA256, told.as_bytes()).as_ref().iter().map(|byte| format!("{byte:02X}")).collect();
             let Some(kind) = rows::row(names) else {
                 let why = format!("this server has seen {} different kinds: restart it", rows::MAX_ROWS);
@@ -125,7 +134,7 @@ impl Definition {
                 continue;
             };
             let served = version["served"] == true;
-            let version = Version { kind, hash, published, served, schema, columns };
+            let version = Version { kind, hash, published, served, schema, columns, scale, selectable };
             versions.push((list(object, "/spec/versions")[index]["storage"] == true, Arc::new(version)));
         }
         versions.sort_by_key(|(_, version)| Reverse(priority(version.kind.version)));

@@ -27,12 +27,13 @@ pub(super) struct Names {
     pub(super) categories: Vec<String>,
     pub(super) namespaced: bool,
     pub(super) status: bool,
+    pub(super) scale: bool,
 }
 
 impl Names {
     /// What clients are told of it.
     pub(super) fn told(&self) -> Value {
-        json!([self.group, self.version, self.kind, self.plural, self.namespaced, self.status])
+        json!([self.group, self.version, self.kind, self.plural, self.namespaced, self.status, self.scale])
     }
 }
 
@@ -56,6 +57,7 @@ pub(super) fn row(names: Names) -> Option<&'static Kind> {
         categories: keep_all(&names.categories),
         namespaced: names.namespaced,
         status_subresource: names.status,
+        scale_subresource: names.scale,
         has_generation: true,
         stored_as: None,
         // A definition does this, not the row: see `Target`.

@@ -29,6 +29,7 @@ pub(super) const KIND: Kind = Kind {
     categories: &["api-extensions"],
     namespaced: false,
     status_subresource: true,
+    scale_subresource: false,
     has_generation: true,
     stored_as: None,
     decode,

@@ -20,6 +20,7 @@ pub(super) const KIND: Kind = Kind {
     categories: &[],
     namespaced: true,
     status_subresource: false,
+    scale_subresource: false,
     has_generation: true,
     stored_as: None,
     decode: decode::typed::<EndpointSlice>,

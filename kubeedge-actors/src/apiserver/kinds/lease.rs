@@ -19,6 +19,7 @@ pub(super) const KIND: Kind = Kind {
     categories: &[],
     namespaced: true,
     status_subresource: false,
+    scale_subresource: false,
     has_generation: false,
     stored_as: None,
     decode: decode::typed::<Lease>,

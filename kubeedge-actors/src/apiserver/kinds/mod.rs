@@ -3,6 +3,7 @@
 //! A kind decides nothing about storage, watches or HTTP: it decodes (`decode`), sets defaults, finds what is wrong
 //! and prints table cells, all as pure functions of JSON objects. Adding a kind is one file and one line in the table.
 
+pub(crate) mod apps;
 mod configmap;
 pub(crate) mod decode;
 mod definition;
@@ -27,7 +28,7 @@ mod zero;
 
 use super::kind::Kind;
 
-static KINDS: [Kind; 13] = [
+static KINDS: [Kind; 18] = [
     configmap::KIND,
     endpoints::KIND,
     event::KIND,
@@ -37,13 +38,18 @@ static KINDS: [Kind; 13] = [
     secret::KIND,
     serviceaccount::KIND,
     service::KIND,
+    apps::CONTROLLER_REVISION,
+    apps::DAEMON_SET,
+    apps::DEPLOYMENT,
+    apps::REPLICA_SET,
+    apps::STATEFUL_SET,
     event_v1::KIND,
     definition::KIND,
     lease::KIND,
     endpointslice::KIND,
 ];
 
-/// All kinds, core first, then by group, each in the order of their plural names.
+/// All kinds, core first, then by group as a real API server has them, each in the order of their plural names.
 pub fn kinds() -> &'static [Kind] {
     &KINDS
 }

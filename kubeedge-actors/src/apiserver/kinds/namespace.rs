@@ -24,6 +24,7 @@ pub(super) const KIND: Kind = Kind {
     categories: &[],
     namespaced: false,
     status_subresource: true,
+    scale_subresource: false,
     has_generation: false,
     stored_as: None,
     decode: decode::typed::<Namespace>,

@@ -20,6 +20,7 @@ pub(super) const KIND: Kind = Kind {
     categories: &[],
     namespaced: false,
     status_subresource: true,
+    scale_subresource: false,
     has_generation: false,
     stored_as: None,
     decode: decode::typed::<Node>,

@@ -6,7 +6,10 @@
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
-use k8s_openapi::api::authentication::v1::TokenRequest;
+use k8s_openapi::api::apps::v1 as apps;
+use k8s_openapi::api::authentication::v1::{SelfSubjectReview, TokenRequest, TokenReview};
+use k8s_openapi::api::authorization::v1 as authorization;
+use k8s_openapi::api::autoscaling::v1::Scale;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -49,6 +52,8 @@ pub(crate) enum Type {
 /// One struct of the API.
 #[derive(Debug)]
 pub(crate) struct Struct {
+    /// Name of the definition, e.g. `io.k8s.api.core.v1.Container`.
+    pub(crate) definition: String,
     /// Go's name, e.g. `Container`.
     pub(crate) name: String,
     /// The package as Go prints it in front of a type, e.g. `v1`.
@@ -113,7 +118,7 @@ impl Schemas {
                 let mut parts = name.rsplit('.');
                 let short = parts.next().unwrap_or_default().to_owned();
                 let package = parts.next().unwrap_or_default().to_owned();
-                Some(Struct { name: short, package, fields })
+                Some(Struct { definition: name.clone(), name: short, package, fields })
             })
             .collect();
         Self { structs, by_name }
@@ -130,11 +135,16 @@ pub(crate) fn definition(kind: &Kind) -> String {
     if kind.group == crate::apiserver::custom::GROUP {
         return CustomResourceDefinition::schema_name().into_owned();
     }
-    let group = match kind.group.split('.').next() {
+    own_name(kind.group, kind.version, kind.kind)
+}
+
+/// The definition of one of Kubernetes' own types, e.g. `io.k8s.api.authentication.v1.TokenReview`.
+pub(crate) fn own_name(group: &str, version: &str, kind: &str) -> String {
+    let group = match group.split('.').next() {
         Some("") | None => "core",
         Some(group) => group,
     };
-    format!("io.k8s.api.{group}.{}.{}", kind.version, kind.kind)
+    format!("io.k8s.api.{group}.{version}.{kind}")
 }
 
 /// The schemas as `k8s-openapi` gives them, documentation included, by definition name.
@@ -142,7 +152,7 @@ pub(crate) fn definitions() -> Map<String, Value> {
     let mut settings = SchemaSettings::draft2020_12();
     settings.definitions_path = DEFINITIONS.into();
     let mut generator = SchemaGenerator::new(settings);
-    let all: [fn(&mut SchemaGenerator) -> Schema; 16] = [
+    let all: [fn(&mut SchemaGenerator) -> Schema; 28] = [
         SchemaGenerator::subschema_for::<core::Namespace>,
         SchemaGenerator::subschema_for::<core::Node>,
         SchemaGenerator::subschema_for::<core::Pod>,
@@ -158,7 +168,19 @@ pub(crate) fn definitions() -> Map<String, Value> {
         SchemaGenerator::subschema_for::<Lease>,
         SchemaGenerator::subschema_for::<Eviction>,
         SchemaGenerator::subschema_for::<TokenRequest>,
+        SchemaGenerator::subschema_for::<SelfSubjectReview>,
+        SchemaGenerator::subschema_for::<TokenReview>,
+        SchemaGenerator::subschema_for::<authorization::LocalSubjectAccessReview>,
+        SchemaGenerator::subschema_for::<authorization::SelfSubjectAccessReview>,
+        SchemaGenerator::subschema_for::<authorization::SelfSubjectRulesReview>,
+        SchemaGenerator::subschema_for::<authorization::SubjectAccessReview>,
         SchemaGenerator::subschema_for::<CustomResourceDefinition>,
+        SchemaGenerator::subschema_for::<apps::ControllerRevision>,
+        SchemaGenerator::subschema_for::<apps::DaemonSet>,
+        SchemaGenerator::subschema_for::<apps::Deployment>,
+        SchemaGenerator::subschema_for::<apps::ReplicaSet>,
+        SchemaGenerator::subschema_for::<apps::StatefulSet>,
+        SchemaGenerator::subschema_for::<Scale>,
     ];
     for add in all {
         add(&mut generator);
@@ -240,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn only_fields_v1_is_free_form() {
+    fn only_managed_fields_and_revisions_are_free_form() {
         let schemas = Schemas::get();
         let free: Vec<_> = schemas
             .structs
@@ -251,6 +273,6 @@ mod tests {
             .filter(|(of, _, _)| !of.name.starts_with("JSONSchemaProps") && !of.name.starts_with("CustomResource"))
             .map(|(s, name, _)| format!("{}.{name}", s.name))
             .collect();
-        assert_eq!(free, ["ManagedFieldsEntry.fieldsV1"]);
+        assert_eq!(free, ["ControllerRevision.data", "ManagedFieldsEntry.fieldsV1"]);
     }
 }

@@ -32,6 +32,7 @@ const PLAIN_BOOLS: &[(&str, &str)] = &[
     ("JSONSchemaProps", "x-kubernetes-embedded-resource"),
     ("JSONSchemaProps", "x-kubernetes-int-or-string"),
     ("ServiceSpec", "publishNotReadyAddresses"),
+    ("DeploymentSpec", "paused"),
 ];
 
 /// Integers that are plain values.
@@ -52,6 +53,29 @@ const PLAIN_INTS: &[(&str, &str)] = &[
     ("PodStatus", "observedGeneration"),
     ("PodCondition", "observedGeneration"),
     ("CustomResourceColumnDefinition", "priority"),
+    ("DeploymentSpec", "minReadySeconds"),
+    ("DeploymentStatus", "observedGeneration"),
+    ("DeploymentStatus", "replicas"),
+    ("DeploymentStatus", "updatedReplicas"),
+    ("DeploymentStatus", "readyReplicas"),
+    ("DeploymentStatus", "availableReplicas"),
+    ("DeploymentStatus", "unavailableReplicas"),
+    ("ReplicaSetSpec", "minReadySeconds"),
+    ("ReplicaSetStatus", "fullyLabeledReplicas"),
+    ("ReplicaSetStatus", "readyReplicas"),
+    ("ReplicaSetStatus", "availableReplicas"),
+    ("ReplicaSetStatus", "observedGeneration"),
+    ("DaemonSetSpec", "minReadySeconds"),
+    ("DaemonSetStatus", "observedGeneration"),
+    ("DaemonSetStatus", "updatedNumberScheduled"),
+    ("DaemonSetStatus", "numberAvailable"),
+    ("DaemonSetStatus", "numberUnavailable"),
+    ("StatefulSetSpec", "minReadySeconds"),
+    ("StatefulSetStatus", "observedGeneration"),
+    ("StatefulSetStatus", "readyReplicas"),
+    ("StatefulSetStatus", "currentReplicas"),
+    ("StatefulSetStatus", "updatedReplicas"),
+    ("ScaleSpec", "replicas"),
 ];
 
 /// Strings that are pointers: an empty one is kept.
@@ -105,6 +129,12 @@ pub(crate) fn written(owner: &str) -> Vec<(String, Value)> {
             Value::Object(fields) => return fields.into_iter().collect(),
             _ => vec![],
         },
+        "ReplicaSetStatus" => vec![("replicas", json!(0))],
+        "StatefulSetStatus" => vec![("availableReplicas", json!(0)), ("replicas", json!(0))],
+        "DaemonSetStatus" => ["currentNumberScheduled", "desiredNumberScheduled", "numberMisscheduled", "numberReady"]
+            .map(|field| (field, json!(0)))
+            .to_vec(),
+        "ScaleStatus" => vec![("replicas", json!(0))],
         "Event" => vec![
             ("metadata", json!({})),
             ("involvedObject", json!({})),

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use ring::digest::{SHA256, digest};
 use serde_json::{Map, Value, json};
 
-use super::{Form, gvk, schema};
+use super::definitions::gvk;
+use super::paths::Form;
 use crate::apiserver::custom::Version;
+use crate::apiserver::kinds::schema;
 
 const METADATA: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 
@@ -42,6 +44,10 @@ pub(super) fn definition(version: &Version, form: Form) -> (String, Value) {
     });
     if let Some(properties) = fields.entry("properties").or_insert_with(|| json!({})).as_object_mut() {
         properties.extend(own.as_object().cloned().unwrap_or_else(Map::new));
+    }
+    if !version.selectable.is_empty() {
+        let paths: Vec<Value> = version.selectable.iter().map(|name| json!({"fieldPath": name})).collect();
+        fields.insert("x-kubernetes-selectable-fields".into(), json!(paths));
     }
     fields.insert("x-kubernetes-group-version-kind".into(), json!([gvk(kind.group, kind.version, kind.kind)]));
     (schema::definition(kind), whole)

@@ -120,7 +120,7 @@ impl Disk {
         Ok(())
     }
 
-    /// Finds the resourceVersion to go on with, after all kinds are read.
+    /// Finds the resourceVersion to go on with, after all kinds are read (`P-VERSIONS-RISE`).
     pub(crate) fn settle(&self, mut loaded: Loaded) -> Result<Loaded, StoreError> {
         let highest = loaded.last_changes.iter().copied().max().unwrap_or_default();
         loaded.resource_version = match self.position("", &mut loaded.damaged)? {

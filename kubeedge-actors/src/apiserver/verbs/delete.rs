@@ -288,7 +288,7 @@ const BATCH: usize = 200;
 /// Deletes what a list selects. As in Kubernetes this is not one step: what is created meanwhile may stay.
 pub(super) async fn collection(api: &Api, request: &Request, target: &Target) -> Result<Answer, Status> {
     let options = DeleteOptions::parse(request)?;
-    let list = ListOptions::parse(target.kind, &request.query)?;
+    let list = ListOptions::parse(target, &request.query)?;
     let (resource_version, mut items) = api.storage.list(target.id, target.namespace.as_deref());
     items.retain(|object| list.selector.matches(object));
     for batch in items.chunks(BATCH) {

@@ -26,6 +26,7 @@ mod list;
 mod log;
 mod patch;
 mod review;
+pub(crate) mod scale;
 mod token;
 pub(crate) mod update;
 mod watch;
@@ -130,7 +131,7 @@ async fn verb(api: &Arc<Api>, request: &Request, target: &Target) -> Result<Answ
             Ok(Answer::ok(request.view(api, target).object(&object)))
         }
         (Method::Get, None) => {
-            let options = ListOptions::parse(kind, &request.query)?;
+            let options = ListOptions::parse(target, &request.query)?;
             let view = request.view(api, target);
             if options.watch {
                 watch::watch(api, target, view, options)
@@ -184,6 +185,9 @@ async fn subresource_verb(
             }
             _ => Err(Status::method_not_allowed()),
         },
+        (_, "scale", _) if let Some(paths) = scale::paths(target) => {
+            scale::scale(api, request, target, name, &paths).await
+        }
         ("namespaces", "finalize", Method::Put) => {
             let written = update::put(api, request, target, name, update::Part::Finalizers).await?;
             Ok(request.written(api, target, written))
@@ -195,6 +199,9 @@ async fn subresource_verb(
         ("namespaces", "finalize", _)
         | ("pods", "binding" | "eviction" | "log", _)
         | ("serviceaccounts", "token", _) => Err(Status::method_not_allowed()),
+        ("pods" | "services" | "nodes", "proxy", _) | ("pods", "exec" | "attach" | "portforward", _) => {
+            Err(Status::not_implemented(kind, subresource))
+        }
         _ => Err(Status::no_such_resource()),
     }
 }
@@ -225,6 +232,9 @@ pub(crate) async fn serve_virtual(api: &Arc<Api>, request: &Request) -> Option<R
         ("authorization.k8s.io", "v1", "selfsubjectaccessreviews", None) => Some(review::self_access(request)),
         ("authorization.k8s.io", "v1", "selfsubjectrulesreviews", None) => Some(review::self_rules(request)),
         ("authorization.k8s.io", "v1", "subjectaccessreviews", None) => Some(review::access(request)),
+        ("authorization.k8s.io", "v1", "localsubjectaccessreviews", Some(namespace)) => {
+            Some(review::local_access(request, namespace))
+        }
         ("authentication.k8s.io", "v1", "selfsubjectreviews", None) => Some(review::self_subject(request)),
         ("authentication.k8s.io", "v1", "tokenreviews", None) => Some(review::token(api, request)),
         _ => None,

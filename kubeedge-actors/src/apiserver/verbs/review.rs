@@ -43,19 +43,43 @@ pub(super) fn self_access(request: &Request) -> Result<Answer, Status> {
 pub(super) fn access(request: &Request) -> Result<Answer, Status> {
     let spec = spec(request, "SubjectAccessReview")?;
     one_question("SubjectAccessReview", &spec)?;
+    about_others("SubjectAccessReview", spec)
+}
+
+fn about_others(kind: &str, spec: Value) -> Result<Answer, Status> {
     let groups: Vec<&str> = strings(&spec, "groups").collect();
     if groups.is_empty() && text(&spec, "user").is_empty() {
         let why = FieldCause::Invalid("".into(), "at least one of user or group must be specified".into());
-        return Err(invalid("SubjectAccessReview", FieldError::new("spec.user", why)));
+        return Err(invalid(kind, FieldError::new("spec.user", why)));
     }
     let status = verdict(&groups, &spec);
     Ok(Answer::value(
         201,
         &json!({
-            "kind": "SubjectAccessReview", "apiVersion": "authorization.k8s.io/v1", "metadata": {},
+            "kind": kind, "apiVersion": "authorization.k8s.io/v1", "metadata": {},
             "spec": spec, "status": status,
         }),
     ))
+}
+
+/// The same in one namespace, for those who may ask only there.
+pub(super) fn local_access(request: &Request, namespace: &str) -> Result<Answer, Status> {
+    const KIND: &str = "LocalSubjectAccessReview";
+    let spec = spec(request, KIND)?;
+    one_question(KIND, &spec)?;
+    if !spec["nonResourceAttributes"].is_null() {
+        let why =
+            FieldCause::Invalid(spec["nonResourceAttributes"].clone(), "disallowed on this kind of request".into());
+        return Err(invalid(KIND, FieldError::new("spec.nonResourceAttributes", why)));
+    }
+    if text(&spec["resourceAttributes"], "namespace") != namespace {
+        let why = FieldCause::Invalid(
+            spec["resourceAttributes"]["namespace"].clone(),
+            "must match metadata.namespace".into(),
+        );
+        return Err(invalid(KIND, FieldError::new("spec.resourceAttributes.namespace", why)));
+    }
+    about_others(KIND, spec)
 }
 
 /// `kubectl auth can-i --list`.
@@ -122,7 +146,7 @@ pub(super) fn self_subject(request: &Request) -> Result<Answer, Status> {
     ))
 }
 
-/// Whose token this is.
+/// Whose token this is, and for which of the audiences that are asked about (the API server's own where none is).
 pub(super) fn token(api: &Api, request: &Request) -> Result<Answer, Status> {
     let spec = spec(request, "TokenReview")?;
     let mut audiences: Vec<&str> = strings(&spec, "audiences").collect();
@@ -130,7 +154,7 @@ pub(super) fn token(api: &Api, request: &Request) -> Result<Answer, Status> {
         audiences.push(api.tokens.issuer());
     }
     let status = match api.authenticate(text(&spec, "token"), &audiences) {
-        Some(user) => json!({"authenticated": true, "user": user_info(&user), "audiences": audiences}),
+        Some((user, audiences)) => json!({"authenticated": true, "user": user_info(&user), "audiences": audiences}),
         None => json!({"authenticated": false, "error": "the token is not known"}),
     };
     Ok(Answer::value(

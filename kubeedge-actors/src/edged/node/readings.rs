@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     path::{Path, PathBuf},
 };
 
@@ -120,15 +119,6 @@ impl MachineReadings {
             architecture: architecture(),
         })
     }
-}
-
-/// The address that this machine has towards `peer`: the one of the route there. No packet is sent. `None` while there
-/// is no route.
-pub fn address_towards(peer: SocketAddr) -> Option<IpAddr> {
-    let any: IpAddr = if peer.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind((any, 0)).ok()?;
-    socket.connect(peer).ok()?;
-    Some(socket.local_addr().ok()?.ip()).filter(|ip| !ip.is_unspecified())
 }
 
 fn parsed<T>(path: &Path, parse: impl Fn(&str) -> Option<T>) -> Result<T, ReadingError> {
@@ -249,10 +239,5 @@ mod tests {
         assert_eq!(error.path, dir.path().join("meminfo"));
         fs::write(dir.path().join("meminfo"), "nonsense").unwrap();
         assert!(MachineReadings::read(&paths).unwrap_err().to_string().contains("not in the form"));
-    }
-
-    #[test]
-    fn the_address_towards_a_peer_is_that_of_the_route() {
-        assert_eq!(address_towards("127.0.0.1:9".parse().unwrap()), Some(Ipv4Addr::LOCALHOST.into()));
     }
 }

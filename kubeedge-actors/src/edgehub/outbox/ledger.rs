@@ -8,7 +8,10 @@ use bytes::Bytes;
 use kubeedge_proto::v1::{Envelope, OutboxRecord, Settled};
 use prost::Message;
 
-use super::queue::{Bounds, Changes, Now, Outcome, Queue, Refused};
+use super::{
+    Bounds,
+    queue::{Changes, Now, Outcome, Queue, Refused},
+};
 
 /// Publishers that wait for the disk at a time; further ones are refused.
 const MAX_WAITING: usize = 512;

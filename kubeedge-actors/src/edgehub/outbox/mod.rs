@@ -12,10 +12,16 @@
 //! | publishers that wait for the disk | 512 | 429 |
 //! | under way | [`queue::MAX_UNDER_WAY`], [`queue::MAX_BYTES_UNDER_WAY`] | the rest waits its turn |
 //!
+//! It tells, as metrics `kubeedge_edgehub_outbox_*`: `events`, `bytes`, and since the start `taken`, `applied`, `refused`,
+//! `retried`, `count_drops`, `bytes_drops`, `age_drops`, `dropped_bytes`.
+//!
 //! What is promised: an event answered APPLIED reaches the cloud at least once, unless a bound drops it, with the id it
 //! was published with, after any number of restarts and broken links. Events of one priority go out in the order they
 //! were taken; one that the cloud could not take is tried again after a pause and does not hold up the others.
 
+mod bounds;
+mod entry;
+mod figures;
 pub mod ledger;
 pub mod queue;
 
@@ -29,15 +35,17 @@ use bytes::Bytes;
 use kubeedge_proto::v1::{Envelope, OutboxRecord, PublishEvent, Settled};
 use tokio::sync::oneshot;
 
+pub use self::bounds::{Bound, Bounds};
 use self::{
+    figures::Meters,
     ledger::{Ledger, Next, Written},
-    queue::{Bounds, Now},
+    queue::Now,
 };
 use super::{EdgeHub, unix_ms};
 use crate::{
     link::session::Input,
     store::{Store, StoreError, Table},
-    system::{Context, trace::Trace},
+    system::{Context, Ports, trace::Trace},
 };
 
 crate::message_records!(OutboxRecord);
@@ -58,11 +66,12 @@ pub(super) struct Outbox {
     submit_again: bool,
     /// Dropped events that were logged.
     logged: u64,
+    meters: Meters,
 }
 
 impl Outbox {
     /// What is in the store. Records that cannot be read are left out with a warning.
-    pub(super) fn load(store: &Store, bounds: Bounds, link: &crate::link::Config) -> Self {
+    pub(super) fn load(store: &Store, bounds: Bounds, link: &crate::link::Config, ports: &Ports) -> Self {
         let table = store.table::<OutboxRecord>("outbox");
         let began = Instant::now();
         let readable = table.scan_prefix(b"").filter_map(|row| match row {
@@ -75,7 +84,9 @@ impl Outbox {
         // The session must never refuse one for its size: what waits there is less than what is under way.
         let max_event_bytes = link.max_message_bytes.min(link.max_queued_event_bytes);
         let ledger = Ledger::load(bounds, now(began), readable, max_event_bytes, new_id);
-        Self { store: store.clone(), table, ledger, began, submitting: false, submit_again: false, logged: 0 }
+        let meters = Meters::new(ports);
+        meters.tell(ledger.queue());
+        Self { store: store.clone(), table, ledger, began, submitting: false, submit_again: false, logged: 0, meters }
     }
 
     fn now(&self) -> Now {
@@ -119,10 +130,12 @@ impl Outbox {
             tracing::warn!(code, origin, "the cloud did not take an event: {}", settled.reason);
         }
         self.ledger.settled(self.now(), &envelope.id, settled);
+        self.meters.tell(self.ledger.queue());
     }
 
     fn tick(&mut self) {
         self.ledger.expire(self.now(), new_id);
+        self.meters.tell(self.ledger.queue());
         let counts = self.ledger.queue().counts();
         let dropped = counts.dropped.iter().sum();
         if dropped > std::mem::replace(&mut self.logged, dropped) {
@@ -176,6 +189,7 @@ impl EdgeHub {
                     // Who gave up waiting needs no answer.
                     let _ = publisher.send(settled);
                 }
+                this.outbox.meters.tell(this.outbox.ledger.queue());
                 // What failed goes with the next event or tick, not over and over.
                 if written == Written::Yes {
                     this.write_outbox(ctx);
@@ -200,7 +214,7 @@ impl EdgeHub {
         ctx.spawn(
             async move {
                 for envelope in envelopes {
-                    if session.send(Input::Submit(envelope)).await.is_err() {
+                    if session.send(Input::Submit(Box::new(envelope))).await.is_err() {
                         // The link's end makes them wait for the next session.
                         return;
                     }

@@ -9,9 +9,14 @@ use std::{
 };
 
 use bytes::Bytes;
-use kubeedge_proto::v1::{Envelope, GapMarker, OutboxRecord, Settled, TrafficClass, envelope::Body};
+use kubeedge_proto::v1::{Envelope, OutboxRecord, Settled, TrafficClass, envelope::Body};
 use prost::Message;
 use thiserror::Error;
+
+use super::{
+    bounds::{Bound, Bounds, Gap},
+    entry::{Entry, Load, Stage},
+};
 
 /// Events under way at a time: the cloud's own window.
 pub const MAX_UNDER_WAY: usize = 256;
@@ -23,46 +28,6 @@ pub const RETRY_FIRST: Duration = Duration::from_secs(2);
 pub const RETRY_LAST: Duration = Duration::from_secs(300);
 /// A clock that says less was not set yet (2020-01-01), and no age follows from it.
 const CLOCK_SET: u64 = 1_577_836_800_000;
-
-/// What the outbox holds at most. Beyond it the oldest that is not under way is dropped, and a gap marker takes its place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Bounds {
-    /// Events. Default 10000. Gap markers do not count; there are never more than [`MAX_UNDER_WAY`] and one.
-    pub max_events: usize,
-    /// Their encoded bytes. Default 16 MiB.
-    pub max_bytes: usize,
-    /// How long an event is of use to anybody. Default one day.
-    pub max_age: Duration,
-}
-
-impl Default for Bounds {
-    fn default() -> Self {
-        Self { max_events: 10_000, max_bytes: 16 * 1024 * 1024, max_age: Duration::from_secs(24 * 60 * 60) }
-    }
-}
-
-/// What an event was dropped for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bound {
-    /// Too many.
-    Count,
-    /// Too large together.
-    Bytes,
-    /// Too old.
-    Age,
-}
-
-impl Bound {
-    const ALL: [Self; 3] = [Self::Count, Self::Bytes, Self::Age];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Count => "count",
-            Self::Bytes => "bytes",
-            Self::Age => "age",
-        }
-    }
-}
 
 /// What became of the events since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -131,55 +96,6 @@ pub enum Outcome {
     Unknown,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Gap {
-    count: u64,
-    bytes: u64,
-    bounds: [bool; 3],
-}
-
-impl Gap {
-    fn add(&mut self, other: &Gap) {
-        self.count = self.count.saturating_add(other.count);
-        self.bytes = self.bytes.saturating_add(other.bytes);
-        for (own, other) in self.bounds.iter_mut().zip(other.bounds) {
-            *own |= other;
-        }
-    }
-
-    fn of(marker: &GapMarker) -> Self {
-        let bounds = Bound::ALL.map(|bound| marker.bound.split(',').any(|name| name == bound.name()));
-        Self { count: marker.dropped_count, bytes: marker.dropped_bytes, bounds }
-    }
-
-    fn marker(&self) -> GapMarker {
-        let names = Bound::ALL.into_iter().filter(|bound| self.bounds[*bound as usize]).map(Bound::name);
-        GapMarker { dropped_count: self.count, dropped_bytes: self.bytes, bound: names.collect::<Vec<_>>().join(",") }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    /// Not on disk yet.
-    Writing,
-    /// May go from this time on, after so many tries.
-    Waiting(Duration, u32),
-    /// Handed to the session, after so many tries.
-    UnderWay(u32),
-}
-
-#[derive(Debug)]
-struct Entry {
-    id: Bytes,
-    /// 0 for a marker.
-    bytes: usize,
-    priority: i32,
-    expires: Duration,
-    taken_unix_ms: u64,
-    gap: Option<Gap>,
-    stage: Stage,
-}
-
 /// See the module's page.
 #[derive(Debug)]
 pub struct Queue {
@@ -193,28 +109,6 @@ pub struct Queue {
     held: Load,
     under_way: Load,
     counts: Counts,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Load {
-    /// Events and markers.
-    entries: usize,
-    events: usize,
-    bytes: usize,
-}
-
-impl Load {
-    fn add(&mut self, entry: &Entry) {
-        self.entries += 1;
-        self.events += usize::from(entry.gap.is_none());
-        self.bytes += entry.bytes;
-    }
-
-    fn remove(&mut self, entry: &Entry) {
-        self.entries -= 1;
-        self.events -= usize::from(entry.gap.is_none());
-        self.bytes -= entry.bytes;
-    }
 }
 
 impl Queue {
@@ -518,21 +412,6 @@ impl Queue {
                 change(&mut self.under_way);
             }
         }
-    }
-}
-
-impl Entry {
-    fn marker(&self) -> Option<Envelope> {
-        let body = Body::GapMarker(self.gap.as_ref()?.marker());
-        Some(Envelope {
-            id: self.id.clone(),
-            origin: "edgehub".into(),
-            time_unix_ms: self.taken_unix_ms,
-            // That of what was dropped: other levels of the link overtake each other.
-            priority: self.priority,
-            body: Some(body),
-            ..Envelope::default()
-        })
     }
 }
 

@@ -10,7 +10,7 @@ use kubeedge_proto::v1::{Envelope, GapMarker, OutboxRecord, Settled, UserMessage
 use proptest::prelude::*;
 use prost::Message;
 
-use super::queue::*;
+use super::{bounds::*, queue::*};
 
 const SMALL: Bounds = Bounds { max_events: 8, max_bytes: 2_000, max_age: Duration::from_secs(100) };
 

@@ -143,7 +143,7 @@ impl Session {
 
     /// Whether it was taken; the owner hears of it when not.
     pub(super) fn submit_own(&mut self, now: Duration, body: Body, out: &mut Vec<Output>) -> bool {
-        let envelope = self.envelope(now, body);
+        let envelope = Box::new(self.envelope(now, body));
         let refused = self.stats.refused;
         self.submit(now, envelope, out);
         self.stats.refused == refused

@@ -25,6 +25,7 @@ mod inbox;
 mod liveness;
 mod outbox;
 mod receive;
+mod rising;
 mod state_queue;
 mod submission;
 #[cfg(test)]
@@ -186,8 +187,9 @@ impl Session {
             Input::Frame(frame) => {
                 self.liveness.frame_received(now);
                 self.stats.frames_received += 1;
-                self.stats.bytes_received += frame.encoded_len() as u64;
-                self.receive(now, frame, out)?;
+                let bytes = frame.encoded_len();
+                self.stats.bytes_received += bytes as u64;
+                self.receive(now, frame, bytes, out)?;
             }
             Input::Drained { frames, bytes } => {
                 self.outstanding_frames = self.outstanding_frames.saturating_sub(frames);
@@ -271,9 +273,9 @@ impl Session {
             self.send(now, next, out);
         }
         while self.room(CHUNK_THRESHOLD + FRAME_OVERHEAD)
-            && let Some(next) = self.outbox.next_frame(now)
+            && let Some((next, bytes)) = self.outbox.next_frame(now)
         {
-            self.send(now, next, out);
+            self.send_sized(now, next, bytes, out);
         }
     }
 
@@ -284,6 +286,11 @@ impl Session {
 
     fn send(&mut self, now: Duration, frame: v1::Frame, out: &mut Vec<Output>) {
         let bytes = frame.encoded_len();
+        self.send_sized(now, frame, bytes, out);
+    }
+
+    /// Of this many bytes, encoded.
+    fn send_sized(&mut self, now: Duration, frame: v1::Frame, bytes: usize, out: &mut Vec<Output>) {
         self.outstanding_bytes += bytes;
         self.outstanding_frames += 1;
         self.stats.frames_sent += 1;

@@ -3,16 +3,14 @@
 //! Five levels share the socket by weight (start-time fair queueing): a busy level cannot starve a quiet one, and a level
 //! that has been quiet is served at once. Within a level the sources take turns, one chunk of a big message each.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    time::Duration,
-};
+use std::{collections::VecDeque, time::Duration};
 
 use bytes::Bytes;
 use kubeedge_proto::v1::{self, Envelope, Priority, Settled, frame::Frame as F};
 use prost::Message;
 
 use super::{
+    rising::Rising,
     state_queue::{Entry, Queued, StateQueue},
     types::{Class, Refusal, Remains, Violation, frame},
 };
@@ -126,10 +124,10 @@ struct Level {
     turn: usize,
     control: VecDeque<v1::Frame>,
     partial: VecDeque<Partial>,
-    replies: VecDeque<(Envelope, usize)>,
-    requests: VecDeque<(Envelope, usize, Duration)>,
+    replies: VecDeque<(Box<Envelope>, usize)>,
+    requests: VecDeque<(Box<Envelope>, usize, Duration)>,
     state: VecDeque<ObjectId>,
-    events: VecDeque<(Envelope, usize)>,
+    events: VecDeque<(Box<Envelope>, usize)>,
 }
 
 /// The sources of a level, in the order of their turns.
@@ -142,7 +140,7 @@ pub(crate) struct Outbox {
     clock: u64,
     lanes: [Lane; 4],
     sequences: [u64; 3],
-    in_flight: [BTreeMap<u64, InFlight>; 3],
+    in_flight: [Rising<InFlight>; 3],
     floors: [u64; 3],
     marks: VecDeque<Mark>,
     inventories: VecDeque<(v1::ResourceType, VecDeque<v1::InventoryEntry>)>,
@@ -187,7 +185,7 @@ impl Outbox {
         now: Duration,
         id: ObjectId,
         uid: String,
-        envelope: Envelope,
+        envelope: Box<Envelope>,
         bytes: usize,
     ) -> Queued {
         let mut queued = self.state.push(now, id, uid, envelope, bytes);
@@ -224,14 +222,14 @@ impl Outbox {
     }
 
     /// An Event that there is room for.
-    pub(crate) fn push_event(&mut self, envelope: Envelope, bytes: usize) {
+    pub(crate) fn push_event(&mut self, envelope: Box<Envelope>, bytes: usize) {
         self.events += 1;
         self.event_bytes += bytes;
         self.levels[level_of(&envelope)].events.push_back((envelope, bytes));
     }
 
     /// A request; how many may wait is for the caller to bound.
-    pub(crate) fn push_request(&mut self, envelope: Envelope, bytes: usize, deadline: Duration) {
+    pub(crate) fn push_request(&mut self, envelope: Box<Envelope>, bytes: usize, deadline: Duration) {
         self.levels[level_of(&envelope)].requests.push_back((envelope, bytes, deadline));
     }
 
@@ -243,7 +241,7 @@ impl Outbox {
     }
 
     /// A reply; bounded by the requests this end took.
-    pub(crate) fn push_reply(&mut self, envelope: Envelope, bytes: usize) {
+    pub(crate) fn push_reply(&mut self, envelope: Box<Envelope>, bytes: usize) {
         self.levels[level_of(&envelope)].replies.push_back((envelope, bytes));
     }
 
@@ -286,8 +284,8 @@ impl Outbox {
         Ok(())
     }
 
-    /// The next frame by weight, if any may go. Never larger than a chunk and its frame.
-    pub(crate) fn next_frame(&mut self, now: Duration) -> Option<v1::Frame> {
+    /// The next frame by weight, if any may go, and its encoded bytes. Never larger than a chunk and its frame.
+    pub(crate) fn next_frame(&mut self, now: Duration) -> Option<(v1::Frame, usize)> {
         loop {
             let level = (0..self.levels.len())
                 .filter(|level| (0..SOURCES).any(|source| self.has(*level, source)))
@@ -300,9 +298,10 @@ impl Outbox {
             if let Some(frame) = self.take(now, level, source) {
                 self.clock = start;
                 // Scaled so that the division by a weight keeps its precision.
-                let cost = (frame.encoded_len() as u64 + 64) * 16;
+                let bytes = frame.encoded_len();
+                let cost = (bytes as u64 + 64) * 16;
                 self.levels[level].clock = start + cost / WEIGHTS[level];
-                return Some(frame);
+                return Some((frame, bytes));
             }
         }
     }
@@ -351,7 +350,7 @@ impl Outbox {
                 let (envelope, bytes) = self.levels[level].events.pop_front()?;
                 self.events -= 1;
                 self.event_bytes -= bytes;
-                let sent = Sent::Event(Box::new(envelope.clone()));
+                let sent = Sent::Event(envelope.clone());
                 Some(self.start(level, Class::Event, LaneId::Event, sent, envelope, bytes, None))
             }
         }
@@ -361,7 +360,7 @@ impl Outbox {
         let id = self.levels[level].state.pop_front()?;
         let Entry { envelope, bytes, order, .. } = self.state.take(now, &id)?;
         let order = Some((id.type_.clone(), order));
-        let sent = Sent::State(id, Box::new(envelope.clone()));
+        let sent = Sent::State(id, envelope.clone());
         Some(self.start(level, Class::State, LaneId::State, sent, envelope, bytes, order))
     }
 
@@ -372,7 +371,7 @@ impl Outbox {
         class: Class,
         lane: LaneId,
         what: Sent,
-        envelope: Envelope,
+        envelope: Box<Envelope>,
         bytes: usize,
         order: Option<(TypeId, u64)>,
     ) -> v1::Frame {
@@ -400,7 +399,7 @@ impl Outbox {
         let mut partial = self.levels[level].partial.pop_front()?;
         let piece = partial.next();
         if partial.rest.is_empty() {
-            if let Some(in_flight) = self.in_flight[partial.class as usize].get_mut(&partial.seq) {
+            if let Some(in_flight) = self.in_flight[partial.class as usize].get_mut(partial.seq) {
                 in_flight.partial = false;
             }
             if let Some((type_, order)) = partial.order {
@@ -461,9 +460,10 @@ impl Outbox {
                 let got = range.last - range.first + 1;
                 return Err(Violation::field("Ack.ranges", got, format!("at most {} unsettled", in_flight.len())));
             }
+            done.reserve(usize::try_from(range.last - range.first).unwrap_or(0) + 1);
             let settled = Settled { disposition: range.disposition, code: range.code, reason: range.reason };
             for seq in range.first..=range.last {
-                let Some(entry) = in_flight.remove(&seq).filter(|entry| !entry.partial) else {
+                let Some(entry) = in_flight.remove(seq).filter(|entry| !entry.partial) else {
                     return Err(Violation::field("Ack.ranges", seq, "a message sent in full and not settled before"));
                 };
                 let lane = match entry.what {
@@ -476,7 +476,7 @@ impl Outbox {
                 done.push((entry.what, settled.clone()));
             }
         }
-        let first_open = in_flight.first_key_value().map_or(self.sequences[class as usize] + 1, |(seq, _)| *seq);
+        let first_open = in_flight.first().unwrap_or(self.sequences[class as usize] + 1);
         if ack.floor >= first_open {
             return Err(Violation::field("Ack.floor", ack.floor, format!("below {first_open}, which is not settled")));
         }
@@ -497,7 +497,7 @@ impl Outbox {
 
     /// All State that is queued or under way; in order for each key, not across keys.
     pub(crate) fn unsettled_state(&self) -> impl Iterator<Item = &Envelope> {
-        let under_way = self.in_flight[Class::State as usize].values().filter_map(|entry| match &entry.what {
+        let under_way = self.in_flight[Class::State as usize].iter().filter_map(|(_, entry)| match &entry.what {
             Sent::State(_, envelope) => Some(envelope.as_ref()),
             _ => None,
         });
@@ -518,7 +518,7 @@ impl Outbox {
         }
         remains.state.extend(self.state.drain());
         for level in &mut self.levels {
-            remains.events.extend(std::mem::take(level).events.into_iter().map(|(envelope, _)| envelope));
+            remains.events.extend(std::mem::take(level).events.into_iter().map(|(envelope, _)| *envelope));
         }
         self.marks.clear();
         self.inventories.clear();

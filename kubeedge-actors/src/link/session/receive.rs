@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use kubeedge_proto::v1::{self, CallReply, Envelope, Settled, envelope::Body, frame::Frame as F};
-use prost::Message;
 
 use super::{
     Class, Closed, Established, Output, Phase, Role, Session,
@@ -34,8 +33,14 @@ fn name(frame: &F) -> &'static str {
 }
 
 impl Session {
-    pub(super) fn receive(&mut self, now: Duration, frame: v1::Frame, out: &mut Vec<Output>) -> Result<(), Violation> {
-        let bytes = frame.encoded_len();
+    /// A frame of this many bytes, encoded.
+    pub(super) fn receive(
+        &mut self,
+        now: Duration,
+        frame: v1::Frame,
+        bytes: usize,
+        out: &mut Vec<Output>,
+    ) -> Result<(), Violation> {
         if bytes > MAX_FRAME_BYTES {
             let (got, limit) = (bytes as u64, MAX_FRAME_BYTES as u64);
             return Err(Violation::Limit { what: "bytes of a frame", got, limit });
@@ -194,7 +199,7 @@ impl Session {
         &mut self,
         now: Duration,
         seq: u64,
-        envelope: Envelope,
+        envelope: Box<Envelope>,
         out: &mut Vec<Output>,
     ) -> Result<(), Violation> {
         if envelope.id.len() != 16 {
@@ -219,7 +224,7 @@ impl Session {
     }
 
     /// A reply is settled here and now, whether somebody still waits for it or not.
-    fn reply_arrived(&mut self, seq: u64, envelope: Envelope, out: &mut Vec<Output>) {
+    fn reply_arrived(&mut self, seq: u64, envelope: Box<Envelope>, out: &mut Vec<Output>) {
         let id = envelope.correlation_id;
         if self.calls.answered(&id)
             && let Some(Body::CallReply(reply)) = envelope.body
@@ -244,7 +249,7 @@ impl Session {
                         }
                         self.recheck_later(now);
                     }
-                    out.push(Output::Settled { class, envelope: *envelope, settled });
+                    out.push(Output::Settled { class, envelope, settled });
                 }
                 // The reply itself may still be on its way, unless the peer says that there will be none.
                 Sent::Request(id) => {

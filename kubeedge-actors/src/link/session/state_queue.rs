@@ -17,7 +17,7 @@ use crate::link::{
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) uid: String,
-    pub(crate) envelope: Envelope,
+    pub(crate) envelope: Box<Envelope>,
     pub(crate) bytes: usize,
     /// When it got in line; stays when a newer version takes its place.
     pub(crate) order: u64,
@@ -89,7 +89,7 @@ impl StateQueue {
         now: Duration,
         id: ObjectId,
         uid: String,
-        envelope: Envelope,
+        envelope: Box<Envelope>,
         bytes: usize,
     ) -> Queued {
         if let Some(slot) = self.slots.get_mut(&id)
@@ -97,10 +97,10 @@ impl StateQueue {
             && last.uid == uid
         {
             if outranks(&last.envelope, &envelope) {
-                return Queued::Dropped(Box::new(envelope));
+                return Queued::Dropped(envelope);
             }
             let urgent = is_final(&envelope) && slot.queued.len() == 1;
-            let Some(last) = slot.queued.back_mut() else { return Queued::Full(Box::new(envelope)) };
+            let Some(last) = slot.queued.back_mut() else { return Queued::Full(envelope) };
             last.bytes = bytes;
             let old = std::mem::replace(&mut last.envelope, envelope);
             let wake = if urgent { slot.delayed.take() } else { None };
@@ -109,10 +109,10 @@ impl StateQueue {
                 slot.ready = true;
                 id
             });
-            return Queued::Replaced(Box::new(old), ready);
+            return Queued::Replaced(old, ready);
         }
         if self.queued >= self.limit {
-            return Queued::Full(Box::new(envelope));
+            return Queued::Full(envelope);
         }
         self.order += 1;
         let order = self.order;
@@ -167,7 +167,7 @@ impl StateQueue {
 
     /// The envelope at the head of a ready key: its level follows from it.
     pub(crate) fn head(&self, id: &ObjectId) -> Option<&Envelope> {
-        self.slots.get(id)?.queued.front().map(|entry| &entry.envelope)
+        self.slots.get(id)?.queued.front().map(|entry| &*entry.envelope)
     }
 
     /// Takes a ready key's oldest entry; the key is under way until [`StateQueue::finish`].
@@ -224,7 +224,7 @@ impl StateQueue {
 
     /// Everything queued; in order for each key, not across keys.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Envelope> {
-        self.slots.values().flat_map(|slot| slot.queued.iter().map(|entry| &entry.envelope))
+        self.slots.values().flat_map(|slot| slot.queued.iter().map(|entry| &*entry.envelope))
     }
 
     /// Everything queued, in the order it got in line.
@@ -232,6 +232,6 @@ impl StateQueue {
         let mut entries: Vec<Entry> = self.slots.drain().flat_map(|(_, slot)| slot.queued).collect();
         entries.sort_unstable_by_key(|entry| entry.order);
         *self = Self::new(self.limit, self.rate);
-        entries.into_iter().map(|entry| entry.envelope).collect()
+        entries.into_iter().map(|entry| *entry.envelope).collect()
     }
 }

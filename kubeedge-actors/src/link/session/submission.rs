@@ -10,7 +10,7 @@ use super::{CallFailure, Class, Output, Phase, Refusal, Session, inbox::Mark, st
 use crate::link::ids::ObjectId;
 
 impl Session {
-    pub(super) fn submit(&mut self, now: Duration, envelope: Envelope, out: &mut Vec<Output>) {
+    pub(super) fn submit(&mut self, now: Duration, envelope: Box<Envelope>, out: &mut Vec<Output>) {
         let bytes = envelope.encoded_len();
         let class = envelope.class().and_then(Class::from_wire);
         let limit = self.max_message;
@@ -36,12 +36,12 @@ impl Session {
         }
     }
 
-    pub(super) fn refuse(&mut self, envelope: Envelope, why: Refusal, out: &mut Vec<Output>) {
+    pub(super) fn refuse(&mut self, envelope: Box<Envelope>, why: Refusal, out: &mut Vec<Output>) {
         self.stats.refused += 1;
         out.push(Output::Refused { envelope, why });
     }
 
-    pub(super) fn submit_state(&mut self, now: Duration, envelope: Envelope, bytes: usize, out: &mut Vec<Output>) {
+    pub(super) fn submit_state(&mut self, now: Duration, envelope: Box<Envelope>, bytes: usize, out: &mut Vec<Output>) {
         let Some(key) = envelope.body.as_ref().and_then(Body::state_key) else {
             return self.refuse(envelope, Refusal::Malformed { expected: "a type and a key" }, out);
         };
@@ -53,16 +53,16 @@ impl Session {
             Queued::New(_) => {}
             Queued::Replaced(old, _) | Queued::Dropped(old) => {
                 self.stats.coalesced += 1;
-                out.push(Output::Coalesced { envelope: *old });
+                out.push(Output::Coalesced { envelope: old });
             }
             Queued::Full(envelope) => {
                 let limit = self.config.max_queued_state;
-                self.refuse(*envelope, Refusal::QueueFull { class: Class::State, limit }, out);
+                self.refuse(envelope, Refusal::QueueFull { class: Class::State, limit }, out);
             }
         }
     }
 
-    pub(super) fn submit_call(&mut self, now: Duration, envelope: Envelope, bytes: usize, out: &mut Vec<Output>) {
+    pub(super) fn submit_call(&mut self, now: Duration, envelope: Box<Envelope>, bytes: usize, out: &mut Vec<Output>) {
         let id = envelope.id.clone();
         let failed = if self.phase != Phase::Established {
             Some(CallFailure::Offline)
@@ -130,7 +130,7 @@ impl Session {
             envelope.correlation_id = id;
             bytes = envelope.encoded_len();
         }
-        self.outbox.push_reply(envelope, bytes);
+        self.outbox.push_reply(Box::new(envelope), bytes);
     }
 
     /// An envelope that the session itself makes.

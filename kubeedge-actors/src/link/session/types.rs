@@ -54,7 +54,7 @@ pub enum Input {
     Close(Goodbye),
     /// Send this. Its class follows from its body. State is taken from the start and sent once established;
     /// a Call fails at once while the session is not established.
-    Submit(Envelope),
+    Submit(Box<Envelope>),
     /// The owner's component is done with a delivered State or Event.
     Settle {
         /// As delivered.
@@ -124,7 +124,7 @@ pub enum Output {
         /// Its sequence, to answer with.
         seq: u64,
         /// The message; its body is always one this version knows and of this class.
-        envelope: Envelope,
+        envelope: Box<Envelope>,
     },
     /// Edge: everything desired of this kind has been settled here.
     Completed(v1::InventoryComplete),
@@ -142,19 +142,19 @@ pub enum Output {
         /// State or Event.
         class: Class,
         /// As submitted.
-        envelope: Envelope,
+        envelope: Box<Envelope>,
         /// What became of it.
         settled: Settled,
     },
     /// A queued State gave way to a newer one of its key and uid, and will not be sent.
     Coalesced {
         /// As submitted.
-        envelope: Envelope,
+        envelope: Box<Envelope>,
     },
     /// A submission was not taken.
     Refused {
         /// As submitted.
-        envelope: Envelope,
+        envelope: Box<Envelope>,
         /// Why.
         why: Refusal,
     },

@@ -13,18 +13,19 @@ use crate::store::{OpenError, Options, Store};
 const PATH: &str = "KUBEEDGE_TEST_STORE_PATH";
 
 /// This test binary again, running only the named (ignored) test.
-pub(super) fn child(test: &str, path: &Path) -> Command {
+pub(crate) fn child(test: &str, path: &Path) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args([test, "--exact", "--ignored", "--nocapture", "--test-threads=1"]).env(PATH, path);
     command
 }
 
-pub(super) fn path_of_child() -> PathBuf {
+pub(crate) fn path_of_child() -> PathBuf {
     PathBuf::from(std::env::var_os(PATH).expect("run by its parent test"))
 }
 
+/// Now and then as much as a Kubernetes object may have.
 fn length(number: u64) -> usize {
-    [50, 500, 5000, 50_000][number as usize % 4]
+    if number % 16 == 11 { 1 << 20 } else { [50, 500, 5000, 50_000][number as usize % 4] }
 }
 
 #[test]
@@ -51,11 +52,13 @@ fn committing_child() {
     });
 }
 
+/// What a child prints, to its end.
+pub(crate) fn lines_of(child: &mut Child) -> impl Iterator<Item = String> + use<> {
+    BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok)
+}
+
 pub(super) fn acknowledgements(child: &mut Child) -> impl Iterator<Item = u64> + use<> {
-    BufReader::new(child.stdout.take().unwrap())
-        .lines()
-        .map_while(Result::ok)
-        .filter_map(|line| line.strip_prefix("acknowledged ")?.parse().ok())
+    lines_of(child).filter_map(|line| line.strip_prefix("acknowledged ")?.parse().ok())
 }
 
 /// All that was acknowledged is there; what was not is there wholly, in both tables, or not at all.

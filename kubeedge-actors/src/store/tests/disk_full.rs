@@ -14,7 +14,9 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::{
     crash::{child, path_of_child},
-    noise, open_whole, put,
+    noise, open_whole,
+    power_switch::PowerSwitch,
+    put, skipped,
 };
 use crate::store::{Health, OpenError, Options, Store, StoreError};
 
@@ -57,7 +59,7 @@ fn on_own_file_system(test: &str) -> bool {
     let possible =
         Command::new("unshare").args(namespace).args(["sh", "-c", mount, "sh"]).arg(directory.path()).status();
     if !possible.is_ok_and(|status| status.success()) {
-        eprintln!("{test}: this machine has no user and mount namespaces, nothing was tested");
+        skipped(test, "this machine has no user and mount namespaces");
         return false;
     }
     let inner = child(test, &directory.path().join("store"));
@@ -131,6 +133,29 @@ fn read_only_child() {
     remount("rw");
     holds_the_first_twenty(&open_whole(&path));
     assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "nothing was set aside");
+}
+
+/// P-READS-OUTLIVE-WRITES
+#[test]
+fn a_disk_that_fails_under_a_store_leaves_reads_and_what_was_acknowledged() {
+    let name = "store::tests::disk_full::a_disk_that_fails_under_a_store_leaves_reads_and_what_was_acknowledged";
+    let directory = tempfile::tempdir().unwrap();
+    let Some(disk) = PowerSwitch::new(name, directory.path()) else { return };
+    let path = disk.folder().join("store");
+    let store = open_whole(&path);
+    fill_with_twenty(&store);
+    disk.fail();
+    for attempt in 0..3 {
+        let error = commit(&store, "new", b"value").unwrap_err();
+        assert!(matches!(error, StoreError::ReadOnly(_)), "attempt {attempt}: {error}");
+        assert_eq!(store.table::<Vec<u8>>("t").get(b"new").unwrap(), None);
+        holds_the_first_twenty(&store);
+    }
+    drop(store);
+    disk.on_again();
+    let store = open_whole(&path);
+    holds_the_first_twenty(&store);
+    commit(&store, "new", b"value").unwrap();
 }
 
 /// The disk fills up between the check and the write: sled itself meets the error.

@@ -7,7 +7,7 @@
 //! * [`TestSystem`] is a [`System`](super::System) that has to come to a quiet end: [`TestSystem::assert_quiet`] stops
 //!   it and fails on every panic, restart, unanswered message and component that does not exit, unless the test said
 //!   beforehand that it [expects](TestSystemBuilder::expect) it.
-//! * [`Recorder`] is the neighbour that answers one message type: it keeps what it receives and replies from a closure
+//! * [`Recorder`] is the neighbour that answers one message type, or listens to it: it keeps what it receives and replies from a closure
 //!   or a list; it panics, fails or takes its time at the message the test names.
 //! * [`Fault`]s go into the queue of the component under test itself.
 //!

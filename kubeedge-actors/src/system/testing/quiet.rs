@@ -2,7 +2,7 @@
 
 use super::{
     Fault, Recorder, WITHIN,
-    recorder::{Complains, Recording},
+    recorder::{Complains, Hearing, Recording},
 };
 use crate::system::{AskError, Component, Exit, Observation, Port, Ports, RestartPolicy, System, SystemBuilder};
 use actix::Message;
@@ -22,6 +22,10 @@ pub struct Counts {
     pub unanswered: u64,
     /// Asks that were not handled because nobody waited for the answer any more.
     pub expired: u64,
+    /// Times it was found to make no progress.
+    pub stuck: u64,
+    /// Events it lost because it had no room for them. One that a newer event of its key replaced is not lost.
+    pub dropped: u64,
 }
 
 /// The components of a test.
@@ -52,6 +56,23 @@ impl TestSystemBuilder {
         let recording = recorder.clone();
         self.system = self.system.component_named(type_name::<M>(), move |_: &Ports| Recording(recording.clone()));
         self.recorders.push(Box::new(recorder.clone()));
+        self
+    }
+
+    /// Adds a neighbour that listens to `M` and keeps what is announced.
+    pub fn hears<M>(mut self, recorder: &Recorder<M>) -> Self
+    where
+        M: Message<Result = ()> + Clone + Send + 'static,
+    {
+        let recording = recorder.clone();
+        self.system = self.system.component_named(type_name::<M>(), move |_: &Ports| Hearing(recording.clone()));
+        self.recorders.push(Box::new(recorder.clone()));
+        self
+    }
+
+    /// Declares what the test announces, as [`SystemBuilder::announces`] does.
+    pub fn announces<M: Message<Result = ()> + Clone + Send + 'static>(mut self) -> Self {
+        self.system = self.system.announces::<M>();
         self
     }
 
@@ -143,6 +164,13 @@ impl TestSystem {
         }
     }
 
+    /// Announces, waits for room up to [`WITHIN`], and fails if a listener has none.
+    pub async fn announce<M: Message<Result = ()> + Clone + Send + 'static>(&self, event: M) {
+        if tokio::time::timeout(WITHIN, self.system.topic::<M>().announce(event)).await.is_err() {
+            panic!("{} was not heard by all: no room within {WITHIN:?}", type_name::<M>());
+        }
+    }
+
     /// Puts a fault into the queue of a component, behind what is there: it happens when its turn comes.
     #[track_caller]
     pub fn inject(&self, component: &str, fault: Fault) {
@@ -165,8 +193,8 @@ impl TestSystem {
 
     /// Stops the system in order, within 30 s of the test's clock, and fails with everything that was not quiet:
     ///
-    /// * a component that panicked, was built again, left an ask unanswered, or found one nobody waited for any more,
-    ///   more or less often than the test [expects](TestSystemBuilder::expect);
+    /// * a component that panicked, was built again, was stuck, lost an event for want of room, left an ask unanswered,
+    ///   or found one nobody waited for any more, more or less often than the test [expects](TestSystemBuilder::expect);
     /// * a component that did not exit ([`Exit::Stuck`]: whatever it still had in its queue was never handled) or
     ///   failed for good;
     /// * a recorder that had no reply, more messages than its bound, replies or faults left over.
@@ -199,13 +227,21 @@ impl std::fmt::Debug for TestSystem {
 
 /// What a component has done that the test did not expect.
 fn noise_of(one: &Observation, exit: &Exit, expected: Counts) -> Vec<String> {
-    let counts =
-        Counts { restarts: one.restarts, panics: one.panics, unanswered: one.unanswered, expired: one.expired };
+    let counts = Counts {
+        restarts: one.restarts,
+        panics: one.panics,
+        unanswered: one.unanswered,
+        expired: one.expired,
+        stuck: one.stuck,
+        dropped: one.dropped.overflow,
+    };
     let differs = [
         (counts.restarts, expected.restarts, "times it was built again"),
         (counts.panics, expected.panics, "panics"),
         (counts.unanswered, expected.unanswered, "asks unanswered"),
         (counts.expired, expected.expired, "asks nobody waited for"),
+        (counts.stuck, expected.stuck, "times it was stuck"),
+        (counts.dropped, expected.dropped, "events lost for want of room"),
     ];
     let mut noise: Vec<String> = differs
         .into_iter()

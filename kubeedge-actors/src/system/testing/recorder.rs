@@ -1,8 +1,8 @@
-//! The neighbour of a component under test: answers one message type and keeps what it received.
+//! The neighbour of a component under test: answers one message type, or listens to one, and keeps what it received.
 
 use super::WITHIN;
-use crate::system::{Component, Context, Contract, Stage};
-use actix::{Actor, ActorFutureExt, Handler, Message, ResponseActFuture, fut::wrap_future};
+use crate::system::{Component, Context, Contract, Overflow, Stage};
+use actix::{Actor, ActorFutureExt, AsyncContext, Handler, Message, ResponseActFuture, fut::wrap_future};
 use std::{
     any::type_name,
     collections::VecDeque,
@@ -15,15 +15,18 @@ use tokio::{sync::Notify, time::timeout};
 /// Messages a recorder keeps unless told otherwise.
 const BOUND: usize = 10_000;
 
-/// A component that answers `M`: it keeps every message and replies from a closure or a list.
+/// A component that answers `M`: it keeps every message and replies from a closure or a list. Or one that
+/// [listens](Self::listening) to `M`, an event of a topic.
 ///
-/// Cheap to clone; the test keeps one and gives another to [`TestSystemBuilder::records`]. In exits, observations and
+/// Cheap to clone; the test keeps one and gives another to [`TestSystemBuilder::records`], or to
+/// [`TestSystemBuilder::hears`] if `M` is announced. In exits, observations and
 /// [`TestSystemBuilder::expect`] its name is the full name of the message's type. It stops last.
 ///
 /// It keeps at most 10,000 messages ([`keeps_at_most`](Self::keeps_at_most)); one more is answered, not kept, and
 /// makes the test fail at [`TestSystem::assert_quiet`].
 ///
 /// [`TestSystemBuilder::records`]: super::TestSystemBuilder::records
+/// [`TestSystemBuilder::hears`]: super::TestSystemBuilder::hears
 /// [`TestSystemBuilder::expect`]: super::TestSystemBuilder::expect
 /// [`TestSystem::assert_quiet`]: super::TestSystem::assert_quiet
 pub struct Recorder<M: Message> {
@@ -206,6 +209,13 @@ where
     }
 }
 
+impl<M: Message<Result = ()> + Send + 'static> Recorder<M> {
+    /// Keeps what is announced; nothing is to be answered.
+    pub fn listening() -> Self {
+        Self::answering(|_| ())
+    }
+}
+
 /// What a recorder of any type tells at the end of a test.
 pub(super) trait Complains {
     fn complaints(&self) -> Vec<String>;
@@ -311,6 +321,39 @@ where
                 // Dropped with this life; the asker learns it.
                 Box::pin(wrap_future(std::future::pending()))
             }
+        }
+    }
+}
+
+/// The component behind a [`Recorder`] of events. Who announces waits for it, so that it misses none.
+pub(super) struct Hearing<M: Message>(pub(super) Recorder<M>);
+
+impl<M: Message + 'static> Unpin for Hearing<M> {}
+
+impl<M: Message<Result = ()> + Clone + Send + 'static> Actor for Hearing<M> {
+    type Context = Context<Self>;
+}
+
+impl<M: Message<Result = ()> + Clone + Send + 'static> Component for Hearing<M> {
+    const NAME: &'static str = "recorder";
+    const STAGE: Stage = Stage::Store;
+    /// However long the test wants it to take.
+    const HEARTBEAT: Duration = Duration::MAX;
+
+    fn contract(contract: &mut Contract<Self>) {
+        contract.may_listen::<M>(Overflow::wait());
+    }
+}
+
+impl<M: Message<Result = ()> + Clone + Send + 'static> Handler<M> for Hearing<M> {
+    type Result = ();
+
+    /// A [delay](Recorder::delays) keeps the next event out: its queue fills like that of a slow listener.
+    fn handle(&mut self, event: M, ctx: &mut Context<Self>) {
+        match self.0.receive(event) {
+            Reply::Now(()) => {}
+            Reply::After(delay, ()) => ctx.wait(wrap_future(tokio::time::sleep(delay))),
+            Reply::Fail => ctx.fail("a fault the test wants"),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::system::tests::probe::{Add, Apart, LONG, Later, Log, Probe, Run, SECOND};
-use crate::system::{AskError, Ports};
+use crate::system::{AskError, Component, Context, Contract, Overflow, Ports, Stage};
 
 #[derive(actix::Message, Clone, Debug, PartialEq)]
 #[rtype(result = "u32")]
@@ -37,7 +37,7 @@ fn scripted_replies_and_faults_come_at_their_message() {
     run(async {
         let double = Recorder::replying([1, 2]).panics_at(2).fails_at(3).delays(SECOND);
         let name = std::any::type_name::<Double>();
-        let counts = Counts { restarts: 2, panics: 1, unanswered: 2, expired: 0 };
+        let counts = Counts { restarts: 2, panics: 1, unanswered: 2, ..Counts::default() };
         let test = probe_and(&double).expect(name, counts).start();
         let before = tokio::time::Instant::now();
         assert_eq!(test.ask(Double(0)).await, 1);
@@ -68,6 +68,87 @@ fn injected_faults_are_a_components_own() {
         test.idle().await;
         assert_eq!(test.observe("p0").queued, 0);
         test.assert_quiet().await;
+    });
+}
+
+/// Announces what it is told to, and listens to it with room for one.
+struct Gossip(crate::system::Topic<News>);
+
+#[derive(actix::Message, Clone, Debug, PartialEq)]
+#[rtype(result = "()")]
+struct News(u32);
+
+#[derive(actix::Message)]
+#[rtype(result = "()")]
+struct Tell(u32);
+
+impl actix::Actor for Gossip {
+    type Context = Context<Self>;
+}
+
+impl Component for Gossip {
+    const NAME: &'static str = "gossip";
+    const STAGE: Stage = Stage::Processor;
+
+    fn contract(contract: &mut Contract<Self>) {
+        contract.answers::<Tell>().announces::<News>().listens::<News>(Overflow::drop_oldest(1));
+    }
+}
+
+impl actix::Handler<Tell> for Gossip {
+    type Result = ();
+
+    fn handle(&mut self, Tell(times): Tell, _: &mut Context<Self>) {
+        (1..=times).for_each(|n| self.0.try_announce(News(n)).unwrap());
+    }
+}
+
+impl actix::Handler<News> for Gossip {
+    type Result = ();
+
+    fn handle(&mut self, _: News, _: &mut Context<Self>) {}
+}
+
+fn gossip_and(recorder: &Recorder<News>) -> TestSystemBuilder {
+    TestSystem::builder().component(|ports: &Ports| Gossip(ports.topic())).hears(recorder).asks::<Tell>()
+}
+
+#[test]
+fn a_recorder_hears_what_is_announced_in_order_and_misses_none() {
+    run(async {
+        let news = Recorder::<News>::listening().fails_at(2).delays(SECOND);
+        let counts = Counts { restarts: 1, ..Counts::default() };
+        let test = gossip_and(&news).expect(std::any::type_name::<News>(), counts).announces::<News>().start();
+        test.ask(Tell(1)).await;
+        for n in 10..13 {
+            test.announce(News(n)).await;
+            test.idle().await;
+        }
+        assert_eq!(news.next().await, News(1));
+        test.assert_quiet().await;
+        news.assert_received(&[News(1), News(10), News(11), News(12)]);
+    });
+}
+
+#[test]
+#[should_panic(expected = "gossip: 2 events lost for want of room, expected 0")]
+fn an_event_lost_for_want_of_room_fails_the_test() {
+    run(async {
+        let news = Recorder::listening();
+        let test = gossip_and(&news).start();
+        test.ask(Tell(3)).await;
+        test.assert_quiet().await;
+    });
+}
+
+#[test]
+fn an_expected_loss_is_quiet() {
+    run(async {
+        let news = Recorder::listening();
+        let test = gossip_and(&news).expect("gossip", Counts { dropped: 2, ..Counts::default() }).start();
+        test.ask(Tell(3)).await;
+        test.assert_quiet().await;
+        assert_eq!(news.count(), 3);
     });
 }
 

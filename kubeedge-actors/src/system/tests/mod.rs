@@ -1,11 +1,14 @@
 //! The guarantees of the kit, one test each, named by the guarantee; `docs/runtime-semantics.md` lists them.
 
+mod parked;
 mod ports;
 pub(crate) mod probe;
+mod shards;
 mod stop;
 mod supervision;
 mod topics;
 mod trace;
+mod watchdog;
 mod wiring;
 
 /// Names of tests in the page's tables: what stands in backquotes and has three underscores or more.
@@ -21,6 +24,11 @@ fn every_documented_guarantee_has_a_test_of_that_name_and_the_reverse() {
         include_str!("../buffer.rs"),
         include_str!("trace.rs"),
         include_str!("../restart.rs"),
+        include_str!("watchdog.rs"),
+        include_str!("shards.rs"),
+        include_str!("parked.rs"),
+        include_str!("../parked.rs"),
+        include_str!("../progress.rs"),
     ]
     .concat();
     let documented: Vec<&str> =

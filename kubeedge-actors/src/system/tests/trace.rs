@@ -1,5 +1,6 @@
 use super::probe::*;
-use crate::system::{AskError, Ports, System, trace::Trace};
+use crate::system::{AskError, Component, Context, Contract, Overflow, Ports, Stage, System, trace::Trace};
+use actix::Handler;
 use kubeedge_proto::v1::{Envelope, TraceContext};
 use proptest::prelude::*;
 
@@ -47,6 +48,75 @@ async fn a_trace_goes_with_a_message_through_every_component_and_its_answers() {
     system.port::<Run<1>>().ask(Run::new(move |_, _| note(&after, "after")), LONG).await.unwrap();
     assert_eq!(log.count("after none"), 1);
     assert_eq!(Trace::current(), None);
+}
+
+/// Says in its log which trace it was announced in.
+struct Ear(Log);
+
+impl actix::Actor for Ear {
+    type Context = Context<Self>;
+}
+
+impl Component for Ear {
+    const NAME: &'static str = "ear";
+    const STAGE: Stage = Stage::Processor;
+
+    fn contract(contract: &mut Contract<Self>) {
+        contract.listens::<Said>(Overflow::drop_oldest(2)).listens::<Shown>(Overflow::newest_per_key(2, |_| ()));
+    }
+}
+
+#[derive(Clone, actix::Message)]
+#[rtype(result = "()")]
+struct Said;
+
+#[derive(Clone, actix::Message)]
+#[rtype(result = "()")]
+struct Shown;
+
+impl Handler<Said> for Ear {
+    type Result = ();
+
+    fn handle(&mut self, _: Said, _: &mut Context<Self>) {
+        note(&self.0, "said");
+    }
+}
+
+impl Handler<Shown> for Ear {
+    type Result = ();
+
+    fn handle(&mut self, _: Shown, _: &mut Context<Self>) {
+        note(&self.0, "shown");
+    }
+}
+
+#[actix_rt::test]
+async fn an_event_from_a_buffer_belongs_to_its_announcers_trace() {
+    let log = Log::default();
+    let ear = log.clone();
+    let system = System::builder("ear")
+        .component(move |_: &Ports| Ear(ear.clone()))
+        .announces::<Said>()
+        .announces::<Shown>()
+        .start()
+        .unwrap();
+    let (said, shown) = (system.topic::<Said>(), system.topic::<Shown>());
+    let [first, second, third] = [Trace::root(), Trace::root(), Trace::root()];
+    for trace in [&first, &second, &third] {
+        let (said, shown) = (said.clone(), shown.clone());
+        Trace::scope(Some(trace.clone()), async move {
+            said.announce(Said).await;
+            shown.announce(Shown).await;
+        })
+        .await;
+    }
+    system.stop(SECOND).await;
+    let ids = [&first, &second, &third].map(|trace| format!("{:x?}", trace.trace_id()));
+    // The first was dropped; of one key the newest is kept, with its own trace.
+    let heard: Vec<_> = log.all().into_iter().filter(|entry| entry.starts_with("said")).collect();
+    assert_eq!(heard, [format!("said {}", ids[1]), format!("said {}", ids[2])]);
+    let seen: Vec<_> = log.all().into_iter().filter(|entry| entry.starts_with("shown")).collect();
+    assert_eq!(seen, [format!("shown {}", ids[2])]);
 }
 
 #[actix_rt::test]

@@ -31,6 +31,24 @@ async fn initial_events_end_with_a_bookmark() {
 }
 
 #[tokio::test]
+async fn a_watch_without_a_version_begins_with_what_is_there() {
+    let server = Server::start(Config::in_memory()).await.expect("the server starts");
+    let client = Client::new(server.address(), "admin");
+    let path = "/api/v1/namespaces/default/configmaps";
+    for name in ["c1", "c2"] {
+        let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}});
+        assert_eq!(client.send("POST", path, &[], Some(object.to_string())).await.status, 201);
+    }
+    let query = "watch=1&timeoutSeconds=1&fieldSelector=metadata.name%3Dc2";
+    let answer = client.send("GET", &format!("{path}?{query}"), &[], None).await;
+    assert_eq!(answer.status, 200, "{}", answer.text);
+    let events = answer.body(&json!([])).expect("events");
+    assert_eq!(events.as_array().map(Vec::len), Some(1), "{events}");
+    assert_eq!((&events[0]["type"], &events[0]["object"]["metadata"]["name"]), (&json!("ADDED"), &json!("c2")));
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn the_version_has_what_clients_choose_their_behaviour_by() {
     let server = Server::start(Config::in_memory()).await.expect("the server starts");
     let answer = Client::new(server.address(), "admin").send("GET", "/version", &[], None).await;

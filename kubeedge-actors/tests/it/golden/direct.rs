@@ -130,6 +130,7 @@ fn discovery_says_of_the_served_kinds_what_was_recorded() {
     let answers = [
         ("apis", Some(discovery::groups(&served))),
         ("core v1", discovery::resources(&served, "", "v1")),
+        ("apps v1", discovery::resources(&served, "apps", "v1")),
         ("coordination v1", discovery::resources(&served, "coordination.k8s.io", "v1")),
         ("aggregated api", Some(discovery::aggregated_core(&served, "v2"))),
     ];

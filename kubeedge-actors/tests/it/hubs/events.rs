@@ -22,6 +22,12 @@ impl Edge {
         port.ask(PublishEvent { envelope: Some(envelope) }, SOON).await.unwrap()
     }
 
+    /// What EdgeHub tells about its outbox, by the name without `outbox_`.
+    fn told(&self, name: &str) -> u64 {
+        let figures = self.system.figures().into_iter().find(|(component, _)| *component == "edgehub").unwrap().1;
+        figures.iter().find(|(figure, _)| figure.name == format!("outbox_{name}")).unwrap().1
+    }
+
     fn in_outbox(&self) -> usize {
         self.store.table::<OutboxRecord>("outbox").scan_prefix(b"").map(Result::unwrap).count()
     }
@@ -108,6 +114,9 @@ async fn a_full_outbox_leaves_one_marker_in_place_of_what_it_dropped() {
     assert_eq!(offline.in_outbox(), 5);
     let huge = offline.publish(message(&"x".repeat(9 << 20))).await;
     assert_eq!(huge.code, 413, "{}", huge.reason);
+    let told = ["taken", "events", "count_drops", "age_drops"].map(|name| offline.told(name));
+    assert_eq!(told, [10, 4, 6, 0], "told as metrics, too");
+    assert!(offline.told("bytes") > 0 && offline.told("dropped_bytes") > offline.told("bytes"));
     offline.stop().await;
 
     let edge = Edge::with(&identity, &cloud.link, &store, bounds, None).await;
@@ -117,6 +126,8 @@ async fn a_full_outbox_leaves_one_marker_in_place_of_what_it_dropped() {
     }
     assert_eq!(came, ["6 dropped by count", "6", "7", "8", "9"]);
     edge.outbox_is_empty().await;
+    // The marker is applied as well.
+    assert_eq!(["applied", "events", "bytes"].map(|name| edge.told(name)), [5, 0, 0]);
     edge.stop().await;
     cloud.system.stop(SOON).await;
 }

@@ -2,6 +2,8 @@
 //!
 //! `tools/install-kubectl` fetches both. A version that is not there is named and skipped.
 
+mod custom;
+mod made;
 mod program;
 
 use std::path::Path;
@@ -179,10 +181,7 @@ async fn objects_are_created_applied_edited_patched_labelled_and_deleted() {
         has(&kubectl.fail("create -f wrong.yaml").await, &["unknown field", "imag"]);
 
         kubectl.run("create configmap words --from-literal=a=1").await;
-        kubectl.write("editor", "#!/bin/sh\nsed -i 's/a: \"1\"/a: edited/' \"$1\"\n");
-        use std::os::unix::fs::PermissionsExt as _;
-        let editor = kubectl.folder().join("editor");
-        std::fs::set_permissions(editor, std::fs::Permissions::from_mode(0o755)).unwrap();
+        kubectl.editor("s/a: \"1\"/a: edited/");
         assert_eq!(kubectl.run("edit configmap words").await, "configmap/words edited\n");
         assert_eq!(kubectl.run_with("get cm words -o", &["jsonpath={.data.a}"]).await, "edited");
 

@@ -30,8 +30,18 @@ impl Kubectl {
         program.is_file().then(|| Self { program, folder: folder.to_owned() })
     }
 
-    pub(super) fn folder(&self) -> &Path {
-        &self.folder
+    /// Makes `kubectl edit` change files by this script of sed.
+    pub(super) fn editor(&self, script: &str) {
+        use std::os::unix::fs::PermissionsExt as _;
+        self.write("editor", &format!("#!/bin/sh\nsed -i '{script}' \"$1\"\n"));
+        std::fs::set_permissions(self.folder.join("editor"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
+    /// The server's URL, as the kubeconfig has it.
+    pub(super) fn server(&self) -> String {
+        let text = std::fs::read_to_string(self.folder.join("kubeconfig")).unwrap();
+        let config: serde_json::Value = serde_json::from_str(&text).unwrap();
+        config["clusters"][0]["cluster"]["server"].as_str().expect("a server").to_owned()
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
@@ -43,7 +53,7 @@ impl Kubectl {
         command
     }
 
-    async fn output(&self, arguments: &[&str]) -> Output {
+    pub(super) async fn output(&self, arguments: &[&str]) -> Output {
         let output = self.command(arguments).output();
         let output = tokio::time::timeout(PATIENCE, output).await;
         output.unwrap_or_else(|_| panic!("kubectl {}: no end", arguments.join(" "))).unwrap()

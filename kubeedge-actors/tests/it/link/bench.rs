@@ -165,7 +165,7 @@ impl End {
                 }
                 let sight = match event {
                     Output::Established(_) => Seen::Established,
-                    Output::Deliver { class, envelope, .. } => Seen::Delivered(class, Box::new(envelope)),
+                    Output::Deliver { class, envelope, .. } => Seen::Delivered(class, envelope),
                     Output::Settled { .. } => Seen::Settled,
                     Output::Reply { reply, .. } => Seen::Replied(reply),
                     Output::Heartbeat { .. } => Seen::Heartbeat,
@@ -200,7 +200,7 @@ impl End {
     }
 
     pub(super) async fn submit(&self, envelope: Envelope) {
-        self.commands.send(Input::Submit(envelope)).await.unwrap();
+        self.commands.send(Input::Submit(Box::new(envelope))).await.unwrap();
     }
 }
 

@@ -25,26 +25,36 @@ pub(super) fn default(object: &mut Value) {
 }
 
 fn default_spec(spec: &mut Value) {
-    set_missing(spec, "restartPolicy", "Always");
-    set_missing(spec, "terminationGracePeriodSeconds", 30);
-    set_missing(spec, "dnsPolicy", "ClusterFirst");
-    set_missing(spec, "securityContext", json!({}));
-    set_missing(spec, "schedulerName", "default-scheduler");
+    default_template_spec(spec);
     set_missing(spec, "enableServiceLinks", true);
     let class = text(spec, "/priorityClassName");
     let priority = CLASSES.iter().find(|(name, _)| *name == class).map_or(0, |(_, priority)| *priority);
     set_missing(spec, "priority", priority);
     set_missing(spec, "preemptionPolicy", "PreemptLowerPriority");
+    let host_network = flag(spec, "/hostNetwork");
+    for field in CONTAINER_LISTS {
+        for container in list_mut(spec, field) {
+            default_of_pod(container, host_network);
+        }
+    }
+}
+
+/// What the spec of a pod template gets: the rest is decided when a pod is made from it.
+pub(in crate::apiserver::kinds) fn default_template_spec(spec: &mut Value) {
+    set_missing(spec, "restartPolicy", "Always");
+    set_missing(spec, "terminationGracePeriodSeconds", 30);
+    set_missing(spec, "dnsPolicy", "ClusterFirst");
+    set_missing(spec, "securityContext", json!({}));
+    set_missing(spec, "schedulerName", "default-scheduler");
     // Two names of one field; the newer one leads.
     match (text(spec, "/serviceAccountName").to_owned(), text(spec, "/serviceAccount").to_owned()) {
         (name, old) if name.is_empty() && !old.is_empty() => set_missing(spec, "serviceAccountName", old),
         (name, old) if !name.is_empty() && name != old => spec["serviceAccount"] = json!(name),
         _ => {}
     }
-    let host_network = flag(spec, "/hostNetwork");
     for field in CONTAINER_LISTS {
         for container in list_mut(spec, field) {
-            default_container(container, host_network);
+            default_container(container);
         }
     }
     for volume in list_mut(spec, "volumes") {
@@ -52,20 +62,11 @@ fn default_spec(spec: &mut Value) {
     }
 }
 
-fn default_container(container: &mut Value, host_network: bool) {
-    set_missing(container, "terminationMessagePath", "/dev/termination-log");
-    set_missing(container, "terminationMessagePolicy", "File");
-    let policy = pull_policy(text(container, "/image"));
-    set_missing(container, "imagePullPolicy", policy);
+/// Ports of the host and requests, which a template does not say.
+fn default_of_pod(container: &mut Value, host_network: bool) {
     for port in list_mut(container, "ports") {
-        set_missing(port, "protocol", "TCP");
         if host_network && let Some(number) = port.get("containerPort").cloned() {
             set_missing(port, "hostPort", number);
-        }
-    }
-    for env in list_mut(container, "env") {
-        if let Some(source) = env.get_mut("valueFrom") {
-            default_field_ref(source);
         }
     }
     if let Some(resources) = object_mut(container, "resources")
@@ -76,6 +77,21 @@ fn default_container(container: &mut Value, host_network: bool) {
             for (name, amount) in limits {
                 requests.entry(name).or_insert(amount);
             }
+        }
+    }
+}
+
+fn default_container(container: &mut Value) {
+    set_missing(container, "terminationMessagePath", "/dev/termination-log");
+    set_missing(container, "terminationMessagePolicy", "File");
+    let policy = pull_policy(text(container, "/image"));
+    set_missing(container, "imagePullPolicy", policy);
+    for port in list_mut(container, "ports") {
+        set_missing(port, "protocol", "TCP");
+    }
+    for env in list_mut(container, "env") {
+        if let Some(source) = env.get_mut("valueFrom") {
+            default_field_ref(source);
         }
     }
     for probe in ["livenessProbe", "readinessProbe", "startupProbe"] {

@@ -15,6 +15,9 @@ use super::decode;
 use super::fields::text;
 use crate::apiserver::kind::Kind;
 
+pub(super) use defaults::default_template_spec;
+pub(super) use validate::check_spec;
+
 pub(super) const KIND: Kind = Kind {
     group: "",
     version: "v1",
@@ -25,6 +28,7 @@ pub(super) const KIND: Kind = Kind {
     categories: &["all"],
     namespaced: true,
     status_subresource: true,
+    scale_subresource: false,
     has_generation: true,
     stored_as: None,
     decode: decode::typed::<Pod>,

@@ -21,7 +21,8 @@ pub(super) fn validate(pod: &Value) -> Vec<FieldError> {
     errors.done()
 }
 
-fn check_spec(spec: &Value, path: &Path, errors: &mut Errors) {
+/// Checks the spec of a pod, or of a template of pods.
+pub(in crate::apiserver::kinds) fn check_spec(spec: &Value, path: &Path, errors: &mut Errors) {
     let volumes = list(spec, "/volumes");
     volume::check_list(volumes, &path.field("volumes"), errors);
     let context = Context {
@@ -120,7 +121,7 @@ fn check_selector(spec: &Value, path: &Path, errors: &mut Errors) {
 
 fn check_security(spec: &Value, path: &Path, errors: &mut Errors) {
     let Some(context) = spec.get("securityContext") else { return };
-    let path = path.field("securityContext");
+    let (shared, path) = (path.field("shareProcessNamespace"), path.field("securityContext"));
     check_ids(context, &["runAsUser", "runAsGroup", "fsGroup"], &path, errors);
     for (index, sysctl) in list(context, "/sysctls").iter().enumerate() {
         let name = text(sysctl, "/name");
@@ -133,7 +134,7 @@ fn check_security(spec: &Value, path: &Path, errors: &mut Errors) {
     }
     if flag(spec, "/shareProcessNamespace") && flag(spec, "/hostPID") {
         let why = "ShareProcessNamespace and HostPID cannot both be enabled";
-        errors.invalid(&Path::new("spec").field("shareProcessNamespace"), true, why);
+        errors.invalid(&shared, true, why);
     }
 }
 

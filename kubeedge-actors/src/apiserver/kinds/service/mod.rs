@@ -25,6 +25,7 @@ pub(super) const KIND: Kind = Kind {
     categories: &["all"],
     namespaced: true,
     status_subresource: true,
+    scale_subresource: false,
     has_generation: false,
     stored_as: None,
     decode: decode::typed::<Service>,

@@ -78,10 +78,10 @@ fn handshake_has_a_deadline() {
 #[test]
 fn what_is_not_settled_comes_back_at_the_end() {
     let (mut edge, mut cloud) = pair(Config::default());
-    edge.give(Input::Submit(envelope(1, status("a", 1))));
-    edge.give(Input::Submit(envelope(2, status("a", 2))));
-    edge.give(Input::Submit(envelope(3, Body::UserMessage(v1::UserMessage::default()))));
-    edge.give(Input::Submit(envelope(4, Body::RegisterNode(v1::RegisterNode::default()))));
+    edge.give(Input::Submit(Box::new(envelope(1, status("a", 1)))));
+    edge.give(Input::Submit(Box::new(envelope(2, status("a", 2)))));
+    edge.give(Input::Submit(Box::new(envelope(3, Body::UserMessage(v1::UserMessage::default())))));
+    edge.give(Input::Submit(Box::new(envelope(4, Body::RegisterNode(v1::RegisterNode::default())))));
     exchange(&mut edge, &mut cloud);
     edge.give(Input::TransportEnded("cut".into()));
     let events = edge.take();

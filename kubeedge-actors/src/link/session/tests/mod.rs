@@ -176,7 +176,7 @@ fn delivered(end: &mut End) -> Vec<(Class, u64, Envelope)> {
     delivered
         .into_iter()
         .filter_map(|event| match event {
-            Output::Deliver { class, seq, envelope } => Some((class, seq, envelope)),
+            Output::Deliver { class, seq, envelope } => Some((class, seq, *envelope)),
             _ => None,
         })
         .collect()

@@ -5,8 +5,8 @@ use super::*;
 #[test]
 fn completion_comes_after_the_state_of_its_kind_is_settled() {
     let (mut edge, mut cloud) = pair(Config::default());
-    cloud.give(Input::Submit(envelope(1, upsert("a", "a", 1))));
-    cloud.give(Input::Submit(envelope(2, upsert("a", "a", 2))));
+    cloud.give(Input::Submit(Box::new(envelope(1, upsert("a", "a", 1)))));
+    cloud.give(Input::Submit(Box::new(envelope(2, upsert("a", "a", 2)))));
     let complete = v1::InventoryComplete { r#type: Some(resource::pods()), as_of: 2, count: 1 };
     cloud.give(Input::Complete(complete.clone()));
     exchange(&mut edge, &mut cloud);
@@ -133,7 +133,7 @@ fn state_submitted_while_the_desired_set_is_asked_for_wins() {
     edge.poll();
     exchange(&mut edge, &mut cloud);
     cloud.give(admit());
-    cloud.give(Input::Submit(envelope(1, tombstone("a", "a1"))));
+    cloud.give(Input::Submit(Box::new(envelope(1, tombstone("a", "a1")))));
     exchange(&mut edge, &mut cloud);
     edge.give(Input::Settle { class: Class::State, seq: 1, settled: Settled::applied() });
     cloud.give(Input::DesiredKnown(desired(true, 5, vec![object("a", "a1", 1, 10), object("b", "b1", 1, 10)])));

@@ -5,8 +5,8 @@ use super::*;
 #[test]
 fn state_waits_for_welcome_and_calls_fail_offline() {
     let mut edge = End::new(Session::edge(hello(), Config::default()));
-    edge.give(Input::Submit(envelope(1, status("a", 1))));
-    edge.give(Input::Submit(envelope(2, Body::RegisterNode(v1::RegisterNode::default()))));
+    edge.give(Input::Submit(Box::new(envelope(1, status("a", 1)))));
+    edge.give(Input::Submit(Box::new(envelope(2, Body::RegisterNode(v1::RegisterNode::default())))));
     assert!(matches!(&edge.take()[..], [Output::CallFailed { why: CallFailure::Offline, .. }]));
     edge.receive(F::Welcome(v1::Welcome { version: 1, epoch: 1, ..Default::default() }));
     assert_eq!(data_frames(&edge).len(), 1);
@@ -16,7 +16,7 @@ fn state_waits_for_welcome_and_calls_fail_offline() {
 fn only_the_newest_of_a_key_is_sent_and_one_at_a_time() {
     let (mut edge, mut cloud) = pair(Config::default());
     for generation in 1..=5 {
-        edge.give(Input::Submit(envelope(generation, status("a", generation.into()))));
+        edge.give(Input::Submit(Box::new(envelope(generation, status("a", generation.into())))));
     }
     exchange(&mut edge, &mut cloud);
     let first = delivered(&mut cloud);
@@ -33,10 +33,10 @@ fn only_the_newest_of_a_key_is_sent_and_one_at_a_time() {
 #[test]
 fn end_of_an_object_goes_before_its_successor() {
     let (mut edge, mut cloud) = pair(Config::default());
-    cloud.give(Input::Submit(envelope(1, upsert("a", "old", 1))));
-    cloud.give(Input::Submit(envelope(2, tombstone("a", "old"))));
-    cloud.give(Input::Submit(envelope(3, upsert("a", "new", 3))));
-    cloud.give(Input::Submit(envelope(4, upsert("a", "new", 4))));
+    cloud.give(Input::Submit(Box::new(envelope(1, upsert("a", "old", 1)))));
+    cloud.give(Input::Submit(Box::new(envelope(2, tombstone("a", "old")))));
+    cloud.give(Input::Submit(Box::new(envelope(3, upsert("a", "new", 3)))));
+    cloud.give(Input::Submit(Box::new(envelope(4, upsert("a", "new", 4)))));
     let mut order = Vec::new();
     for _ in 0..4 {
         exchange(&mut cloud, &mut edge);
@@ -51,15 +51,15 @@ fn end_of_an_object_goes_before_its_successor() {
 #[test]
 fn terminated_is_not_overwritten_by_a_status() {
     let (mut edge, mut cloud) = pair(Config::default());
-    edge.give(Input::Submit(envelope(1, status("a", 1))));
+    edge.give(Input::Submit(Box::new(envelope(1, status("a", 1)))));
     let terminated = PodTerminated {
         key: Some(ObjectKey::new("ns", "a")),
         uid: "u".into(),
         generation: 2,
         status_json: b"{}".as_slice().into(),
     };
-    edge.give(Input::Submit(envelope(2, Body::PodTerminated(terminated))));
-    edge.give(Input::Submit(envelope(3, status("a", 3))));
+    edge.give(Input::Submit(Box::new(envelope(2, Body::PodTerminated(terminated)))));
+    edge.give(Input::Submit(Box::new(envelope(3, status("a", 3)))));
     exchange(&mut edge, &mut cloud);
     assert_eq!(delivered(&mut cloud).len(), 1);
     cloud.give(Input::Settle { class: Class::State, seq: 1, settled: Settled::applied() });
@@ -83,11 +83,11 @@ fn key_over_its_rate_waits_without_a_window_slot_and_holds_nothing_up() {
         }
     };
     for generation in 1..=3 {
-        edge.give(Input::Submit(envelope(generation, status("a", generation.into()))));
+        edge.give(Input::Submit(Box::new(envelope(generation, status("a", generation.into())))));
         let seen = settle_all(&mut edge, &mut cloud);
         assert_eq!(seen, if generation < 3 { vec![generation] } else { vec![] });
     }
-    edge.give(Input::Submit(envelope(9, status("b", 1))));
+    edge.give(Input::Submit(Box::new(envelope(9, status("b", 1)))));
     assert_eq!(settle_all(&mut edge, &mut cloud), [9]);
     assert_eq!(edge.session.next_deadline(), Some(ms(1000)));
     edge.now = ms(1000);
@@ -99,7 +99,7 @@ fn key_over_its_rate_waits_without_a_window_slot_and_holds_nothing_up() {
 fn refused_and_slow_messages_hold_nothing_up() {
     let (mut edge, mut cloud) = pair(Config::default());
     for id in 1..=3 {
-        edge.give(Input::Submit(envelope(id, status(&format!("p{id}"), 1))));
+        edge.give(Input::Submit(Box::new(envelope(id, status(&format!("p{id}"), 1)))));
     }
     exchange(&mut edge, &mut cloud);
     assert_eq!(delivered(&mut cloud).len(), 3);
@@ -121,7 +121,7 @@ fn window_bounds_what_is_under_way() {
     let windows = Windows { state: Window { messages: 2, bytes: 1 << 20 }, ..Windows::DEFAULT };
     let (mut edge, mut cloud) = pair(Config { windows, ..Config::default() });
     for id in 1..=5 {
-        edge.give(Input::Submit(envelope(id, status(&format!("p{id}"), 1))));
+        edge.give(Input::Submit(Box::new(envelope(id, status(&format!("p{id}"), 1)))));
     }
     exchange(&mut edge, &mut cloud);
     assert_eq!(delivered(&mut cloud).len(), 2);
@@ -135,11 +135,11 @@ fn big_object_is_chunked_and_others_go_in_between() {
     let (mut edge, mut cloud) = pair(Config::default());
     edge.drains = false;
     cloud.drains = false;
-    cloud.give(Input::Submit(envelope(1, big("big", 1 << 20))));
-    cloud.give(Input::Submit(envelope(2, upsert("small", "s", 1))));
+    cloud.give(Input::Submit(Box::new(envelope(1, big("big", 1 << 20)))));
+    cloud.give(Input::Submit(Box::new(envelope(2, upsert("small", "s", 1)))));
     let mut call = envelope(3, Body::ObjectQuery(v1::ObjectQuery::default()));
     call.priority = Priority::Control.into();
-    cloud.give(Input::Submit(call));
+    cloud.give(Input::Submit(Box::new(call)));
     let mut order = Vec::new();
     while !cloud.sent.is_empty() {
         let outstanding: usize = cloud.sent.iter().map(Message::encoded_len).sum();
@@ -170,13 +170,13 @@ fn saturated_levels_share_by_weight_and_none_starves() {
             let message = v1::UserMessage { payload: vec![0; 1000].into(), ..Default::default() };
             let mut it = envelope(priority as u8, Body::UserMessage(message));
             it.priority = priority.into();
-            outbox.push_event(it, 1000);
+            outbox.push_event(it.into(), 1000);
         }
     }
     let mut counts = [0; 6];
     for _ in 0..1350 {
         let sent = outbox.next_frame(Duration::ZERO).unwrap();
-        let Some(F::Data(Data { payload: Some(v1::data::Payload::Envelope(it)), .. })) = sent.frame else { panic!() };
+        let Some(F::Data(Data { payload: Some(v1::data::Payload::Envelope(it)), .. })) = sent.0.frame else { panic!() };
         counts[usize::from(it.id[0])] += 1;
     }
     // Weights 16, 8, -, 2, 1.
@@ -187,7 +187,7 @@ fn saturated_levels_share_by_weight_and_none_starves() {
 fn event_queue_is_bounded_and_refuses_aloud() {
     let mut edge = End::new(Session::edge(hello(), Config { max_queued_events: 2, ..Config::default() }));
     for id in 1..=3 {
-        edge.give(Input::Submit(envelope(id, Body::UserMessage(v1::UserMessage::default()))));
+        edge.give(Input::Submit(Box::new(envelope(id, Body::UserMessage(v1::UserMessage::default())))));
     }
     assert!(matches!(&edge.take()[..], [Output::Refused { envelope, why: Refusal::QueueFull { .. } }]
         if envelope.id[0] == 3));

@@ -1,10 +1,10 @@
-//! A pod on the private containerd, from an image of the in-memory registry. Needs root and the packages that
-//! `tools/install-packages` installs; elsewhere the test says why it did not run.
+//! A pod on the private containerd, from an image of the in-memory registry, without cloud and edge.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use std::{net::SocketAddr, panic::AssertUnwindSafe, path::PathBuf, time::Duration};
 
+use anyhow::Result;
 use futures_util::FutureExt;
 use kubeedge_examples::{
     containerd::{PrivateContainerd, Tools},
@@ -20,14 +20,19 @@ use kubeedge_proto::cri::{
 };
 use tonic::transport::Endpoint;
 
-#[tokio::test]
-async fn a_pod_serves_a_page_and_leaves_nothing_behind() {
-    let tools = match Tools::find() {
-        Ok(tools) => tools,
-        // CI installs everything: there a missing piece is a failure.
-        Err(why) if std::env::var_os("CI").is_none() => return eprintln!("skipped: {why}"),
-        Err(why) => panic!("{why}"),
-    };
+use crate::report::{Outcome, Report};
+
+const ALL: [&str; 1] = ["containerd::a_pod_serves_a_page_and_leaves_nothing_behind"];
+
+pub(crate) async fn stage(report: &mut Report, tools: &Result<Tools>) {
+    if !report.begins(&ALL) {
+        return;
+    }
+    let Some(tools) = report.tools(tools, &ALL) else { return };
+    report.run(ALL[0], pod_serves_a_page_and_leaves_nothing_behind(tools)).await;
+}
+
+async fn pod_serves_a_page_and_leaves_nothing_behind(tools: Tools) -> Result<Outcome> {
     let folder = tempfile::tempdir().unwrap();
     let images = BusyboxImages::build().unwrap();
     let catalogue = Catalogue::default()
@@ -56,6 +61,7 @@ async fn a_pod_serves_a_page_and_leaves_nothing_behind() {
     assert_eq!(removed.unwrap(), [const { Vec::<PathBuf>::new() }; 2], "the next start removes them");
     assert_eq!(left, []);
     assert!(!leftovers::link_exists(&bridge));
+    Ok(Outcome::Proved)
 }
 
 /// Sandbox and container: each has cgroups of its own name while it runs.

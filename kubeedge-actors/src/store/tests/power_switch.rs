@@ -1,0 +1,93 @@
+//! A file system whose power can be cut: ext4 in a file, over a loop device.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use super::skipped;
+
+/// How often the power is cut unless `POWER_CUTS` says otherwise: seconds.
+const CUTS: usize = 3;
+/// Size of the file system, bytes; the file has holes.
+const SIZE: u64 = 2 << 30;
+
+/// A loop mount that goes away with the test.
+pub(crate) struct PowerSwitch {
+    image: PathBuf,
+    mount: PathBuf,
+}
+
+/// The error says why it cannot be done here.
+fn run(command: &mut Command) -> Result<(), String> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let output = command.output().map_err(|error| format!("{name}: {error}"))?;
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    if output.status.success() { Ok(()) } else { Err(format!("{name}: {said}")) }
+}
+
+impl PowerSwitch {
+    /// A file system in this folder; `None`, which is told by the test's name, where there is no root, no loop device or
+    /// no tool for it.
+    pub(crate) fn new(test: &str, directory: &Path) -> Option<Self> {
+        let switch = Self { image: directory.join("image"), mount: directory.join("mount") };
+        fs::create_dir(&switch.mount).unwrap();
+        File::create(&switch.image).unwrap().set_len(SIZE).unwrap();
+        let ready = run(Command::new("python3").arg("--version"))
+            .and_then(|()| run(Command::new("mkfs.ext4").arg("-q").arg(&switch.image)))
+            .and_then(|()| switch.mounted());
+        match ready {
+            Ok(()) => Some(switch),
+            Err(why) => {
+                skipped(test, &format!("it takes root, loop devices, mkfs.ext4 and python3 ({why})"));
+                None
+            }
+        }
+    }
+
+    /// How often the power is to be cut.
+    pub(crate) fn cuts() -> usize {
+        std::env::var("POWER_CUTS").map_or(CUTS, |text| text.parse().expect("POWER_CUTS is a number"))
+    }
+
+    /// The folder on it.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.mount
+    }
+
+    fn mounted(&self) -> Result<(), String> {
+        run(Command::new("mount").args(["-o", "loop,errors=remount-ro"]).args([&self.image, &self.mount]))
+    }
+
+    /// Cuts the power under whoever writes. FS_IOC_SHUTDOWN with "no log flush": nothing more reaches the disk, the
+    /// journal included.
+    pub(crate) fn off(&self) {
+        let program = "import fcntl, os, struct, sys\n\
+                       fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), 0x8004587d, struct.pack('I', 2))";
+        run(Command::new("python3").args(["-c", program]).arg(&self.mount)).unwrap();
+    }
+
+    /// The file system meets an error of its own and takes no more writes, as one on a failing disk does.
+    pub(crate) fn fail(&self) {
+        let mounts = fs::read_to_string("/proc/mounts").unwrap();
+        let mount = self.mount.to_str().unwrap();
+        let device =
+            mounts.lines().find_map(|line| line.split_once(' ').filter(|(_, at)| at.starts_with(mount))).unwrap().0;
+        let device = Path::new(device).file_name().unwrap().to_str().unwrap();
+        fs::write(format!("/sys/fs/ext4/{device}/trigger_fs_error"), "1").unwrap();
+    }
+
+    /// Gives it back, when nobody has a file open on it: with what had reached the disk.
+    pub(crate) fn on_again(&self) {
+        run(Command::new("umount").arg(&self.mount)).unwrap();
+        self.mounted().unwrap();
+    }
+}
+
+impl Drop for PowerSwitch {
+    fn drop(&mut self) {
+        // Not mounted where it could not be.
+        let _ = Command::new("umount").arg(&self.mount).stderr(Stdio::null()).status();
+    }
+}
