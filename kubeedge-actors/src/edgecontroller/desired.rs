@@ -157,12 +157,10 @@ impl Desired {
 
     /// A list says whether a ConfigMap or Secret is there, as of a resourceVersion.
     pub fn config_listed(&mut self, key: &ConfigKey, object: Option<Value>, as_of: u64) -> Vec<Effect> {
-        let before = self.configs.get(key).map_or(0, |config| config.as_of);
+        let Some(config) = self.configs.get_mut(key) else { return Vec::new() };
+        let before = std::mem::replace(&mut config.as_of, as_of);
         let mut effects = self.config_known(key, object, as_of);
         if as_of < before {
-            if let Some(config) = self.configs.get_mut(key) {
-                config.as_of = as_of;
-            }
             went_back(&mut effects);
         }
         effects

@@ -112,6 +112,7 @@ struct Meta {
 impl EdgeHub {
     /// A hub for one cloud.
     pub fn new(config: EdgeHubConfig, ports: &Ports) -> Self {
+        config.store.settle_blocking();
         Self {
             streams: streams::Opener::new(config.clone(), ports.optional()),
             outbox: Outbox::load(&config.store, config.outbox, &config.link, ports),

@@ -131,6 +131,7 @@ fn readable<'a, V>(
 impl MetaManager {
     /// A MetaManager over opened tables.
     pub fn new(tables: Tables, ports: &Ports) -> Self {
+        tables.store.settle_blocking();
         let (state, reports) = tables.load();
         Self {
             tables,

@@ -258,3 +258,87 @@ pub fn settled(committed: Result<(), String>) -> Settled {
 fn gone(type_: &ResourceType, key: &ObjectKey, uid: String) -> ObjectsChanged {
     ObjectsChanged { r#type: Some(type_.clone()), key: Some(key.clone()), uid, object: None }
 }
+
+#[cfg(test)]
+mod tests {
+    use kubeedge_proto::{resource, v1::InventoryComplete};
+
+    use super::*;
+
+    fn object(type_: ResourceType, name: &str, version: u64) -> KubeObject {
+        KubeObject {
+            r#type: Some(type_),
+            key: Some(ObjectKey::new("ns", name)),
+            uid: format!("u-{name}"),
+            resource_version: version.to_string(),
+            projection_hash: version,
+            ..KubeObject::default()
+        }
+    }
+
+    fn upsert(object: KubeObject, needs: &[KubeObject]) -> Option<Body> {
+        let needs = needs.iter().map(|it| ObjectReference {
+            r#type: it.r#type.clone(),
+            key: it.key.clone(),
+            uid: it.uid.clone(),
+            resource_version: it.resource_version.clone(),
+            projection_hash: it.projection_hash,
+        });
+        Some(Body::ObjectUpsert(ObjectUpsert { object: Some(object), needs: needs.collect(), as_of: 0 }))
+    }
+
+    fn answered(instead: Result<Change, Instead>) -> Settled {
+        match instead {
+            Err(Instead::Answer(settled)) => settled,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_change_is_known_and_told_when_it_is_on_disk_and_not_before() {
+        let mut state = State::default();
+        let pod = object(resource::pods(), "a", 5);
+        let change = state.apply(upsert(pod.clone(), &[])).unwrap();
+        assert!(state.index.inventory(&resource::pods()).is_empty());
+        assert_eq!(answered(state.apply(upsert(pod.clone(), &[]))).code, 503, "it is being written");
+        let (answer, news) = state.applied(change, Err("full".into()));
+        assert_eq!((answer.code, news.len()), (507, 0));
+        assert!(state.index.inventory(&resource::pods()).is_empty());
+        let change = state.apply(upsert(pod.clone(), &[])).unwrap();
+        let (answer, news) = state.applied(change, Ok(()));
+        assert_eq!((answer, news.len()), (Settled::applied(), 1));
+        assert_eq!(answered(state.apply(upsert(pod, &[]))), Settled::applied(), "it is there already");
+    }
+
+    #[test]
+    fn a_pod_waits_for_what_it_needs_and_is_refused_for_now_without_it() {
+        let mut state = State::default();
+        let (config, newer) = (object(resource::config_maps(), "c", 4), object(resource::config_maps(), "c", 6));
+        let pod = object(resource::pods(), "a", 5);
+        assert_eq!(answered(state.apply(upsert(pod.clone(), std::slice::from_ref(&config)))).code, 503);
+        let change = state.apply(upsert(config.clone(), &[])).unwrap();
+        let waits = state.apply(upsert(pod.clone(), std::slice::from_ref(&config)));
+        assert!(matches!(waits, Err(Instead::Later(_))), "{waits:?}");
+        state.applied(change, Ok(()));
+        assert_eq!(answered(state.apply(upsert(pod.clone(), &[newer]))).code, 503, "an older version will not do");
+        assert!(state.apply(upsert(pod, &[config])).is_ok());
+    }
+
+    #[test]
+    fn a_box_belongs_to_the_first_cluster_whose_name_is_on_its_disk() {
+        let session = |epoch, cluster: &str| SessionStarted { epoch, cluster_uid: cluster.into() };
+        let mut state = State::default();
+        let record = state.session_started(&session(1, "k1")).unwrap();
+        assert_eq!(state.session_kept(record, Err("full".into())).code, 507);
+        assert!(state.this_box.cluster_uid.is_empty(), "a name that is not on disk binds nobody");
+        let record = state.session_started(&session(2, "k1")).unwrap();
+        assert_eq!(state.session_kept(record, Ok(())), Settled::applied());
+        assert_eq!(state.session_started(&session(3, "k2")).unwrap_err().code, 409);
+        let complete = InventoryComplete { r#type: Some(resource::pods()), as_of: 9, count: 0 };
+        let message = CompleteInventory { complete: Some(complete), cluster_uid: "k2".into() };
+        assert_eq!(state.complete(message).unwrap_err().code, 409);
+        let record = state.session_started(&session(4, "k1")).unwrap();
+        assert_eq!(state.session_kept(record, Err("full".into())), Settled::applied(), "an epoch may be lost");
+        assert_eq!(state.describe().last_epoch, 4);
+    }
+}

@@ -563,6 +563,16 @@ impl World {
         edge.asked = false;
         let effects = edge.book.loaded(pods, &uids.iter().map(String::as_str).collect(), complete);
         self.apply(box_, effects);
+        let told_end = &self.boxes[box_].told_end;
+        let Some(edge) = &self.boxes[box_].edge else { return false };
+        let looked_after: BTreeSet<&str> = edge.book.uids().collect();
+        for uid in uids.iter().filter(|uid| !told_end.contains(*uid)) {
+            let runs = looked_after.contains(uid.as_str());
+            crate::promise!(runs, "P-OFFLINE-BOOT", "pod {uid} is on the disk of box {box_} and does not run");
+        }
+        if edge.hub.connection.is_none() && !uids.is_empty() {
+            self.counts.saw("pods began from disk while there was no connection");
+        }
         let Some(edge) = &mut self.boxes[box_].edge else { return false };
         if std::mem::take(&mut edge.load_again) {
             self.edged_reloads(box_);

@@ -3,6 +3,7 @@
 mod calls;
 mod handshake;
 mod hostile;
+mod properties;
 mod resync;
 mod state;
 
