@@ -331,6 +331,9 @@ impl Handler<DescribeStore> for MetaManager {
     /// Counts a connection. When the count cannot be kept the connection is made all the same: what it tells apart are
     /// two hellos of this box on their way at once.
     fn handle(&mut self, _: DescribeStore, _: &mut Context<Self>) -> Self::Result {
+        // What an earlier session left is compared anew: it must not get to the disk after the digests are told. What is
+        // with the disk already is there before this commit.
+        self.waiting.clear();
         self.state.this_box.connection += 1;
         Box::pin(self.save_box(&self.state.this_box).into_actor(self).map(|saved, this, _| {
             if let Err(error) = saved {

@@ -448,6 +448,7 @@ impl World {
         let waits = it.commits.iter().any(|commit| matches!(commit.then, Then::Counted) && commit.life == it.life);
         let Some(edge) = &mut it.edge else { return };
         if edge.hub.connection.is_none() && !waits {
+            edge.meta.waiting.clear();
             edge.meta.state.this_box.connection += 1;
             let record = edge.meta.state.this_box.clone();
             it.commit(crate::edge::Rows::Box(record), Then::Counted);
