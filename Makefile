@@ -21,7 +21,7 @@ size: packages build ## edgecore's file and memory, and whether both are below 1
 	$(CARGO) run -p kubeedge-examples --bin size -- --programs $(or $(CARGO_TARGET_DIR),target)/release
 
 quickstart: packages ## a cloud, an edge node and a pod on this machine (ONCE=1: check and leave)
-	$(CARGO) build --profile $(PROFILE) --workspace --all-features --bins
+	$(CARGO) build --profile $(PROFILE) --workspace --all-features --bin cloudcore --bin edgecore --bin quickstart
 	$(TARGET_DIR)/quickstart
 
 # The programs first: tests run them as processes. Built with the tests, they share every dependency with them.

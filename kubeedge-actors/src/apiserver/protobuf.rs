@@ -1,9 +1,9 @@
 //! Bodies in Kubernetes' protobuf, turned into JSON.
 //!
-//! kubectl sends what it makes itself (`create service`, `create token`, `drain`, `auth can-i`) as protobuf and does not
-//! try JSON after a refusal; other clients of Go do so with every kind. Types and names are those of the schemas, the
-//! numbers those of a table (`numbers`), so that every kind of Kubernetes' own that is served can come that way; answers
-//! are JSON, which clients take as well. Definitions of custom kinds come as JSON only, and so do custom objects.
+//! kubectl sends what it makes itself (`create service`, `create token`, `drain`, `auth can-i`) as protobuf and does
+//! not try JSON after a refusal; other clients of Go do so with every kind. Types and names are those of the schemas,
+//! the numbers those of a table (`numbers`), so that every kind of Kubernetes' own that is served can come that way.
+//! Answers are JSON, which clients take as well. Definitions of custom kinds and custom objects come as JSON only.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -324,7 +324,7 @@ mod tests {
         let quantity = field(2, &[field(1, b"cpu"), field(2, &field(1, b"0.5"))].concat());
         let path = field(1, &field(1, b"/srv"));
         let volume = [field(1, b"data"), field(2, &path)].concat();
-        let container = [field(1, b"c"), field(2, b"i"), field(8, &field(1, &quantity[2..].to_vec()))].concat();
+        let container = [field(1, b"c"), field(2, b"i"), field(8, &field(1, &quantity[2..]))].concat();
         let raw = field(2, &[field(1, &volume), field(2, &container)].concat());
         let json: Value = serde_json::from_slice(&to_json(&body("v1", "Pod", &raw)).unwrap()).unwrap();
         assert_eq!(json["spec"]["volumes"], json!([{"name": "data", "hostPath": {"path": "/srv"}}]));

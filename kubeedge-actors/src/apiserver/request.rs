@@ -153,7 +153,7 @@ impl Target {
     /// What is wrong with a new object, beside its metadata.
     pub(crate) fn validate_create(&self, object: &Value) -> Vec<FieldError> {
         match &self.custom {
-            Some(custom) => custom.validate(object),
+            Some(custom) => custom.validate(object, None),
             None => (self.kind.validate_create)(object),
         }
     }
@@ -161,7 +161,7 @@ impl Target {
     /// What is wrong with changing `old` into `new`.
     pub(crate) fn validate_update(&self, new: &Value, old: &Value) -> Vec<FieldError> {
         match &self.custom {
-            Some(custom) => custom.validate(new),
+            Some(custom) => custom.validate(new, Some(old)),
             None => (self.kind.validate_update)(new, old),
         }
     }
@@ -169,7 +169,7 @@ impl Target {
     /// What is wrong with a new status.
     pub(crate) fn validate_status(&self, new: &Value, old: &Value) -> Vec<FieldError> {
         match &self.custom {
-            Some(custom) => custom.validate(new),
+            Some(custom) => custom.validate(new, Some(old)),
             None => (self.kind.validate_status)(new, old),
         }
     }

@@ -39,6 +39,9 @@ pub struct Kind {
 pub struct Touched {
     present: Option<Sent>,
     gone: HashMap<String, Gone>,
+    /// The highest version of all of it, and of what was sent before the question.
+    highest: u64,
+    highest_before: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,17 +64,20 @@ impl Touched {
     /// An upsert of this uid was sent, which is the newest up to this version.
     pub fn upsert(&mut self, uid: &str, version: u64) {
         self.gone.remove(uid);
+        self.highest = self.highest.max(version);
         self.present = Some(Sent { uid: uid.to_owned(), version, before: false });
     }
 
     /// A tombstone of this uid was sent. It says nothing about another uid under the same name.
     pub fn tombstone(&mut self, uid: &str, version: u64) {
+        self.highest = self.highest.max(version);
         self.gone.insert(uid.to_owned(), Gone { version, before: false, failed: false });
         self.present.take_if(|present| present.uid == uid);
     }
 
     /// The desired set is asked for: what was sent until now is known to who answers.
     pub fn asked(&mut self) {
+        self.highest_before = self.highest;
         self.present.iter_mut().for_each(|present| present.before = true);
         self.gone.values_mut().for_each(|gone| gone.before = true);
     }
@@ -99,8 +105,7 @@ impl Touched {
 
     /// Whether something was sent before the question that its answer cannot know of: it has gone back.
     fn is_ahead(&self, as_of: u64) -> bool {
-        self.present.as_ref().is_some_and(|present| present.before && present.version > as_of)
-            || self.gone.values().any(|gone| gone.before && gone.version > as_of)
+        self.highest_before > as_of
     }
 
     /// Whether what was sent decides about a held object of this uid that is not in a list of `as_of`.

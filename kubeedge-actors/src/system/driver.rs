@@ -197,7 +197,8 @@ impl<A: Component> Driver<A> {
         let ran = self.alive_since.elapsed().saturating_sub(stood);
         match self.streak.failed(&self.plan.policy, ran, rand::random()) {
             Some(wait) => {
-                tracing::error!(component = self.plan.vitals.name, %fault, ?wait, "the component failed and is built again");
+                let component = self.plan.vitals.name;
+                tracing::error!(component, %fault, ?wait, "the component failed and is built again");
                 Ok(wait)
             }
             None => {

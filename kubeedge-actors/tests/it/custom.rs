@@ -170,6 +170,41 @@ async fn a_custom_kind_is_scaled_and_selected_by_its_fields() {
     server.stop().await;
 }
 
+#[tokio::test]
+async fn rules_of_a_definition_are_enforced_at_creation_at_a_change_and_for_the_status() {
+    let (server, client) = start(&Config::in_memory()).await;
+    let mut ruled = definition();
+    let version = &mut ruled["spec"]["versions"][1];
+    version["subresources"] = json!({"status": {}});
+    let schema = &mut version["schema"]["openAPIV3Schema"];
+    schema["x-kubernetes-validations"] = json!([
+        {"rule": "!has(self.status) || self.status.level <= self.spec.limit", "message": "above its limit"}]);
+    schema["properties"]["spec"]["x-kubernetes-validations"] =
+        json!([{"rule": "self.unit == oldSelf.unit", "message": "the unit stays", "fieldPath": ".unit"}]);
+    schema["properties"]["status"] = json!({"type": "object", "properties": {"level": {"type": "integer"}}});
+    let mut wrong = ruled.clone();
+    wrong["spec"]["versions"][1]["schema"]["openAPIV3Schema"]["x-kubernetes-validations"][0]["rule"] = json!("self.");
+    let (code, refused) = send(&client, "POST", DEFINITIONS, JSON, wrong).await;
+    let field = "spec.versions[1].schema.openAPIV3Schema.x-kubernetes-validations[0].rule";
+    assert_eq!((code, &refused["details"]["causes"][0]["field"]), (422, &json!(field)), "{refused}");
+    assert_eq!(send(&client, "POST", DEFINITIONS, JSON, ruled).await.0, 201);
+
+    let gauge = json!({"metadata": {"name": "g"}, "spec": {"unit": "C", "limit": 5}});
+    assert_eq!(send(&client, "POST", GAUGES, JSON, gauge).await.0, 201);
+    let path = format!("{GAUGES}/g");
+    let (code, refused) = send(&client, "PATCH", &path, MERGE, json!({"spec": {"unit": "F"}})).await;
+    let cause = &refused["details"]["causes"][0];
+    assert_eq!((code, &cause["field"]), (422, &json!("spec.unit")), "{refused}");
+    assert_eq!(cause["message"], "Invalid value: \"object\": the unit stays");
+    assert_eq!(send(&client, "PATCH", &path, MERGE, json!({"spec": {"limit": 4}})).await.0, 200);
+    let status = format!("{path}/status");
+    assert_eq!(send(&client, "PATCH", &status, MERGE, json!({"status": {"level": 4}})).await.0, 200);
+    let (code, refused) = send(&client, "PATCH", &status, MERGE, json!({"status": {"level": 5}})).await;
+    assert_eq!(code, 422, "{refused}");
+    assert!(refused["message"].as_str().unwrap().contains("above its limit"), "{refused}");
+    server.stop().await;
+}
+
 async fn until(client: &Client, path: &str, done: impl Fn(u16, &Value) -> bool) {
     let started = Instant::now();
     loop {

@@ -2,16 +2,18 @@
 
 mod enrolment;
 mod events;
+mod metamanager;
+mod script;
 
 use std::{
     collections::HashMap,
     net::TcpListener,
     path::Path,
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
-use actix::{Actor, AsyncContext, Handler, MessageResult};
+use actix::{Actor, Handler};
 use kubeedge_actors::{
     cloudhub::{CloudHub, CloudHubConfig, EnrolmentConfig, enrolment::EnrolmentService},
     edgehub::{
@@ -32,97 +34,9 @@ use kubeedge_proto::{NodeName, digest::projection_hash, resource, v1::*};
 use serde_json::json;
 use tokio::sync::mpsc;
 
+use script::{Controller, Heard, Script, connected, heard};
+
 const SOON: Duration = Duration::from_secs(20);
-
-/// What the scripted controller is asked and what it answers.
-#[derive(Clone, Default)]
-struct Script {
-    desired: Arc<Mutex<HashMap<String, DesiredState>>>,
-    cluster: Arc<Mutex<String>>,
-    /// So many messages of nodes are answered with 503 first.
-    refuse: Arc<Mutex<u32>>,
-    heard: Arc<Mutex<Vec<mpsc::UnboundedSender<Heard>>>>,
-}
-
-#[derive(Clone, Debug)]
-#[allow(clippy::large_enum_variant, reason = "a few of them, in a test")]
-enum Heard {
-    Applied(String, envelope::Body),
-    Called(Option<Trace>),
-    Event(Envelope),
-    Session { connected: bool },
-}
-
-impl Script {
-    fn listen(&self) -> mpsc::UnboundedReceiver<Heard> {
-        #[allow(clippy::disallowed_methods, reason = "a test's recorder")]
-        let (sender, receiver) = mpsc::unbounded_channel();
-        self.heard.lock().unwrap().push(sender);
-        receiver
-    }
-
-    fn hear(&self, heard: Heard) {
-        self.heard.lock().unwrap().retain(|listener| listener.send(heard.clone()).is_ok());
-    }
-}
-
-struct Controller(Script);
-
-impl Actor for Controller {
-    type Context = Context<Self>;
-}
-
-impl Component for Controller {
-    const NAME: &'static str = "edgecontroller";
-    const STAGE: Stage = Stage::Processor;
-
-    fn contract(contract: &mut Contract<Self>) {
-        contract.answers::<QueryCluster>();
-        contract.answers::<QueryDesired>();
-        contract.answers::<ApplyFromNode>();
-        contract.answers::<CallFromNode>();
-        contract.answers::<NodeHeartbeat>();
-        contract.listens::<NodeSessionChanged>(Overflow::wait());
-    }
-}
-
-macro_rules! answers {
-    ($($message:ident |$this:ident, $asked:ident| $answer:expr;)*) => {$(
-        impl Handler<$message> for Controller {
-            type Result = MessageResult<$message>;
-            fn handle(&mut self, $asked: $message, _: &mut Context<Self>) -> Self::Result {
-                let $this = &self.0;
-                MessageResult($answer)
-            }
-        }
-    )*};
-}
-
-answers! {
-    QueryCluster |this, _asked| Cluster { uid: this.cluster.lock().unwrap().clone(), resource_version: 100 };
-    QueryDesired |this, asked| this.desired.lock().unwrap().get(&asked.node).cloned().unwrap_or_default();
-    ApplyFromNode |this, asked| {
-        let envelope = asked.envelope.unwrap();
-        this.hear(match envelope.class() {
-            Some(TrafficClass::Event) => Heard::Event(envelope),
-            _ => Heard::Applied(asked.node, envelope.body.unwrap()),
-        });
-        let mut refuse = this.refuse.lock().unwrap();
-        match refuse.checked_sub(1) {
-            Some(left) => {
-                *refuse = left;
-                Settled::rejected(503, "the API server is away")
-            }
-            None => Settled::applied(),
-        }
-    };
-    CallFromNode |this, asked| {
-        this.hear(Heard::Called(Trace::current()));
-        CallReply::error(418, "Teapot", asked.node)
-    };
-    NodeHeartbeat |_this, _asked| ();
-    NodeSessionChanged |this, asked| this.hear(Heard::Session { connected: asked.connected });
-}
 
 /// Stands for Edged: hears what changed.
 struct Listener(mpsc::Sender<(ObjectsChanged, Option<Trace>)>);
@@ -309,19 +223,6 @@ fn upsert(object: KubeObject) -> SendToNode {
     SendToNode { node: "e1".into(), envelope: Some(Envelope::new("test", 0, body)) }
 }
 
-async fn heard(listener: &mut mpsc::UnboundedReceiver<Heard>, wanted: impl Fn(&Heard) -> bool) -> Heard {
-    loop {
-        let heard = tokio::time::timeout(SOON, listener.recv()).await.expect("heard in time").unwrap();
-        if wanted(&heard) {
-            return heard;
-        }
-    }
-}
-
-fn connected(heard: &Heard) -> bool {
-    matches!(heard, Heard::Session { connected: true })
-}
-
 #[actix_rt::test]
 async fn state_goes_down_reports_go_up_and_calls_are_answered() {
     let folder = tempfile::tempdir().unwrap();
@@ -435,123 +336,6 @@ async fn reports_that_the_cloud_could_not_take_are_sent_again() {
     }
     edge.stop().await;
     cloud.system.stop(SOON).await;
-}
-
-/// Stands for an EdgeHub whose queue is full of other things than news of reports.
-struct Busy {
-    begin: Arc<tokio::sync::Semaphore>,
-    told: mpsc::Sender<()>,
-}
-
-impl Actor for Busy {
-    type Context = Context<Self>;
-}
-
-impl Component for Busy {
-    const NAME: &'static str = "busy";
-    const STAGE: Stage = Stage::Link;
-    const CAPACITY: usize = 1;
-
-    fn contract(contract: &mut Contract<Self>) {
-        contract.answers::<LinkStateChanged>();
-        contract.answers::<ReportsPending>();
-    }
-}
-
-impl Handler<LinkStateChanged> for Busy {
-    type Result = ();
-    fn handle(&mut self, _: LinkStateChanged, ctx: &mut Context<Self>) {
-        let begin = self.begin.clone();
-        let waits = async move { begin.acquire().await.unwrap().forget() };
-        ctx.wait(actix::fut::wrap_future(waits));
-    }
-}
-
-impl Handler<ReportsPending> for Busy {
-    type Result = ();
-    fn handle(&mut self, _: ReportsPending, _: &mut Context<Self>) {
-        self.told.try_send(()).unwrap();
-    }
-}
-
-#[actix_rt::test]
-async fn news_of_a_report_wait_for_room_in_a_full_queue() {
-    let tables = Tables::open(Store::in_memory()).await.unwrap();
-    let begin = Arc::new(tokio::sync::Semaphore::new(0));
-    let (told, mut heard) = mpsc::channel(10);
-    let busy = begin.clone();
-    let system = System::builder("edge")
-        .component(move |ports: &Ports| MetaManager::new(tables.clone(), ports))
-        .component(move |_: &Ports| Busy { begin: busy.clone(), told: told.clone() })
-        .asks::<ReportStatus>()
-        .asks::<LinkStateChanged>()
-        .start()
-        .unwrap();
-    let other: Port<LinkStateChanged> = system.port();
-    let port: Port<ReportStatus> = system.port();
-    // One is being handled, one fills the queue.
-    for _ in 0..2 {
-        other.tell(LinkStateChanged::default()).await.unwrap();
-    }
-    for name in ["a", "b", "c"] {
-        assert_eq!(port.ask(report(name), SOON).await.unwrap(), Settled::applied());
-    }
-    assert!(heard.try_recv().is_err());
-    begin.add_permits(2);
-    tokio::time::timeout(SOON, heard.recv()).await.expect("told once there is room").unwrap();
-    system.stop(SOON).await;
-}
-
-#[actix_rt::test]
-async fn a_repeated_object_is_not_acknowledged_before_the_first_is_on_disk() {
-    let tables = Tables::open(Store::in_memory()).await.unwrap();
-    let system = System::builder("edge")
-        .component(move |ports: &Ports| MetaManager::new(tables.clone(), ports))
-        .asks::<ApplyState>()
-        .asks::<ListInventory>()
-        .start()
-        .unwrap();
-    let port: Port<ApplyState> = system.port();
-    let list: Port<ListInventory> = system.port();
-    let apply = || ApplyState { envelope: upsert(pod("a", "u1", 5)).envelope };
-    let inventory = || ListInventory { r#type: Some(resource::pods()) };
-    // All are in the queue before the first commit can be over.
-    let (first, again, meanwhile) =
-        tokio::join!(port.ask(apply(), SOON), port.ask(apply(), SOON), list.ask(inventory(), SOON));
-    assert_eq!(first.unwrap(), Settled::applied());
-    assert_eq!(again.unwrap().code, 503);
-    assert!(meanwhile.unwrap().entries.is_empty());
-    assert_eq!(port.ask(apply(), SOON).await.unwrap(), Settled::superseded());
-    assert_eq!(list.ask(inventory(), SOON).await.unwrap().entries.len(), 1);
-    system.stop(SOON).await;
-}
-
-#[actix_rt::test]
-async fn absence_means_nothing_while_a_record_cannot_be_read() {
-    for damaged in [false, true] {
-        let store = Store::in_memory();
-        let mut batch = store.batch();
-        let type_ = resource::pods().to_string();
-        let complete = KindRecord { r#type: Some(resource::pods()), complete: true, ..KindRecord::default() };
-        batch.put(&store.table::<KindRecord>("kinds"), type_.as_bytes(), &complete);
-        if damaged {
-            let key = [type_.as_bytes(), b"ns", b"a"].join(&0);
-            batch.put(&store.table::<Vec<u8>>("objects"), &key, &vec![0xff; 3]);
-        }
-        batch.commit().await.unwrap();
-        let tables = Tables::open(store).await.unwrap();
-        let system = System::builder("edge")
-            .component(move |ports: &Ports| MetaManager::new(tables.clone(), ports))
-            .asks::<ReadObjects>()
-            .start()
-            .unwrap();
-        let port: Port<ReadObjects> = system.port();
-        for key in [None, Some(ObjectKey::new("ns", "other"))] {
-            let list = port.ask(ReadObjects { r#type: Some(resource::pods()), key }, SOON).await.unwrap();
-            assert_eq!(list.complete, !damaged);
-        }
-        system.stop(SOON).await;
-    }
 }
 
 fn cloud_port(cloud: &Cloud) -> Port<SendToNode> {

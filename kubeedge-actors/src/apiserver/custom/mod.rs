@@ -6,8 +6,8 @@
 //!   before the objects of their kinds are read. One that cannot be compiled is logged; its kind is not served.
 //! - **Bounds**: [`MAX_DEFINITIONS`] definitions, [`schema::MAX_NODES`] schemas a version, [`schema::MAX_DEPTH`] deep,
 //!   [`rows::MAX_ROWS`] different sets of names in the life of the process.
-//! - **Not done**: rules in CEL (`x-kubernetes-validations`) are kept and not evaluated, which a warning says; conversion
-//!   by webhook is refused.
+//! - **Not done**: rules in CEL that use what [`rules`] does not evaluate are kept, which a warning says; conversion by
+//!   webhook is refused.
 
 use std::cmp::Reverse;
 use std::sync::Arc;
@@ -30,6 +30,7 @@ mod formats;
 mod jsonpath;
 mod prune;
 mod rows;
+mod rules;
 pub(crate) mod schema;
 pub(crate) mod subresources;
 #[cfg(test)]
@@ -46,6 +47,8 @@ pub(crate) const PLURAL: &str = "customresourcedefinitions";
 pub(crate) const FINALIZER: &str = "customresourcecleanup.apiextensions.k8s.io";
 
 const METADATA: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
+/// Rules that are named in a warning at most.
+const MAX_WARNINGS: usize = 20;
 /// Types of printer columns.
 const COLUMN_TYPES: [&str; 5] = ["integer", "number", "string", "boolean", "date"];
 
@@ -284,9 +287,10 @@ impl Version {
         prune::default(&self.schema, object);
     }
 
-    /// What is wrong with an object.
-    pub(crate) fn validate(&self, object: &Value) -> Vec<FieldError> {
-        validate::validate(&self.schema, object)
+    /// What is wrong with an object, and with its coming after `old`. Rules are asked about what is right otherwise.
+    pub(crate) fn validate(&self, object: &Value, old: Option<&Value>) -> Vec<FieldError> {
+        let errors = validate::validate(&self.schema, object);
+        if errors.is_empty() { rules::evaluate(&self.schema, object, old) } else { errors }
     }
 
     /// The columns of a table.
@@ -352,20 +356,22 @@ pub(crate) fn established<'a>(
 
 /// What a client should know of a definition it sends.
 pub(crate) fn warnings(object: &Value) -> Vec<String> {
-    let mut rules = 0;
+    let mut warnings = Vec::new();
     let mut open = vec![&object["spec"]["versions"]];
     while let Some(value) = open.pop() {
         match value {
             Value::Object(fields) => {
-                rules += fields.get("x-kubernetes-validations").and_then(Value::as_array).map_or(0, Vec::len);
+                for rule in fields.get(rules::FIELD).and_then(Value::as_array).into_iter().flatten() {
+                    if let Some(what) = rules::beyond(rule).filter(|_| warnings.len() < MAX_WARNINGS) {
+                        let source = text(rule, "/rule");
+                        warnings.push(format!("a rule is kept and not evaluated, for it uses {what}: {source}"));
+                    }
+                }
                 open.extend(fields.values());
             }
             Value::Array(items) => open.extend(items),
             _ => {}
         }
     }
-    if rules == 0 {
-        return Vec::new();
-    }
-    vec![format!("{rules} x-kubernetes-validations rules are kept and not evaluated by this API server")]
+    warnings
 }

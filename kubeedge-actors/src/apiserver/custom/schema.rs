@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use regex::{Regex, RegexBuilder};
 use serde_json::{Map, Value};
 
+use super::rules::{self, Rule};
 use crate::apiserver::kinds::fields::{Errors, Path};
 
 /// Schemas inside each other at most.
@@ -99,6 +100,9 @@ pub(crate) struct Schema {
     pub(crate) required: Vec<String>,
     pub(crate) list_type: ListType,
     pub(crate) checks: Checks,
+    pub(crate) rules: Vec<Rule>,
+    /// Whether there are rules here or anywhere inside.
+    pub(crate) ruled: bool,
 }
 
 impl Schema {
@@ -187,6 +191,11 @@ impl Compiler<'_> {
         };
         schema.list_type = self.list_type(fields, path);
         schema.checks = self.checks(fields, path, depth);
+        if place != Place::Junctor {
+            schema.rules = rules::compile(fields, path, self.errors);
+        }
+        let inside = schema.properties.values().chain(schema.items.as_deref()).chain(schema.additional.as_deref());
+        schema.ruled = !schema.rules.is_empty() || inside.into_iter().any(|inner| inner.ruled);
         schema
     }
 
@@ -214,6 +223,7 @@ impl Compiler<'_> {
                     "x-kubernetes-embedded-resource",
                     "x-kubernetes-int-or-string",
                     "x-kubernetes-list-type",
+                    rules::FIELD,
                 ];
                 for name in only_here.into_iter().filter(|name| fields.contains_key(*name)) {
                     self.errors.forbidden(&path.field(name), "must be undefined to be structural");

@@ -194,7 +194,8 @@ impl TestSystem {
     /// Stops the system in order, within 30 s of the test's clock, and fails with everything that was not quiet:
     ///
     /// * a component that panicked, was built again, was stuck, lost an event for want of room, left an ask unanswered,
-    ///   or found one nobody waited for any more, more or less often than the test [expects](TestSystemBuilder::expect);
+    ///   or found one nobody waited for any more, more or less often than the test
+    ///   [expects](TestSystemBuilder::expect);
     /// * a component that did not exit ([`Exit::Stuck`]: whatever it still had in its queue was never handled) or
     ///   failed for good;
     /// * a recorder that had no reply, more messages than its bound, replies or faults left over.

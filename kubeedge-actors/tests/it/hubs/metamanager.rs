@@ -1,0 +1,122 @@
+//! MetaManager without a link: what it promises to whoever reports, applies and reads.
+
+use actix::AsyncContext;
+
+use super::*;
+
+/// Stands for an EdgeHub whose queue is full of other things than news of reports.
+struct Busy {
+    begin: Arc<tokio::sync::Semaphore>,
+    told: mpsc::Sender<()>,
+}
+
+impl Actor for Busy {
+    type Context = Context<Self>;
+}
+
+impl Component for Busy {
+    const NAME: &'static str = "busy";
+    const STAGE: Stage = Stage::Link;
+    const CAPACITY: usize = 1;
+
+    fn contract(contract: &mut Contract<Self>) {
+        contract.answers::<LinkStateChanged>();
+        contract.answers::<ReportsPending>();
+    }
+}
+
+impl Handler<LinkStateChanged> for Busy {
+    type Result = ();
+    fn handle(&mut self, _: LinkStateChanged, ctx: &mut Context<Self>) {
+        let begin = self.begin.clone();
+        let waits = async move { begin.acquire().await.unwrap().forget() };
+        ctx.wait(actix::fut::wrap_future(waits));
+    }
+}
+
+impl Handler<ReportsPending> for Busy {
+    type Result = ();
+    fn handle(&mut self, _: ReportsPending, _: &mut Context<Self>) {
+        self.told.try_send(()).unwrap();
+    }
+}
+
+#[actix_rt::test]
+async fn news_of_a_report_wait_for_room_in_a_full_queue() {
+    let tables = Tables::open(Store::in_memory()).await.unwrap();
+    let begin = Arc::new(tokio::sync::Semaphore::new(0));
+    let (told, mut heard) = mpsc::channel(10);
+    let busy = begin.clone();
+    let system = System::builder("edge")
+        .component(move |ports: &Ports| MetaManager::new(tables.clone(), ports))
+        .component(move |_: &Ports| Busy { begin: busy.clone(), told: told.clone() })
+        .asks::<ReportStatus>()
+        .asks::<LinkStateChanged>()
+        .start()
+        .unwrap();
+    let other: Port<LinkStateChanged> = system.port();
+    let port: Port<ReportStatus> = system.port();
+    // One is being handled, one fills the queue.
+    for _ in 0..2 {
+        other.tell(LinkStateChanged::default()).await.unwrap();
+    }
+    for name in ["a", "b", "c"] {
+        assert_eq!(port.ask(report(name), SOON).await.unwrap(), Settled::applied());
+    }
+    assert!(heard.try_recv().is_err());
+    begin.add_permits(2);
+    tokio::time::timeout(SOON, heard.recv()).await.expect("told once there is room").unwrap();
+    system.stop(SOON).await;
+}
+
+#[actix_rt::test]
+async fn a_repeated_object_is_not_acknowledged_before_the_first_is_on_disk() {
+    let tables = Tables::open(Store::in_memory()).await.unwrap();
+    let system = System::builder("edge")
+        .component(move |ports: &Ports| MetaManager::new(tables.clone(), ports))
+        .asks::<ApplyState>()
+        .asks::<ListInventory>()
+        .start()
+        .unwrap();
+    let port: Port<ApplyState> = system.port();
+    let list: Port<ListInventory> = system.port();
+    let apply = || ApplyState { envelope: upsert(pod("a", "u1", 5)).envelope };
+    let inventory = || ListInventory { r#type: Some(resource::pods()) };
+    // All are in the queue before the first commit can be over.
+    let (first, again, meanwhile) =
+        tokio::join!(port.ask(apply(), SOON), port.ask(apply(), SOON), list.ask(inventory(), SOON));
+    assert_eq!(first.unwrap(), Settled::applied());
+    assert_eq!(again.unwrap().code, 503);
+    assert!(meanwhile.unwrap().entries.is_empty());
+    assert_eq!(port.ask(apply(), SOON).await.unwrap(), Settled::superseded());
+    assert_eq!(list.ask(inventory(), SOON).await.unwrap().entries.len(), 1);
+    system.stop(SOON).await;
+}
+
+#[actix_rt::test]
+async fn absence_means_nothing_while_a_record_cannot_be_read() {
+    for damaged in [false, true] {
+        let store = Store::in_memory();
+        let mut batch = store.batch();
+        let type_ = resource::pods().to_string();
+        let complete = KindRecord { r#type: Some(resource::pods()), complete: true, ..KindRecord::default() };
+        batch.put(&store.table::<KindRecord>("kinds"), type_.as_bytes(), &complete);
+        if damaged {
+            let key = [type_.as_bytes(), b"ns", b"a"].join(&0);
+            batch.put(&store.table::<Vec<u8>>("objects"), &key, &vec![0xff; 3]);
+        }
+        batch.commit().await.unwrap();
+        let tables = Tables::open(store).await.unwrap();
+        let system = System::builder("edge")
+            .component(move |ports: &Ports| MetaManager::new(tables.clone(), ports))
+            .asks::<ReadObjects>()
+            .start()
+            .unwrap();
+        let port: Port<ReadObjects> = system.port();
+        for key in [None, Some(ObjectKey::new("ns", "other"))] {
+            let list = port.ask(ReadObjects { r#type: Some(resource::pods()), key }, SOON).await.unwrap();
+            assert_eq!(list.complete, !damaged);
+        }
+        system.stop(SOON).await;
+    }
+}
