@@ -567,6 +567,10 @@ impl World {
         let Some(edge) = &self.boxes[box_].edge else { return false };
         let looked_after: BTreeSet<&str> = edge.book.uids().collect();
         for uid in uids.iter().filter(|uid| !told_end.contains(*uid)) {
+            // What is still to be heard or read brings the rest.
+            if !edge.news.is_empty() || edge.load_again {
+                break;
+            }
             let runs = looked_after.contains(uid.as_str());
             crate::promise!(runs, "P-OFFLINE-BOOT", "pod {uid} is on the disk of box {box_} and does not run");
         }
