@@ -23,7 +23,7 @@ use std::{
 use actix::{Actor, Handler};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use kubeedge_actors::{
-    edgehub::{EdgeHub, EdgeHubConfig, outbox::queue::Bounds},
+    edgehub::{EdgeHub, EdgeHubConfig, outbox::Bounds},
     link::{self, Class, Input, Output},
     metamanager::{MetaManager, Tables},
     store::{Options, Store},

@@ -30,8 +30,6 @@ pub mod transport;
 mod ids;
 mod overheard;
 mod refusal;
-#[cfg(test)]
-mod sim;
 pub(crate) mod socket;
 
 pub use config::{Config, KeyRate, Window, Windows};
