@@ -354,7 +354,7 @@ impl World {
             let (Some(id), true) = (edge.hub.connection, edge.hub.established) else { return };
             let envelope = match edge.hub.ledger.next(now) {
                 None => break,
-                Some(Next::Marker(marker)) => marker,
+                Some(Next::Marker(marker)) => *marker,
                 Some(Next::Event(place)) => match self.boxes[box_].disk.outbox.get(&place) {
                     Some(record) => record.envelope.clone().expect("a record has an event"),
                     None => panic!("P-ACKED-IS-KEPT: the event at place {place} is not on disk and not dropped"),
