@@ -217,7 +217,7 @@ impl World {
                     let uid = kept.2.as_ref().map_or("nothing", |object| object.uid.as_str());
                     println!("      box {box_} has on disk: {} {}: {uid} ({})", kept.0, kept.1, settled.code);
                 }
-                edge.news.extend(news.into_iter().map(News::Changed));
+                edge.news.extend(news.into_iter().map(|news| News::Changed(Box::new(news))));
                 if settled.code == 0 {
                     let at = object_key(&kept.0.resource, &kept.1);
                     let there = self.boxes[box_].disk.objects.get(&at);
