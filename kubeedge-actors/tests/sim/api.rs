@@ -226,7 +226,7 @@ impl Api {
                     return refused(409, "uid");
                 }
                 let version = &patch["metadata"]["resourceVersion"];
-                if version.is_string() && *version != object.version.to_string() {
+                if version.as_str().is_some_and(|version| version.parse() != Ok(object.version)) {
                     return refused(409, "resourceVersion");
                 }
                 let message = patch["status"]["message"].as_str().expect("the model's status has a message");

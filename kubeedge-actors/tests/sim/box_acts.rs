@@ -217,7 +217,7 @@ impl World {
                     let uid = kept.2.as_ref().map_or("nothing", |object| object.uid.as_str());
                     println!("      box {box_} has on disk: {} {}: {uid} ({})", kept.0, kept.1, settled.code);
                 }
-                edge.news.extend(news.into_iter().map(News::Changed));
+                edge.news.extend(news.into_iter().map(|news| News::Changed(Box::new(news))));
                 if settled.code == 0 {
                     let at = object_key(&kept.0.resource, &kept.1);
                     let there = self.boxes[box_].disk.objects.get(&at);
@@ -354,7 +354,7 @@ impl World {
             let (Some(id), true) = (edge.hub.connection, edge.hub.established) else { return };
             let envelope = match edge.hub.ledger.next(now) {
                 None => break,
-                Some(Next::Marker(marker)) => marker,
+                Some(Next::Marker(marker)) => *marker,
                 Some(Next::Event(place)) => match self.boxes[box_].disk.outbox.get(&place) {
                     Some(record) => record.envelope.clone().expect("a record has an event"),
                     None => panic!("P-ACKED-IS-KEPT: the event at place {place} is not on disk and not dropped"),

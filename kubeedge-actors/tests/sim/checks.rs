@@ -136,7 +136,7 @@ impl World {
                 return Err(format!("box {number} has {} events left", box_.disk.outbox.len()));
             }
         }
-        for event in self.down_events.values().filter(|event| !event.done) {
+        if let Some(event) = self.down_events.values().find(|event| !event.done) {
             return Err(format!("an event for {} is not done", event.node));
         }
         if let Some((id, _)) = self.calls.iter().find(|(_, (.., ends))| *ends != 1) {

@@ -46,7 +46,7 @@ pub struct Watch {
 /// For EdgeController.
 enum Mail {
     Changed(NodeSessionChanged),
-    Apply { line: usize, epoch: u64, serial: u64, class: Class, seq: u64, envelope: Envelope },
+    Apply { line: usize, epoch: u64, serial: u64, class: Class, seq: u64, envelope: Box<Envelope> },
     Desired(usize),
     Recheck,
 }
@@ -147,7 +147,7 @@ impl World {
             }
             Output::Deliver { class, seq, envelope } => {
                 let epoch = epoch.unwrap_or_default();
-                cloud.mail.push_back(Mail::Apply { line: id, epoch, serial, class, seq, envelope: *envelope });
+                cloud.mail.push_back(Mail::Apply { line: id, epoch, serial, class, seq, envelope });
             }
             Output::Settled { class: Class::Event, envelope, settled } => self.down_event_settled(&envelope, &settled),
             Output::Refused { envelope, why } if envelope.class() == Some(TrafficClass::Event) => {
@@ -451,7 +451,7 @@ impl World {
                 let settled = match cloud.sessions.of(node, epoch) {
                     _ if node == "gone" => return true,
                     None => Some(Settled::rejected(503, "a newer session of this node has taken over")),
-                    Some(ended) => self.write(node, line, class, seq, serial, envelope, ended),
+                    Some(ended) => self.write(node, line, class, seq, serial, *envelope, ended),
                 };
                 if let Some(settled) = settled {
                     self.settled(line, class, seq, settled);

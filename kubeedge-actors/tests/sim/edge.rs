@@ -127,7 +127,7 @@ impl Disk {
 
 /// For Edged.
 pub enum News {
-    Changed(ObjectsChanged),
+    Changed(Box<ObjectsChanged>),
     Reloaded,
     PodsComplete,
 }

@@ -49,7 +49,7 @@ impl History {
     pub fn run(&self, talks: bool) -> Result<Counts, String> {
         let run = || {
             let mut world = World::new(self.seed, talks);
-            if self.seed % 3 != 0 {
+            if !self.seed.is_multiple_of(3) {
                 world.begin_at_work();
             }
             for (number, step) in self.steps.iter().enumerate() {
@@ -104,7 +104,10 @@ thread_local! {
 /// What a panic says is kept, not printed: most are of histories on their way to a shorter one.
 pub fn keep_panics() {
     std::panic::set_hook(Box::new(|info| {
-        let text = info.payload_as_str().unwrap_or("a panic without a text");
+        let payload = info.payload();
+        let text = (payload.downcast_ref::<String>().map(String::as_str))
+            .or_else(|| payload.downcast_ref::<&str>().copied())
+            .unwrap_or("a panic without a text");
         let place = info.location().map(|place| format!(" ({}:{})", place.file(), place.line())).unwrap_or_default();
         LAST_PANIC.set(format!("{text}{place}"));
     }));

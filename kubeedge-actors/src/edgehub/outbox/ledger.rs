@@ -43,7 +43,7 @@ pub enum Written {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Next {
     /// This marker.
-    Marker(Envelope),
+    Marker(Box<Envelope>),
     /// The event on disk at this place.
     Event(u64),
 }
@@ -156,7 +156,7 @@ impl<P> Ledger<P> {
     /// What goes to the session next, and is under way from now on.
     pub fn next(&mut self, now: Now) -> Option<Next> {
         let place = self.queue.next(now)?;
-        Some(self.queue.marker(place).map_or(Next::Event(place), Next::Marker))
+        Some(self.queue.marker(place).map_or(Next::Event(place), |marker| Next::Marker(Box::new(marker))))
     }
 
     /// The record at this place cannot be read: its event is lost.

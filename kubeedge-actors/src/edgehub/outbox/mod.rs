@@ -107,7 +107,7 @@ impl Outbox {
         while let Some(next) = self.ledger.next(self.now()) {
             let place = match next {
                 Next::Marker(marker) => {
-                    envelopes.push(marker);
+                    envelopes.push(*marker);
                     continue;
                 }
                 Next::Event(place) => place,
