@@ -82,6 +82,9 @@ impl Plan {
 /// A decision about one family: at a time, and with the reason why its creations were refused, if they were.
 type Decide = fn(&Family, i64, Option<&str>) -> Plan;
 
+/// Finds what is around an object.
+type Gather = fn(&Storage, Kinds, &Object, &Value) -> Vec<(Resource, Arc<Object>)>;
+
 /// The ids of the kinds.
 #[derive(Clone, Copy)]
 struct Kinds {
@@ -136,7 +139,7 @@ struct Controller {
     nodes: bool,
     /// The kind it makes under names of its own choice.
     names: Option<Resource>,
-    gather: fn(&Storage, Kinds, &Object, &Value) -> Vec<(Resource, Arc<Object>)>,
+    gather: Gather,
     decide: Decide,
 }
 
