@@ -101,8 +101,17 @@ impl PowerSwitch {
     }
 
     /// Gives it back, when nobody has a file open on it: with what had reached the disk.
+    ///
+    /// A mount namespace that somebody made meanwhile (a container's) holds the file system that was shut down, and a
+    /// mount of the same image would be that one: then its content is mounted, as a copy.
     pub(crate) fn on_again(&self) {
         run(Command::new("umount").arg(&self.mount)).unwrap();
+        let attached = Command::new("losetup").arg("-j").arg(&self.image).output().unwrap();
+        if !attached.stdout.is_empty() {
+            let copy = self.image.with_extension("copy");
+            run(Command::new("cp").arg("--sparse=always").args([&self.image, &copy])).unwrap();
+            fs::rename(copy, &self.image).unwrap();
+        }
         self.mounted().unwrap();
     }
 }
