@@ -22,6 +22,7 @@ use io::ErrorKind::{
 
 use super::{
     StoreError,
+    data::Data,
     engine::{Engine, Entries, Writes},
 };
 
@@ -46,8 +47,8 @@ pub(crate) const LOCK_AGAIN: Duration = Duration::from_millis(10);
 /// An open sled and the descriptors beside it.
 struct Handle {
     tree: sled::Db,
-    /// Second descriptor of sled's file: `sync_data` on it is what a power cut respects (`P-SYNC-IN-COMMIT`).
-    data: File,
+    /// sled's file, and what makes it respect a power cut (`P-SYNC-IN-COMMIT`).
+    data: Data,
     /// sled's files for large pages, which it never syncs.
     blobs: PathBuf,
     /// The newest blob file that is known to be synced.
@@ -108,9 +109,10 @@ pub(crate) fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, String> {
 }
 
 fn open_sled(path: &Path, cache_bytes: u64) -> Result<Handle, SledFailure> {
+    // Before sled, which writes when it opens.
+    let data = Data::open(&path.join("db")).map_err(sled::Error::Io)?;
     let config = sled::Config::default().path(path).cache_capacity(cache_bytes).flush_every_ms(None);
     let tree = guarded(|| config.open()).map_err(SledFailure::Damaged)??;
-    let data = File::options().read(true).write(true).open(path.join("db")).map_err(SledFailure::Environment)?;
     let blobs = path.join("blobs");
     Ok(Handle { tree, data, blobs, synced_blob: std::sync::atomic::AtomicI64::new(-1) })
 }
@@ -239,7 +241,7 @@ impl Disk {
         })
         .map_err(StoreError::Engine)??;
         handle.sync_blobs()?;
-        handle.data.sync_data()?;
+        handle.data.commit()?;
         Ok(())
     }
 }
@@ -315,7 +317,7 @@ impl Engine for Disk {
         let closed = match std::mem::replace(&mut *state, State::Closed) {
             State::Open(handle) => guarded(|| {
                 handle.tree.flush()?;
-                handle.data.sync_all()?;
+                handle.data.sync()?;
                 drop(handle);
                 Ok(())
             })

@@ -31,7 +31,7 @@ use super::{
 const KEPT: usize = 3;
 const FORMAT_NAME: &str = "kubeedge-store ";
 const DIRECTORY_MODE: u32 = 0o700;
-const FILE_MODE: u32 = 0o600;
+pub(super) const FILE_MODE: u32 = 0o600;
 
 /// Length of the `acknowledged` file.
 pub(crate) const ACKNOWLEDGED_BYTES: usize = 12;

@@ -62,7 +62,7 @@ pub(super) fn acknowledgements(child: &mut Child) -> impl Iterator<Item = u64> +
 }
 
 /// All that was acknowledged is there; what was not is there wholly, in both tables, or not at all.
-pub(super) fn holds(store: &Store, acknowledged: &[u64], round: usize) {
+fn holds(store: &Store, acknowledged: &[u64], round: usize) {
     let records = store.table::<Vec<u8>>("records");
     let pairs = store.table::<Vec<u8>>("pairs");
     for number in acknowledged {

@@ -4,12 +4,15 @@ use std::{
     fs::{self, File},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    time::SystemTime,
 };
 
 use super::skipped;
 
 /// How often the power is cut unless `POWER_CUTS` says otherwise: seconds.
 const CUTS: usize = 3;
+/// Of the moments, unless `POWER_SEED` says otherwise.
+const SEED: u64 = 7;
 /// Size of the file system, bytes; the file has holes.
 const SIZE: u64 = 2 << 30;
 
@@ -17,6 +20,11 @@ const SIZE: u64 = 2 << 30;
 pub(crate) struct PowerSwitch {
     image: PathBuf,
     mount: PathBuf,
+}
+
+/// Nanoseconds since 1970, for all processes.
+pub(crate) fn now() -> u128 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos()
 }
 
 /// The error says why it cannot be done here.
@@ -51,6 +59,11 @@ impl PowerSwitch {
         std::env::var("POWER_CUTS").map_or(CUTS, |text| text.parse().expect("POWER_CUTS is a number"))
     }
 
+    /// Where the random moments of the cuts begin.
+    pub(crate) fn seed() -> u64 {
+        std::env::var("POWER_SEED").map_or(SEED, |text| text.parse().expect("POWER_SEED is a number"))
+    }
+
     /// The folder on it.
     pub(crate) fn folder(&self) -> &Path {
         &self.mount
@@ -60,12 +73,21 @@ impl PowerSwitch {
         run(Command::new("mount").args(["-o", "loop,errors=remount-ro"]).args([&self.image, &self.mount]))
     }
 
-    /// Cuts the power under whoever writes. FS_IOC_SHUTDOWN with "no log flush": nothing more reaches the disk, the
-    /// journal included.
-    pub(crate) fn off(&self) {
-        let program = "import fcntl, os, struct, sys\n\
-                       fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), 0x8004587d, struct.pack('I', 2))";
-        run(Command::new("python3").args(["-c", program]).arg(&self.mount)).unwrap();
+    /// Cuts the power under whoever writes, and gives the time just before, as [`now`]. FS_IOC_SHUTDOWN with "no log
+    /// flush": nothing more reaches the disk, the journal included.
+    ///
+    /// Writers live on, as they would not without power, and ext4 may tell them meanwhile that a sync succeeded whose
+    /// bytes it drops (seen without a store, with writes under `O_DSYNC`): what is acknowledged later counts for
+    /// nothing.
+    pub(crate) fn off(&self) -> u128 {
+        let program = "import fcntl, os, struct, sys, time\n\
+                       mount = os.open(sys.argv[1], os.O_RDONLY)\n\
+                       before = time.time_ns()\n\
+                       fcntl.ioctl(mount, 0x8004587d, struct.pack('I', 2))\n\
+                       print(before)";
+        let output = Command::new("python3").args(["-I", "-S", "-c", program]).arg(&self.mount).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().parse().unwrap()
     }
 
     /// The file system meets an error of its own and takes no more writes, as one on a failing disk does.
@@ -79,8 +101,17 @@ impl PowerSwitch {
     }
 
     /// Gives it back, when nobody has a file open on it: with what had reached the disk.
+    ///
+    /// A mount namespace that somebody made meanwhile (a container's) holds the file system that was shut down, and a
+    /// mount of the same image would be that one: then its content is mounted, as a copy.
     pub(crate) fn on_again(&self) {
         run(Command::new("umount").arg(&self.mount)).unwrap();
+        let attached = Command::new("losetup").arg("-j").arg(&self.image).output().unwrap();
+        if !attached.stdout.is_empty() {
+            let copy = self.image.with_extension("copy");
+            run(Command::new("cp").arg("--sparse=always").args([&self.image, &copy])).unwrap();
+            fs::rename(copy, &self.image).unwrap();
+        }
         self.mounted().unwrap();
     }
 }
