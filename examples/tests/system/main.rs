@@ -16,6 +16,7 @@ mod disks;
 mod edged;
 mod embedding;
 mod enrolment;
+mod faults;
 mod kubectl;
 mod logs;
 mod pods;
@@ -43,5 +44,6 @@ async fn main() -> ExitCode {
     restarts::stage(&mut report, &tools).await;
     disks::stage(&mut report, &tools).await;
     crash::stage(&mut report, &tools).await;
+    faults::stage(&mut report).await;
     report.finish()
 }
