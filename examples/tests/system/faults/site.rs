@@ -263,6 +263,12 @@ impl Site {
         Ok(began.elapsed())
     }
 
+    /// A stopped edge begins anew, with an empty store.
+    pub(super) fn forget(&self, line: u8) -> Result<()> {
+        let store = self.edge_folder(line).join("edgecore.store");
+        fs::remove_dir_all(&store).with_context(|| format!("remove {}", store.display()))
+    }
+
     /// Stops the edge of a line and reads what its store holds of a kind.
     pub(super) async fn stored(
         &mut self,

@@ -54,6 +54,20 @@ pub(super) struct Figures {
     pub(super) faults: Cell<u64>,
 }
 
+impl Figures {
+    /// What has been counted so far.
+    pub(super) fn taken(&self) -> [u64; 5] {
+        [&self.acknowledged, &self.unanswered, &self.shown, &self.told, &self.faults].map(Cell::get)
+    }
+
+    /// What has been counted since then.
+    pub(super) fn since(&self, before: [u64; 5]) -> [u64; 5] {
+        let mut now = self.taken();
+        now.iter_mut().zip(before).for_each(|(now, before)| *now -= before);
+        now
+    }
+}
+
 pub(super) fn bump(counter: &Cell<u64>) {
     counter.set(counter.get() + 1);
 }
@@ -331,14 +345,19 @@ impl Reader {
 }
 
 /// A pod of one container for the node of a line.
-fn pod(name: &str, line: u8, volumes: serde_json::Value) -> Result<Pod> {
+pub(super) fn pod(name: &str, line: u8, volumes: serde_json::Value) -> Result<Pod> {
+    let names = volumes.as_array().into_iter().flatten().map(|volume| &volume["name"]);
+    let mounts: Vec<_> = names.map(|name| json!({"name": name, "mountPath": "/volume"})).collect();
     Ok(serde_json::from_value(json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
         "spec": {
             "nodeName": node(line), "terminationGracePeriodSeconds": 1,
             // It stays, however long its node is not heard of.
             "tolerations": [{"operator": "Exists"}],
-            "containers": [{"name": "main", "image": "example.test/any:1", "imagePullPolicy": "IfNotPresent"}],
+            "containers": [{
+                "name": "main", "image": "example.test/any:1", "imagePullPolicy": "IfNotPresent",
+                "volumeMounts": mounts,
+            }],
             "volumes": volumes,
         },
     }))?)
