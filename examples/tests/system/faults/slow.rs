@@ -92,6 +92,6 @@ pub(super) async fn first_sync(site: &mut Site, figures: &Figures, choices: &mut
 }
 
 async fn renewal(client: &Client) -> Result<Option<MicroTime>> {
-    let lease = Api::<Lease>::namespaced(client.clone(), "kube-node-lease").get(&node(LINE)).await?;
-    Ok(lease.spec.and_then(|spec| spec.renew_time))
+    let lease = Api::<Lease>::namespaced(client.clone(), "kube-node-lease").get_opt(&node(LINE)).await?;
+    Ok(lease.and_then(|lease| lease.spec?.renew_time))
 }

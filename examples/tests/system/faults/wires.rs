@@ -19,6 +19,7 @@ const UP: &str = "the link is up";
 /// Both lines are cut, for some seconds each time.
 pub(super) async fn cut(site: &mut Site, figures: &Figures, choices: &mut Choices) -> Result<()> {
     while !choices.over() {
+        sleep(choices.pause(Duration::from_secs(1), Duration::from_secs(5))).await;
         for line in 0..LINES {
             site.net().cut(line)?;
             bump(&figures.faults);
@@ -27,7 +28,6 @@ pub(super) async fn cut(site: &mut Site, figures: &Figures, choices: &mut Choice
         for line in 0..LINES {
             site.net().mend(line)?;
         }
-        sleep(choices.pause(Duration::from_secs(1), Duration::from_secs(5))).await;
     }
     Ok(())
 }
