@@ -7,7 +7,7 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)/$(if $(filter dev,$(PROFILE)),deb
 FEATURES := config program store identity link cloudhub cloudstream edgecontroller apiserver edgehub edgestream metamanager edged cloud edge standalone test-kit metrics
 
 .DEFAULT_GOAL := help
-.PHONY: help build size quickstart test crash faults powercut mutants lint features bench docs packages kubectl
+.PHONY: help build size quickstart test sim crash faults powercut mutants lint features bench docs packages kubectl
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ quickstart: packages ## a cloud, an edge node and a pod on this machine (ONCE=1:
 test: packages kubectl ## every test
 	$(CARGO) build --workspace --all-features --bins --tests
 	$(CARGO) test --workspace --all-features
+
+sim: ## the link through faulty histories (SEEDS=100000, or SEED=42 to show one)
+	SIM_SEED=$(SEED) SIM_SEEDS=$(SEEDS) $(CARGO) test -p kubeedge-actors --all-features --test sim -- --nocapture
 
 crash: packages ## both programs killed at random for two minutes (CRASH_SECONDS=n, CRASH_SEED=n)
 	$(CARGO) build --workspace --all-features --bins --tests

@@ -161,6 +161,6 @@ fn one_pod() -> DesiredKind {
         projection_hash: projection_hash(&json),
         json: json.to_string().into(),
     };
-    let upsert = ObjectUpsert { object: Some(pod), needs: vec![] };
+    let upsert = ObjectUpsert { object: Some(pod), ..ObjectUpsert::default() };
     DesiredKind { r#type: Some(resource::pods()), complete: true, as_of: 10, objects: vec![upsert] }
 }

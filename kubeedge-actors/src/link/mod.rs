@@ -28,8 +28,6 @@ pub mod transport;
 
 mod ids;
 mod refusal;
-#[cfg(test)]
-mod sim;
 pub(crate) mod socket;
 
 pub use config::{Config, KeyRate, Window, Windows};

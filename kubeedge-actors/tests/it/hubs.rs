@@ -134,7 +134,10 @@ impl Cloud {
             r#type: Some(resource::pods()),
             complete: true,
             as_of,
-            objects: pods.into_iter().map(|pod| ObjectUpsert { object: Some(pod), needs: vec![] }).collect(),
+            objects: pods
+                .into_iter()
+                .map(|pod| ObjectUpsert { object: Some(pod), ..ObjectUpsert::default() })
+                .collect(),
         };
         self.script.desired.lock().unwrap().insert(node.into(), DesiredState { kinds: vec![kind] });
     }
@@ -216,7 +219,7 @@ fn pod(name: &str, uid: &str, version: u64) -> KubeObject {
 }
 
 fn upsert(object: KubeObject) -> SendToNode {
-    let body = envelope::Body::ObjectUpsert(ObjectUpsert { object: Some(object), needs: vec![] });
+    let body = envelope::Body::ObjectUpsert(ObjectUpsert { object: Some(object), ..ObjectUpsert::default() });
     SendToNode { node: "e1".into(), envelope: Some(Envelope::new("test", 0, body)) }
 }
 

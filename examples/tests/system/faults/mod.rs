@@ -53,7 +53,7 @@ const FULL_FAULTS: f64 = 30.0;
 const PATIENCE: u32 = 3;
 /// A line in which packets vanish is found within this; then there is time to notice the log.
 const HALF_OPEN: Duration = Duration::from_secs(25);
-const NOTICED: Duration = Duration::from_secs(2);
+const NOTICED: Duration = Duration::from_secs(1);
 
 /// What was asked for.
 struct Plan {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use kubeedge_examples::netns::Direction;
 use tokio::time::sleep;
 
@@ -48,7 +48,9 @@ pub(super) async fn vanished(site: &mut Site, figures: &Figures, choices: &mut C
         if choices.full {
             for line in 0..LINES {
                 site.says(Who::Edge(line), from[usize::from(line)], DOWN, HALF_OPEN + NOTICED).await?;
-                println!("     {direction:?}: {} noticed after {:.1} s", node(line), began.elapsed().as_secs_f32());
+                let noticed = began.elapsed();
+                println!("     {direction:?}: {} noticed after {:.1} s", node(line), noticed.as_secs_f32());
+                ensure!(noticed < HALF_OPEN + NOTICED, "{} noticed after {noticed:?}", node(line));
             }
         } else {
             sleep(choices.pause(Duration::from_secs(2), Duration::ZERO)).await;
