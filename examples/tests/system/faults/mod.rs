@@ -110,6 +110,7 @@ impl Trial {
         fault: impl AsyncFnOnce(&mut Site, &Figures, &mut Choices) -> Result<()>,
     ) -> Result<Outcome> {
         let before = self.traffic.figures.taken();
+        let duplicated_before = self.traffic.figures.duplicated.get();
         let mut choices = Choices {
             random: StdRng::seed_from_u64(self.plan.seed.wrapping_add(who)),
             end: Instant::now() + self.plan.share(),
@@ -123,10 +124,12 @@ impl Trial {
         worst?;
         let recovered = self.traffic.settle(&self.site, RECOVERED).await?;
         let [acknowledged, unanswered, shown, told, faults] = self.traffic.figures.since(before);
-        let duplicated = self.traffic.figures.duplicated.get();
+        let duplicated = self.traffic.figures.duplicated.get() - duplicated_before;
         println!(
             "     {acknowledged} writes acknowledged, {unanswered} without an answer, {shown} values shown at nodes, \
-             {told} changes of pods told, {faults} faults; lost 0, duplicated {duplicated}, recovered after {:.1} s",
+             {told} changes of pods told, {faults} faults; of {} objects none lost, duplicated {duplicated}, recovered \
+             after {:.1} s",
+            self.traffic.objects(),
             recovered.as_secs_f32()
         );
         ensure!(duplicated == 0, "a value came after a newer one");
@@ -147,7 +150,7 @@ impl Trial {
         let compared = self.traffic.compare(&mut self.site).await?;
         let figures = &self.traffic.figures;
         println!(
-            "     in all {} writes acknowledged (floor {}), {} faults (floor {}), {compared} objects compared; lost 0, \
+            "     in all {} writes acknowledged (floor {}), {} faults (floor {}), {compared} objects compared, \
              duplicated {}",
             figures.acknowledged.get(),
             floors.0,

@@ -128,6 +128,11 @@ impl Traffic {
         Ok(Self { client, maps, pods, readers, figures })
     }
 
+    /// How many objects there have been so far.
+    pub(super) fn objects(&self) -> usize {
+        self.maps.len() + self.pods.iter().map(|pods| pods.made.len()).sum::<usize>()
+    }
+
     /// Everyone writes while something is done to the system.
     pub(super) async fn during<T>(
         &mut self,
