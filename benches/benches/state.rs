@@ -91,6 +91,7 @@ impl Edge {
                 link: link::Config::default(),
                 store: store.clone(),
                 outbox: Bounds::default(),
+                renewal: None,
             };
             let system = System::builder("edge")
                 .component(move |ports: &Ports| MetaManager::new(tables.clone(), ports))

@@ -7,19 +7,19 @@ use kubeedge_proto::{
     NodeName, resource,
     v1::{
         ApplyFromNode, CallFromNode, CallReply, Envelope, LocatePod, NodeHeartbeat, NodeSessionChanged, ObjectKey,
-        PodLocation, Settled, envelope::Body,
+        PodLocation, Settled, call_reply, envelope::Body,
     },
 };
 use serde_json::Value;
 
 use super::{
     EdgeController, PROGRESS_WITHIN, RENEW_EVERY, WRITE_WITHIN,
+    authorization::{Asked, may_have_token},
     events::events_dropped,
     ownership::may_tell,
     ready,
     references::{ConfigKey, ConfigKind},
-    upstream::Upstream,
-    writes::{Bound, Write, check},
+    writes::{Bound, Write},
 };
 use crate::system::Context;
 
@@ -32,14 +32,16 @@ impl Handler<ApplyFromNode> for EdgeController {
         let Some(ended) = self.sessions.of(&message.node, message.epoch) else {
             return ready(Settled::rejected(503, "a newer session of this node has taken over"));
         };
+        let asked = Asked::of(&message.node, message.envelope.as_ref());
         let write = self.write(message);
         Box::pin(async move {
             tokio::select! {
                 biased;
                 () = ended.cancelled() => Settled::rejected(503, "the session has ended"),
-                written = tokio::time::timeout(WRITE_WITHIN, write) => written.unwrap_or_else(|_| {
-                    Settled::rejected(503, format!("not written within {WRITE_WITHIN:?}"))
-                }),
+                written = tokio::time::timeout(WRITE_WITHIN, write) => match written {
+                    Ok(settled) => asked.settled(settled),
+                    Err(_) => Settled::rejected(503, format!("not written within {WRITE_WITHIN:?}")),
+                },
             }
         })
     }
@@ -98,6 +100,14 @@ impl Handler<CallFromNode> for EdgeController {
     type Result = ResponseFuture<CallReply>;
 
     fn handle(&mut self, message: CallFromNode, _: &mut Context<Self>) -> Self::Result {
+        let asked = Asked::of(&message.node, message.envelope.as_ref());
+        let reply = self.reply(message);
+        Box::pin(async move { asked.replied(reply.await) })
+    }
+}
+
+impl EdgeController {
+    fn reply(&self, message: CallFromNode) -> ResponseFuture<CallReply> {
         let upstream = self.upstream.clone();
         let node: NodeName = match message.node.parse() {
             Ok(node) => node,
@@ -109,11 +119,21 @@ impl Handler<CallFromNode> for EdgeController {
             }
             Some(Body::RequestToken(wanted)) => {
                 let key = ObjectKey::new(&wanted.namespace, &wanted.pod_name);
-                let bound = self.desired.bound(&key);
+                if key.namespace.is_empty() || !key.is_valid() {
+                    return ready(CallReply::error(400, "BadRequest", format!("{key:?} is not the name of a pod")));
+                }
                 Box::pin(async move {
-                    match check_pod(&upstream, &node, &key, &wanted.pod_uid, bound).await {
+                    // A token is a right: the pod is read anew, whatever the watch knows.
+                    let pod = match upstream.get(&resource::pods(), &key).await.result {
+                        Some(call_reply::Result::Object(pod)) => pod,
+                        refused => return CallReply { result: refused },
+                    };
+                    let Ok(pod) = serde_json::from_slice::<Value>(&pod.json) else {
+                        return CallReply::error(503, "ServiceUnavailable", format!("pod {key} cannot be read"));
+                    };
+                    match may_have_token(node.as_str(), &wanted, &pod) {
                         Ok(()) => upstream.request_token(&wanted).await,
-                        Err(settled) => CallReply::error(settled.code, "Forbidden", settled.reason),
+                        Err((code, why)) => CallReply::error(code, "Forbidden", why),
                     }
                 })
             }
@@ -176,25 +196,6 @@ impl Handler<LocatePod> for EdgeController {
             }
         })
     }
-}
-
-/// Lets through what concerns a pod that is bound to this node and is still the same pod.
-async fn check_pod(
-    upstream: &Upstream,
-    node: &NodeName,
-    key: &ObjectKey,
-    uid: &str,
-    bound: Option<Bound>,
-) -> Result<(), Settled> {
-    if key.namespace.is_empty() || !key.is_valid() {
-        return Err(Settled::rejected(400, format!("{key:?} is not the name of a pod")));
-    }
-    // The watch may be behind what the node knows already.
-    let bound = match bound {
-        Some(bound) => Some(bound),
-        None => upstream.pod_binding(key).await?,
-    };
-    check(node.as_str(), key, uid, bound.as_ref())
 }
 
 impl Handler<NodeHeartbeat> for EdgeController {

@@ -14,6 +14,7 @@
 //! and writes only what belongs to it: its own Node and Lease, the pods bound to it, the ConfigMaps and Secrets those
 //! name, and tokens for them.
 
+mod authorization;
 pub mod desired;
 pub mod events;
 mod from_node;

@@ -13,6 +13,8 @@ use tokio::{
     sync::mpsc,
 };
 
+mod hostile;
+
 use super::{
     writes::{Bound, Write},
     *,

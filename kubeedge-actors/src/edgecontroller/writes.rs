@@ -40,7 +40,7 @@ impl Bound {
     }
 }
 
-/// Lets through what concerns a pod that is bound to this node and is still the same pod.
+/// Lets through what concerns a pod that is bound to this node and is still the same pod (`P-OWN-OBJECTS`).
 pub fn check(node: &str, key: &ObjectKey, uid: &str, bound: Option<&Bound>) -> Result<(), Settled> {
     match bound {
         None => Err(Settled::rejected(404, format!("pod {key} is gone"))),

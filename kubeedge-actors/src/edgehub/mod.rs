@@ -5,6 +5,7 @@
 //! | answers | `CallCloud`, `PublishEvent` (anyone at the edge), `ReportsPending` (MetaManager) |
 //! | asks | `DescribeStore`, `SessionStarted`, `ApplyState`, `ListInventory`, `CompleteInventory`, `StoreBookmark`, `PendingReports`, `ReportSettled` (MetaManager), `QueryProgress` (Edged, if there), `EventReceived` (who takes the cloud's Events, if anybody), `ServeStream` (EdgeStream, if there) |
 //! | announces | `LinkStateChanged` |
+//! | renews | this node's certificate, in time ([`renewal`]) |
 //! | stores | the outbox of Events for the cloud ([`outbox`]), the ids of the Events from it ([`received`]); everything else that must survive is MetaManager's |
 //! | offline | calls fail at once with `Offline`, events wait in the outbox, reports wait with MetaManager; it reconnects for ever, with full jitter |
 //!
@@ -15,10 +16,11 @@ mod connection;
 pub mod join;
 pub mod outbox;
 pub mod received;
+pub mod renewal;
 pub mod reports;
 mod streams;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, rc::Rc, sync::Arc, time::Duration};
 
 use actix::{Actor, ActorFutureExt, AsyncContext, Handler, Message, ResponseActFuture, ResponseFuture, WrapFuture};
 use bytes::Bytes;
@@ -68,6 +70,8 @@ pub struct EdgeHubConfig {
     pub store: Store,
     /// What the outbox holds at most.
     pub outbox: Bounds,
+    /// How this node keeps its certificate; `None` where somebody else renews it.
+    pub renewal: Option<renewal::Renewal>,
 }
 
 /// The component. See the module's page.
@@ -79,6 +83,8 @@ pub struct EdgeHub {
     streams: streams::Opener,
     /// Dropped with this value: a rebuilt EdgeHub begins anew.
     connecting: Option<AbortOnDropHandle<()>>,
+    renewing: Option<AbortOnDropHandle<()>>,
+    wishes: Rc<renewal::Wishes>,
     /// The session's inputs, while there is one.
     session: Option<mpsc::Sender<Input>>,
     established: bool,
@@ -132,6 +138,8 @@ impl EdgeHub {
             progress: ports.optional(),
             link_changed: ports.topic(),
             connecting: None,
+            renewing: None,
+            wishes: Rc::default(),
             session: None,
             established: false,
             cluster_uid: String::new(),
@@ -235,6 +243,10 @@ impl Actor for EdgeHub {
     fn started(&mut self, ctx: &mut Self::Context) {
         let run = connection::run(self.config.clone(), self.meta.describe.clone(), ctx.address());
         self.connecting = Some(AbortOnDropHandle::new(tokio::task::spawn_local(run)));
+        if let Some(renewal) = self.config.renewal.clone() {
+            let run = renewal::run(renewal, Rc::clone(&self.wishes), ctx.address());
+            self.renewing = Some(AbortOnDropHandle::new(tokio::task::spawn_local(run)));
+        }
         ctx.run_interval(PROGRESS_EVERY, |this, ctx| this.tell_progress(ctx));
         ctx.run_interval(outbox::TICK, Self::outbox_tick);
     }
@@ -340,6 +352,9 @@ impl Handler<FromSession> for EdgeHub {
                         }
                         tracing::info!(epoch = session.epoch, cluster = session.cluster_uid, "the link is up");
                         this.established = true;
+                        if let Some(renewal) = &this.config.renewal {
+                            this.wishes.established(renewal, &session);
+                        }
                         this.tell_link_state(ctx, true, String::new());
                         this.tell_progress(ctx);
                         this.fetch_reports(ctx);
