@@ -7,7 +7,7 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)/$(if $(filter dev,$(PROFILE)),deb
 FEATURES := config program store identity link cloudhub cloudstream edgecontroller apiserver edgehub edgestream metamanager edged cloud edge standalone test-kit metrics
 
 .DEFAULT_GOAL := help
-.PHONY: help build size quickstart test sim crash powercut mutants fuzz lint features bench docs packages kubectl
+.PHONY: help build size quickstart test sim crash faults powercut mutants fuzz lint features bench docs packages kubectl
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,10 @@ sim: ## the link through faulty histories (SEEDS=100000, or SEED=42 to show one)
 crash: packages ## both programs killed at random for two minutes (CRASH_SECONDS=n, CRASH_SEED=n)
 	$(CARGO) build --workspace --all-features --bins --tests
 	CRASH_SECONDS=$${CRASH_SECONDS:-120} $(CARGO) test --workspace --all-features --test system -- crash::
+
+faults: ## lines and processes broken in every way for two minutes and more (FAULTS_SECONDS=n, FAULTS_SEED=n; root)
+	$(CARGO) build --workspace --all-features --bins --tests
+	FAULTS_SECONDS=$${FAULTS_SECONDS:-210} $(CARGO) test --workspace --all-features --test system -- faults::
 
 powercut: ## the power of both stores cut again and again (POWER_CUTS=n; root and loop devices)
 	POWER_CUTS=$${POWER_CUTS:-48} $(CARGO) test -p kubeedge-actors --all-features --lib -- power_cut --nocapture

@@ -43,12 +43,20 @@ pub struct Launch {
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
     log: PathBuf,
+    network: Option<PathBuf>,
 }
 
 impl Launch {
     /// `name` is for messages; standard output and error go to the file `log`.
     pub fn new(name: &'static str, program: impl Into<PathBuf>, log: impl Into<PathBuf>) -> Self {
-        Self { name, program: program.into(), arguments: Vec::new(), environment: Vec::new(), log: log.into() }
+        Self {
+            name,
+            program: program.into(),
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            log: log.into(),
+            network: None,
+        }
     }
 
     /// Adds an argument.
@@ -58,10 +66,24 @@ impl Launch {
         self
     }
 
+    /// Adds arguments.
+    #[must_use]
+    pub fn args(mut self, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
+        self.arguments.extend(arguments.into_iter().map(|argument| argument.as_ref().to_owned()));
+        self
+    }
+
     /// Adds an environment variable.
     #[must_use]
     pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
         self.environment.push((name.as_ref().to_owned(), value.as_ref().to_owned()));
+        self
+    }
+
+    /// Starts it in another network namespace (needs root, and `nsenter` of util-linux).
+    #[must_use]
+    pub fn in_network(mut self, namespace: impl Into<PathBuf>) -> Self {
+        self.network = Some(namespace.into());
         self
     }
 
@@ -79,16 +101,21 @@ impl Launch {
         };
         let log = open()?;
         let start = log.metadata()?.len();
-        let mut command = match find_program("setpriv") {
-            Some(setpriv) => {
-                let mut command = Command::new(setpriv);
-                command.args(["--pdeathsig", "TERM", "--"]).arg(&self.program);
-                command
-            }
-            None => Command::new(&self.program),
-        };
-        let child = command
-            .args(&self.arguments)
+        let mut words: Vec<OsString> = Vec::new();
+        if let Some(setpriv) = find_program("setpriv") {
+            words.extend([setpriv.into(), "--pdeathsig".into(), "TERM".into(), "--".into()]);
+        }
+        if let Some(network) = &self.network {
+            let nsenter = find_program("nsenter").context("nsenter is not installed")?;
+            let mut network_flag = OsString::from("--net=");
+            network_flag.push(network);
+            words.extend([nsenter.into(), network_flag, "--".into()]);
+        }
+        words.push(self.program.clone().into());
+        words.extend(self.arguments);
+        let mut words = words.into_iter();
+        let child = Command::new(words.next().context("there is at least the program")?)
+            .args(words)
             .env("PATH", search_path())
             .envs(self.environment)
             .stdin(Stdio::null())

@@ -33,6 +33,10 @@ pub struct Cli {
     /// Print a configuration with what usually has to be set
     #[arg(long, conflicts_with = "defaultconfig")]
     minconfig: bool,
+    /// Keep pods in memory, and run no containers: for tests of everything around them
+    #[cfg(feature = "fake-runtime")]
+    #[arg(long)]
+    fake_runtime: bool,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -92,7 +96,11 @@ fn run(cli: Cli) -> Result<()> {
             for field in unknown {
                 tracing::warn!(field, "configuration: nobody knows this field; check its spelling");
             }
-            compose::run(value)
+            #[cfg(feature = "fake-runtime")]
+            if cli.fake_runtime {
+                return compose::run(value, compose::Runtime::InMemory);
+            }
+            compose::run(value, compose::Runtime::Cri)
         }
         Some(Command::Check) => {
             let Loaded { without_effect, .. } = read(cli.config.as_deref(), true)?;

@@ -22,13 +22,23 @@ use crate::{config::EdgeCore, join};
 /// How long an orderly stop may take. Pods are not stopped: they run on.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
+/// Where pods run.
+#[derive(Clone, Copy, Debug)]
+pub enum Runtime {
+    /// In the container runtime that the configuration names.
+    Cri,
+    /// Nowhere: they are kept in memory, and end with the program. Every image is there.
+    #[cfg(feature = "fake-runtime")]
+    InMemory,
+}
+
 /// Runs edgecore until it is told to stop.
-pub fn run(config: EdgeCore) -> Result<()> {
+pub fn run(config: EdgeCore, runtime: Runtime) -> Result<()> {
     actix_rt::System::new().block_on(async {
         // First of all: a signal during the start ends it in order, too.
         let mut signals = StopSignals::listen().context("catch signals")?;
         let running = tokio::select! {
-            running = start(&config) => running?,
+            running = start(&config, runtime) => running?,
             signal = signals.next() => {
                 tracing::info!(signal, "stopped while starting");
                 return Ok(());
@@ -57,7 +67,7 @@ struct Running {
 }
 
 /// Builds the system. Needs nobody: with a certificate on disk it starts with the cable cut.
-async fn start(config: &EdgeCore) -> Result<Running> {
+async fn start(config: &EdgeCore, runtime: Runtime) -> Result<Running> {
     let identity = identity(config).await?;
     let clock = FlooredClock::load(identity.dir());
     let credentials = NodeCredentials::new(identity, clock)?;
@@ -105,7 +115,12 @@ async fn start(config: &EdgeCore) -> Result<Running> {
         builder = builder.component(move |ports: &Ports| EdgeHub::new(hub.clone(), ports));
     }
     if config.modules.edged.enable {
-        let prepared = Prepared::new(edged::settings(config, &node)?).await?;
+        let settings = edged::settings(config, &node)?;
+        let prepared = match runtime {
+            Runtime::Cri => Prepared::new(settings).await?,
+            #[cfg(feature = "fake-runtime")]
+            Runtime::InMemory => Prepared::with_runtime(settings, edged::in_memory()).await?,
+        };
         builder = builder.component(move |ports: &Ports| Edged::new(prepared.clone(), ports));
         if config.modules.edge_stream.enable {
             builder = builder.component(EdgeStream::new);

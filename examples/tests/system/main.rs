@@ -17,6 +17,7 @@ mod disks;
 mod edged;
 mod embedding;
 mod enrolment;
+mod faults;
 mod kubectl;
 mod logs;
 mod pods;
@@ -45,5 +46,6 @@ async fn main() -> ExitCode {
     restarts::stage(&mut report, &tools).await;
     disks::stage(&mut report, &tools).await;
     crash::stage(&mut report, &tools).await;
+    faults::stage(&mut report).await;
     report.finish()
 }

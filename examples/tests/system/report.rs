@@ -92,6 +92,17 @@ impl Report {
         }
     }
 
+    /// Runs what others need, whatever was asked for.
+    pub(crate) async fn always(&mut self, name: &'static str, work: impl Future<Output = Result<Outcome>>) {
+        let (outcome, took) = guarded(work).await;
+        self.tell(name, outcome, took);
+    }
+
+    /// Whether anything failed so far.
+    pub(crate) fn failed(&self) -> bool {
+        !self.failed.is_empty()
+    }
+
     /// Runs scenarios that do not disturb each other at the same time.
     pub(crate) async fn together(&mut self, scenarios: Vec<(&'static str, Work<'_>)>) {
         let wanted = scenarios.into_iter().filter(|(name, _)| self.wants(name)).collect::<Vec<_>>();

@@ -221,6 +221,16 @@ impl EdgeHub {
         }
     }
 
+    /// Tells the session when Edged last made progress.
+    fn tell_progress(&mut self, ctx: &mut Context<Self>) {
+        let Some(port) = self.progress.clone() else { return };
+        self.answer(ctx, async move {
+            // No answer is an answer: the session lets the age grow.
+            let progress = port.ask(QueryProgress {}, PROGRESS_WITHIN).await.ok()?;
+            Some(Input::Progress { age_ms: progress.age_ms })
+        });
+    }
+
     fn tell_link_state(&self, ctx: &mut Context<Self>, connected: bool, reason: String) {
         let changed = self.link_changed.clone();
         ctx.spawn(async move { changed.announce(LinkStateChanged { connected, reason }).await }.into_actor(self));
@@ -237,14 +247,7 @@ impl Actor for EdgeHub {
             let run = renewal::run(renewal, Rc::clone(&self.wishes), ctx.address());
             self.renewing = Some(AbortOnDropHandle::new(tokio::task::spawn_local(run)));
         }
-        ctx.run_interval(PROGRESS_EVERY, |this, ctx| {
-            let Some(port) = this.progress.clone() else { return };
-            this.answer(ctx, async move {
-                // No answer is an answer: the session lets the age grow.
-                let progress = port.ask(QueryProgress {}, PROGRESS_WITHIN).await.ok()?;
-                Some(Input::Progress { age_ms: progress.age_ms })
-            });
-        });
+        ctx.run_interval(PROGRESS_EVERY, |this, ctx| this.tell_progress(ctx));
         ctx.run_interval(outbox::TICK, Self::outbox_tick);
     }
 }
@@ -353,6 +356,7 @@ impl Handler<FromSession> for EdgeHub {
                             this.wishes.established(renewal, &session);
                         }
                         this.tell_link_state(ctx, true, String::new());
+                        this.tell_progress(ctx);
                         this.fetch_reports(ctx);
                         this.send_events(ctx);
                     },

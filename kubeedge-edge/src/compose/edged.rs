@@ -54,3 +54,11 @@ pub(super) fn settings(config: &EdgeCore, node: &NodeName) -> Result<EdgedConfig
         ..EdgedConfig::new(node)
     })
 }
+
+/// A container runtime in memory that has every image.
+#[cfg(feature = "fake-runtime")]
+pub(super) fn in_memory() -> std::sync::Arc<kubeedge_actors::edged::fake::FakeRuntime> {
+    let runtime = kubeedge_actors::edged::fake::FakeRuntime::new(std::sync::Arc::new(jiff::Timestamp::now));
+    runtime.publish_every_image();
+    std::sync::Arc::new(runtime)
+}

@@ -36,6 +36,8 @@ struct State {
     stubborn: BTreeSet<String>,
     /// Removals are answered and not done.
     lying: bool,
+    /// Every image is to be had.
+    every_image: bool,
 }
 
 /// A container runtime in memory. Clones share their state.
@@ -64,6 +66,11 @@ impl FakeRuntime {
     /// Makes an image available to pulls.
     pub fn publish_image(&self, image: &str) {
         self.state().registry.insert(image.to_owned());
+    }
+
+    /// Makes every image available to pulls.
+    pub fn publish_every_image(&self) {
+        self.state().every_image = true;
     }
 
     /// The next call of this name (`run_sandbox`, `start_container` ...) fails with the message. May be repeated.
@@ -308,7 +315,7 @@ impl Runtime for FakeRuntime {
     ) -> Answer<'a, ()> {
         Box::pin(async move {
             let mut state = self.begin("pull_image", image)?;
-            if !state.registry.contains(image) {
+            if !state.every_image && !state.registry.contains(image) {
                 let message = format!("{image}: not found");
                 return Err(RuntimeError::NotFound { call: "pull_image", message });
             }

@@ -15,6 +15,10 @@ pub(crate) struct Liveness {
     received: Duration,
     /// The edge's last heartbeat, which carries its progress even when data flows.
     told: Duration,
+    /// The edge was told of its progress in this session, and whether that is still to be passed on: the cloud renews
+    /// the node's lease on the strength of it. On a line that flaps faster than the interval nothing else would.
+    introduced: bool,
+    introduce: bool,
     nonce: u64,
     asked: Option<(u64, Duration)>,
     answer: Option<u64>,
@@ -33,6 +37,8 @@ impl Liveness {
             sent: Duration::ZERO,
             received: Duration::ZERO,
             told: Duration::ZERO,
+            introduced: false,
+            introduce: false,
             nonce: 0,
             asked: None,
             answer: None,
@@ -65,6 +71,8 @@ impl Liveness {
         let age = Duration::from_millis(age_ms);
         self.progress = now.saturating_sub(age);
         self.progress_before = age.saturating_sub(now);
+        self.introduce |= self.is_edge && !self.introduced;
+        self.introduced = true;
     }
 
     /// Takes a heartbeat; the round trip when it answers this end's last one.
@@ -81,7 +89,9 @@ impl Liveness {
 
     /// The cloud waits longer, so that the edge's heartbeat usually comes first and one exchange does for both.
     fn due(&self) -> Duration {
-        if self.is_edge {
+        if self.introduce {
+            Duration::ZERO
+        } else if self.is_edge {
             (self.sent + self.interval).min(self.told + 2 * self.interval)
         } else {
             self.sent + self.interval + self.interval / 2
@@ -97,6 +107,7 @@ impl Liveness {
         }
         let mut nonce = 0;
         if ask {
+            self.introduce = false;
             self.nonce += 1;
             nonce = self.nonce;
             self.asked = Some((nonce, now));

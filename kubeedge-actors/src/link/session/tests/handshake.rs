@@ -53,6 +53,20 @@ fn heartbeat_only_when_silent_and_death_after_25_seconds() {
 }
 
 #[test]
+fn a_session_begins_with_the_progress_of_the_edge() {
+    let (mut edge, mut cloud) = pair(Config::default());
+    edge.now = ms(20);
+    cloud.now = ms(20);
+    edge.give(Input::Progress { age_ms: 1500 });
+    exchange(&mut edge, &mut cloud);
+    assert!(matches!(cloud.take()[..], [Output::Heartbeat { progress_age_ms: 1500 }]));
+    edge.give(Input::Progress { age_ms: 0 });
+    exchange(&mut edge, &mut cloud);
+    assert!(cloud.take().is_empty(), "the next one comes when it is due");
+    assert_eq!(edge.session.next_deadline(), Some(ms(10_020)));
+}
+
+#[test]
 fn the_shorter_heartbeat_interval_of_the_two_ends_counts() {
     for (own, asked, counts) in [(10_000, 10_000, 10_000), (3_000, 10_000, 3_000), (10_000, 2_000, 2_000)] {
         let config = Config { heartbeat_interval: ms(own), ..Config::default() };

@@ -1,0 +1,335 @@
+//! A cloud and nodes in network namespaces, as processes of the stock programs.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use k8s_openapi::api::core::v1::Node;
+use kube::{
+    Api, Client, Config,
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use kubeedge_examples::{
+    leftovers::{mounts_below, processes_naming},
+    netns::{CLOUD, Inside, Net},
+    process::{Launch, Process},
+};
+use kubeedge_proto::v1::KubeObject;
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use super::store;
+use crate::cluster::TICK;
+
+/// From a start to an API that answers, or to a node that is Ready.
+const START: Duration = Duration::from_secs(60);
+/// For an orderly end.
+const STOP: Duration = Duration::from_secs(30);
+
+/// Whose process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Who {
+    /// cloudcore.
+    Cloud,
+    /// edgecore at the end of this line.
+    Edge(u8),
+}
+
+/// What runs.
+pub(super) struct Site {
+    processes: BTreeMap<u8, Process>,
+    cloud: Option<Process>,
+    client: Option<Client>,
+    folder: TempDir,
+    programs: PathBuf,
+    /// Before `net`, so that this thread has left it when it is taken down.
+    _inside: Inside,
+    net: Net,
+}
+
+impl Site {
+    /// Starts a cloud and a node at the end of each line, and waits until all are Ready.
+    pub(super) async fn up(lines: u8) -> Result<Self> {
+        let net = Net::up(lines)?;
+        let folder = tempfile::Builder::new().prefix("ke").tempdir()?;
+        let programs = Path::new(env!("CARGO_BIN_EXE_quickstart")).parent().context("a program is in a folder")?;
+        for program in ["cloudcore", "edgecore"] {
+            ensure!(programs.join(program).is_file(), "{program} is not built beside {}", programs.display());
+        }
+        let inside = Inside::enter(&net.cloud())?;
+        let mut site = Self {
+            processes: BTreeMap::new(),
+            cloud: None,
+            client: None,
+            folder,
+            programs: programs.to_owned(),
+            _inside: inside,
+            net,
+        };
+        site.start_cloud().await?;
+        for line in 0..lines {
+            site.join(line).await?;
+            site.spawn(Who::Edge(line))?;
+        }
+        for line in 0..lines {
+            site.node_ready(line, START).await?;
+        }
+        Ok(site)
+    }
+
+    /// The lines, to do something to them.
+    pub(super) fn net(&self) -> &Net {
+        &self.net
+    }
+
+    /// A client of the cluster, not over any of the lines.
+    pub(super) fn client(&self) -> Result<Client> {
+        self.client.clone().context("the cloud was not started")
+    }
+
+    async fn start_cloud(&mut self) -> Result<()> {
+        let folder = self.cloud_folder();
+        fs::create_dir(&folder)?;
+        // The ports are the usual ones: the namespace is the cloud's own.
+        let config = format!(
+            "apiVersion: cloudcore.config.kubeedge.io/v1alpha1\nkind: CloudCore\nmodules:\n  cloudHub:\n    \
+             advertiseAddress: [{CLOUD}]\n    tlsCAFile: ''\n    tlsCAKeyFile: ''\n  \
+             cloudStream: {{streamPort: 0}}\n"
+        );
+        fs::write(folder.join("cloudcore.yaml"), config)?;
+        self.spawn(Who::Cloud)?;
+        let kubeconfig = folder.join("kubeconfig");
+        let ask = async || -> Result<Client> {
+            let config = Kubeconfig::read_from(&kubeconfig)?;
+            let config = Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await?;
+            let client = Client::try_from(config)?;
+            client.apiserver_version().await?;
+            Ok(client)
+        };
+        let client = until("the API answers", START, async || ask().await.map_err(|error| format!("{error:#}"))).await;
+        self.client = Some(client.with_context(|| self.tail(Who::Cloud))?);
+        Ok(())
+    }
+
+    /// Makes the box at the end of a line a node.
+    async fn join(&self, line: u8) -> Result<()> {
+        let folder = self.edge_folder(line);
+        fs::create_dir(&folder)?;
+        let data_dir = self.cloud_folder();
+        let token = tokio::process::Command::new(self.programs.join("cloudcore"))
+            .args(["token", "create", "--node", &node(line), "--data-dir"])
+            .arg(&data_dir)
+            .output()
+            .await?;
+        ensure!(token.status.success(), "token: {}", String::from_utf8_lossy(&token.stderr).trim());
+        let token = String::from_utf8(token.stdout)?;
+        let mut join = Launch::new("join", self.programs.join("edgecore"), self.log(Who::Edge(line)))
+            .in_network(self.net.edge(line))
+            .arg("join")
+            .arg(CLOUD.to_string())
+            .args(["--token", token.trim(), "--node-name", &node(line), "--data-dir"])
+            .arg(&folder)
+            .spawn()?;
+        let status = tokio::time::timeout(START, join.ended()).await.context("join does not end")??;
+        if !status.success() {
+            return Err(join.ended_early(status));
+        }
+        Ok(())
+    }
+
+    /// Starts a program and does not wait for it.
+    pub(super) fn spawn(&mut self, who: Who) -> Result<()> {
+        let log = self.log(who);
+        match who {
+            Who::Cloud => {
+                let folder = self.cloud_folder();
+                let cloud = Launch::new("cloudcore", self.programs.join("cloudcore"), log)
+                    .in_network(self.net.cloud())
+                    .arg("--standalone")
+                    .arg("--config")
+                    .arg(folder.join("cloudcore.yaml"))
+                    .arg("--data-dir")
+                    .arg(&folder);
+                self.cloud = Some(cloud.spawn()?);
+            }
+            Who::Edge(line) => {
+                let edge = Launch::new("edgecore", self.programs.join("edgecore"), log)
+                    .in_network(self.net.edge(line))
+                    .arg("--fake-runtime")
+                    .arg("--config")
+                    .arg(self.edge_folder(line).join("edgecore.yaml"));
+                self.processes.insert(line, edge.spawn()?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends a program with SIGKILL.
+    pub(super) async fn kill(&mut self, who: Who) -> Result<()> {
+        self.take(who)?.kill().await
+    }
+
+    /// Ends a program in order.
+    pub(super) async fn stop(&mut self, who: Who) -> Result<()> {
+        let process = self.take(who)?;
+        let status = process.stop(STOP).await?;
+        ensure!(status.success(), "{who:?} ended with {status}; {}", self.tail(who));
+        Ok(())
+    }
+
+    fn take(&mut self, who: Who) -> Result<Process> {
+        let taken = match who {
+            Who::Cloud => self.cloud.take(),
+            Who::Edge(line) => self.processes.remove(&line),
+        };
+        taken.with_context(|| format!("{who:?} does not run"))
+    }
+
+    /// Sends a signal to a program.
+    pub(super) fn signal(&self, who: Who, signal: Signal) -> Result<()> {
+        let process = match who {
+            Who::Cloud => self.cloud.as_ref(),
+            Who::Edge(line) => self.processes.get(&line),
+        };
+        process.with_context(|| format!("{who:?} does not run"))?.signal(signal)
+    }
+
+    fn cloud_folder(&self) -> PathBuf {
+        self.folder.path().join("cloud")
+    }
+
+    fn edge_folder(&self, line: u8) -> PathBuf {
+        self.folder.path().join(node(line))
+    }
+
+    /// Where a pod's ConfigMap volume shows up.
+    pub(super) fn volume(&self, line: u8, pod_uid: &str, volume: &str) -> PathBuf {
+        let kind = format!("kubelet/pods/{pod_uid}/volumes/kubernetes.io~projected/{volume}");
+        self.edge_folder(line).join(kind)
+    }
+
+    fn log(&self, who: Who) -> PathBuf {
+        self.folder.path().join(match who {
+            Who::Cloud => "cloudcore.log".to_owned(),
+            Who::Edge(line) => format!("{}.log", node(line)),
+        })
+    }
+
+    /// Everything that a program wrote to its log.
+    pub(super) fn said(&self, who: Who) -> Result<String> {
+        let path = self.log(who);
+        let bytes = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    fn tail(&self, who: Who) -> String {
+        let said = self.said(who).unwrap_or_default();
+        let lines: Vec<&str> = said.lines().rev().take(8).collect();
+        lines.into_iter().rev().collect::<Vec<_>>().join("\n")
+    }
+
+    /// Waits until a log says this after its first `from` bytes; how long that took.
+    pub(super) async fn says(&self, who: Who, from: usize, what: &str, limit: Duration) -> Result<Duration> {
+        let began = Instant::now();
+        until(&format!("the log of {who:?} says {what:?}"), limit, async || {
+            let said = self.said(who).map_err(|error| format!("{error:#}"))?;
+            let news = said.get(from..).unwrap_or_default();
+            if news.contains(what) { Ok(()) } else { Err(format!("{} bytes of other things", news.len())) }
+        })
+        .await?;
+        Ok(began.elapsed())
+    }
+
+    /// Whether a node is Ready now.
+    pub(super) async fn is_ready(&self, line: u8) -> Result<bool> {
+        let node = Api::<Node>::all(self.client()?).get_opt(&node(line)).await?;
+        let conditions = node.and_then(|node| node.status?.conditions).unwrap_or_default();
+        Ok(conditions.iter().any(|it| it.type_ == "Ready" && it.status == "True"))
+    }
+
+    /// Waits until a node is Ready; how long that took.
+    pub(super) async fn node_ready(&self, line: u8, limit: Duration) -> Result<Duration> {
+        let began = Instant::now();
+        let what = format!("{} is Ready", node(line));
+        let ready = until(&what, limit, async || match self.is_ready(line).await {
+            Ok(true) => Ok(()),
+            other => Err(format!("{other:?}")),
+        });
+        ready.await.with_context(|| self.tail(Who::Edge(line)))?;
+        Ok(began.elapsed())
+    }
+
+    /// A stopped edge begins anew, with an empty store.
+    pub(super) fn forget(&self, line: u8) -> Result<()> {
+        let store = self.edge_folder(line).join("edgecore.store");
+        fs::remove_dir_all(&store).with_context(|| format!("remove {}", store.display()))
+    }
+
+    /// Stops the edge of a line and reads what its store holds of a kind.
+    pub(super) async fn stored(
+        &mut self,
+        line: u8,
+        kind: fn() -> kubeedge_proto::v1::ResourceType,
+    ) -> Result<Vec<KubeObject>> {
+        if self.processes.contains_key(&line) {
+            self.stop(Who::Edge(line)).await?;
+        }
+        store::read(self.edge_folder(line).join("edgecore.store"), kind).await
+    }
+
+    /// Stops everything and looks at what is left. The folder stays if `keep`, and is told.
+    pub(super) async fn close(mut self, keep: bool) -> Result<()> {
+        let mut faults = Vec::new();
+        let edges: Vec<u8> = self.processes.keys().copied().collect();
+        for who in edges.into_iter().map(Who::Edge).chain(self.cloud.is_some().then_some(Who::Cloud)) {
+            // One that was stopped for a while ends as well.
+            self.signal(who, Signal::CONT)?;
+            if let Err(error) = self.stop(who).await {
+                faults.push(format!("{error:#}"));
+            }
+        }
+        let Self { folder, net, _inside, .. } = self;
+        let path = folder.path().to_owned();
+        for mount in mounts_below(&path)? {
+            // What holds tokens is in memory, and outlives an edgecore as its pods do.
+            rustix::mount::unmount(&mount, rustix::mount::UnmountFlags::empty())
+                .with_context(|| format!("unmount {}", mount.display()))?;
+        }
+        let processes = processes_naming(&path)?;
+        if keep || !faults.is_empty() {
+            faults.push(format!("logs are kept in {}", folder.keep().display()));
+        }
+        drop(_inside);
+        let networks = net.close()?;
+        ensure!(processes.is_empty() && networks.is_empty(), "left on this machine: {processes:?} {networks:?}");
+        ensure!(faults.is_empty(), "{}", faults.join("; "));
+        Ok(())
+    }
+}
+
+/// The node at the end of a line.
+pub(super) fn node(line: u8) -> String {
+    format!("edge-{line}")
+}
+
+/// Looks again and again; the error says what was seen last.
+pub(super) async fn until<T>(
+    what: &str,
+    limit: Duration,
+    mut look: impl AsyncFnMut() -> Result<T, String>,
+) -> Result<T> {
+    let deadline = Instant::now() + limit;
+    let mut tick = tokio::time::interval(TICK);
+    loop {
+        tick.tick().await;
+        match look().await {
+            Ok(seen) => return Ok(seen),
+            Err(seen) if Instant::now() > deadline => bail!("within {limit:?}: expected that {what}; seen: {seen}"),
+            Err(_) => {}
+        }
+    }
+}

@@ -1,0 +1,406 @@
+//! Who writes while something is broken, and the checker: a ledger for each object says what may be seen.
+//!
+//! ConfigMaps are written through the API and shown by one pod on each node, as files under the volume of that pod;
+//! pods are made and deleted, and tell of it upwards. The files are looked at all the time: a value that comes after a
+//! newer one was applied twice.
+
+use std::{
+    cell::Cell,
+    collections::BTreeMap,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use futures_util::future::{join_all, try_join_all};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use kube::{
+    Api, Client, ResourceExt,
+    api::{DeleteParams, ListParams, PostParams},
+};
+use kubeedge_examples::ledger::Ledger;
+use kubeedge_proto::resource;
+use serde_json::json;
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::site::{Site, node, until};
+use crate::cluster::{NAMESPACE, TICK, pods};
+
+/// Writers of ConfigMaps, one object each, and how often each writes.
+const MAPS: usize = 8;
+const PACE: Duration = Duration::from_millis(50);
+/// Between two looks at a file.
+const LOOK: Duration = Duration::from_millis(20);
+/// For the API to answer again.
+const OUTAGE: Duration = Duration::from_secs(60);
+/// The volume, in the pods that show the ConfigMaps.
+const VOLUME: &str = "maps";
+const STAMP: &str = "stamp";
+
+/// What a phase was.
+#[derive(Debug, Default)]
+pub(super) struct Figures {
+    /// Writes that the API acknowledged.
+    pub(super) acknowledged: Cell<u64>,
+    /// Writes without an answer.
+    pub(super) unanswered: Cell<u64>,
+    /// Changes that were seen at a node.
+    pub(super) shown: Cell<u64>,
+    /// Values at a node that came after a newer one.
+    pub(super) duplicated: Cell<u64>,
+    /// What pods were seen to do: to run, to be gone.
+    pub(super) told: Cell<u64>,
+    /// What was done to the system.
+    pub(super) faults: Cell<u64>,
+}
+
+impl Figures {
+    /// What has been counted so far.
+    pub(super) fn taken(&self) -> [u64; 5] {
+        [&self.acknowledged, &self.unanswered, &self.shown, &self.told, &self.faults].map(Cell::get)
+    }
+
+    /// What has been counted since then.
+    pub(super) fn since(&self, before: [u64; 5]) -> [u64; 5] {
+        let mut now = self.taken();
+        now.iter_mut().zip(before).for_each(|(now, before)| *now -= before);
+        now
+    }
+}
+
+pub(super) fn bump(counter: &Cell<u64>) {
+    counter.set(counter.get() + 1);
+}
+
+/// Everyone who writes.
+pub(super) struct Traffic {
+    client: Client,
+    maps: Vec<Map>,
+    pods: Vec<Pods>,
+    readers: Vec<Reader>,
+    pub(super) figures: Figures,
+}
+
+/// One ConfigMap and who writes it.
+struct Map {
+    name: String,
+    stamp: u64,
+    ledger: Ledger<u64>,
+}
+
+/// Who makes and deletes pods on a node.
+struct Pods {
+    line: u8,
+    /// Name, uid once it is known, whether it is to live.
+    made: Vec<(String, Option<String>, bool)>,
+}
+
+/// The pod that shows ConfigMaps.
+struct Reader {
+    line: u8,
+    uid: String,
+    folder: PathBuf,
+}
+
+impl Traffic {
+    /// Makes the ConfigMaps and the pods that show them.
+    pub(super) async fn begin(site: &Site, lines: u8) -> Result<Self> {
+        let (client, figures) = (site.client()?, Figures::default());
+        let map = |n| Map { name: format!("map-{n}"), stamp: 0, ledger: Ledger::default() };
+        let mut maps: Vec<Map> = (0..MAPS).map(map).collect();
+        try_join_all(maps.iter_mut().map(|map| map.write(&client, &figures))).await?;
+        let mut readers = Vec::new();
+        for line in 0..lines {
+            let name = format!("reader-{line}");
+            let sources: Vec<_> = (0..MAPS)
+                .map(|n| {
+                    json!({"configMap": {"name": format!("map-{n}"),
+                    "items": [{"key": STAMP, "path": format!("map-{n}")}]}})
+                })
+                .collect();
+            let volumes = json!([{"name": VOLUME, "projected": {"sources": sources}}]);
+            let made = pods(&client).create(&PostParams::default(), &pod(&name, line, volumes)?).await?;
+            let uid = made.uid().context("a pod without uid")?;
+            let folder = site.volume(line, &uid, VOLUME);
+            readers.push(Reader { line, uid, folder });
+        }
+        let pods = (0..lines).map(|line| Pods { line, made: Vec::new() }).collect();
+        Ok(Self { client, maps, pods, readers, figures })
+    }
+
+    /// How many objects there have been so far.
+    pub(super) fn objects(&self) -> usize {
+        self.maps.len() + self.pods.iter().map(|pods| pods.made.len()).sum::<usize>()
+    }
+
+    /// Everyone writes while something is done to the system.
+    pub(super) async fn during<T>(
+        &mut self,
+        site: &mut Site,
+        fault: impl AsyncFnOnce(&mut Site, &Figures) -> Result<T>,
+    ) -> Result<T> {
+        let Self { client, maps, pods, readers, figures } = self;
+        let (client, figures, over) = (&*client, &*figures, &Cell::new(false));
+        let maps = join_all(maps.iter_mut().map(|map| map.write_until(over, client, figures)));
+        let pods = join_all(pods.iter_mut().map(|pods| pods.write_until(over, client, figures)));
+        let watching = join_all(readers.iter().map(|reader| reader.watch_until(over, figures)));
+        let fault = async {
+            let done = fault(site, figures).await;
+            over.set(true);
+            done
+        };
+        let (done, maps, pods, watched) = futures_util::join!(fault, maps, pods, watching);
+        let done = done?;
+        maps.into_iter().chain(pods).chain(watched).collect::<Result<Vec<()>>>()?;
+        Ok(done)
+    }
+
+    /// Nobody writes any more: waits until every node has everything and the API knows of it; how long that took.
+    pub(super) async fn settle(&mut self, site: &Site, limit: Duration) -> Result<Duration> {
+        let began = Instant::now();
+        for map in &mut self.maps {
+            let name = map.name.clone();
+            map.read(&self.client).await.context(name)?;
+        }
+        for reader in &self.readers {
+            site.node_ready(reader.line, limit).await?;
+            until(&format!("{} shows the last of each ConfigMap", node(reader.line)), limit, async || {
+                self.maps.iter().try_for_each(|map| {
+                    let (seen, last) = (reader.shows(&map.name), map.ledger.last().copied());
+                    if seen == last { Ok(()) } else { Err(format!("{}: {seen:?}, expected {last:?}", map.name)) }
+                })
+            })
+            .await?;
+        }
+        let told = until("every pod is as it was asked for", limit, async || {
+            let there = pods(&self.client).list(&ListParams::default()).await.map_err(|error| error.to_string())?;
+            for (name, uid, lives) in self.pods.iter().flat_map(|pods| &pods.made) {
+                let pod = there.items.iter().find(|pod| pod.name_any() == *name);
+                let as_asked = match (pod, lives) {
+                    (Some(pod), true) => pod.uid() == *uid && runs(pod),
+                    (None, false) => true,
+                    _ => false,
+                };
+                if !as_asked {
+                    return Err(format!("{name}, expected {lives}: {:?}", pod.map(|pod| &pod.status)));
+                }
+            }
+            Ok(())
+        });
+        told.await?;
+        Ok(began.elapsed())
+    }
+
+    /// Stops every edge: its store holds what the API has.
+    pub(super) async fn compare(&self, site: &mut Site) -> Result<usize> {
+        let mut compared = 0;
+        for reader in &self.readers {
+            let place = node(reader.line);
+            let stored = site.stored(reader.line, resource::config_maps).await.with_context(|| place.clone())?;
+            for map in &self.maps {
+                let here = Api::<ConfigMap>::namespaced(self.client.clone(), NAMESPACE).get(&map.name).await?;
+                let there = stored.iter().find(|object| object.key.as_ref().is_some_and(|key| key.name == map.name));
+                let there = there.with_context(|| format!("{place}: {} is not in the store", map.name))?;
+                let json: ConfigMap = serde_json::from_slice(&there.json)?;
+                let same = Some(&there.uid) == here.metadata.uid.as_ref()
+                    && Some(&there.resource_version) == here.metadata.resource_version.as_ref();
+                ensure!(same && json.data == here.data, "{place}: {} is {json:?}, the API has {here:?}", map.name);
+                compared += 1;
+            }
+            let stored = site.stored(reader.line, resource::pods).await.with_context(|| place.clone())?;
+            let mut there: Vec<String> = stored.into_iter().map(|object| object.uid).collect();
+            let mine = ListParams::default().fields(&format!("spec.nodeName={place}"));
+            let mut here: Vec<String> =
+                pods(&self.client).list(&mine).await?.iter().filter_map(ResourceExt::uid).collect();
+            there.sort();
+            here.sort();
+            ensure!(there == here, "{place} has the pods {there:?}, the API {here:?}");
+            ensure!(here.contains(&reader.uid), "{place}: the pod that shows ConfigMaps is another");
+            compared += here.len();
+        }
+        Ok(compared)
+    }
+}
+
+impl Map {
+    /// Writes the next value. Without an answer it reads what is there.
+    async fn write(&mut self, client: &Client, figures: &Figures) -> Result<()> {
+        self.stamp += 1;
+        let data = BTreeMap::from([(STAMP.to_owned(), self.stamp.to_string())]);
+        let mut object = ConfigMap { data: Some(data), ..ConfigMap::default() };
+        object.metadata.name = Some(self.name.clone());
+        let api = Api::<ConfigMap>::namespaced(client.clone(), NAMESPACE);
+        let exists = self.ledger.last().is_some();
+        self.ledger.attempt(Some(self.stamp));
+        let wrote = match exists {
+            true => api.replace(&self.name, &PostParams::default(), &object).await,
+            false => api.create(&PostParams::default(), &object).await,
+        };
+        match wrote {
+            Ok(object) => {
+                let version = object.resource_version().context("no resourceVersion")?.parse()?;
+                self.ledger.acknowledge(Some(version)).with_context(|| self.name.clone())?;
+                bump(&figures.acknowledged);
+                Ok(())
+            }
+            Err(error) if is_open(&error) => {
+                bump(&figures.unanswered);
+                self.read(client).await
+            }
+            Err(error) => Err(error).with_context(|| self.name.clone()),
+        }
+    }
+
+    async fn read(&mut self, client: &Client) -> Result<()> {
+        let api = Api::<ConfigMap>::namespaced(client.clone(), NAMESPACE);
+        let seen = once_it_answers(async || api.get_opt(&self.name).await).await?;
+        let seen = match seen {
+            Some(object) => {
+                let version = object.resource_version().context("no resourceVersion")?.parse()?;
+                let stamp = object.data.unwrap_or_default().remove(STAMP).context("no stamp")?.parse()?;
+                Some((stamp, version))
+            }
+            None => None,
+        };
+        Ok(self.ledger.read(seen)?)
+    }
+
+    async fn write_until(&mut self, over: &Cell<bool>, client: &Client, figures: &Figures) -> Result<()> {
+        let mut tick = interval(PACE);
+        // What an outage cost is not made up for: the pace is that of the line.
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while !over.get() {
+            tick.tick().await;
+            self.write(client, figures).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Pods {
+    async fn write_until(&mut self, over: &Cell<bool>, client: &Client, figures: &Figures) -> Result<()> {
+        let api = pods(client);
+        while !over.get() {
+            let name = format!("brief-{}-{}", self.line, self.made.len());
+            let wanted = pod(&name, self.line, json!([]))?;
+            let made = match api.create(&PostParams::default(), &wanted).await {
+                Ok(made) => {
+                    bump(&figures.acknowledged);
+                    Some(made)
+                }
+                Err(error) if is_open(&error) => {
+                    bump(&figures.unanswered);
+                    once_it_answers(async || api.get_opt(&name).await).await?
+                }
+                Err(error) => return Err(error).context(name),
+            };
+            let lives = made.is_some();
+            self.made.push((name.clone(), made.and_then(|made| made.uid()), lives));
+            if !lives || !awaited(over, async || Ok(api.get_opt(&name).await?.is_some_and(|pod| runs(&pod)))).await? {
+                continue;
+            }
+            bump(&figures.told);
+            let parameters = DeleteParams { grace_period_seconds: Some(1), ..DeleteParams::default() };
+            match api.delete(&name, &parameters).await {
+                Ok(_) => bump(&figures.acknowledged),
+                Err(error) if is_open(&error) => {
+                    bump(&figures.unanswered);
+                    let there = once_it_answers(async || api.get_opt(&name).await).await?;
+                    if there.is_some_and(|pod| pod.metadata.deletion_timestamp.is_none()) {
+                        continue;
+                    }
+                }
+                Err(error) => return Err(error).context(name),
+            }
+            if let Some(last) = self.made.last_mut() {
+                last.2 = false;
+            }
+            if awaited(over, async || Ok(api.get_opt(&name).await?.is_none())).await? {
+                bump(&figures.told);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Reader {
+    fn shows(&self, map: &str) -> Option<u64> {
+        std::fs::read_to_string(self.folder.join(map)).ok()?.parse().ok()
+    }
+
+    async fn watch_until(&self, over: &Cell<bool>, figures: &Figures) -> Result<()> {
+        let mut newest = [0; MAPS];
+        let mut tick = interval(LOOK);
+        while !over.get() {
+            tick.tick().await;
+            for (n, newest) in newest.iter_mut().enumerate() {
+                let Some(seen) = self.shows(&format!("map-{n}")) else { continue };
+                match seen {
+                    seen if seen > *newest => {
+                        *newest = seen;
+                        bump(&figures.shown);
+                    }
+                    seen if seen < *newest => bump(&figures.duplicated),
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A pod of one container for the node of a line.
+pub(super) fn pod(name: &str, line: u8, volumes: serde_json::Value) -> Result<Pod> {
+    let names = volumes.as_array().into_iter().flatten().map(|volume| &volume["name"]);
+    let mounts: Vec<_> = names.map(|name| json!({"name": name, "mountPath": "/volume"})).collect();
+    Ok(serde_json::from_value(json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+        "spec": {
+            "nodeName": node(line), "terminationGracePeriodSeconds": 1,
+            // It stays, however long its node is not heard of.
+            "tolerations": [{"operator": "Exists"}],
+            "containers": [{
+                "name": "main", "image": "example.test/any:1", "imagePullPolicy": "IfNotPresent",
+                "volumeMounts": mounts,
+            }],
+            "volumes": volumes,
+        },
+    }))?)
+}
+
+fn runs(pod: &Pod) -> bool {
+    pod.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Running")
+}
+
+/// Looks until it is so (true) or all is over (false). An API that does not answer is asked again.
+async fn awaited(over: &Cell<bool>, mut look: impl AsyncFnMut() -> Result<bool, kube::Error>) -> Result<bool> {
+    let mut tick = interval(TICK);
+    while !over.get() {
+        tick.tick().await;
+        match look().await {
+            Ok(true) => return Ok(true),
+            Err(error) if !is_open(&error) => return Err(error.into()),
+            _ => {}
+        }
+    }
+    Ok(false)
+}
+
+/// The connection ended: it happened or it did not.
+fn is_open(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::HyperError(_) | kube::Error::Service(_) | kube::Error::ReadEvents(_))
+}
+
+async fn once_it_answers<T>(mut ask: impl AsyncFnMut() -> Result<T, kube::Error>) -> Result<T> {
+    let deadline = Instant::now() + OUTAGE;
+    let mut tick = interval(TICK);
+    loop {
+        tick.tick().await;
+        match ask().await {
+            Ok(answer) => return Ok(answer),
+            Err(error) if !is_open(&error) => return Err(error.into()),
+            Err(_) if Instant::now() > deadline => bail!("the API does not answer within {OUTAGE:?}"),
+            Err(_) => {}
+        }
+    }
+}

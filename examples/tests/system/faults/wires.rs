@@ -1,0 +1,91 @@
+//! What happens to lines.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use kubeedge_examples::netns::Direction;
+use tokio::time::sleep;
+
+use super::{
+    Choices, HALF_OPEN, LINES, NOTICED,
+    site::{Site, Who, node},
+    traffic::{Figures, bump},
+};
+
+/// What an edge says when it notices, and when it is back.
+const DOWN: &str = "the link is down";
+const UP: &str = "the link is up";
+
+/// Both lines are cut, for some seconds each time.
+pub(super) async fn cut(site: &mut Site, figures: &Figures, choices: &mut Choices) -> Result<()> {
+    while !choices.over() {
+        sleep(choices.pause(Duration::from_secs(1), Duration::from_secs(5))).await;
+        for line in 0..LINES {
+            site.net().cut(line)?;
+            bump(&figures.faults);
+        }
+        sleep(choices.pause(Duration::from_secs(3), Duration::from_secs(12))).await;
+        for line in 0..LINES {
+            site.net().mend(line)?;
+        }
+    }
+    Ok(())
+}
+
+/// Packets vanish in one direction, then in the other. A full run waits until each edge has noticed.
+pub(super) async fn vanished(site: &mut Site, figures: &Figures, choices: &mut Choices) -> Result<()> {
+    for direction in [Direction::Down, Direction::Up] {
+        let mut from = [0; LINES as usize];
+        for line in 0..LINES {
+            if choices.full {
+                site.says(Who::Edge(line), 0, UP, HALF_OPEN).await?;
+            }
+            from[usize::from(line)] = site.said(Who::Edge(line))?.len();
+            site.net().drop_packets(line, direction)?;
+            bump(&figures.faults);
+        }
+        let began = Instant::now();
+        if choices.full {
+            for line in 0..LINES {
+                site.says(Who::Edge(line), from[usize::from(line)], DOWN, HALF_OPEN + NOTICED).await?;
+                let noticed = began.elapsed();
+                println!("     {direction:?}: {} noticed after {:.1} s", node(line), noticed.as_secs_f32());
+                ensure!(noticed < HALF_OPEN + NOTICED, "{} noticed after {noticed:?}", node(line));
+            }
+        } else {
+            sleep(choices.pause(Duration::from_secs(2), Duration::ZERO)).await;
+        }
+        for line in 0..LINES {
+            site.net().mend(line)?;
+            if choices.full {
+                site.says(Who::Edge(line), from[usize::from(line)], UP, 2 * HALF_OPEN).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One line or the other comes and goes.
+pub(super) async fn flapping(site: &mut Site, figures: &Figures, choices: &mut Choices) -> Result<()> {
+    while !choices.over() {
+        let line = choices.line();
+        site.net().cut(line)?;
+        bump(&figures.faults);
+        sleep(choices.pause(Duration::from_secs(1), Duration::from_secs(10))).await;
+        site.net().mend(line)?;
+        sleep(choices.pause(Duration::from_secs(1), Duration::from_secs(10))).await;
+    }
+    Ok(())
+}
+
+/// One packet in twenty is lost either way, on lines of 2 Mbit/s, on which the others wait for up to a quarter second.
+pub(super) async fn lossy(site: &mut Site, figures: &Figures, choices: &mut Choices) -> Result<()> {
+    for line in 0..LINES {
+        site.net().lose(line, 0.05)?;
+        site.net().slow(line, 2_000_000)?;
+        bump(&figures.faults);
+    }
+    let left = choices.end.saturating_duration_since(Instant::now());
+    sleep(left).await;
+    Ok(())
+}
