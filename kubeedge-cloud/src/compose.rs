@@ -18,6 +18,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail};
 use futures_util::future::select_all;
 use kubeedge_actors::{
+    admission::{Admission, AdmissionConfig},
     cloudhub::{CloudHub, CloudHubConfig, EnrolmentConfig, enrolment::EnrolmentService},
     cloudstream::CloudStream,
     edgecontroller::EdgeController,
@@ -109,6 +110,14 @@ async fn start(config: &CloudCore) -> Result<Running> {
     }
     if let Some((stream_config, _)) = streams {
         builder = builder.component(move |ports: &Ports| CloudStream::new(stream_config.clone(), ports));
+    }
+    let webhook = &config.modules.admission;
+    if webhook.enable {
+        let listener = listen("the webhook", "modules.admission", "port", (webhook.address, webhook.port))?;
+        tracing::info!(address = %listener.local_addr()?, "the admission webhook is served");
+        let tls = Arc::new(server_config(server.chain(), server.key(), ClientAuth::None, &[], system_clock())?);
+        let settings = AdmissionConfig { listener: Arc::new(listener), tls };
+        builder = builder.component(move |_: &Ports| Admission::new(settings.clone()));
     }
     if hub.enable {
         let link_listener =
