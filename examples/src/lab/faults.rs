@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::{Lab, STOP_LIMIT};
 use crate::process::{Memory, Process};
@@ -51,6 +51,14 @@ impl Lab {
     pub async fn kill_cloud(&mut self) -> Result<()> {
         self.client = None;
         self.cloud.take().context("the cloud does not run")?.kill().await
+    }
+
+    /// Empties the box, as a new system on it does: certificate, store, volumes and pods are gone. edgecore must not
+    /// run; [`Lab::join`] makes the box a node again.
+    pub async fn wipe_edge(&self) -> Result<()> {
+        ensure!(!self.edge_runs(), "edgecore still runs");
+        self.containerd()?.remove_all_pods().await?;
+        self.forget_one("edge")
     }
 
     /// The memory that edgecore has in use.

@@ -9,6 +9,7 @@
 
 #![allow(clippy::print_stdout, reason = "a test program")]
 
+mod autonomy;
 mod cluster;
 mod containerd;
 mod crash;
@@ -41,6 +42,7 @@ async fn main() -> ExitCode {
     pods::stage(&mut report, &tools).await;
     logs::stage(&mut report, &tools).await;
     restarts::stage(&mut report, &tools).await;
+    autonomy::stage(&mut report, &tools).await;
     disks::stage(&mut report, &tools).await;
     crash::stage(&mut report, &tools).await;
     report.finish()
