@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
 
 use super::{Lab, STOP_LIMIT};
 use crate::process::{Memory, Process};
@@ -45,6 +46,16 @@ impl Lab {
     /// Ends edgecore with SIGKILL.
     pub async fn kill_edge(&mut self) -> Result<()> {
         self.edge.take().context("the edge does not run")?.kill().await
+    }
+
+    /// Holds edgecore where it is, until [`Lab::thaw_edge`].
+    pub fn freeze_edge(&self) -> Result<()> {
+        self.edge.as_ref().context("the edge does not run")?.signal(Signal::STOP)
+    }
+
+    /// Lets edgecore go on.
+    pub fn thaw_edge(&self) -> Result<()> {
+        self.edge.as_ref().context("the edge does not run")?.signal(Signal::CONT)
     }
 
     /// Ends cloudcore with SIGKILL. [`Lab::resume_cloud`] starts it again.

@@ -314,8 +314,11 @@ async fn back(lab: &mut Lab, site: &Site) -> Result<Outcome> {
     let last = format!("containerd://{}", container(lab, &site.uids[0], "main").await?.id);
     let said = lab.log("edgecore")?.len();
     let back_at = Timestamp::now();
+    // Held until somebody watches what it tells.
+    lab.freeze_edge()?;
     lab.resume_cloud().await?;
     let changes = Changes::of(lab.client()?, name(0)).await?;
+    lab.thaw_edge()?;
     lab.guarded(async |lab| {
         log_says(lab, "edgecore", said, &["the link is up"]).await?;
         let up = Instant::now();
@@ -332,9 +335,12 @@ async fn back(lab: &mut Lab, site: &Site) -> Result<Outcome> {
         ensure!(right <= RIGHT_WITHIN, "the cloud is right after {right:?}, expected at most {RIGHT_WITHIN:?}");
         ensure!(renewed <= RIGHT_WITHIN, "tokens are new after {renewed:?}, expected at most {RIGHT_WITHIN:?}");
 
-        let seen = changes.containers();
+        let seen = poll("a change of the pod whose container died", async || {
+            let seen = changes.containers();
+            Ok(if seen.contains(&last) { Ok(seen) } else { Err(format!("{seen:?}")) })
+        })
+        .await?;
         let between: Vec<_> = seen.iter().filter(|id| !changes.before.contains(id) && **id != last).collect();
-        ensure!(seen.contains(&last), "no change was seen: {seen:?}");
         ensure!(between.is_empty(), "the cloud heard of what had passed: {between:?}");
         let events = Api::<Event>::namespaced(lab.client()?, NAMESPACE);
         dropped(lab).await?;
@@ -382,19 +388,24 @@ impl Changes {
     async fn of(client: Client, name: String) -> Result<Self> {
         let api = pods(&client);
         let id = |pod: &Pod| first(pod).and_then(|status| status.container_id.clone());
-        let pod = api.get(&name).await?;
-        let before = id(&pod).into_iter().collect();
-        let version = pod.resource_version().context("the pod has no resourceVersion")?;
+        // From the list's version on: a server that has just started knows of no changes before it.
+        let list = api.list(&ListParams::default().fields(&format!("metadata.name={name}"))).await?;
+        let before = list.items.iter().filter_map(id).collect();
+        let version = list.metadata.resource_version.context("the list has no resourceVersion")?;
         let only = WatchParams::default().fields(&format!("metadata.name={name}"));
         let mut stream = Box::pin(api.watch(&only, &version).await?);
         let seen = Arc::new(Mutex::new(Vec::new()));
         let kept = seen.clone();
         let mut watching = JoinSet::new();
         watching.spawn(async move {
-            while let Some(Ok(change)) = stream.next().await {
-                if let WatchEvent::Modified(pod) = change {
-                    kept.lock().unwrap_or_else(PoisonError::into_inner).extend(id(&pod));
-                }
+            while let Some(change) = stream.next().await {
+                let seen = match change {
+                    Ok(WatchEvent::Modified(pod)) => id(&pod),
+                    Ok(WatchEvent::Bookmark(_)) => None,
+                    // Shows in what is expected.
+                    other => Some(format!("{other:?}")),
+                };
+                kept.lock().unwrap_or_else(PoisonError::into_inner).extend(seen);
             }
         });
         Ok(Self { before, seen, _watching: watching })
