@@ -7,7 +7,7 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)/$(if $(filter dev,$(PROFILE)),deb
 FEATURES := config program store identity link admission cloudhub cloudstream edgecontroller apiserver edgehub edgestream metamanager edged cloud edge standalone test-kit metrics
 
 .DEFAULT_GOAL := help
-.PHONY: help build size quickstart test crash powercut mutants lint features bench docs packages kubectl
+.PHONY: help build size quickstart test sim crash powercut mutants fuzz lint features bench docs packages kubectl
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ test: packages kubectl ## every test
 	$(CARGO) build --workspace --all-features --bins --tests
 	$(CARGO) test --workspace --all-features
 
+sim: ## the link through faulty histories (SEEDS=100000, or SEED=42 to show one)
+	SIM_SEED=$(SEED) SIM_SEEDS=$(SEEDS) $(CARGO) test -p kubeedge-actors --all-features --test sim -- --nocapture
+
 crash: packages ## both programs killed at random for two minutes (CRASH_SECONDS=n, CRASH_SEED=n)
 	$(CARGO) build --workspace --all-features --bins --tests
 	CRASH_SECONDS=$${CRASH_SECONDS:-120} $(CARGO) test --workspace --all-features --test system -- crash::
@@ -38,6 +41,26 @@ powercut: ## the power of both stores cut again and again (POWER_CUTS=n; root an
 
 mutants: ## break one promise after the other: each one's test has to fail (PROMISES='part ...')
 	tools/mutants/run $(PROMISES)
+
+# Coverage for libFuzzer is a pass of LLVM, which a stable toolchain has as well; `cargo fuzz` passes the same flags.
+FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+  -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+  -Cllvm-args=-sanitizer-coverage-trace-compares
+FUZZ_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+FUZZ_DIR = $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)/fuzz
+FUZZ_SECONDS ?= 60
+TARGETS ?= frame inventory token csr config
+
+# What is found on the way stays in the build folder; a finding is written to kubeedge-actors/fuzz/artifacts.
+fuzz: ## the fuzz targets, each for FUZZ_SECONDS=n (TARGETS="frame ..." chooses)
+	cd kubeedge-actors/fuzz && RUSTFLAGS="$(FUZZ_FLAGS)" CARGO_TARGET_DIR=$(FUZZ_DIR) \
+	  $(CARGO) build --release --locked --bins --target $(FUZZ_HOST)
+	mkdir -p kubeedge-actors/fuzz/artifacts
+	for target in $(TARGETS); do \
+	  mkdir -p $(FUZZ_DIR)/found/$$target && \
+	  $(FUZZ_DIR)/$(FUZZ_HOST)/release/$$target -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=1024 \
+	    -max_len=65536 -print_final_stats=1 -artifact_prefix=kubeedge-actors/fuzz/artifacts/$$target- \
+	    $(FUZZ_DIR)/found/$$target kubeedge-actors/fuzz/corpus/$$target || exit 1; done
 
 lint: ## format, clippy, links in the docs, licences
 	$(CARGO) fmt --all --check

@@ -28,7 +28,7 @@ fn upsert(bytes: usize) -> Envelope {
     Envelope::new(
         "edgecontroller",
         1_700_000_000_000,
-        Body::ObjectUpsert(ObjectUpsert { object: Some(object), needs: vec![] }),
+        Body::ObjectUpsert(ObjectUpsert { object: Some(object), ..ObjectUpsert::default() }),
     )
 }
 

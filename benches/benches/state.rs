@@ -91,6 +91,7 @@ impl Edge {
                 link: link::Config::default(),
                 store: store.clone(),
                 outbox: Bounds::default(),
+                renewal: None,
             };
             let system = System::builder("edge")
                 .component(move |ports: &Ports| MetaManager::new(tables.clone(), ports))
@@ -146,7 +147,8 @@ impl Cloud {
         let (mut sent, mut settled) = (0, 0);
         while settled < n {
             while sent < n && sent - settled < UNSETTLED {
-                let body = Body::ObjectUpsert(ObjectUpsert { object: Some(object(self.sent)), needs: Vec::new() });
+                let body =
+                    Body::ObjectUpsert(ObjectUpsert { object: Some(object(self.sent)), needs: Vec::new(), as_of: 0 });
                 let envelope = Envelope::new("bench", 1_700_000_000_000, body);
                 self.commands.send(Input::Submit(Box::new(envelope))).await.expect("a session");
                 (sent, self.sent) = (sent + 1, self.sent + 1);

@@ -6,6 +6,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`system`] | the actor kit: component, port, wiring, supervision, ordered stop |
+//! | [`audit`] | one line for every refusal |
 //! | `config` | KubeEdge's own YAML files, read into types |
 //! | `program` | the log and the stop signals of a program |
 //! | `store` | typed tables on disk with group commit |
@@ -15,6 +16,7 @@
 //! | `admission` `cloudhub` `cloudstream` `edgecontroller` `apiserver` | the cloud's components |
 //! | `edgehub` `edgestream` `metamanager` `edged` | the edge's components |
 
+pub mod audit;
 pub mod system;
 
 /// The blocks of the page for embedders, compiled and run.

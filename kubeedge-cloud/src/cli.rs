@@ -1,5 +1,7 @@
 //! Flags and commands of `cloudcore`.
 
+mod trust;
+
 use std::{
     io::Write,
     path::{Path, PathBuf},
@@ -57,6 +59,12 @@ enum Command {
     /// Join tokens, of the cloudcore that runs with this data folder
     #[command(subcommand)]
     Token(TokenCommand),
+    /// Nodes that may not come any more, at the cloudcore that runs with this data folder
+    #[command(subcommand)]
+    Node(trust::NodeCommand),
+    /// The certificate authority in the files of this configuration
+    #[command(subcommand)]
+    Authority(trust::AuthorityCommand),
 }
 
 #[derive(Debug, Subcommand)]
@@ -132,6 +140,8 @@ fn run(cli: Cli) -> Result<()> {
             print(&text)
         }
         Some(Command::Token(command)) => token(command, &config),
+        Some(Command::Node(command)) => trust::node(command, &config),
+        Some(Command::Authority(command)) => trust::authority(&command, &config),
     }
 }
 
@@ -146,25 +156,27 @@ fn read(file: Option<&Path>, strict: bool) -> Result<Loaded<CloudCore>> {
     Ok(if strict { loaded.strict(path)? } else { loaded })
 }
 
-fn token(command: TokenCommand, config: &CloudCore) -> Result<()> {
+/// Runs a command against the cloudcore of this configuration.
+fn with_client(config: &CloudCore, run: impl AsyncFnOnce(Client) -> Result<()>) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
-    runtime.block_on(async {
-        let client = Client::new(&config.standalone.data_dir);
-        match command {
-            TokenCommand::Create(create) => {
-                let ttl = create.ttl.unwrap_or_else(|| config.modules.cloud_hub.token_validity());
-                let node = create.node.map(|node| node.to_string());
-                let created =
-                    client.create(&NewToken { node, ttl_seconds: ttl.as_secs(), reusable: create.reusable }).await?;
-                print(&format!("{}\n", created.token))
+    runtime.block_on(run(Client::new(&config.standalone.data_dir)))
+}
+
+fn token(command: TokenCommand, config: &CloudCore) -> Result<()> {
+    with_client(config, async |client| match command {
+        TokenCommand::Create(create) => {
+            let ttl = create.ttl.unwrap_or_else(|| config.modules.cloud_hub.token_validity());
+            let node = create.node.map(|node| node.to_string());
+            let created =
+                client.create(&NewToken { node, ttl_seconds: ttl.as_secs(), reusable: create.reusable }).await?;
+            print(&format!("{}\n", created.token))
+        }
+        TokenCommand::List => print(&table(&client.list().await?)),
+        TokenCommand::Revoke { id } => {
+            if !client.revoke(&id).await? {
+                bail!("there is no token with the id {id:?}; `cloudcore token list` shows the ids");
             }
-            TokenCommand::List => print(&table(&client.list().await?)),
-            TokenCommand::Revoke { id } => {
-                if !client.revoke(&id).await? {
-                    bail!("there is no token with the id {id:?}; `cloudcore token list` shows the ids");
-                }
-                Ok(())
-            }
+            Ok(())
         }
     })
 }

@@ -1,5 +1,6 @@
 //! Which actors run, with which settings.
 
+mod authority;
 #[cfg(feature = "standalone")]
 mod standalone;
 mod streams;
@@ -22,13 +23,15 @@ use kubeedge_actors::{
     cloudhub::{CloudHub, CloudHubConfig, EnrolmentConfig, enrolment::EnrolmentService},
     cloudstream::CloudStream,
     edgecontroller::EdgeController,
-    identity::{CertificateAuthority, ClientAuth, IssuedCertificate, Tokens, server_config, system_clock},
+    identity::{CertificateAuthority, ClientAuth, Registrar, Revocations, ServerCredentials, Tokens},
     link,
     program::{StopSignals, abort_when_blocked},
     route::own_address,
     store::{Options, Store},
     system::{Exit, Ports, System},
 };
+
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{config::CloudCore, control::Control};
 
@@ -66,6 +69,8 @@ struct Running {
     systems: Vec<System>,
     control: Control,
     store: Store,
+    /// The server's certificate is issued anew before it ends.
+    _renewing: AbortOnDropHandle<()>,
 }
 
 /// Builds the system.
@@ -73,7 +78,10 @@ async fn start(config: &CloudCore) -> Result<Running> {
     let data = &config.standalone.data_dir;
     let now = SystemTime::now();
     let hub = &config.modules.cloud_hub;
-    let authority = Arc::new(CertificateAuthority::load_or_create(&hub.authority_folder(data), now)?);
+    let client = if config.standalone.enable { None } else { Some(cluster(config).await?) };
+    let authority = Arc::new(authority::load(config, client.as_ref(), now).await?);
+    let revocations = Revocations::load(&data.join("pki").join("revoked-nodes.json"))?;
+    let registrar = Registrar::new(authority.clone(), revocations.clone(), hub.certificate_grace());
     let opened = Store::open(&data.join("store"), Options::default())?;
     if let Some(aside) = &opened.set_aside {
         let lost = match config.standalone.enable {
@@ -84,20 +92,22 @@ async fn start(config: &CloudCore) -> Result<Running> {
         tracing::error!(%path, "the store could not be used and was set aside: {lost}: {}", aside.why);
     }
     let store = opened.store;
-    let server = server_certificate(config, &authority, now)?;
+    let server = server_credentials(config, &authority, now)?;
 
     #[cfg(feature = "standalone")]
-    let (api_server, client) = if config.standalone.enable {
-        let (api_server, client) = standalone::start(config, &authority, &server, store.clone()).await?;
-        (Some(api_server), client)
-    } else {
-        (None, cluster(config).await?)
+    let (api_server, client) = match client {
+        Some(client) => (None, client),
+        None => {
+            let (api_server, client) = standalone::start(config, &authority, &server, store.clone()).await?;
+            (Some(api_server), client)
+        }
     };
     #[cfg(not(feature = "standalone"))]
-    let (api_server, client) = if config.standalone.enable {
-        bail!("this cloudcore was built without the feature `standalone`: name a cluster in kubeAPIConfig.kubeConfig")
-    } else {
-        (None, cluster(config).await?)
+    let (api_server, client) = match client {
+        Some(client) => (None, client),
+        None => bail!(
+            "this cloudcore was built without the feature `standalone`: name a cluster in kubeAPIConfig.kubeConfig"
+        ),
     };
 
     let tokens = Tokens::new(&store);
@@ -115,7 +125,7 @@ async fn start(config: &CloudCore) -> Result<Running> {
     if webhook.enable {
         let listener = listen("the webhook", "modules.admission", "port", (webhook.address, webhook.port))?;
         tracing::info!(address = %listener.local_addr()?, "the admission webhook is served");
-        let tls = Arc::new(server_config(server.chain(), server.key(), ClientAuth::None, &[], system_clock())?);
+        let tls = Arc::new(server.server_config(ClientAuth::None, &[])?);
         let settings = AdmissionConfig { listener: Arc::new(listener), tls };
         builder = builder.component(move |_: &Ports| Admission::new(settings.clone()));
     }
@@ -123,14 +133,14 @@ async fn start(config: &CloudCore) -> Result<Running> {
         let link_listener =
             listen("the link", "modules.cloudHub.websocket", "port", (hub.websocket.address, hub.websocket.port))?;
         let link_address = format!(":{}", link_listener.local_addr()?.port());
-        let tls = |clients| server_config(server.chain(), server.key(), clients, &[], system_clock());
+        let tls = |clients| server.server_config(clients, &[]);
         let enrolment = if hub.https.enable {
             let listener = listen("enrolment", "modules.cloudHub.https", "port", (hub.https.address, hub.https.port))?;
             tracing::info!(address = %listener.local_addr()?, "enrolment is served");
             Some(EnrolmentConfig {
                 listener: Arc::new(listener),
-                tls: Arc::new(tls(ClientAuth::None)?),
-                service: Arc::new(EnrolmentService::new(authority.clone(), tokens.clone(), link_address)),
+                tls: Arc::new(tls(registrar.enrolment_clients()?)?),
+                service: Arc::new(EnrolmentService::new(registrar.clone(), tokens.clone(), link_address)),
             })
         } else {
             None
@@ -138,19 +148,21 @@ async fn start(config: &CloudCore) -> Result<Running> {
         tracing::info!(address = %link_listener.local_addr()?, "the link is served");
         let hub_config = CloudHubConfig {
             listener: Arc::new(link_listener),
-            tls: Arc::new(tls(ClientAuth::Required(authority.certificate().clone()))?),
+            tls: Arc::new(tls(registrar.link_clients()?)?),
             node_limit: hub.node_limit as usize,
             link: link::Config { dead_after: hub.dead_after(), ..link::Config::default() },
             enrolment,
+            registrar: Some(registrar),
         };
         builder = builder.component(move |ports: &Ports| CloudHub::new(hub_config.clone(), ports));
     }
     let system = builder.start()?;
     let desk = tokens::Desk::new(tokens, authority.ca_hash());
-    let control = Control::start(data, Arc::new(desk))?;
+    let control = Control::start(data, Arc::new(desk), revocations)?;
+    let renewing = AbortOnDropHandle::new(tokio::spawn(server.keep_fresh()));
     tracing::info!(data_dir = %data.display(), "cloudcore runs");
     let systems = std::iter::once(system).chain(api_server).collect();
-    Ok(Running { systems, control, store })
+    Ok(Running { systems, control, store, _renewing: renewing })
 }
 
 impl Running {
@@ -174,11 +186,11 @@ impl Running {
 }
 
 /// A certificate for every name and address that nodes may know this cloud by.
-fn server_certificate(
+fn server_credentials(
     config: &CloudCore,
-    authority: &CertificateAuthority,
+    authority: &Arc<CertificateAuthority>,
     now: SystemTime,
-) -> Result<IssuedCertificate> {
+) -> Result<ServerCredentials> {
     let hub = &config.modules.cloud_hub;
     let mut addresses: Vec<IpAddr> = vec![std::net::Ipv4Addr::LOCALHOST.into(), std::net::Ipv6Addr::LOCALHOST.into()];
     addresses.extend(hub.advertise_address.iter().copied());
@@ -194,10 +206,10 @@ fn server_certificate(
     }
     let subjects = names
         .iter()
-        .map(|name| rustls_pki_types::ServerName::try_from(name.as_str()).context(format!("host name {name:?}")))
+        .map(|name| rustls_pki_types::ServerName::try_from(name.clone()).context(format!("host name {name:?}")))
         .chain(addresses.iter().map(|address| Ok(rustls_pki_types::ServerName::IpAddress((*address).into()))))
         .collect::<Result<Vec<_>>>()?;
-    Ok(authority.issue_server(&subjects, now)?)
+    Ok(ServerCredentials::new(authority.clone(), subjects, now)?)
 }
 
 /// The cluster that the configuration names, or the one this process runs in.

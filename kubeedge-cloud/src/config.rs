@@ -9,6 +9,7 @@ use std::{
 };
 
 use kubeedge_actors::config::{Document, HostPort, Seconds, optional, or_default};
+use kubeedge_proto::is_dns_subdomain;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 /// Where the file is looked for when no flag names another.
@@ -91,6 +92,15 @@ pub struct CloudHub {
     /// The same by name.
     #[serde(deserialize_with = "names")]
     pub dns_names: Vec<String>,
+    /// How long a node's certificate is valid, in days.
+    pub edge_cert_signing_duration: Days,
+    /// How long after its end a certificate may still be renewed by who has its key, in days; ours, KubeEdge has none.
+    #[serde(deserialize_with = "grace_days")]
+    edge_cert_grace_period: u32,
+    /// A Secret of the cluster, `namespace/name`, that has the authority instead of the files; ours. It is made where
+    /// there is none.
+    #[serde(deserialize_with = "optional")]
+    pub ca_secret: Option<SecretName>,
     /// Half of the time that a join token is valid unless told otherwise, in hours.
     pub token_refresh_duration: Hours,
     /// Where the link is served; the name is KubeEdge's, the link is gRPC.
@@ -111,6 +121,9 @@ impl Default for CloudHub {
             tls_ca_key_file: "/etc/kubeedge/ca/rootCA.key".into(),
             advertise_address: Vec::new(),
             dns_names: Vec::new(),
+            edge_cert_signing_duration: Days(365),
+            edge_cert_grace_period: 30,
+            ca_secret: None,
             token_refresh_duration: Hours(12),
             websocket: Link::default(),
             https: Enrolment::default(),
@@ -128,6 +141,11 @@ impl CloudHub {
             }
             _ => data_dir.join("pki"),
         }
+    }
+
+    /// How long after its end a certificate may still be renewed by who has its key.
+    pub fn certificate_grace(&self) -> Duration {
+        Duration::from_secs(u64::from(self.edge_cert_grace_period) * 86_400)
     }
 
     /// How long a silent link lives: long enough for two of an edge's heartbeats, which come every 10 s at least.
@@ -356,6 +374,46 @@ span!(
     Hours, "hours", 3_600, 8_760
 );
 
+span!(
+    /// Whole days, from 1 to ten years.
+    Days, "days", 86_400, 3_650
+);
+
+/// A Secret's namespace and name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SecretName {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl FromStr for SecretName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.split_once('/') {
+            Some((namespace, name)) if is_dns_subdomain(namespace) && is_dns_subdomain(name) => {
+                Ok(Self { namespace: namespace.to_owned(), name: name.to_owned() })
+            }
+            _ => Err(format!("{text:?} is not valid, expected namespace/name of a Secret, such as \"kubeedge/ca\"")),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for SecretName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+fn grace_days<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    match u32::deserialize(deserializer)? {
+        days @ 0..=3_650 => Ok(days),
+        days => Err(D::Error::custom(format!("{days} is not valid, expected a number of days from 0 to 3650"))),
+    }
+}
+
 fn authority_certificate<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathBuf, D::Error> {
     named(deserializer, "rootCA.crt")
 }
@@ -402,6 +460,8 @@ impl<'de> Deserialize<'de> for Name {
     }
 }
 
+// Its path is said because the fuzz target includes this file: it needs no more of this crate than the document.
+#[path = "config/without_effect.rs"]
 mod without_effect;
 
 #[cfg(test)]

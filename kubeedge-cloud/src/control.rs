@@ -4,6 +4,7 @@
 //! in a folder that only its owner can enter. Every body has a limit.
 
 mod client;
+mod nodes;
 
 use std::{
     fs::{self, DirBuilder, Permissions},
@@ -18,11 +19,13 @@ use std::{
 
 use actix_web::{App, HttpResponse, HttpServer, dev::ServerHandle, web};
 use futures_util::future::BoxFuture;
+use kubeedge_actors::identity::Revocations;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::task::JoinHandle;
 
 pub use client::{Client, ClientError};
+pub use nodes::RevokedNode;
 
 /// A request is a handful of short fields.
 const MAX_REQUEST: usize = 4 * 1024;
@@ -107,16 +110,19 @@ pub struct ControlError {
 }
 
 impl Control {
-    /// Serves `desk` below `data_dir`, which must belong to this process alone: a socket that is there is of a process
-    /// that ended. Needs a tokio runtime.
-    pub fn start(data_dir: &Path, desk: Arc<dyn TokenDesk>) -> Result<Self, ControlError> {
+    /// Serves `desk` and the list of revoked nodes below `data_dir`, which must belong to this process alone: a socket that
+    /// is there is of a process that ended. Needs a tokio runtime.
+    pub fn start(data_dir: &Path, desk: Arc<dyn TokenDesk>, revocations: Revocations) -> Result<Self, ControlError> {
         let socket = socket_of(data_dir);
         let listener = bind(&folder_of(data_dir), &socket);
         let listener = listener.map_err(|source| ControlError { socket: socket.clone(), source })?;
         let desk = web::Data::from(desk);
+        let revocations = web::Data::new(revocations);
         let server = HttpServer::new(move || {
             App::new()
                 .app_data(desk.clone())
+                .app_data(revocations.clone())
+                .configure(nodes::routes)
                 .app_data(web::JsonConfig::default().limit(MAX_REQUEST))
                 .app_data(web::PayloadConfig::new(MAX_REQUEST))
                 .service(web::resource("/tokens").route(web::get().to(list)).route(web::post().to(create)))

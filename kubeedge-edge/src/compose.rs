@@ -2,17 +2,14 @@
 
 mod edged;
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use kubeedge_actors::{
     edged::{Edged, Prepared},
-    edgehub::{EdgeHub, EdgeHubConfig},
+    edgehub::{EdgeHub, EdgeHubConfig, renewal::Renewal},
     edgestream::EdgeStream,
-    identity::{JoinToken, NodeIdentity, client_config, system_clock},
+    identity::{FlooredClock, JoinToken, NodeCredentials, NodeIdentity},
     link::{self, backoff},
     metamanager::{MetaManager, Tables},
     program::{StopSignals, abort_when_blocked},
@@ -62,6 +59,15 @@ struct Running {
 /// Builds the system. Needs nobody: with a certificate on disk it starts with the cable cut.
 async fn start(config: &EdgeCore) -> Result<Running> {
     let identity = identity(config).await?;
+    let clock = FlooredClock::load(identity.dir());
+    let credentials = NodeCredentials::new(identity, clock)?;
+    let node = credentials.node();
+    if credentials.clock().is_behind() {
+        tracing::warn!(%node, "this box's clock is behind what it knows to be past: certificates are judged by that");
+    }
+    if credentials.has_expired() {
+        tracing::warn!(%node, "the node's certificate has ended: it is renewed by proof of its key, if that is not too late");
+    }
     let folder = config.database.store_folder();
     let opened = Store::open(&folder, Options::default())?;
     if let Some(aside) = &opened.set_aside {
@@ -81,27 +87,32 @@ async fn start(config: &EdgeCore) -> Result<Running> {
         .when_blocked(abort_when_blocked)
         .component(move |ports: &Ports| MetaManager::new(tables.clone(), ports));
     if config.modules.edge_hub.enable {
+        let settings = &config.modules.edge_hub;
+        let renewal = settings
+            .rotate_certificates
+            .then(|| Renewal { credentials: credentials.clone(), enrolment: Some(settings.http_server.to_string()) });
         let hub = EdgeHubConfig {
             address: config.modules.edge_hub.websocket.server.to_string(),
-            tls: Arc::new(client_config(&identity, &[], system_clock())?),
+            tls: Arc::new(credentials.client_config(&[])?),
             link: link::Config {
                 heartbeat_interval: config.modules.edge_hub.heartbeat_interval(),
                 ..link::Config::default()
             },
             store: store.clone(),
             outbox: config.modules.edge_hub.outbox.bounds(),
+            renewal,
         };
         builder = builder.component(move |ports: &Ports| EdgeHub::new(hub.clone(), ports));
     }
     if config.modules.edged.enable {
-        let prepared = Prepared::new(edged::settings(config, identity.node())?).await?;
+        let prepared = Prepared::new(edged::settings(config, &node)?).await?;
         builder = builder.component(move |ports: &Ports| Edged::new(prepared.clone(), ports));
         if config.modules.edge_stream.enable {
             builder = builder.component(EdgeStream::new);
         }
     }
     let system = builder.start()?;
-    tracing::info!(node = %identity.node(), store = %folder.display(), "edgecore runs");
+    tracing::info!(%node, store = %folder.display(), "edgecore runs");
     Ok(Running { system, store })
 }
 
@@ -135,9 +146,6 @@ async fn identity(config: &EdgeCore) -> Result<NodeIdentity> {
                 folder.display(),
                 identity.node()
             );
-        }
-        if identity.expires() < SystemTime::now() {
-            tracing::error!(node = %identity.node(), "the node's certificate has expired: the cloud will refuse it");
         }
         return Ok(identity);
     }

@@ -224,6 +224,8 @@ pub struct EdgeHub {
     pub tls_cert_file: PathBuf,
     /// Its key, PEM: `<folder>/certs/server.key`.
     pub tls_private_key_file: PathBuf,
+    /// Whether the certificate is renewed before it ends.
+    pub rotate_certificates: bool,
     /// Join token: used while there is no certificate.
     pub token: Token,
     /// Where enrolment is served.
@@ -245,6 +247,7 @@ impl Default for EdgeHub {
             tls_ca_file: "/etc/kubeedge/ca/rootCA.crt".into(),
             tls_cert_file: "/etc/kubeedge/certs/server.crt".into(),
             tls_private_key_file: "/etc/kubeedge/certs/server.key".into(),
+            rotate_certificates: true,
             token: Token::default(),
             http_server: local(ENROLMENT_PORT),
             websocket: WebSocket::default(),
@@ -372,6 +375,8 @@ impl std::fmt::Debug for Token {
     }
 }
 
+// Its path is said because the fuzz target includes this file: it needs no more of this crate than the document.
+#[path = "config/without_effect.rs"]
 mod without_effect;
 
 #[cfg(test)]

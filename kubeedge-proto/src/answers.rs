@@ -26,6 +26,7 @@ answers! {
     ReportsPending => ();
     ReadObjects => v1::ObjectList;
     ObjectsChanged => ();
+    ObjectsReloaded => ();
     KindCompleted => ();
     CallCloud => v1::CallReply;
     PublishEvent => v1::Settled;

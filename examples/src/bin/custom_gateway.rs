@@ -10,8 +10,8 @@ use std::{path::Path, sync::Arc, time::Duration};
 use actix::Handler;
 use anyhow::{Context as _, Result};
 use kubeedge_actors::{
-    edgehub::{EdgeHub, EdgeHubConfig, outbox::Bounds},
-    identity::{NodeIdentity, client_config, system_clock},
+    edgehub::{EdgeHub, EdgeHubConfig, outbox::Bounds, renewal::Renewal},
+    identity::{FlooredClock, NodeCredentials, NodeIdentity},
     link,
     metamanager::{MetaManager, Tables},
     program::StopSignals,
@@ -65,13 +65,16 @@ fn main() -> Result<()> {
             NodeIdentity::load(Path::new(&identity))?.context("no certificate: run `edgecore join` first")?;
         let store = Store::open(Path::new(&folder), Options::default())?.store;
         let tables = Tables::open(store.clone()).await?;
-        let tls = Arc::new(client_config(&identity, &[], system_clock())?);
+        // New connections use the certificate of then: EdgeHub renews it in time.
+        let clock = FlooredClock::load(identity.dir());
+        let credentials = NodeCredentials::new(identity, clock)?;
         let hub = EdgeHubConfig {
             address,
-            tls,
+            tls: Arc::new(credentials.client_config(&[])?),
             link: link::Config::default(),
             store: store.clone(),
             outbox: Bounds::default(),
+            renewal: Some(Renewal { credentials, enrolment: None }),
         };
         let system = System::builder("gateway")
             .component(move |ports: &Ports| MetaManager::new(tables.clone(), ports))

@@ -16,7 +16,7 @@ use futures_util::FutureExt;
 use kubeedge_actors::{
     cloudhub::{CloudHub, CloudHubConfig, EnrolmentConfig, enrolment::EnrolmentService},
     edgehub::join::join,
-    identity::{CertificateAuthority, ClientAuth, TokenRules, Tokens, server_config, system_clock},
+    identity::{CertificateAuthority, Registrar, Revocations, ServerCredentials, TokenRules, Tokens},
     link,
     store::Store,
     system::{
@@ -118,24 +118,24 @@ async fn cloud_and_identity(folder: &Path) -> (std::path::PathBuf, (TestSystem, 
     let now = SystemTime::now();
     let authority = Arc::new(CertificateAuthority::load_or_create(&folder.join("pki"), now).unwrap());
     let tokens = Tokens::new(&Store::in_memory());
-    let certificate = authority.issue_server(&["127.0.0.1".try_into().unwrap()], now).unwrap();
-    let tls = |clients| {
-        Arc::new(server_config(certificate.chain(), certificate.key(), clients, &[], system_clock()).unwrap())
-    };
+    let registrar = Registrar::new(authority.clone(), Revocations::in_memory(), Duration::ZERO);
+    let server = ServerCredentials::new(authority.clone(), vec!["127.0.0.1".try_into().unwrap()], now).unwrap();
+    let tls = |clients| Arc::new(server.server_config(clients, &[]).unwrap());
     let listen = || Arc::new(TcpListener::bind("127.0.0.1:0").unwrap());
     let (listener, enrolment) = (listen(), listen());
     let address = listener.local_addr().unwrap().to_string();
     let enrolment_address = enrolment.local_addr().unwrap().to_string();
     let config = CloudHubConfig {
         listener,
-        tls: tls(ClientAuth::Required(authority.certificate().clone())),
+        tls: tls(registrar.link_clients().unwrap()),
         node_limit: 10,
         link: link::Config::default(),
         enrolment: Some(EnrolmentConfig {
             listener: enrolment,
-            tls: tls(ClientAuth::None),
-            service: Arc::new(EnrolmentService::new(authority.clone(), tokens.clone(), address.clone())),
+            tls: tls(registrar.enrolment_clients().unwrap()),
+            service: Arc::new(EnrolmentService::new(registrar.clone(), tokens.clone(), address.clone())),
         }),
+        registrar: Some(registrar),
     };
     let test = TestSystem::builder()
         .component(move |ports: &Ports| CloudHub::new(config.clone(), ports))
@@ -161,6 +161,6 @@ fn one_pod() -> DesiredKind {
         projection_hash: projection_hash(&json),
         json: json.to_string().into(),
     };
-    let upsert = ObjectUpsert { object: Some(pod), needs: vec![] };
+    let upsert = ObjectUpsert { object: Some(pod), ..ObjectUpsert::default() };
     DesiredKind { r#type: Some(resource::pods()), complete: true, as_of: 10, objects: vec![upsert] }
 }

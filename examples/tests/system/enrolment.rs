@@ -144,7 +144,7 @@ async fn other_cloud(lab: &Lab, other: &Lab) -> Result<Outcome> {
     let hash = token.split('.').next().context("a token has a hash")?;
     ensure!(stderr.contains("CA") && stderr.contains(hash), "edgecore says {stderr:?}");
     // The cloud knows no more than what TLS tells it: the peer does not take its certificate.
-    log_says(lab, "cloudcore", 0, &["enrolment: a connection was refused", "does not accept our certificate"]).await?;
+    log_says(lab, "cloudcore", 0, &["connection to enrolment refused", "does not accept our certificate"]).await?;
     no_certificate(&folder)
 }
 
@@ -167,7 +167,7 @@ async fn other_certificate(lab: &Lab, other: &Lab) -> Result<Outcome> {
     let line = says(&log, &["not connected", "the other side's certificate is of another CA than ours"]).await;
     edge.stop(STOP).await?;
     line?;
-    log_says(lab, "cloudcore", 0, &["link: a connection was refused", "does not accept our certificate"]).await?;
+    log_says(lab, "cloudcore", 0, &["connection to the link refused", "does not accept our certificate"]).await?;
 
     let authority = lab.folder().join("cloud/pki/rootCA.crt");
     fs::copy(&authority, folder.join("ca/rootCA.crt"))?;
@@ -179,7 +179,7 @@ async fn other_certificate(lab: &Lab, other: &Lab) -> Result<Outcome> {
     let refused = refused.err().context("the link was opened with a certificate of another CA")?;
     let alert = refused.downcast_ref::<std::io::Error>().map(std::io::Error::to_string).unwrap_or_default();
     ensure!(alert.contains("alert"), "not an alert of TLS: {refused:#}");
-    log_says(lab, "cloudcore", 0, &["link: a connection was refused", "of another CA than ours"]).await?;
+    log_says(lab, "cloudcore", 0, &["connection to the link refused", "of another CA than ours"]).await?;
     let nodes = Api::<Node>::all(lab.client()?).list(&ListParams::default()).await?;
     ensure!(nodes.items.is_empty(), "it became a node: {:?}", nodes.items);
     Ok(Outcome::Proved)

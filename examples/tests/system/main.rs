@@ -9,6 +9,7 @@
 
 #![allow(clippy::print_stdout, reason = "a test program")]
 
+mod apps;
 mod autonomy;
 mod cluster;
 mod containerd;
@@ -40,6 +41,7 @@ async fn main() -> ExitCode {
     containerd::stage(&mut report, &tools).await;
     edged::stage(&mut report, &tools).await;
     pods::stage(&mut report, &tools).await;
+    apps::stage(&mut report, &tools).await;
     logs::stage(&mut report, &tools).await;
     restarts::stage(&mut report, &tools).await;
     autonomy::stage(&mut report, &tools).await;

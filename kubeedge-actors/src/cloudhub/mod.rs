@@ -3,6 +3,7 @@
 //! | | |
 //! |---|---|
 //! | listens | the link (mutual TLS; the node's name comes from its certificate), and enrolment (a join token for a certificate) |
+//! | signs | the nodes' next certificates ([`Registrar`]), and ends the sessions of nodes that are revoked |
 //! | answers | `SendToNode`, `RecheckNodes` (EdgeController), `SendEventToNode` (anyone), `ConnectStreams` (CloudStream) |
 //! | asks | `QueryCluster`, `QueryDesired`, `ApplyFromNode`, `CallFromNode` (EdgeController) |
 //! | tells | `NodeHeartbeat` (EdgeController) |
@@ -14,8 +15,10 @@
 //! one node's messages between it and the controllers. A node that cannot keep up costs bounded memory: when its queue
 //! is full its session ends, and it comes back and is compared anew.
 
+mod certificate;
 pub mod enrolment;
 pub mod events;
+mod revoked;
 mod session;
 mod streams;
 
@@ -33,6 +36,8 @@ use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
+    audit,
+    identity::Registrar,
     link::{
         registry::{Admission, Registry, replaced},
         session::Input,
@@ -54,6 +59,9 @@ pub struct CloudHubConfig {
     pub link: crate::link::Config,
     /// Where boxes join; `None` where certificates come by another way.
     pub enrolment: Option<EnrolmentConfig>,
+    /// Renews the nodes' certificates over the link, and says who is revoked; `None` where certificates come by another
+    /// way. [`Registrar::link_clients`] belongs into `tls`.
+    pub registrar: Option<Registrar>,
 }
 
 /// Where boxes join.
@@ -77,6 +85,7 @@ pub struct CloudHub {
     events: events::Waiting,
     accepting: Option<AbortOnDropHandle<()>>,
     enrolling: Option<AbortOnDropHandle<()>>,
+    watching: Option<AbortOnDropHandle<()>>,
     /// Messages for nodes without a session.
     dropped: u64,
 }
@@ -117,6 +126,7 @@ impl CloudHub {
             events: events::Waiting::default(),
             accepting: None,
             enrolling: None,
+            watching: None,
             dropped: 0,
         }
     }
@@ -148,6 +158,11 @@ impl Actor for CloudHub {
                 Err(error) => ctx.fail(format!("the enrolment listener: {error}")),
             }
         }
+        self.watching = self
+            .config
+            .registrar
+            .as_ref()
+            .map(|registrar| revoked::watch(registrar.revocations().clone(), ctx.address()));
     }
 }
 
@@ -257,9 +272,13 @@ impl Handler<Admit> for CloudHub {
                             return (None, Input::Close(goodbye));
                         }
                     };
+                    if let Some(goodbye) = this.revoked(&node) {
+                        audit::refused("session", &node, "hello", &goodbye.message);
+                        return (None, Input::Close(goodbye));
+                    }
                     match this.registry.admit(&node, &hello) {
                         Admission::Refused(goodbye) => {
-                            tracing::warn!(%node, "a connection was refused: {}", goodbye.message);
+                            audit::refused("session", &node, "hello", &goodbye.message);
                             (None, Input::Close(goodbye))
                         }
                         Admission::Admitted { epoch, replaces } => {

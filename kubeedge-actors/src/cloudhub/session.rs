@@ -6,22 +6,24 @@ use actix::Addr;
 use kubeedge_proto::{
     NodeName,
     v1::{
-        ApplyFromNode, CallFromNode, CallReply, DesiredState, Envelope, NodeHeartbeat, QueryDesired, Settled,
-        TrafficClass,
+        ApplyFromNode, CallFromNode, CallReply, DesiredState, Envelope, GoodbyeReason, NodeHeartbeat, QueryDesired,
+        Settled, TrafficClass, envelope::Body,
     },
 };
 use tokio::{net::TcpListener, sync::mpsc, task::JoinSet};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    Admit, CloudHub, CloudHubConfig, Controllers, EnrolmentConfig, SessionChanged, events::EventSettled,
-    streams::StreamsConnected,
+    Admit, CloudHub, CloudHubConfig, Controllers, EnrolmentConfig, SessionChanged, certificate::Certificate,
+    events::EventSettled, streams::StreamsConnected,
 };
 use crate::{
+    audit,
+    identity::authority_capability,
     link::{
-        FrameSink, FrameStream, driver,
+        Rate, driver,
         server::{Accepted, AcceptedStreams, Doors, Identify, Limits, serve_enrolment, serve_link},
-        session::{Class, Input, Output, Session},
+        session::{Class, Closed, Input, Output, Session},
         streams::{Connection, Side},
     },
     system::trace::Trace,
@@ -53,15 +55,19 @@ pub(super) fn listen(
     // A session more than the limit is refused by the registry, with a word; beyond that there is no word.
     let limits = Limits { connections: config.node_limit.saturating_mul(3).max(64), ..Limits::default() };
     let serve_link = serve_link(listener, config.tls.clone(), identify(), doors, limits);
-    let link = config.link.clone();
+    let mut link = config.link.clone();
+    let registrar = config.registrar.clone();
+    // A node whose certificate is of an older authority renews it soon.
+    link.capabilities.extend(registrar.as_ref().map(|registrar| authority_capability(&registrar.ca_hash())));
     let serve_sessions = async move {
         let mut sessions = JoinSet::new();
         loop {
             tokio::select! {
                 connection = connections.recv() => match connection {
-                    Some(Accepted { node, peer, sink, stream }) => {
-                        tracing::debug!(%node, %peer, "connected");
-                        sessions.spawn_local(serve(node, sink, stream, link.clone(), controllers.clone(), hub.clone()));
+                    Some(accepted) => {
+                        tracing::debug!(node = %accepted.node, peer = %accepted.peer, "connected");
+                        let certificate = Certificate::new(registrar.clone(), accepted.expires);
+                        sessions.spawn_local(serve(accepted, certificate, link.clone(), controllers.clone(), hub.clone()));
                     }
                     None => return,
                 },
@@ -87,7 +93,13 @@ pub(super) fn enrol(config: &EnrolmentConfig) -> std::io::Result<AbortOnDropHand
     let listener = config.listener.try_clone()?;
     listener.set_nonblocking(true)?;
     let listener = TcpListener::from_std(listener)?;
-    let limits = Limits { handshakes: 16, connections: 64 };
+    // A box joins once: many from one address are a fleet that is unpacked, or somebody who guesses tokens.
+    let limits = Limits {
+        handshakes: 16,
+        connections: 64,
+        per_address: Rate { burst: 50, per_second: 5.0 },
+        ..Limits::default()
+    };
     let serve = serve_enrolment(listener, config.tls.clone(), config.service.clone(), limits);
     Ok(AbortOnDropHandle::new(tokio::task::spawn_local(serve)))
 }
@@ -99,13 +111,13 @@ fn identify() -> Identify {
 
 /// Serves one connection until it ends.
 async fn serve(
-    node: NodeName,
-    sink: FrameSink,
-    stream: FrameStream,
+    accepted: Accepted,
+    certificate: Certificate,
     config: crate::link::Config,
     controllers: Controllers,
     hub: Addr<CloudHub>,
 ) {
+    let Accepted { node, sink, stream, .. } = accepted;
     let session = Session::cloud(config.stamped());
     let (inputs, commands) = mpsc::channel(driver::COMMANDS);
     let (events, outputs) = mpsc::channel(driver::EVENTS);
@@ -115,6 +127,7 @@ async fn serve(
         hub,
         inputs: inputs.downgrade(),
         epoch: None,
+        certificate: Rc::new(certificate),
         ask_again: Rc::new(Cell::new(ASK_AGAIN.0)),
         tasks: JoinSet::new(),
     };
@@ -141,6 +154,7 @@ struct Serving {
     /// Weak: when the hub lets go of the session, nothing here keeps it.
     inputs: mpsc::WeakSender<Input>,
     epoch: Option<u64>,
+    certificate: Rc<Certificate>,
     /// The next of the pauses of [`ASK_AGAIN`].
     ask_again: Rc<Cell<Duration>>,
     /// Answers under way, ended with the session: a superseded session writes nothing more. The session's windows bound
@@ -152,7 +166,20 @@ impl Serving {
     async fn run(mut self, mut outputs: mpsc::Receiver<Output>, inputs: mpsc::Sender<Input>) {
         let mut hello = Some(inputs);
         let mut reason = String::from("ended");
-        while let Some(output) = outputs.recv().await {
+        loop {
+            let output = tokio::select! {
+                output = outputs.recv() => output,
+                () = self.certificate.ended() => {
+                    let goodbye = self.certificate.goodbye();
+                    audit::refused("session", &self.node, "standing session", &goodbye.message);
+                    let inputs = self.inputs.upgrade();
+                    if let Some(inputs) = inputs && inputs.send(Input::Close(goodbye)).await.is_err() {
+                        break;
+                    }
+                    outputs.recv().await
+                }
+            };
+            let Some(output) = output else { break };
             while self.tasks.try_join_next().is_some() {}
             match output {
                 Output::HelloReceived(message) => {
@@ -196,7 +223,14 @@ impl Serving {
                     tracing::warn!(node = %self.node, "a message did not get into the link's queue: {why}");
                     break;
                 }
-                Output::Closed(closed) => reason = closed.to_string(),
+                Output::Closed(closed) => {
+                    if let Closed::ByUs(goodbye) = &closed
+                        && matches!(goodbye.reason(), GoodbyeReason::ProtocolError | GoodbyeReason::Limit)
+                    {
+                        audit::refused("session", &self.node, "frame", &goodbye.message);
+                    }
+                    reason = closed.to_string();
+                }
                 // The driver's own, the edge's side, and what needs nothing done.
                 Output::Settled { .. }
                 | Output::Coalesced { .. }
@@ -290,6 +324,10 @@ impl Serving {
 
     fn call(&mut self, seq: u64, envelope: Envelope) {
         let Some(epoch) = self.epoch else { return };
+        if let Some(Body::SignCertificate(asked)) = &envelope.body {
+            let reply = self.certificate.renew(&self.node, &asked.csr_der);
+            return self.answer(async move { Input::Reply { seq, reply } });
+        }
         let port = self.controllers.call.clone();
         let trace = Trace::of(&envelope);
         let message = CallFromNode { node: self.node.to_string(), epoch, envelope: Some(envelope) };

@@ -11,11 +11,16 @@ use std::{
 use kubeedge_proto::{
     digest::{project, projection_hash},
     resource,
-    v1::{DesiredKind, DesiredState, KubeObject, ObjectKey, ObjectTombstone, ObjectUpsert, ResourceType},
+    v1::{
+        DesiredKind, DesiredState, KubeObject, ObjectKey, ObjectReference, ObjectTombstone, ObjectUpsert, ResourceType,
+    },
 };
 use serde_json::Value;
 
-use super::references::{ConfigKey, ConfigKind, references};
+use super::{
+    references::{ConfigKey, ConfigKind, references},
+    writes::Bound,
+};
 
 /// How long a pod waits for what it names to become known, before it is sent without.
 ///
@@ -33,6 +38,8 @@ pub enum Effect {
     Upsert(String, ObjectUpsert),
     /// No longer desired at the node.
     Tombstone(String, ObjectTombstone),
+    /// What is known went back: every node is to be compared anew. What is missing now may be missing in a backup only.
+    Compare,
 }
 
 type PodKey = (String, String);
@@ -41,6 +48,8 @@ struct PodEntry {
     node: String,
     object: KubeObject,
     names: BTreeSet<ConfigKey>,
+    /// It is told to end: for that it needs nothing.
+    ending: bool,
     /// Set while the pod waits for something it names.
     held_since: Option<Duration>,
 }
@@ -79,6 +88,16 @@ impl Desired {
         Some((&entry.node, &entry.object.uid))
     }
 
+    /// Where a pod is bound, when it is known.
+    pub fn bound(&self, key: &ObjectKey) -> Option<Bound> {
+        let entry = self.pods.get(&(key.namespace.clone(), key.name.clone()))?;
+        Some(Bound {
+            node: entry.node.clone(),
+            uid: entry.object.uid.clone(),
+            resource_version: entry.object.resource_version.clone(),
+        })
+    }
+
     /// Whether any pod of `node` names this object.
     pub fn names(&self, node: &str, key: &ConfigKey) -> bool {
         self.configs.get(key).is_some_and(|config| config.users.contains_key(node))
@@ -90,13 +109,16 @@ impl Desired {
         let mut listed = HashSet::new();
         for pod in pods {
             listed.insert(key_of(&pod));
-            self.apply_pod(now, pod, &mut effects);
+            self.apply_pod(now, pod, as_of, &mut effects);
         }
         let gone: Vec<PodKey> = self.pods.keys().filter(|key| !listed.contains(*key)).cloned().collect();
         for key in gone {
             self.remove_pod(&key, as_of, &mut effects);
         }
-        self.pods_as_of = Some(as_of);
+        let before = self.pods_as_of.replace(as_of);
+        if before.is_some_and(|before| as_of < before) {
+            went_back(&mut effects);
+        }
         effects
     }
 
@@ -104,7 +126,7 @@ impl Desired {
     pub fn pod_applied(&mut self, now: Duration, pod: Value) -> Vec<Effect> {
         let mut effects = Vec::new();
         let version = version_of(&pod);
-        self.apply_pod(now, pod, &mut effects);
+        self.apply_pod(now, pod, version, &mut effects);
         self.pods_bookmark(version);
         effects
     }
@@ -133,6 +155,17 @@ impl Desired {
         }
     }
 
+    /// A list says whether a ConfigMap or Secret is there, as of a resourceVersion.
+    pub fn config_listed(&mut self, key: &ConfigKey, object: Option<Value>, as_of: u64) -> Vec<Effect> {
+        let Some(config) = self.configs.get_mut(key) else { return Vec::new() };
+        let before = std::mem::replace(&mut config.as_of, as_of);
+        let mut effects = self.config_known(key, object, as_of);
+        if as_of < before {
+            went_back(&mut effects);
+        }
+        effects
+    }
+
     /// A ConfigMap or Secret is there (in this version) or absent, as of a resourceVersion.
     pub fn config_known(&mut self, key: &ConfigKey, object: Option<Value>, as_of: u64) -> Vec<Effect> {
         let mut effects = Vec::new();
@@ -155,7 +188,7 @@ impl Desired {
                     {
                         effects.push(Effect::Tombstone(node.clone(), tombstone(old, as_of)));
                     }
-                    effects.push(Effect::Upsert(node.clone(), upsert(new)));
+                    effects.push(Effect::Upsert(node.clone(), ObjectUpsert { as_of: config.as_of, ..upsert(new) }));
                 }
             }
             (Known::Present(old), _) => {
@@ -186,7 +219,7 @@ impl Desired {
         for entry in self.pods.values_mut() {
             if entry.held_since.is_some_and(|since| now.saturating_sub(since) >= HOLD) {
                 entry.held_since = None;
-                effects.push(Effect::Upsert(entry.node.clone(), upsert(&entry.object)));
+                effects.push(entry.effect(&self.configs, self.pods_as_of.unwrap_or(0)));
             }
         }
         effects
@@ -212,7 +245,8 @@ impl Desired {
             DesiredKind {
                 r#type: Some(config_type(kind)),
                 complete: self.pods_as_of.is_some() && entries().all(|config| !matches!(config.known, Known::NotYet)),
-                as_of: entries().map(|config| config.as_of).min().or(self.pods_as_of).unwrap_or(0),
+                // Which are desired is known from the pods.
+                as_of: entries().map(|config| config.as_of).chain(self.pods_as_of).min().unwrap_or(0),
                 objects: entries()
                     .filter_map(|config| match &config.known {
                         Known::Present(object) => Some(upsert(object)),
@@ -225,7 +259,11 @@ impl Desired {
             r#type: Some(resource::pods()),
             complete: self.pods_as_of.is_some() && self.pods_of(node).all(|pod| pod.held_since.is_none()),
             as_of: self.pods_as_of.unwrap_or(0),
-            objects: self.pods_of(node).filter(|pod| pod.held_since.is_none()).map(|pod| upsert(&pod.object)).collect(),
+            objects: self
+                .pods_of(node)
+                .filter(|pod| pod.held_since.is_none())
+                .map(|pod| pod.upsert(&self.configs))
+                .collect(),
         };
         DesiredState { kinds: vec![config(ConfigKind::ConfigMap), config(ConfigKind::Secret), pods] }
     }
@@ -234,13 +272,15 @@ impl Desired {
         self.by_node.get(node).into_iter().flatten().filter_map(|key| self.pods.get(key))
     }
 
-    fn apply_pod(&mut self, now: Duration, pod: Value, effects: &mut Vec<Effect>) {
+    /// `as_of`: up to which version this is known to be the pod.
+    fn apply_pod(&mut self, now: Duration, pod: Value, as_of: u64, effects: &mut Vec<Effect>) {
         let node = text(&pod, "/spec/nodeName").to_owned();
         if node.is_empty() {
             return;
         }
         let key = key_of(&pod);
         let names = references(&pod);
+        let ending = pod.pointer("/metadata/deletionTimestamp").is_some();
         let object = envelope_of(resource::pods(), pod);
         if let Some(old) = self.pods.get_mut(&key) {
             if old.object.uid == object.uid && old.object.projection_hash == object.projection_hash {
@@ -275,10 +315,11 @@ impl Desired {
         for name in unknown {
             self.waiting.entry(name.clone()).or_default().insert(key.clone());
         }
-        if held_since.is_none() {
-            effects.push(Effect::Upsert(node.clone(), upsert(&object)));
+        let entry = PodEntry { node, object, names, ending, held_since };
+        if entry.held_since.is_none() {
+            effects.push(entry.effect(&self.configs, as_of));
         }
-        self.pods.insert(key, PodEntry { node, object, names, held_since });
+        self.pods.insert(key, entry);
     }
 
     fn remove_pod(&mut self, key: &PodKey, as_of: u64, effects: &mut Vec<Effect>) {
@@ -311,7 +352,8 @@ impl Desired {
         if *users == 1
             && let Known::Present(object) = &config.known
         {
-            effects.push(Effect::Upsert(node.to_owned(), upsert(object)));
+            let as_of = config.as_of;
+            effects.push(Effect::Upsert(node.to_owned(), ObjectUpsert { as_of, ..upsert(object) }));
         }
     }
 
@@ -338,9 +380,37 @@ impl Desired {
             |name: &ConfigKey| self.configs.get(name).is_some_and(|config| !matches!(config.known, Known::NotYet));
         if entry.held_since.is_some() && entry.names.iter().all(known) {
             entry.held_since = None;
-            effects.push(Effect::Upsert(entry.node.clone(), upsert(&entry.object)));
+            effects.push(entry.effect(&self.configs, self.pods_as_of.unwrap_or(0)));
         }
     }
+}
+
+impl PodEntry {
+    fn effect(&self, configs: &HashMap<ConfigKey, ConfigEntry>, as_of: u64) -> Effect {
+        Effect::Upsert(self.node.clone(), ObjectUpsert { as_of, ..self.upsert(configs) })
+    }
+
+    /// The pod, with those of the objects it names that are there: they are to be on the node's disk before it.
+    fn upsert(&self, configs: &HashMap<ConfigKey, ConfigEntry>) -> ObjectUpsert {
+        let there = |key: &ConfigKey| match &configs.get(key)?.known {
+            Known::Present(object) => Some(ObjectReference {
+                r#type: object.r#type.clone(),
+                key: object.key.clone(),
+                uid: object.uid.clone(),
+                resource_version: object.resource_version.clone(),
+                projection_hash: object.projection_hash,
+            }),
+            Known::Absent | Known::NotYet => None,
+        };
+        let needs = if self.ending { Vec::new() } else { self.names.iter().filter_map(there).collect() };
+        ObjectUpsert { needs, ..upsert(&self.object) }
+    }
+}
+
+/// A list that is older than what was known says nothing about what is missing in it.
+fn went_back(effects: &mut Vec<Effect>) {
+    effects.retain(|effect| !matches!(effect, Effect::Tombstone(..)));
+    effects.push(Effect::Compare);
 }
 
 fn config_type(kind: ConfigKind) -> ResourceType {
@@ -351,7 +421,7 @@ fn config_type(kind: ConfigKind) -> ResourceType {
 }
 
 fn upsert(object: &KubeObject) -> ObjectUpsert {
-    ObjectUpsert { object: Some(object.clone()), needs: Vec::new() }
+    ObjectUpsert { object: Some(object.clone()), ..ObjectUpsert::default() }
 }
 
 fn tombstone(object: &KubeObject, as_of: u64) -> ObjectTombstone {

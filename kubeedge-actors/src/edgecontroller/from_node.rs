@@ -7,19 +7,19 @@ use kubeedge_proto::{
     NodeName, resource,
     v1::{
         ApplyFromNode, CallFromNode, CallReply, Envelope, LocatePod, NodeHeartbeat, NodeSessionChanged, ObjectKey,
-        PodLocation, Settled, envelope::Body,
+        PodLocation, Settled, call_reply, envelope::Body,
     },
 };
 use serde_json::Value;
-use tokio_util::sync::CancellationToken;
 
 use super::{
-    EdgeController, NodeSession, PROGRESS_WITHIN, RENEW_EVERY, WRITE_WITHIN,
+    EdgeController, PROGRESS_WITHIN, RENEW_EVERY, WRITE_WITHIN,
+    authorization::{Asked, may_have_token},
     events::events_dropped,
-    ownership::{Owner, may_tell},
+    ownership::may_tell,
     ready,
     references::{ConfigKey, ConfigKind},
-    upstream::Upstream,
+    writes::{Bound, Write},
 };
 use crate::system::Context;
 
@@ -29,42 +29,25 @@ impl Handler<ApplyFromNode> for EdgeController {
     /// Writes what a node reports, for as long as the session it came by is the node's. An attempt of an older session
     /// that is still under way must not overwrite what the newer one has written.
     fn handle(&mut self, message: ApplyFromNode, _: &mut Context<Self>) -> Self::Result {
-        let Some(ended) = self.session(&message.node, message.epoch) else {
+        let Some(ended) = self.sessions.of(&message.node, message.epoch) else {
             return ready(Settled::rejected(503, "a newer session of this node has taken over"));
         };
+        let asked = Asked::of(&message.node, message.envelope.as_ref());
         let write = self.write(message);
         Box::pin(async move {
             tokio::select! {
                 biased;
                 () = ended.cancelled() => Settled::rejected(503, "the session has ended"),
-                written = tokio::time::timeout(WRITE_WITHIN, write) => written.unwrap_or_else(|_| {
-                    Settled::rejected(503, format!("not written within {WRITE_WITHIN:?}"))
-                }),
+                written = tokio::time::timeout(WRITE_WITHIN, write) => match written {
+                    Ok(settled) => asked.settled(settled),
+                    Err(_) => Settled::rejected(503, format!("not written within {WRITE_WITHIN:?}")),
+                },
             }
         })
     }
 }
 
 impl EdgeController {
-    /// Ends with the session of this epoch; `None` when a newer one has been seen.
-    fn session(&mut self, node: &str, epoch: u64) -> Option<CancellationToken> {
-        let known = self.sessions.get(node);
-        if known.is_some_and(|known| known.epoch > epoch) {
-            return None;
-        }
-        if known.is_none_or(|known| known.epoch < epoch) {
-            self.begin_session(node, epoch);
-        }
-        self.sessions.get(node).map(|session| session.ended.clone())
-    }
-
-    fn begin_session(&mut self, node: &str, epoch: u64) {
-        let session = NodeSession { epoch, ended: CancellationToken::new() };
-        if let Some(old) = self.sessions.insert(node.to_owned(), session) {
-            old.ended.cancel();
-        }
-    }
-
     fn write(&mut self, message: ApplyFromNode) -> ResponseFuture<Settled> {
         let upstream = self.upstream.clone();
         let node: NodeName = match message.node.parse() {
@@ -75,39 +58,8 @@ impl EdgeController {
             return ready(Settled::rejected(501, "this version does not know the message's type"));
         };
         match body {
-            Body::StatusUpdate(update) => {
-                let (Some(type_), Some(key)) = (&update.r#type, update.key.clone()) else {
-                    return ready(Settled::rejected(400, "a StatusUpdate names no object"));
-                };
-                if *type_ == resource::nodes() && key.namespace.is_empty() && key.name == node.as_str() {
-                    return Box::pin(async move { upstream.write_status(Owner::Node, &update).await });
-                }
-                if *type_ != resource::pods() {
-                    return ready(Settled::rejected(
-                        403,
-                        format!("node {node} may not write the status of {type_} {key}"),
-                    ));
-                }
-                let bound = self.binding(&key);
-                Box::pin(async move {
-                    match check_pod(&upstream, &node, &key, &update.uid, bound).await {
-                        Ok(()) => upstream.write_status(Owner::Pod, &update).await,
-                        Err(settled) => settled,
-                    }
-                })
-            }
-            Body::PodTerminated(pod) => {
-                let Some(key) = pod.key.clone() else {
-                    return ready(Settled::rejected(400, "a PodTerminated names no pod"));
-                };
-                let bound = self.binding(&key);
-                Box::pin(async move {
-                    match check_pod(&upstream, &node, &key, &pod.uid, bound).await {
-                        Ok(()) => upstream.pod_terminated(&pod).await,
-                        Err(settled) => settled,
-                    }
-                })
-            }
+            Body::StatusUpdate(update) => self.report(Write::status(&node, &update, upstream.gateway.as_ref())),
+            Body::PodTerminated(pod) => self.report(Write::terminated(&node, &pod)),
             Body::KubernetesEvent(event) => {
                 let Some(Ok(event)) = event.event.map(|object| serde_json::from_slice::<Value>(&object.json)) else {
                     return ready(Settled::rejected(400, "a KubernetesEvent carries no event in JSON"));
@@ -132,10 +84,30 @@ impl EdgeController {
     }
 }
 
+impl EdgeController {
+    fn report(&self, write: Result<Write, Settled>) -> ResponseFuture<Settled> {
+        let write = match write {
+            Ok(write) => write,
+            Err(settled) => return ready(settled),
+        };
+        let upstream = self.upstream.clone();
+        let bound = self.desired.bound(write.key());
+        Box::pin(async move { upstream.write(write, bound).await })
+    }
+}
+
 impl Handler<CallFromNode> for EdgeController {
     type Result = ResponseFuture<CallReply>;
 
     fn handle(&mut self, message: CallFromNode, _: &mut Context<Self>) -> Self::Result {
+        let asked = Asked::of(&message.node, message.envelope.as_ref());
+        let reply = self.reply(message);
+        Box::pin(async move { asked.replied(reply.await) })
+    }
+}
+
+impl EdgeController {
+    fn reply(&self, message: CallFromNode) -> ResponseFuture<CallReply> {
         let upstream = self.upstream.clone();
         let node: NodeName = match message.node.parse() {
             Ok(node) => node,
@@ -147,11 +119,21 @@ impl Handler<CallFromNode> for EdgeController {
             }
             Some(Body::RequestToken(wanted)) => {
                 let key = ObjectKey::new(&wanted.namespace, &wanted.pod_name);
-                let bound = self.binding(&key);
+                if key.namespace.is_empty() || !key.is_valid() {
+                    return ready(CallReply::error(400, "BadRequest", format!("{key:?} is not the name of a pod")));
+                }
                 Box::pin(async move {
-                    match check_pod(&upstream, &node, &key, &wanted.pod_uid, bound).await {
+                    // A token is a right: the pod is read anew, whatever the watch knows.
+                    let pod = match upstream.get(&resource::pods(), &key).await.result {
+                        Some(call_reply::Result::Object(pod)) => pod,
+                        refused => return CallReply { result: refused },
+                    };
+                    let Ok(pod) = serde_json::from_slice::<Value>(&pod.json) else {
+                        return CallReply::error(503, "ServiceUnavailable", format!("pod {key} cannot be read"));
+                    };
+                    match may_have_token(node.as_str(), &wanted, &pod) {
                         Ok(()) => upstream.request_token(&wanted).await,
-                        Err(settled) => CallReply::error(settled.code, "Forbidden", settled.reason),
+                        Err((code, why)) => CallReply::error(code, "Forbidden", why),
                     }
                 })
             }
@@ -171,11 +153,6 @@ impl Handler<CallFromNode> for EdgeController {
 }
 
 impl EdgeController {
-    /// Where a pod is bound, as far as the watch knows.
-    fn binding(&self, key: &ObjectKey) -> Option<(String, String)> {
-        self.desired.pod(&key.namespace, &key.name).map(|(node, uid)| (node.to_owned(), uid.to_owned()))
-    }
-
     fn may_read(&self, node: &NodeName, type_: &kubeedge_proto::v1::ResourceType, key: &ObjectKey) -> bool {
         let config = |kind| {
             let key = ConfigKey { kind, namespace: key.namespace.clone(), name: key.name.clone() };
@@ -202,8 +179,8 @@ impl Handler<LocatePod> for EdgeController {
         let Some(key) = pod.filter(|key| !key.namespace.is_empty() && key.is_valid()) else {
             return ready(PodLocation { code: 400, message: "no name of a pod".into(), ..PodLocation::default() });
         };
-        let found = |(node, uid)| PodLocation { code: 200, message: String::new(), node, uid };
-        if let Some(bound) = self.binding(&key) {
+        let found = |Bound { node, uid, .. }| PodLocation { code: 200, message: String::new(), node, uid };
+        if let Some(bound) = self.desired.bound(&key) {
             return ready(found(bound));
         }
         // The watch may be behind, and knows only pods that are bound.
@@ -218,32 +195,6 @@ impl Handler<LocatePod> for EdgeController {
                 Err(refused) => PodLocation { code: refused.code, message: refused.reason, ..PodLocation::default() },
             }
         })
-    }
-}
-
-/// Lets through what concerns a pod that is bound to this node and is still the same pod.
-async fn check_pod(
-    upstream: &Upstream,
-    node: &NodeName,
-    key: &ObjectKey,
-    uid: &str,
-    bound: Option<(String, String)>,
-) -> Result<(), Settled> {
-    if key.namespace.is_empty() || !key.is_valid() {
-        return Err(Settled::rejected(400, format!("{key:?} is not the name of a pod")));
-    }
-    // The watch may be behind what the node knows already.
-    let bound = match bound {
-        Some(bound) => Some(bound),
-        None => upstream.pod_binding(key).await?,
-    };
-    match bound {
-        None => Err(Settled::rejected(404, format!("pod {key} is gone"))),
-        Some((other, _)) if other != node.as_str() => {
-            Err(Settled::rejected(403, format!("pod {key} is not bound to node {node}")))
-        }
-        Some((_, other)) if other != uid => Err(Settled::superseded()),
-        Some(_) => Ok(()),
     }
 }
 
@@ -277,17 +228,8 @@ impl Handler<NodeSessionChanged> for EdgeController {
     type Result = ();
 
     fn handle(&mut self, change: NodeSessionChanged, _: &mut Context<Self>) {
-        let known = self.sessions.get(&change.node).map(|session| session.epoch);
-        if change.connected {
-            // What CloudHub says stands, also when it counts anew.
-            if known != Some(change.epoch) {
-                self.begin_session(&change.node, change.epoch);
-            }
-        } else if known.is_none_or(|known| known <= change.epoch) {
+        if self.sessions.changed(&change) {
             self.leases.remove(&change.node);
-            if let Some(session) = self.sessions.remove(&change.node) {
-                session.ended.cancel();
-            }
         }
         tracing::info!(
             node = change.node,

@@ -8,12 +8,13 @@
 //! | asks | `SendToNode`, `RecheckNodes` (CloudHub) |
 //! | stores | nothing: everything is read again from the API server |
 //!
-//! [`desired`] decides what a node should hold, [`ownership`] what a node may say, [`events`] what an Event becomes; all
-//! are pure. A node that dropped Events says so with a gap marker: it is logged, counted and told as an Event on the Node.
+//! [`desired`] decides what a node should hold, [`ownership`] what a node may say, [`sessions`] by which of its sessions,
+//! [`writes`] and [`events`] what becomes of it; all are pure. A node that dropped Events says so with a gap marker: it is logged, counted and told as an Event on the Node.
 //! [`list_watch`] and [`upstream`] are the shells around the API server, `from_node` answers what nodes send. A node reads
 //! and writes only what belongs to it: its own Node and Lease, the pods bound to it, the ConfigMaps and Secrets those
 //! name, and tokens for them.
 
+mod authorization;
 pub mod desired;
 pub mod events;
 mod from_node;
@@ -21,7 +22,9 @@ mod gateway;
 pub mod list_watch;
 pub mod ownership;
 pub mod references;
+pub mod sessions;
 pub mod upstream;
+pub mod writes;
 
 use std::{
     collections::HashMap,
@@ -38,13 +41,14 @@ use kubeedge_proto::{
 };
 use serde_json::Value;
 use tokio::sync::oneshot;
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tokio_util::task::AbortOnDropHandle;
 
 pub use self::gateway::StreamGateway;
 use self::{
     desired::{Desired, Effect},
     list_watch::{Change, Scope},
     references::{ConfigKey, ConfigKind},
+    sessions::Sessions,
     upstream::Upstream,
 };
 use crate::system::{Component, Context, Contract, Overflow, Port, Ports, Stage};
@@ -74,20 +78,13 @@ pub struct EdgeController {
     pod_watch: Option<AbortOnDropHandle<()>>,
     leases: HashMap<String, Instant>,
     /// The session of each connected node: what an older one still wants to write is given up.
-    sessions: HashMap<String, NodeSession>,
+    sessions: Sessions,
     questions: Vec<Question>,
     /// uid of the `kube-system` namespace, once read.
     cluster: String,
     started: Instant,
     /// Events that nodes said they had dropped, since the start; a marker told twice counts twice.
     events_dropped: u64,
-}
-
-/// A node's session, as far as writing for it goes.
-struct NodeSession {
-    epoch: u64,
-    /// Cancelled when the session has ended or another one has taken its place.
-    ended: CancellationToken,
 }
 
 impl EdgeController {
@@ -103,7 +100,7 @@ impl EdgeController {
             watches: HashMap::new(),
             pod_watch: None,
             leases: HashMap::new(),
-            sessions: HashMap::new(),
+            sessions: Sessions::default(),
             questions: Vec::new(),
             cluster: String::new(),
             started: Instant::now(),
@@ -124,6 +121,7 @@ impl EdgeController {
     /// Carries out what follows from an event. The messages to nodes leave in order, before the next event is taken.
     fn carry_out(&mut self, effects: Vec<Effect>, ctx: &mut Context<Self>) {
         let mut messages = Vec::new();
+        let mut compare = false;
         for effect in effects {
             let (node, body) = match effect {
                 Effect::Watch(key) => {
@@ -135,11 +133,21 @@ impl EdgeController {
                     self.watches.remove(&key);
                     continue;
                 }
+                Effect::Compare => {
+                    tracing::warn!(
+                        "the API server went back: nothing ends for its absence until its lists have caught up"
+                    );
+                    compare = true;
+                    continue;
+                }
                 Effect::Upsert(node, upsert) => (node, Body::ObjectUpsert(upsert)),
                 Effect::Tombstone(node, gone) => (node, Body::ObjectTombstone(gone)),
             };
             let envelope = Envelope::new(Self::NAME, unix_ms(), body);
             messages.push(SendToNode { node, envelope: Some(envelope) });
+        }
+        if compare {
+            self.recheck_nodes(ctx);
         }
         if messages.is_empty() {
             return;
@@ -236,7 +244,7 @@ impl Handler<Watched> for EdgeController {
                 Vec::new()
             }
             (Some(key), Change::Replaced(found, as_of)) => {
-                self.desired.config_known(&key, found.into_iter().next(), as_of)
+                self.desired.config_listed(&key, found.into_iter().next(), as_of)
             }
             (Some(key), Change::Applied(object)) => {
                 let version = version_of(&object);

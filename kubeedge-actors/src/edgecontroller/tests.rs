@@ -13,7 +13,12 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::{ownership::Owner, *};
+mod hostile;
+
+use super::{
+    writes::{Bound, Write},
+    *,
+};
 use crate::system::System;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -77,14 +82,22 @@ fn update() -> StatusUpdate {
     }
 }
 
+fn write() -> Write {
+    Write::status(&"e1".parse().unwrap(), &update(), None).unwrap()
+}
+
+fn bound() -> Option<Bound> {
+    Some(Bound { node: "e1".into(), uid: "u1".into(), resource_version: "7".into() })
+}
+
 #[actix_rt::test]
 async fn a_conflict_is_tried_again_unless_it_is_another_pod() {
     for (uid, code) in [("u1", 503), ("u2", 409)] {
         let client = api(move |line, _| match line.starts_with("GET") {
-            true => Some((200, json!({"metadata": {"uid": uid}}))),
+            true => Some((200, json!({"metadata": {"uid": uid}, "spec": {"nodeName": "e1"}}))),
             false => failure(409, "Conflict"),
         });
-        let settled = Upstream::new(client.await).write_status(Owner::Pod, &update()).await;
+        let settled = Upstream::new(client.await).write(write(), bound()).await;
         assert_eq!(settled.code, code, "{settled:?}");
     }
 }
@@ -93,7 +106,7 @@ async fn a_conflict_is_tried_again_unless_it_is_another_pod() {
 async fn rights_that_the_cloud_lacks_lose_no_report() {
     for (code, reason) in [(401, "Unauthorized"), (403, "Forbidden")] {
         let client = api(move |_, _| failure(code, reason)).await;
-        let settled = Upstream::new(client).write_status(Owner::Pod, &update()).await;
+        let settled = Upstream::new(client).write(write(), bound()).await;
         assert_eq!(settled.code, 503, "{settled:?}");
     }
 }

@@ -1,19 +1,18 @@
-//! Writes what nodes report to the API server, and answers their calls. The shell around [`super::ownership`].
+//! Writes what nodes report to the API server, and answers their calls. The shell around [`super::ownership`] and
+//! [`super::writes`].
 
 use std::{sync::Arc, time::Duration};
 
 use kube::{
     Client,
     core::{
-        Request,
+        Request as HttpRequests,
         params::{DeleteParams, GetParams, Patch, PatchParams, PostParams, Preconditions},
     },
 };
 use kubeedge_proto::{
     NodeName, is_dns_subdomain, resource,
-    v1::{
-        CallReply, KubeObject, ObjectKey, PodTerminated, RequestToken, ResourceType, Settled, StatusUpdate, call_reply,
-    },
+    v1::{CallReply, KubeObject, ObjectKey, RequestToken, ResourceType, Settled, call_reply},
 };
 use serde_json::{Value, json};
 use thiserror::Error;
@@ -22,7 +21,8 @@ use tokio::sync::Semaphore;
 use super::{
     StreamGateway,
     events::update,
-    ownership::{Owner, registration, status_patch},
+    ownership::registration,
+    writes::{Bound, Refused, Request, Step, Write},
 };
 
 /// Requests to the API server at a time, over all nodes.
@@ -66,14 +66,12 @@ impl Failed {
         }
     }
 
+    fn refused(&self) -> Refused {
+        Refused { code: self.code(), message: self.to_string() }
+    }
+
     fn settled(&self) -> Settled {
-        match self.code() {
-            // This cloud's own credentials or rights are at fault, not the node's message: it is kept and sent again.
-            code @ (401 | 403) => {
-                Settled::rejected(503, format!("the API server does not let this cloud write ({code}): {self}"))
-            }
-            code => Settled::rejected(code.into(), self.to_string()),
-        }
+        self.refused().settled()
     }
 
     fn reply(&self) -> CallReply {
@@ -95,7 +93,7 @@ impl Upstream {
 
     /// uid of the `kube-system` namespace, by which a cluster is told from another. `None` while it cannot be read.
     pub async fn cluster_uid(&self) -> Option<String> {
-        match self.send(|| Request::new("/api/v1/namespaces").get("kube-system", &GetParams::default())).await {
+        match self.send(|| HttpRequests::new("/api/v1/namespaces").get("kube-system", &GetParams::default())).await {
             Ok(namespace) => Some(text(&namespace, "/metadata/uid").to_owned()).filter(|uid| !uid.is_empty()),
             Err(failed) => {
                 tracing::warn!("the cluster's identity (uid of namespace kube-system) cannot be read: {failed}");
@@ -106,54 +104,56 @@ impl Upstream {
 
     /// Reads one object.
     pub async fn get(&self, type_: &ResourceType, key: &ObjectKey) -> CallReply {
-        let request = || Request::new(type_.path(&key.namespace, None)).get(&key.name, &GetParams::default());
+        let request = || HttpRequests::new(type_.path(&key.namespace, None)).get(&key.name, &GetParams::default());
         match self.send(request).await {
             Ok(object) => object_reply(type_.clone(), &object),
             Err(failed) => failed.reply(),
         }
     }
 
-    /// The node a pod is bound to, and its uid; `None` when there is no such pod.
-    pub async fn pod_binding(&self, key: &ObjectKey) -> Result<Option<(String, String)>, Settled> {
-        let path = resource::pods().path(&key.namespace, None);
-        match self.send(|| Request::new(&path).get(&key.name, &GetParams::default())).await {
-            Ok(pod) => Ok(Some((text(&pod, "/spec/nodeName").to_owned(), text(&pod, "/metadata/uid").to_owned()))),
+    /// Where a pod is bound; `None` when there is no such pod.
+    pub async fn pod_binding(&self, key: &ObjectKey) -> Result<Option<Bound>, Settled> {
+        match self.request(Request::Get(resource::pods(), key.clone())).await {
+            Ok(pod) => Ok(Some(Bound::of(&pod))),
             Err(failed) if failed.code() == 404 => Ok(None),
             Err(failed) => Err(failed.settled()),
         }
     }
 
-    /// Writes a node's or a pod's status. The caller has checked that it belongs to the reporting node.
-    pub async fn write_status(&self, owner: Owner, update: &StatusUpdate) -> Settled {
-        let Some(key) = &update.key else { return Settled::rejected(400, "a StatusUpdate names no object") };
-        match self.patch_status(owner, key, &update.uid, &update.status_json).await {
-            Ok(_) => Settled::applied(),
-            Err(settled) => settled,
+    /// Writes what a node reports. `bound`: where the pod is bound as far as the watch knows.
+    pub async fn write(&self, mut write: Write, bound: Option<Bound>) -> Settled {
+        let mut step = write.begin(bound.as_ref());
+        loop {
+            match step {
+                Step::Done(settled) => return settled,
+                Step::Ask(request) => {
+                    step = write.next(self.request(request).await.map_err(|failed| failed.refused()));
+                }
+            }
         }
     }
 
-    /// Writes a pod's last status and lets the API object go, if it is being deleted and still the same pod.
-    pub async fn pod_terminated(&self, pod: &PodTerminated) -> Settled {
-        let Some(key) = &pod.key else { return Settled::rejected(400, "a PodTerminated names no pod") };
-        let written = match self.patch_status(Owner::Pod, key, &pod.uid, &pod.status_json).await {
-            Ok(object) => object,
-            // Gone, or another one by now: nothing is left to do for this one.
-            Err(settled) if matches!(settled.code, 404 | 409) => return Settled::superseded(),
-            Err(settled) => return settled,
-        };
-        if written.pointer("/metadata/deletionTimestamp").is_none() {
-            return Settled::applied();
-        }
-        let params = DeleteParams {
-            grace_period_seconds: Some(0),
-            preconditions: Some(Preconditions { uid: Some(pod.uid.clone()), resource_version: None }),
-            ..DeleteParams::default()
-        };
-        let path = resource::pods().path(&key.namespace, None);
-        match self.send(|| Request::new(&path).delete(&key.name, &params)).await {
-            Ok(_) => Settled::applied(),
-            Err(failed) if matches!(failed.code(), 404 | 409) => Settled::superseded(),
-            Err(failed) => failed.settled(),
+    async fn request(&self, request: Request) -> Result<Value, Failed> {
+        match request {
+            Request::Get(type_, key) => {
+                let path = type_.path(&key.namespace, None);
+                self.send(|| HttpRequests::new(&path).get(&key.name, &GetParams::default())).await
+            }
+            Request::PatchStatus(type_, key, patch) => {
+                let path = type_.path(&key.namespace, None);
+                let patch = Patch::Strategic(patch);
+                let params = PatchParams::default();
+                self.send(|| HttpRequests::new(&path).patch_subresource("status", &key.name, &params, &patch)).await
+            }
+            Request::DeletePod(key, uid) => {
+                let params = DeleteParams {
+                    grace_period_seconds: Some(0),
+                    preconditions: Some(Preconditions { uid: Some(uid), resource_version: None }),
+                    ..DeleteParams::default()
+                };
+                let path = resource::pods().path(&key.namespace, None);
+                self.send(|| HttpRequests::new(&path).delete(&key.name, &params)).await
+            }
         }
     }
 
@@ -172,7 +172,7 @@ impl Upstream {
         body["source"]["host"] = node.as_str().into();
         let path = resource::events().path(&namespace, None);
         let bytes = body.to_string().into_bytes();
-        match self.send(|| Request::new(&path).create(&post(), bytes.clone())).await {
+        match self.send(|| HttpRequests::new(&path).create(&post(), bytes.clone())).await {
             Ok(_) => Settled::applied(),
             Err(failed) if failed.code() == 409 => self.event_again(&path, &name, &body).await,
             Err(failed) => failed.settled(),
@@ -182,7 +182,7 @@ impl Upstream {
     /// Brings an event up to date. Several messages of a node are written at the same time: the latest stays.
     async fn event_again(&self, path: &str, name: &str, told: &Value) -> Settled {
         for _ in 0..CONFLICTS {
-            let existing = match self.send(|| Request::new(path).get(name, &GetParams::default())).await {
+            let existing = match self.send(|| HttpRequests::new(path).get(name, &GetParams::default())).await {
                 Ok(existing) => existing,
                 Err(failed) if failed.code() == 404 => {
                     return Settled::rejected(503, "the event has expired in between: it is to be told again");
@@ -190,7 +190,7 @@ impl Upstream {
                 Err(failed) => return failed.settled(),
             };
             let Some(patch) = update(&existing, told).map(Patch::Merge) else { return Settled::superseded() };
-            match self.send(|| Request::new(path).patch(name, &patch_params(), &patch)).await {
+            match self.send(|| HttpRequests::new(path).patch(name, &patch_params(), &patch)).await {
                 Ok(_) => return Settled::applied(),
                 Err(failed) if failed.code() == 409 => {}
                 Err(failed) => return failed.settled(),
@@ -210,10 +210,10 @@ impl Upstream {
         }
         let path = resource::nodes().path("", None);
         let body = made.node.to_string().into_bytes();
-        let answer = match self.send(|| Request::new(&path).create(&post(), body.clone())).await {
+        let answer = match self.send(|| HttpRequests::new(&path).create(&post(), body.clone())).await {
             Err(failed) if failed.code() == 409 => {
                 let patch = Patch::Merge(&made.patch);
-                self.send(|| Request::new(&path).patch(node.as_str(), &patch_params(), &patch)).await
+                self.send(|| HttpRequests::new(&path).patch(node.as_str(), &patch_params(), &patch)).await
             }
             other => other,
         };
@@ -240,7 +240,7 @@ impl Upstream {
         let path = resource::service_accounts().path(&wanted.namespace, None);
         let bytes = body.to_string().into_bytes();
         let request = || {
-            Request::new(&path).create_subresource(
+            HttpRequests::new(&path).create_subresource(
                 "token",
                 &wanted.service_account,
                 &PostParams::default(),
@@ -266,7 +266,7 @@ impl Upstream {
         let path = resource::leases().path(LEASE_NAMESPACE, None);
         let spec = json!({"holderIdentity": node.as_str(), "leaseDurationSeconds": LEASE_SECONDS, "renewTime": now});
         let patch = Patch::Merge(json!({"spec": spec}));
-        match self.send(|| Request::new(&path).patch(node.as_str(), &patch_params(), &patch)).await {
+        match self.send(|| HttpRequests::new(&path).patch(node.as_str(), &patch_params(), &patch)).await {
             Ok(_) => Ok(()),
             Err(failed) if failed.code() == 404 => {
                 let mut metadata = json!({"name": node.as_str(), "namespace": LEASE_NAMESPACE});
@@ -276,46 +276,10 @@ impl Upstream {
                 }
                 let body = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec});
                 let bytes = body.to_string().into_bytes();
-                let made = self.send(|| Request::new(&path).create(&post(), bytes.clone())).await;
+                let made = self.send(|| HttpRequests::new(&path).create(&post(), bytes.clone())).await;
                 made.map(drop).map_err(|failed| failed.to_string())
             }
             Err(failed) => Err(failed.to_string()),
-        }
-    }
-
-    async fn patch_status(
-        &self,
-        owner: Owner,
-        key: &ObjectKey,
-        uid: &str,
-        status_json: &[u8],
-    ) -> Result<Value, Settled> {
-        let Ok(mut reported) = serde_json::from_slice::<Value>(status_json) else {
-            return Err(Settled::rejected(400, format!("the status of {key} is not JSON")));
-        };
-        if let (Owner::Node, Some(gateway)) = (owner, &self.gateway) {
-            gateway.publish(&mut reported);
-        }
-        let type_ = match owner {
-            Owner::Pod => resource::pods(),
-            Owner::Node => resource::nodes(),
-        };
-        let path = type_.path(&key.namespace, None);
-        let patch = Patch::Strategic(status_patch(owner, uid, &reported));
-        let request = || Request::new(&path).patch_subresource("status", &key.name, &PatchParams::default(), &patch);
-        match self.send(request).await {
-            Ok(object) => Ok(object),
-            // Another object of this name by now, or others wrote at the same time: then it has to go again.
-            Err(failed) if failed.code() == 409 => {
-                match self.send(|| Request::new(&path).get(&key.name, &GetParams::default())).await {
-                    Ok(now) if uid.is_empty() || text(&now, "/metadata/uid") == uid => {
-                        Err(Settled::rejected(503, format!("others write the status of {key} at the same time")))
-                    }
-                    Ok(_) => Err(failed.settled()),
-                    Err(failed) => Err(failed.settled()),
-                }
-            }
-            Err(failed) => Err(failed.settled()),
         }
     }
 

@@ -55,6 +55,8 @@ pub struct Book {
     complete: bool,
     /// While the pods on disk are not read yet: whose news came before them.
     early: Option<BTreeSet<Key>>,
+    /// News may have been lost, and what was on disk then was not known to be all: it is to be read again when it is.
+    unsure: bool,
 }
 
 impl Book {
@@ -84,18 +86,43 @@ impl Book {
         self.end(uid)
     }
 
-    /// The pods that were on disk at the start, with whether they are all.
-    pub fn loaded(&mut self, pods: Vec<(Arc<Pod>, PodPlan)>, complete: bool) -> Vec<Effect> {
-        let early = self.early.take().unwrap_or_default();
-        self.complete |= complete;
-        // What was told meanwhile is newer than what was read.
-        let unknown = pods.into_iter().filter(|(_, plan)| !early.contains(&key(plan)));
-        unknown.flat_map(|(pod, plan)| self.take_in(pod, plan)).collect()
+    /// News may have been lost: the pods on disk are read again, and until then nothing ends for its absence.
+    pub fn reload(&mut self) {
+        self.early = Some(BTreeSet::new());
+        self.complete = false;
+        self.unsure = true;
     }
 
-    /// The set of pods is complete: absence means absence.
-    pub fn completed(&mut self) {
+    /// Whether the pods on disk are still to be read.
+    pub fn is_loading(&self) -> bool {
+        self.early.is_some()
+    }
+
+    /// The pods on disk, as far as they can be understood, the uids of all that are there, and whether they are all that
+    /// are wanted. What was told meanwhile is newer than what was read. Of a complete set, what is not in it has ended.
+    pub fn loaded(&mut self, pods: Vec<(Arc<Pod>, PodPlan)>, uids: &BTreeSet<&str>, complete: bool) -> Vec<Effect> {
+        let early = self.early.take().unwrap_or_default();
+        self.complete |= complete;
+        self.unsure &= !complete;
+        let unknown = pods.into_iter().filter(|(_, plan)| !early.contains(&key(plan)));
+        let mut effects: Vec<Effect> = unknown.flat_map(|(pod, plan)| self.take_in(pod, plan)).collect();
+        if complete {
+            self.ended.retain(|uid| uids.contains(uid.as_str()));
+            self.next.retain(|key, next| early.contains(key) || uids.contains(next.plan.uid.as_str()));
+            let missed = |(uid, entry): &(&String, &Entry)| {
+                !uids.contains(uid.as_str()) && !early.contains(&key(&entry.order.plan))
+            };
+            let missed: Vec<String> = self.entries.iter().filter(missed).map(|(uid, _)| uid.clone()).collect();
+            effects.extend(missed.iter().flat_map(|uid| self.end(uid)));
+        }
+        effects
+    }
+
+    /// The set of pods is complete: absence means absence. True when they are to be read again: see [`Book::reload`].
+    #[must_use]
+    pub fn completed(&mut self) -> bool {
         self.complete = true;
+        std::mem::take(&mut self.unsure) && !self.is_loading()
     }
 
     /// Whether pods that nobody wants may be ended (`P-NO-END-FROM-IGNORANCE`).
@@ -232,6 +259,11 @@ mod tests {
         book.gone(&("ns".to_owned(), name.to_owned()), uid)
     }
 
+    fn loaded(book: &mut Book, pods: Vec<(Arc<Pod>, PodPlan)>, complete: bool) -> Vec<Effect> {
+        let uids: Vec<String> = pods.iter().map(|(_, plan)| plan.uid.clone()).collect();
+        book.loaded(pods, &uids.iter().map(String::as_str).collect(), complete)
+    }
+
     fn summary(name: &str, uid: &str) -> PodSummary {
         PodSummary {
             namespace: "ns".into(),
@@ -246,7 +278,7 @@ mod tests {
     #[test]
     fn the_next_pod_of_a_name_waits_for_the_end_of_the_one_before() {
         let mut book = Book::new();
-        book.loaded(Vec::new(), true);
+        loaded(&mut book, Vec::new(), true);
         assert!(matches!(&upsert(&mut book, "a", "1")[..], [Effect::Start { uid, .. }] if uid == "1"));
         let effects = upsert(&mut book, "a", "2");
         assert!(matches!(&effects[..], [Effect::Order { uid, order }]
@@ -259,14 +291,14 @@ mod tests {
     fn nothing_ends_for_absence_while_that_is_not_known() {
         let mut book = Book::new();
         assert!(book.seen([summary("a", "1")].iter()).is_empty());
-        book.completed();
+        assert!(!book.completed());
         assert!(book.seen([summary("a", "1")].iter()).is_empty(), "what is on disk is not read yet");
-        book.loaded(vec![pod("a", "1", false)], false);
+        loaded(&mut book, vec![pod("a", "1", false)], false);
         let effects = book.seen([summary("a", "1"), summary("b", "2")].iter());
         assert!(matches!(&effects[..], [Effect::Start { uid, order }] if uid == "2" && order.pod.is_none()));
 
         let mut incomplete = Book::new();
-        incomplete.loaded(Vec::new(), false);
+        loaded(&mut incomplete, Vec::new(), false);
         assert!(incomplete.seen([summary("a", "1")].iter()).is_empty());
     }
 
@@ -274,13 +306,39 @@ mod tests {
     fn news_that_overtake_the_read_win() {
         let mut book = Book::new();
         assert!(gone(&mut book, "a", "1").is_empty());
-        assert!(book.loaded(vec![pod("a", "1", false)], true).is_empty());
+        assert!(loaded(&mut book, vec![pod("a", "1", false)], true).is_empty());
+    }
+
+    #[test]
+    fn what_was_lost_with_a_life_of_metamanager_is_read_from_disk() {
+        let mut book = Book::new();
+        loaded(&mut book, vec![pod("a", "1", false), pod("b", "2", false)], true);
+        // Pod 1 has gone and pod 3 has come, and nobody has told.
+        book.reload();
+        assert!(!book.may_end_for_absence());
+        let effects = loaded(&mut book, vec![pod("b", "2", false), pod("c", "3", false)], true);
+        let ends =
+            |effect: &Effect| matches!(effect, Effect::Order { uid, order } if uid == "1" && order.want != Want::Run);
+        assert!(effects.iter().any(ends), "{effects:?}");
+        assert!(effects.iter().any(|effect| matches!(effect, Effect::Start { uid, .. } if uid == "3")));
+        assert!(book.may_end_for_absence());
+    }
+
+    #[test]
+    fn a_pod_that_is_not_on_disk_runs_on_until_the_set_is_complete() {
+        let mut book = Book::new();
+        loaded(&mut book, vec![pod("a", "1", false)], true);
+        book.reload();
+        assert!(loaded(&mut book, Vec::new(), false).is_empty(), "its record may be the one that cannot be read");
+        assert!(book.completed(), "then it is read again");
+        book.reload();
+        assert!(matches!(&loaded(&mut book, Vec::new(), true)[..], [Effect::Order { uid, .. }] if uid == "1"));
     }
 
     #[test]
     fn an_ended_pod_does_not_begin_again_before_its_object_is_gone() {
         let mut book = Book::new();
-        book.loaded(Vec::new(), true);
+        loaded(&mut book, Vec::new(), true);
         upsert(&mut book, "a", "1");
         let (object, plan) = pod("a", "1", true);
         let effects = book.upsert(Arc::clone(&object), plan.clone());
@@ -313,7 +371,7 @@ mod tests {
         #[test]
         fn of_one_name_one_pod_runs_and_no_worker_is_started_twice(steps in steps()) {
             let mut book = Book::new();
-            book.loaded(Vec::new(), true);
+            loaded(&mut book, Vec::new(), true);
             // Workers that live, with the name they are for and whether they are to run.
             let mut live: BTreeMap<String, (String, bool)> = BTreeMap::new();
             for step in steps {

@@ -3,7 +3,7 @@
 //! | | |
 //! |---|---|
 //! | answers | `QueryProgress` (EdgeHub), `LocateContainerLog` (EdgeStream) |
-//! | listens | `ObjectsChanged`, `KindCompleted` (MetaManager), in order and none lost; `LinkStateChanged`, the newest, where there is an EdgeHub |
+//! | listens | `ObjectsChanged`, `KindCompleted`, `ObjectsReloaded` (MetaManager), in order and none lost; `LinkStateChanged`, the newest, where there is an EdgeHub |
 //! | asks | `ReadObjects`, `ReportStatus` (MetaManager); `CallCloud`, `PublishEvent` where there is an EdgeHub |
 //! | stores | nothing of its own: what is wanted is MetaManager's, what is there is the container runtime's |
 //! | offline | everything works but new tokens and pulls; what is reported waits with MetaManager, [`events`] are dropped |
@@ -56,7 +56,7 @@ use kubeedge_proto::{
     resource,
     v1::{
         CallCloud, KindCompleted, KubeObject, LinkStateChanged, LocateContainerLog, ObjectKey, ObjectList,
-        ObjectsChanged, Progress, PublishEvent, QueryProgress, ReadObjects, ReportStatus,
+        ObjectsChanged, ObjectsReloaded, Progress, PublishEvent, QueryProgress, ReadObjects, ReportStatus,
     },
 };
 use tokio::sync::{Semaphore, watch};
@@ -115,6 +115,8 @@ pub struct Edged {
     down_since: Option<tokio::time::Instant>,
     progress: registrar::Progress,
     book: Book,
+    /// The pods are to be read once more when they have been read.
+    load_again: bool,
     relist: Relist,
     workers: HashMap<String, Worker>,
     /// Dropped with this value: an Edged that is built again begins anew and adopts what it finds.
@@ -166,6 +168,7 @@ impl Edged {
             down_since: None,
             progress: registrar::Progress::default(),
             book: Book::new(),
+            load_again: false,
             relist: Relist::default(),
             workers: HashMap::new(),
             registrar: None,
@@ -191,11 +194,25 @@ impl Edged {
             .map(|list: ObjectList, this, ctx| {
                 let pods = list.objects.iter().filter_map(|object| this.understand(ctx, object)).collect::<Vec<_>>();
                 tracing::info!(pods = pods.len(), complete = list.complete, "pods read from disk");
-                let effects = this.book.loaded(pods, list.complete);
+                let uids = list.objects.iter().map(|object| object.uid.as_str()).collect();
+                let effects = this.book.loaded(pods, &uids, list.complete);
                 this.apply(ctx, effects);
                 this.absent_ones(ctx);
+                if std::mem::take(&mut this.load_again) {
+                    this.reload(ctx);
+                }
             }),
         );
+    }
+
+    /// Reads the pods on disk once more: what became of some may not have been told.
+    fn reload(&mut self, ctx: &mut Context<Self>) {
+        if self.book.is_loading() {
+            self.load_again = true;
+            return;
+        }
+        self.book.reload();
+        self.load(ctx);
     }
 
     /// Asks the runtime for its name until it answers.
@@ -423,6 +440,7 @@ impl Component for Edged {
         // Both through the queue: what is absent when a kind is complete must have been heard of before.
         contract.listens::<ObjectsChanged>(Overflow::wait());
         contract.listens::<KindCompleted>(Overflow::wait());
+        contract.may_listen::<ObjectsReloaded>(Overflow::wait());
         contract.may_listen::<LinkStateChanged>(Overflow::newest_per_key(1, |_| ()));
         contract.answers::<QueryProgress>();
         contract.answers::<LocateContainerLog>();
@@ -459,13 +477,24 @@ impl Handler<ObjectsChanged> for Edged {
     }
 }
 
+impl Handler<ObjectsReloaded> for Edged {
+    type Result = ();
+
+    fn handle(&mut self, _: ObjectsReloaded, ctx: &mut Context<Self>) {
+        self.reload(ctx);
+        self.refresh_where(|_| true);
+    }
+}
+
 impl Handler<KindCompleted> for Edged {
     type Result = ();
 
     fn handle(&mut self, message: KindCompleted, ctx: &mut Context<Self>) {
         let Some(type_) = message.r#type else { return };
         if type_ == resource::pods() {
-            self.book.completed();
+            if self.book.completed() {
+                self.reload(ctx);
+            }
             self.absent_ones(ctx);
         } else if type_ == resource::config_maps() || type_ == resource::secrets() {
             // What is absent is now known to be: optional references can do without.

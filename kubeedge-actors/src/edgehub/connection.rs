@@ -38,8 +38,24 @@ pub(super) async fn run(config: EdgeHubConfig, describe: Port<DescribeStore>, hu
 
 async fn attempt(config: &EdgeHubConfig, describe: &Port<DescribeStore>, hub: &Addr<EdgeHub>) -> Attempt {
     let failed = |reason: String| Attempt { established: false, goodbye: None, reason };
+    if let Some(renewal) = config.renewal.as_ref().filter(|renewal| renewal.credentials.has_expired())
+        && let Err(error) = renewal.by_proof().await
+    {
+        return failed(format!("the certificate has ended: {error}"));
+    }
     let transport = match client::connect(&config.address, None, &config.tls).await {
         Ok(transport) => transport,
+        // By this node's clock it has not.
+        Err(error) if error.says_expired() && config.renewal.is_some() => {
+            let renewed = match &config.renewal {
+                Some(renewal) => renewal.by_proof().await,
+                None => Ok(()),
+            };
+            return failed(match renewed {
+                Ok(()) => "the cloud says that the certificate has ended: it was renewed".into(),
+                Err(why) => format!("{error}; {why}"),
+            });
+        }
         Err(error) => return failed(error.to_string()),
     };
     // Asked for after connecting: what it says is then as new as can be.

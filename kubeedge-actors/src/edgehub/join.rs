@@ -1,12 +1,12 @@
 //! Joining a cloud: a token becomes this node's certificate. Done once, before EdgeHub runs.
 
-use std::{path::Path, time::SystemTime};
+use std::path::Path;
 
 use kubeedge_proto::{NodeName, v1::EnrolRequest};
 use thiserror::Error;
 
 use crate::{
-    identity::{IdentityError, JoinToken, NodeIdentity, NodeKey, pinned_config, system_clock},
+    identity::{FlooredClock, IdentityError, JoinToken, NodeIdentity, NodeKey, joining_config},
     link::client::{self, ConnectError},
 };
 
@@ -37,10 +37,11 @@ pub enum JoinError {
 /// was lost is safe. The token's secret is sent only to a server of the authority that the token pins.
 pub async fn join(address: &str, token: &JoinToken, node: &NodeName, dir: &Path) -> Result<Joined, JoinError> {
     let key = NodeKey::load_or_create(dir)?;
-    let tls = pinned_config(token.ca_hash, &[], system_clock())?;
+    let clock = FlooredClock::load(dir);
+    let tls = joining_config(token.ca_hash, &[], &clock)?;
     let request = EnrolRequest { token: token.credential.expose(), csr_der: key.request(node)?.into() };
     let answer = client::enrol(address, None, &tls, request).await?;
-    let identity = key.accept(&answer.certificate_chain_pem, &token.ca_hash, SystemTime::now())?;
+    let identity = key.accept_by(&answer.certificate_chain_pem, &token.ca_hash, &clock)?;
     let link_address = link_address(address, &answer.link_address);
     Ok(Joined { identity, link_address })
 }

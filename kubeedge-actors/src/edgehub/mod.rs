@@ -5,6 +5,7 @@
 //! | answers | `CallCloud`, `PublishEvent` (anyone at the edge), `ReportsPending` (MetaManager) |
 //! | asks | `DescribeStore`, `SessionStarted`, `ApplyState`, `ListInventory`, `CompleteInventory`, `StoreBookmark`, `PendingReports`, `ReportSettled` (MetaManager), `QueryProgress` (Edged, if there), `EventReceived` (who takes the cloud's Events, if anybody), `ServeStream` (EdgeStream, if there) |
 //! | announces | `LinkStateChanged` |
+//! | renews | this node's certificate, in time ([`renewal`]) |
 //! | stores | the outbox of Events for the cloud ([`outbox`]), the ids of the Events from it ([`received`]); everything else that must survive is MetaManager's |
 //! | offline | calls fail at once with `Offline`, events wait in the outbox, reports wait with MetaManager; it reconnects for ever, with full jitter |
 //!
@@ -15,24 +16,25 @@ mod connection;
 pub mod join;
 pub mod outbox;
 pub mod received;
+pub mod renewal;
 pub mod reports;
 mod streams;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, rc::Rc, sync::Arc, time::Duration};
 
 use actix::{Actor, ActorFutureExt, AsyncContext, Handler, Message, ResponseActFuture, ResponseFuture, WrapFuture};
 use bytes::Bytes;
 use kubeedge_proto::v1::{
-    ApplyState, CallCloud, CallReply, CompleteInventory, DescribeStore, Envelope, EventReceived, LinkStateChanged,
-    ListInventory, PendingReports, PublishEvent, QueryProgress, ReportSettled, ReportsPending, SessionStarted, Settled,
-    StoreBookmark, TrafficClass,
+    ApplyState, CallCloud, CallReply, CompleteInventory, DescribeStore, Envelope, EventReceived, Goodbye,
+    GoodbyeReason, LinkStateChanged, ListInventory, PendingReports, PublishEvent, QueryProgress, ReportSettled,
+    ReportsPending, SessionStarted, Settled, StoreBookmark, TrafficClass,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
 use self::{
     outbox::{Bounds, Outbox},
-    received::Received,
+    received::ReceivedTable,
     reports::{FETCH, InFlight},
 };
 use crate::{
@@ -68,6 +70,8 @@ pub struct EdgeHubConfig {
     pub store: Store,
     /// What the outbox holds at most.
     pub outbox: Bounds,
+    /// How this node keeps its certificate; `None` where somebody else renews it.
+    pub renewal: Option<renewal::Renewal>,
 }
 
 /// The component. See the module's page.
@@ -79,13 +83,15 @@ pub struct EdgeHub {
     streams: streams::Opener,
     /// Dropped with this value: a rebuilt EdgeHub begins anew.
     connecting: Option<AbortOnDropHandle<()>>,
+    renewing: Option<AbortOnDropHandle<()>>,
+    wishes: Rc<renewal::Wishes>,
     /// The session's inputs, while there is one.
     session: Option<mpsc::Sender<Input>>,
     established: bool,
     cluster_uid: String,
     calls: HashMap<Bytes, oneshot::Sender<CallReply>>,
     outbox: Outbox,
-    received: Received,
+    received: ReceivedTable,
     take_event: Option<Port<EventReceived>>,
     reports: InFlight,
     /// A fetch of reports is under way. One at a time: two could send versions of one report in the wrong order.
@@ -112,10 +118,11 @@ struct Meta {
 impl EdgeHub {
     /// A hub for one cloud.
     pub fn new(config: EdgeHubConfig, ports: &Ports) -> Self {
+        config.store.settle_blocking();
         Self {
             streams: streams::Opener::new(config.clone(), ports.optional()),
             outbox: Outbox::load(&config.store, config.outbox, &config.link, ports),
-            received: Received::load(&config.store),
+            received: ReceivedTable::load(&config.store),
             take_event: ports.optional(),
             config,
             meta: Meta {
@@ -131,6 +138,8 @@ impl EdgeHub {
             progress: ports.optional(),
             link_changed: ports.topic(),
             connecting: None,
+            renewing: None,
+            wishes: Rc::default(),
             session: None,
             established: false,
             cluster_uid: String::new(),
@@ -224,6 +233,10 @@ impl Actor for EdgeHub {
     fn started(&mut self, ctx: &mut Self::Context) {
         let run = connection::run(self.config.clone(), self.meta.describe.clone(), ctx.address());
         self.connecting = Some(AbortOnDropHandle::new(tokio::task::spawn_local(run)));
+        if let Some(renewal) = self.config.renewal.clone() {
+            let run = renewal::run(renewal, Rc::clone(&self.wishes), ctx.address());
+            self.renewing = Some(AbortOnDropHandle::new(tokio::task::spawn_local(run)));
+        }
         ctx.run_interval(PROGRESS_EVERY, |this, ctx| {
             let Some(port) = this.progress.clone() else { return };
             this.answer(ctx, async move {
@@ -319,19 +332,26 @@ impl Handler<FromSession> for EdgeHub {
 
     fn handle(&mut self, FromSession(output): FromSession, ctx: &mut Context<Self>) -> Self::Result {
         let meta = self.meta.clone();
+        if self.session.is_none() {
+            // Refused. Nothing of it is applied; what it settles goes again in the next.
+            return Box::pin(actix::fut::ready(()));
+        }
         match output {
             Output::Established(session) => {
                 self.cluster_uid = session.cluster_uid.clone();
                 let message = SessionStarted { epoch: session.epoch, cluster_uid: session.cluster_uid.clone() };
                 return Box::pin(async move { meta.started.ask(message, STORE_WITHIN).await }.into_actor(self).map(
                     move |stored, this, ctx| {
-                        match stored {
-                            Ok(settled) if settled.code == 0 => {}
-                            Ok(settled) => tracing::warn!("the session is not on disk: {}", settled.reason),
-                            Err(error) => tracing::warn!("the session is not on disk: {error}"),
+                        let kept =
+                            stored.unwrap_or_else(|error| Settled::rejected(503, format!("MetaManager: {error}")));
+                        if kept.code != 0 {
+                            return this.refuse_session(&kept, ctx);
                         }
                         tracing::info!(epoch = session.epoch, cluster = session.cluster_uid, "the link is up");
                         this.established = true;
+                        if let Some(renewal) = &this.config.renewal {
+                            this.wishes.established(renewal, &session);
+                        }
                         this.tell_link_state(ctx, true, String::new());
                         this.fetch_reports(ctx);
                         this.send_events(ctx);
@@ -426,6 +446,14 @@ impl Handler<FromSession> for EdgeHub {
 }
 
 impl EdgeHub {
+    /// The session cannot be used: nothing more of it is looked at.
+    fn refuse_session(&mut self, why: &Settled, ctx: &mut Context<Self>) {
+        tracing::error!("the session is given up: {}", why.reason);
+        let goodbye = session_refused(why);
+        self.answer(ctx, async move { Some(Input::Close(goodbye)) });
+        self.session = None;
+    }
+
     fn settled(&mut self, envelope: Box<Envelope>, settled: Settled, ctx: &mut Context<Self>) {
         if settled.code != 0 {
             tracing::warn!(code = settled.code, "the cloud refused a report: {}", settled.reason);
@@ -484,6 +512,16 @@ impl Handler<CallCloud> for EdgeHub {
             answer.await.unwrap_or_else(|_| offline())
         })
     }
+}
+
+/// What the cloud is told when MetaManager does not let a session be.
+pub fn session_refused(why: &Settled) -> Goodbye {
+    let (reason, retry_after_ms) = match why.code {
+        // Until somebody has decided where this box belongs.
+        409 => (GoodbyeReason::OtherCluster, 60_000),
+        _ => (GoodbyeReason::Busy, 5_000),
+    };
+    Goodbye { reason: reason.into(), message: why.reason.clone(), retry_after_ms }
 }
 
 fn offline() -> CallReply {

@@ -28,11 +28,9 @@ pub const REMEMBERED: usize = 4096;
 /// How long the taker may take. After it whether there was an effect is not known, and the cloud may send it again.
 const TAKE_WITHIN: Duration = Duration::from_secs(30);
 
-/// Which events took effect here.
-pub(super) struct Received {
-    store: Store,
-    /// Ids under rising numbers.
-    table: Table<Bytes>,
+/// Which events took effect here. Pure: what has to be on disk comes out.
+#[derive(Debug, Default)]
+pub struct Received {
     order: VecDeque<(u64, Bytes)>,
     ids: HashSet<Bytes>,
     /// With the taker, or on their way to the disk. The session's window bounds them.
@@ -40,30 +38,31 @@ pub(super) struct Received {
     next: u64,
 }
 
+/// What is to be on disk before the cloud hears that an event has taken effect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Remember {
+    /// The number that the id is kept under.
+    pub number: u64,
+    /// The event's id.
+    pub id: Bytes,
+    /// Numbers that are forgotten for it.
+    pub forget: Vec<u64>,
+}
+
 impl Received {
-    /// What is in the store. An id that cannot be read is forgotten, with a warning.
-    pub(super) fn load(store: &Store) -> Self {
-        let table = store.table::<Bytes>("received");
-        let readable = table.scan_prefix(b"").filter_map(|row| match row {
-            Ok((key, id)) => Some((u64::from_be_bytes(key.try_into().ok()?), id)),
-            Err(error) => {
-                tracing::warn!("an event of the cloud may take effect twice: {error}");
-                None
-            }
-        });
-        let order: VecDeque<(u64, Bytes)> = readable.collect();
+    /// The ids on disk, in the order of their numbers.
+    pub fn load(ids: impl Iterator<Item = (u64, Bytes)>) -> Self {
+        let order: VecDeque<(u64, Bytes)> = ids.collect();
         Self {
-            store: store.clone(),
             ids: order.iter().map(|(_, id)| id.clone()).collect(),
             next: order.back().map_or(0, |(number, _)| number + 1),
             order,
-            table,
             busy: HashSet::new(),
         }
     }
 
-    /// Whether an event goes to the taker; otherwise what the cloud is told.
-    fn begin(&mut self, id: &Bytes) -> Result<(), Settled> {
+    /// Whether an event goes to the taker; otherwise what the cloud is told (`P-EVENT-ONCE`).
+    pub fn begin(&mut self, id: &Bytes) -> Result<(), Settled> {
         if id.len() != 16 {
             return Err(Settled::rejected(400, format!("an event's id has 16 bytes, not {}", id.len())));
         }
@@ -77,30 +76,67 @@ impl Received {
     }
 
     /// The effect is done: what has to be committed. Then comes [`Self::remembered`].
-    fn remember(&mut self, id: &Bytes) -> Batch {
-        let mut batch = self.store.batch();
+    pub fn remember(&mut self, id: &Bytes) -> Remember {
         let number = self.next;
         self.next += 1;
-        batch.put(&self.table, &number.to_be_bytes(), id);
         self.order.push_back((number, id.clone()));
+        let mut forget = Vec::new();
         while self.order.len() > REMEMBERED
             && let Some((oldest, id)) = self.order.pop_front()
         {
-            batch.delete(&self.table, &oldest.to_be_bytes());
+            forget.push(oldest);
             self.ids.remove(&id);
         }
-        batch
+        Remember { number, id: id.clone(), forget }
     }
 
-    /// The commit is over. When it failed, this run knows the id all the same.
-    fn remembered(&mut self, id: &Bytes) {
+    /// The commit is over: what the cloud is told. When it failed, this run knows the id all the same, and a further try
+    /// of the cloud is answered from memory.
+    pub fn remembered(&mut self, id: &Bytes, settled: Settled, committed: Result<(), String>) -> Settled {
         self.busy.remove(id);
         self.ids.insert(id.clone());
+        match committed {
+            Ok(()) => settled,
+            Err(error) => Settled::rejected(503, format!("done, but not on disk: {error}")),
+        }
     }
 
     /// There was no effect, as far as is known.
-    fn not_taken(&mut self, id: &Bytes) {
+    pub fn not_taken(&mut self, id: &Bytes) {
         self.busy.remove(id);
+    }
+}
+
+/// [`Received`] with its table: ids under rising numbers.
+pub(super) struct ReceivedTable {
+    store: Store,
+    table: Table<Bytes>,
+    received: Received,
+}
+
+impl ReceivedTable {
+    /// What is in the store. An id that cannot be read is forgotten, with a warning.
+    pub(super) fn load(store: &Store) -> Self {
+        let table = store.table::<Bytes>("received");
+        let readable = table.scan_prefix(b"").filter_map(|row| match row {
+            Ok((key, id)) => Some((u64::from_be_bytes(key.try_into().ok()?), id)),
+            Err(error) => {
+                tracing::warn!("an event of the cloud may take effect twice: {error}");
+                None
+            }
+        });
+        let received = Received::load(readable);
+        Self { store: store.clone(), table, received }
+    }
+
+    fn remember(&mut self, id: &Bytes) -> Batch {
+        let Remember { number, id, forget } = self.received.remember(id);
+        let mut batch = self.store.batch();
+        batch.put(&self.table, &number.to_be_bytes(), &id);
+        for number in forget {
+            batch.delete(&self.table, &number.to_be_bytes());
+        }
+        batch
     }
 }
 
@@ -110,7 +146,7 @@ impl EdgeHub {
         let class = Class::Event;
         let id = envelope.id.clone();
         let begun = match &self.take_event {
-            Some(port) => self.received.begin(&id).map(|()| port.clone()),
+            Some(port) => self.received.received.begin(&id).map(|()| port.clone()),
             None => Err(Settled::rejected(501, "nobody at this edge takes events")),
         };
         let port = match begun {
@@ -139,15 +175,12 @@ impl EdgeHub {
                 .then(move |(id, settled, committed), this, _| {
                     let settled = match committed {
                         None => {
-                            this.received.not_taken(&id);
+                            this.received.received.not_taken(&id);
                             settled
                         }
                         Some(committed) => {
-                            this.received.remembered(&id);
-                            match committed {
-                                Ok(()) => settled,
-                                Err(error) => Settled::rejected(503, format!("done, but not on disk: {error}")),
-                            }
+                            let committed = committed.map_err(|error| error.to_string());
+                            this.received.received.remembered(&id, settled, committed)
                         }
                     };
                     async move {
@@ -171,15 +204,15 @@ mod tests {
     async fn as_many_ids_as_said_are_remembered_also_by_the_next_run() {
         let store = Store::in_memory();
         let id = |n: usize| Bytes::from((n as u128).to_be_bytes().to_vec());
-        let mut received = Received::load(&store);
+        let mut table = ReceivedTable::load(&store);
         for n in 0..REMEMBERED + 10 {
-            received.begin(&id(n)).unwrap();
-            assert_eq!(received.begin(&id(n)).unwrap_err().code, 503);
-            received.remember(&id(n)).commit().await.unwrap();
-            received.remembered(&id(n));
-            assert_eq!(received.begin(&id(n)), Err(Settled::superseded()));
+            table.received.begin(&id(n)).unwrap();
+            assert_eq!(table.received.begin(&id(n)).unwrap_err().code, 503);
+            table.remember(&id(n)).commit().await.unwrap();
+            assert_eq!(table.received.remembered(&id(n), Settled::applied(), Ok(())), Settled::applied());
+            assert_eq!(table.received.begin(&id(n)), Err(Settled::superseded()));
         }
-        for mut received in [received, Received::load(&store)] {
+        for ReceivedTable { mut received, .. } in [table, ReceivedTable::load(&store)] {
             assert_eq!((received.ids.len(), received.order.len()), (REMEMBERED, REMEMBERED));
             assert_eq!(received.begin(&id(9)), Ok(()), "forgotten");
             assert_eq!(received.begin(&id(10)), Err(Settled::superseded()));
@@ -190,7 +223,7 @@ mod tests {
 
     #[test]
     fn what_had_no_effect_may_come_again() {
-        let mut received = Received::load(&Store::in_memory());
+        let mut received = Received::default();
         let id = Bytes::from(vec![1; 16]);
         received.begin(&id).unwrap();
         received.not_taken(&id);

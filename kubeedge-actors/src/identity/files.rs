@@ -94,6 +94,30 @@ pub(crate) fn write(path: &Path, bytes: &[u8], access: Access) -> Result<(), Ide
     written.map_err(|source| file_error(path, "write", source))
 }
 
+/// Gives a file another name, in the same folder, so that after a power cut it has one of them.
+pub(crate) fn rename(from: &Path, to: &Path) -> Result<(), IdentityError> {
+    let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let renamed = fs::rename(from, to).and_then(|()| File::open(parent)?.sync_all());
+    renamed.map_err(|source| file_error(to, "rename another file to", source))
+}
+
+/// Takes a file away; one that is not there is away.
+pub(crate) fn remove(path: &Path) -> Result<(), IdentityError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(file_error(path, "remove", error)),
+        _ => Ok(()),
+    }
+}
+
+/// A key in PEM or DER.
+pub(crate) fn any_key(bytes: &[u8]) -> Result<PrivateKeyDer<'static>, String> {
+    if bytes.trim_ascii_start().starts_with(b"-----") {
+        PrivateKeyDer::from_pem_slice(bytes).map_err(|error| format!("no private key in PEM: {error}"))
+    } else {
+        PrivateKeyDer::try_from(bytes).map(|key| key.clone_key()).map_err(|why| format!("no private key in DER: {why}"))
+    }
+}
+
 fn file_error(path: &Path, doing: &'static str, source: io::Error) -> IdentityError {
     IdentityError::File { path: path.to_owned(), doing, source }
 }

@@ -50,6 +50,18 @@ impl fmt::Debug for CaHash {
     }
 }
 
+/// How a cloud says, in the capabilities of its Welcome, which CA signs.
+pub fn authority_capability(ca: &CaHash) -> String {
+    format!("{AUTHORITY}{ca}")
+}
+
+/// The CA that signs, out of a Welcome's capabilities.
+pub fn signing_authority(capabilities: &[String]) -> Option<CaHash> {
+    capabilities.iter().find_map(|capability| capability.strip_prefix(AUTHORITY)?.parse().ok())
+}
+
+const AUTHORITY: &str = "authority/";
+
 pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
     let mut hash = [0; 32];
     hash.copy_from_slice(digest(&SHA256, bytes).as_ref());

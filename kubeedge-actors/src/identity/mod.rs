@@ -15,12 +15,17 @@
 //! Clocks come in as arguments. Everything is ECDSA on P-256 with ring; nothing switches verification off.
 
 mod authority;
+mod clock;
+mod credentials;
 mod files;
 mod hash;
 mod join_token;
 mod names;
 mod node;
+mod registrar;
 mod request;
+mod revocations;
+mod rollover;
 mod service_account;
 mod tls;
 #[cfg(feature = "store")]
@@ -38,13 +43,20 @@ use std::{
 use thiserror::Error;
 
 pub use authority::{CertificateAuthority, IssuedCertificate};
-pub use hash::{CaHash, InvalidCaHash};
+pub use clock::FlooredClock;
+pub use credentials::{NodeCredentials, ServerCredentials};
+pub use hash::{CaHash, InvalidCaHash, authority_capability, signing_authority};
 pub use join_token::{Credential, InvalidJoinToken, JoinToken};
-pub use names::{NODES_GROUP, NotANode, peer_node_name, peer_user};
+pub use names::{NODES_GROUP, NotANode, peer_node_name, peer_user, validity};
 pub use node::{NodeIdentity, NodeKey};
+pub use registrar::Registrar;
 pub use request::{NodeRequest, RequestError};
+pub use revocations::{NodeRevoked, RevocationError, Revocations, RevokedNode};
 pub use service_account::{BearerError, Binding, Claims, Reference, ServiceAccountTokens};
-pub use tls::{ALPN_H2, ClientAuth, client_config, issued_client_config, pinned_config, server_config, system_clock};
+pub use tls::{
+    ALPN_H2, ClientAuth, client_config, issued_client_config, joining_config, pinned_config, server_config,
+    system_clock,
+};
 #[cfg(feature = "store")]
 pub use tokens::{DEFAULT_LIFE, Grant, TokenError, TokenInfo, TokenRules, Tokens};
 
@@ -85,6 +97,9 @@ pub enum IdentityError {
     /// A request for a certificate is refused.
     #[error(transparent)]
     Request(#[from] RequestError),
+    /// The node is revoked.
+    #[error(transparent)]
+    Revoked(#[from] NodeRevoked),
     /// A certificate could not be made.
     #[error("cannot make the certificate: {0}")]
     Certificate(#[from] rcgen::Error),

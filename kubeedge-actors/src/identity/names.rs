@@ -1,5 +1,7 @@
 //! What a certificate or a request says about its subject.
 
+use std::time::SystemTime;
+
 use kubeedge_proto::NodeName;
 use rustls::pki_types::CertificateDer;
 use thiserror::Error;
@@ -56,6 +58,13 @@ pub fn peer_user(chain: &[CertificateDer<'_>]) -> Result<(String, Vec<String>), 
         (Some(name), None) => Ok((name.to_owned(), groups)),
         _ => Err(NotANode::Subject(subject.to_string().chars().take(300).collect())),
     }
+}
+
+/// When a certificate begins and ends.
+pub fn validity(certificate: &CertificateDer<'_>) -> Result<(SystemTime, SystemTime), NotANode> {
+    let parsed = parse(certificate)?;
+    let validity = parsed.validity();
+    Ok((super::time_of(&validity.not_before), super::time_of(&validity.not_after)))
 }
 
 pub(crate) fn parse<'a>(certificate: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, NotANode> {

@@ -75,7 +75,8 @@ impl NodeRequest {
         &self.node
     }
 
-    /// Refuses a request for any other node than `allowed`: for renewal, where the name is that of the peer.
+    /// Refuses a request for any other node than `allowed`: for renewal, where the name is that of the peer
+    /// (`P-OWN-CERTIFICATE`).
     pub fn only_for(self, allowed: &NodeName) -> Result<Self, RequestError> {
         if self.node == *allowed {
             Ok(self)

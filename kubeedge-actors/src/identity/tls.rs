@@ -6,18 +6,21 @@ use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, RootCertStore, ServerConfig,
     SignatureScheme,
     client::{
-        VerifierBuilderError, WebPkiServerVerifier,
+        Resumption, VerifierBuilderError, WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime},
-    server::{NoClientAuth, WebPkiClientVerifier, danger::ClientCertVerifier},
+    server::{
+        NoClientAuth, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier, danger::ClientCertVerifier,
+    },
+    sign::{CertifiedKey, SingleCertAndKey},
     time_provider::{DefaultTimeProvider, TimeProvider},
     version::{TLS12, TLS13},
 };
 use thiserror::Error as ThisError;
 
-use super::{CaHash, IdentityError, IssuedCertificate, NodeIdentity};
+use super::{CaHash, FlooredClock, IdentityError, IssuedCertificate, NodeIdentity, clock};
 
 /// HTTP/2, which the link and enrolment speak.
 pub const ALPN_H2: &[u8] = b"h2";
@@ -41,6 +44,8 @@ pub enum ClientAuth {
     Optional(CertificateDer<'static>),
     /// It lets nobody in without one.
     Required(CertificateDer<'static>),
+    /// It asks, and this decides: [`super::NodeVerifier`].
+    Verified(Arc<dyn ClientCertVerifier>),
 }
 
 /// A server with this chain and key.
@@ -51,18 +56,46 @@ pub fn server_config(
     alpn: &[&[u8]],
     clock: Arc<dyn TimeProvider>,
 ) -> Result<ServerConfig, IdentityError> {
-    let verifier = |ca| Ok::<_, Error>(WebPkiClientVerifier::builder_with_provider(roots(ca)?, provider()));
+    let certificate = SingleCertAndKey::from(certified(chain, key)?);
+    resolved_server_config(Arc::new(certificate), clients, alpn, clock)
+}
+
+/// A chain and its key, ready to sign.
+pub(super) fn certified(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<CertifiedKey, IdentityError> {
+    let certified = CertifiedKey::from_der(chain, key, &provider())?;
+    certified.keys_match()?;
+    Ok(certified)
+}
+
+/// A server that shows what `certificate` gives it at each handshake.
+pub(super) fn resolved_server_config(
+    certificate: Arc<dyn ResolvesServerCert>,
+    clients: ClientAuth,
+    alpn: &[&[u8]],
+    clock: Arc<dyn TimeProvider>,
+) -> Result<ServerConfig, IdentityError> {
+    let asks = !matches!(clients, ClientAuth::None);
+    let verifier = |ca| Ok::<_, Error>(WebPkiClientVerifier::builder_with_provider(roots(&[ca])?, provider()));
     let unusable = |error: VerifierBuilderError| IdentityError::Tls(Error::General(error.to_string()));
     let clients: Arc<dyn ClientCertVerifier> = match clients {
         ClientAuth::None => Arc::new(NoClientAuth),
         ClientAuth::Optional(ca) => verifier(ca)?.allow_unauthenticated().build().map_err(unusable)?,
         ClientAuth::Required(ca) => verifier(ca)?.build().map_err(unusable)?,
+        ClientAuth::Verified(verifier) => verifier,
     };
     let mut config = ServerConfig::builder_with_details(provider(), clock)
         .with_protocol_versions(&[&TLS13, &TLS12])?
         .with_client_cert_verifier(clients)
-        .with_single_cert(chain, key)?;
+        .with_cert_resolver(certificate);
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    if asks {
+        // A resumed session is not asked for a certificate again: one that has expired or was revoked would come back.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+    }
     Ok(config)
 }
 
@@ -74,8 +107,9 @@ pub fn client_config(
 ) -> Result<ClientConfig, IdentityError> {
     let mut config = ClientConfig::builder_with_details(provider(), clock)
         .with_protocol_versions(&[&TLS13, &TLS12])?
-        .with_root_certificates(roots(identity.ca().clone())?)
+        .with_root_certificates(roots(identity.cas())?)
         .with_client_auth_cert(identity.chain(), identity.key())?;
+    config.resumption = Resumption::disabled();
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     Ok(config)
 }
@@ -88,7 +122,7 @@ pub fn issued_client_config(
 ) -> Result<ClientConfig, IdentityError> {
     Ok(ClientConfig::builder_with_details(provider(), clock)
         .with_protocol_versions(&[&TLS13, &TLS12])?
-        .with_root_certificates(roots(ca)?)
+        .with_root_certificates(roots(&[ca])?)
         .with_client_auth_cert(certificate.chain(), certificate.key())?)
 }
 
@@ -99,7 +133,16 @@ pub fn pinned_config(
     alpn: &[&[u8]],
     clock: Arc<dyn TimeProvider>,
 ) -> Result<ClientConfig, IdentityError> {
-    let verifier = PinnedCa { pin: ca_hash, provider: provider() };
+    pinned(PinnedCa { pin: ca_hash, provider: provider(), clock: None }, alpn, clock)
+}
+
+/// The same on a box whose clock may be wrong.
+pub fn joining_config(ca_hash: CaHash, alpn: &[&[u8]], clock: &FlooredClock) -> Result<ClientConfig, IdentityError> {
+    let verifier = PinnedCa { pin: ca_hash, provider: provider(), clock: Some(clock.clone()) };
+    pinned(verifier, alpn, Arc::new(clock.clone()))
+}
+
+fn pinned(verifier: PinnedCa, alpn: &[&[u8]], clock: Arc<dyn TimeProvider>) -> Result<ClientConfig, IdentityError> {
     let mut config = ClientConfig::builder_with_details(provider(), clock)
         .with_protocol_versions(&[&TLS13, &TLS12])?
         .dangerous()
@@ -109,9 +152,11 @@ pub fn pinned_config(
     Ok(config)
 }
 
-fn roots(ca: CertificateDer<'static>) -> Result<Arc<RootCertStore>, Error> {
+pub(super) fn roots(cas: &[CertificateDer<'static>]) -> Result<Arc<RootCertStore>, Error> {
     let mut roots = RootCertStore::empty();
-    roots.add(ca)?;
+    for ca in cas {
+        roots.add(ca.clone())?;
+    }
     Ok(Arc::new(roots))
 }
 
@@ -120,6 +165,7 @@ fn roots(ca: CertificateDer<'static>) -> Result<Arc<RootCertStore>, Error> {
 struct PinnedCa {
     pin: CaHash,
     provider: Arc<CryptoProvider>,
+    clock: Option<FlooredClock>,
 }
 
 /// The server's chain has another CA than the join token.
@@ -149,10 +195,13 @@ impl ServerCertVerifier for PinnedCa {
             let error = OtherCa { expected: self.pin, presented: hashes.join(", ") };
             return Err(CertificateError::Other(OtherError(Arc::new(error))).into());
         };
-        WebPkiServerVerifier::builder_with_provider(roots(ca.clone().into_owned())?, self.provider.clone())
+        let roots = roots(&[ca.clone().into_owned()])?;
+        let verifier = WebPkiServerVerifier::builder_with_provider(roots, self.provider.clone())
             .build()
-            .map_err(|error| Error::General(error.to_string()))?
-            .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+            .map_err(|error| Error::General(error.to_string()))?;
+        clock::judge(self.clock.as_ref(), end_entity, now, |now| {
+            verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+        })
     }
 
     fn verify_tls12_signature(

@@ -11,9 +11,9 @@ use std::{
 use hyper::{body::Incoming, client::conn::http2::SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use kubeedge_proto::v1::{
-    EnrolRequest, EnrolResponse, StreamFrame, enrolment_client::EnrolmentClient, link_client::LinkClient,
+    EnrolRequest, EnrolResponse, RenewRequest, StreamFrame, enrolment_client::EnrolmentClient, link_client::LinkClient,
 };
-use rustls::{ClientConfig, ProtocolVersion, pki_types::ServerName};
+use rustls::{AlertDescription, ClientConfig, ProtocolVersion, pki_types::ServerName};
 use thiserror::Error;
 use tokio::{net::TcpStream, sync::mpsc, time::timeout};
 use tokio_rustls::TlsConnector;
@@ -26,6 +26,7 @@ use tonic::{
 
 use super::{
     config::MAX_FRAME_BYTES,
+    overheard::{Alert, Overheard},
     refusal,
     socket::{HANDSHAKE, SEND_BUFFER, STREAM_WINDOW, tune},
     streams::connection::TRANSPORT_FRAMES,
@@ -76,7 +77,15 @@ pub enum ConnectError {
         /// The cause.
         source: hyper::Error,
     },
-    /// The other side answered with an error; a certificate that the cloud does not accept shows up here.
+    /// The other side ended TLS after the handshake: it does not accept our certificate.
+    #[error("TLS with {address}: {}", refusal::reason(.error))]
+    Alert {
+        /// `host:port`
+        address: String,
+        /// What it said.
+        error: Box<rustls::Error>,
+    },
+    /// The other side answered with an error.
     #[error("{address} refused: {}", describe(.status))]
     Refused {
         /// `host:port`
@@ -94,6 +103,14 @@ pub enum ConnectError {
     },
 }
 
+impl ConnectError {
+    /// Whether the other side has refused our certificate because it has ended, by its clock.
+    pub fn says_expired(&self) -> bool {
+        use rustls::Error::AlertReceived;
+        matches!(self, Self::Alert { error, .. } if **error == AlertReceived(AlertDescription::CertificateExpired))
+    }
+}
+
 /// Opens the link at `address` (`host:port`), within 10 s. `tls` brings the node's certificate and trusts the cloud's CA;
 /// its ALPN is set here. The certificate of the cloud must be for `server_name`, by default the host of the address.
 pub async fn connect(
@@ -102,10 +119,10 @@ pub async fn connect(
     tls: &ClientConfig,
 ) -> Result<(FrameSink, FrameStream), ConnectError> {
     in_time(address, HANDSHAKE, async {
-        let (channel, origin, guard) = dial(address, server_name, tls).await?;
+        let (channel, origin, guard, alert) = dial(address, server_name, tls).await?;
         let mut client = LinkClient::with_origin(channel, origin).max_decoding_message_size(MAX_FRAME_BYTES);
         let (sink, outgoing) = FrameSink::new();
-        let response = client.connect(outgoing).await.map_err(|status| refused(address, status))?;
+        let response = client.connect(outgoing).await.map_err(|status| refused(address, status, &alert))?;
         Ok((sink, FrameStream::grpc(response.into_inner(), Some(guard))))
     })
     .await
@@ -114,11 +131,11 @@ pub async fn connect(
 /// Opens a connection for streams, as [`connect`] opens the link. It ends when the guard is dropped.
 pub async fn open_streams(address: &str, tls: &ClientConfig) -> Result<StreamsTransport, ConnectError> {
     in_time(address, HANDSHAKE, async {
-        let (channel, origin, guard) = dial(address, None, tls).await?;
+        let (channel, origin, guard, alert) = dial(address, None, tls).await?;
         let mut client = LinkClient::with_origin(channel, origin).max_decoding_message_size(MAX_FRAME_BYTES);
         let (outgoing, frames) = mpsc::channel(TRANSPORT_FRAMES);
         let response = client.streams(ReceiverStream::new(frames)).await;
-        let response = response.map_err(|status| refused(address, status))?;
+        let response = response.map_err(|status| refused(address, status, &alert))?;
         Ok(StreamsTransport { outgoing, incoming: response.into_inner(), _guard: guard })
     })
     .await
@@ -147,9 +164,25 @@ pub async fn enrol(
     request: EnrolRequest,
 ) -> Result<EnrolResponse, ConnectError> {
     in_time(address, ENROLMENT_TIME, async {
-        let (channel, origin, _guard) = dial(address, server_name, tls).await?;
+        let (channel, origin, _guard, alert) = dial(address, server_name, tls).await?;
         let mut client = EnrolmentClient::with_origin(channel, origin).max_decoding_message_size(MAX_FRAME_BYTES);
-        let response = client.enrol(request).await.map_err(|status| refused(address, status))?;
+        let response = client.enrol(request).await.map_err(|status| refused(address, status, &alert))?;
+        Ok(response.into_inner())
+    })
+    .await
+}
+
+/// Asks for the next certificate after the old one has ended, within 30 s. `tls` brings the old one and its key.
+pub async fn renew(
+    address: &str,
+    server_name: Option<ServerName<'static>>,
+    tls: &ClientConfig,
+    request: RenewRequest,
+) -> Result<EnrolResponse, ConnectError> {
+    in_time(address, ENROLMENT_TIME, async {
+        let (channel, origin, _guard, alert) = dial(address, server_name, tls).await?;
+        let mut client = EnrolmentClient::with_origin(channel, origin).max_decoding_message_size(MAX_FRAME_BYTES);
+        let response = client.renew(request).await.map_err(|status| refused(address, status, &alert))?;
         Ok(response.into_inner())
     })
     .await
@@ -164,8 +197,12 @@ async fn in_time<T>(
     timeout(after, work).await.map_err(|_| late())?
 }
 
-fn refused(address: &str, status: Status) -> ConnectError {
-    ConnectError::Refused { address: address.into(), status: Box::new(status) }
+fn refused(address: &str, status: Status, alert: &Alert) -> ConnectError {
+    let address = address.into();
+    match alert.get() {
+        Some(error) => ConnectError::Alert { address, error: Box::new(error) },
+        None => ConnectError::Refused { address, status: Box::new(status) },
+    }
 }
 
 /// TCP, TLS and HTTP/2. The connection ends with the guard.
@@ -173,7 +210,7 @@ async fn dial(
     address: &str,
     server_name: Option<ServerName<'static>>,
     tls: &ClientConfig,
-) -> Result<(Http2, http::Uri, TaskGuard), ConnectError> {
+) -> Result<(Http2, http::Uri, TaskGuard, Alert), ConnectError> {
     let name = || ConnectError::Name { address: address.into() };
     let origin: http::Uri = format!("https://{address}").parse().map_err(|_| name())?;
     let server_name = match server_name {
@@ -198,19 +235,24 @@ async fn dial(
         return Err(ConnectError::OldTls { address: address.into(), version });
     }
 
+    let (stream, alert) = Overheard::new(stream);
+    let http = |source: hyper::Error| match alert.get() {
+        Some(error) => ConnectError::Alert { address: address.into(), error: Box::new(error) },
+        None => ConnectError::Http { address: address.into(), source },
+    };
     let (sender, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(2 * STREAM_WINDOW)
         .max_send_buf_size(SEND_BUFFER)
         .handshake(TokioIo::new(stream))
         .await
-        .map_err(|source| ConnectError::Http { address: address.into(), source })?;
+        .map_err(http)?;
     let task = tokio::spawn(async move {
         if let Err(error) = connection.await {
             tracing::debug!(%error, "link connection ended");
         }
     });
-    Ok((Http2(sender), origin, TaskGuard(task)))
+    Ok((Http2(sender), origin, TaskGuard(task), alert))
 }
 
 /// One HTTP/2 connection as the generated clients want it: no pool, no reconnecting behind the session's back.

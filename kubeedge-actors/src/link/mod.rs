@@ -19,6 +19,7 @@ pub mod backoff;
 pub mod client;
 pub mod config;
 pub mod driver;
+mod limits;
 pub mod registry;
 pub mod resync;
 pub mod server;
@@ -27,12 +28,12 @@ pub mod streams;
 pub mod transport;
 
 mod ids;
+mod overheard;
 mod refusal;
-#[cfg(test)]
-mod sim;
 pub(crate) mod socket;
 
 pub use config::{Config, KeyRate, Window, Windows};
 pub use ids::{ObjectId, TypeId};
+pub use limits::Rate;
 pub use session::{CallFailure, Class, Closed, Input, Output, Refusal, Remains, Session};
 pub use transport::{FrameSink, FrameStream};

@@ -32,50 +32,89 @@ pub struct Kind {
     pub seen: u64,
 }
 
-/// What was sent for a name since the desired set was asked for. It may be newer than that set, or older: the two come
-/// different ways.
+/// What was sent for a name and is not settled, or was sent since the desired set was asked for. It may be newer than that
+/// set, or older: the two come different ways. What was sent before the question is known to who answers, unless it counts
+/// higher than the answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Touched {
-    present: Option<(String, u64)>,
-    gone: HashSet<String>,
-    /// Of `gone`: the edge could not store it.
-    not_gone_there: HashSet<String>,
+    present: Option<Sent>,
+    gone: HashMap<String, Gone>,
+    /// The highest version of all of it, and of what was sent before the question.
+    highest: u64,
+    highest_before: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Sent {
+    uid: String,
+    version: u64,
+    /// Before the desired set was asked for.
+    before: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Gone {
+    version: u64,
+    before: bool,
+    /// The edge could not store it.
+    failed: bool,
 }
 
 impl Touched {
-    /// An upsert of this uid and version was sent.
+    /// An upsert of this uid was sent, which is the newest up to this version.
     pub fn upsert(&mut self, uid: &str, version: u64) {
         self.gone.remove(uid);
-        self.present = Some((uid.to_owned(), version));
+        self.highest = self.highest.max(version);
+        self.present = Some(Sent { uid: uid.to_owned(), version, before: false });
     }
 
     /// A tombstone of this uid was sent. It says nothing about another uid under the same name.
-    pub fn tombstone(&mut self, uid: &str) {
-        self.gone.insert(uid.to_owned());
-        self.not_gone_there.remove(uid);
-        self.present.take_if(|(present, _)| present == uid);
+    pub fn tombstone(&mut self, uid: &str, version: u64) {
+        self.highest = self.highest.max(version);
+        self.gone.insert(uid.to_owned(), Gone { version, before: false, failed: false });
+        self.present.take_if(|present| present.uid == uid);
+    }
+
+    /// The desired set is asked for: what was sent until now is known to who answers.
+    pub fn asked(&mut self) {
+        self.highest_before = self.highest;
+        self.present.iter_mut().for_each(|present| present.before = true);
+        self.gone.values_mut().for_each(|gone| gone.before = true);
     }
 
     /// The edge could not store the upsert of this uid and version.
     pub fn upsert_failed(&mut self, uid: &str, version: u64) {
-        self.present.take_if(|(present, sent)| present == uid && *sent <= version);
+        self.present.take_if(|present| present.uid == uid && present.version <= version);
     }
 
     /// The edge could not store the tombstone of this uid.
     pub fn tombstone_failed(&mut self, uid: &str) {
-        self.not_gone_there.insert(uid.to_owned());
+        if let Some(gone) = self.gone.get_mut(uid) {
+            gone.failed = true;
+        }
     }
 
-    /// Whether a desired object of this uid and version must not be sent: what is gone stays gone until an upsert is
-    /// submitted, and of two versions of one name the newer stands.
-    fn overrules(&self, uid: &str, version: u64) -> bool {
-        self.gone.contains(uid) || self.present.as_ref().is_some_and(|(_, present)| *present >= version)
+    /// Whether a desired object of this uid and version, found in a list of `as_of`, must not be sent: what is gone stays
+    /// gone until an upsert is submitted, and of two versions of one name the newer stands.
+    fn overrules(&self, uid: &str, version: u64, as_of: u64) -> bool {
+        let known = |before: bool, sent: u64| before && sent <= as_of;
+        let gone = self.gone.get(uid).is_some_and(|gone| !known(gone.before, gone.version));
+        let newer = |sent: &Sent| sent.version >= version && !known(sent.before, sent.version);
+        gone || self.present.as_ref().is_some_and(newer)
     }
 
-    /// Whether what was sent decides about a held object of this uid.
-    fn covers(&self, uid: &str) -> bool {
-        (self.gone.contains(uid) && !self.not_gone_there.contains(uid))
-            || self.present.as_ref().is_some_and(|(present, _)| present == uid)
+    /// Whether something was sent before the question that its answer cannot know of: it has gone back.
+    fn is_ahead(&self, as_of: u64) -> bool {
+        self.highest_before > as_of
+    }
+
+    /// Whether what was sent decides about a held object of this uid that is not in a list of `as_of`.
+    fn covers(&self, uid: &str, as_of: u64) -> bool {
+        self.gone.get(uid).is_some_and(|gone| !gone.failed)
+            || self
+                .present
+                .as_ref()
+                .is_some_and(|present| present.uid == uid && !(present.before && present.version <= as_of))
     }
 }
 
@@ -101,12 +140,15 @@ pub struct Difference {
     pub stale: bool,
 }
 
+/// The rank of pods and devices, which need the others.
+const NEEDING: u8 = 3;
+
 /// What others need comes first: configuration and models before pods and devices.
 pub fn rank(type_: &ResourceType) -> u8 {
     match type_.resource.as_str() {
         "nodes" => 0,
         "secrets" | "configmaps" | "serviceaccounts" | "devicemodels" => 1,
-        "pods" | "devices" => 3,
+        "pods" | "devices" => NEEDING,
         _ => 2,
     }
 }
@@ -144,20 +186,31 @@ pub fn difference(kinds: Vec<Kind>, touched: &HashMap<ObjectId, Touched>, same_c
     let mut completions = Vec::new();
     let mut kept = 0;
     let mut stale = false;
-    for Kind { desired, held, seen } in kinds {
+    let is_trusted = |kind: &Kind| same_cluster && kind.desired.complete && kind.desired.as_of >= kind.seen;
+    // What is needed is desired for the sake of those that need it, so it ends only when they are known.
+    let needing = |kind: &Kind| kind.desired.r#type.as_ref().is_some_and(|type_| rank(type_) == NEEDING);
+    let needing_trusted = kinds.iter().filter(|kind| needing(kind)).all(is_trusted);
+    for kind in kinds {
+        let own_trusted = is_trusted(&kind);
+        let Kind { desired, held, .. } = kind;
         let Some(type_) = desired.r#type else { continue };
         let id = TypeId::of(&type_);
-        let trusted = same_cluster && desired.complete && desired.as_of >= seen;
-        stale |= same_cluster && desired.complete && !trusted;
+        stale |= same_cluster && desired.complete && !own_trusted;
+        let trusted = own_trusted && (needing_trusted || rank(&type_) >= NEEDING);
+        // Older than what was sent is as good as older than what was seen.
+        let ahead = |(name, touched): (&ObjectId, &Touched)| name.type_ == id && touched.is_ahead(desired.as_of);
+        stale |= same_cluster && desired.complete && touched.iter().any(ahead);
+        let known_as_of = if same_cluster && desired.complete { desired.as_of } else { 0 };
         let as_of = desired.as_of.to_string();
-        let tombstone = |entry: &InventoryEntry| {
+        let end_of = |key: Option<ObjectKey>, uid: &str| {
             Step::Tombstone(ObjectTombstone {
                 r#type: Some(type_.clone()),
-                key: entry.key.clone(),
-                uid: entry.uid.clone(),
+                key,
+                uid: uid.to_owned(),
                 resource_version: as_of.clone(),
             })
         };
+        let tombstone = |entry: &InventoryEntry| end_of(entry.key.clone(), &entry.uid);
         let is_same = held == Held::Same;
         let mut there: BTreeMap<ObjectId, InventoryEntry> = match held {
             Held::Same => BTreeMap::new(),
@@ -166,17 +219,28 @@ pub fn difference(kinds: Vec<Kind>, touched: &HashMap<ObjectId, Touched>, same_c
             }
         };
         let mut names = HashSet::new();
-        for upsert in desired.objects {
+        for mut upsert in desired.objects {
+            upsert.as_of = known_as_of;
             let Some(object) = &upsert.object else { continue };
             let name = identity(&id, object.key.as_ref());
-            if touched.get(&name).is_some_and(|touched| touched.overrules(&object.uid, object.version())) {
+            if touched.get(&name).is_some_and(|touched| touched.overrules(&object.uid, object.version(), known_as_of)) {
+                // What is held of it is desired all the same, unless a tombstone is on its way.
+                if touched.get(&name).is_some_and(|touched| !touched.gone.contains_key(&object.uid)) {
+                    if there.get(&name).is_some_and(|entry| entry.uid == object.uid) {
+                        there.remove(&name);
+                    }
+                    names.insert(name);
+                }
                 continue;
             }
             let entry = there.remove(&name);
+            // Something older is on its way there: what is held will not be what is held now.
+            let changes = touched.contains_key(&name);
             names.insert(name);
             match entry {
-                _ if is_same => {}
-                Some(entry) if entry.uid == object.uid && entry.projection_hash == object.projection_hash => {}
+                _ if is_same && !changes => {}
+                Some(entry)
+                    if entry.uid == object.uid && entry.projection_hash == object.projection_hash && !changes => {}
                 Some(entry) if entry.uid != object.uid && trusted => {
                     upserts.push(tombstone(&entry));
                     upserts.push(Step::Upsert(upsert));
@@ -193,8 +257,18 @@ pub fn difference(kinds: Vec<Kind>, touched: &HashMap<ObjectId, Touched>, same_c
             }
         }
         let mut ends = Vec::new();
+        // What is on its way and is not desired any more ends as well, when it has arrived.
+        let on_their_way = touched.iter().filter(|(name, _)| trusted && name.type_ == id && !names.contains(*name));
+        for (name, touched) in on_their_way {
+            if let Some(sent) = touched.present.as_ref().filter(|sent| sent.before && sent.version <= known_as_of)
+                && there.get(name).is_none_or(|entry| entry.uid != sent.uid)
+            {
+                let key = ObjectKey { namespace: name.namespace.to_string(), name: name.name.to_string() };
+                ends.push(end_of(Some(key), &sent.uid));
+            }
+        }
         for (name, entry) in there {
-            if touched.get(&name).is_some_and(|touched| touched.covers(&entry.uid)) {
+            if touched.get(&name).is_some_and(|touched| touched.covers(&entry.uid, known_as_of)) {
                 continue;
             }
             if trusted {
@@ -205,7 +279,8 @@ pub fn difference(kinds: Vec<Kind>, touched: &HashMap<ObjectId, Touched>, same_c
         }
         deletions.push(ends);
         if trusted {
-            let sent = touched.iter().filter(|(name, touched)| name.type_ == id && touched.present.is_some());
+            let present = |touched: &Touched| touched.present.as_ref().is_some_and(|sent| !sent.before);
+            let sent = touched.iter().filter(|(name, touched)| name.type_ == id && present(touched));
             names.extend(sent.map(|(name, _)| name.clone()));
             let count = u32::try_from(names.len()).unwrap_or(u32::MAX);
             completions.push(Step::Complete(InventoryComplete { r#type: Some(type_), as_of: desired.as_of, count }));
@@ -234,7 +309,7 @@ mod tests {
                 projection_hash: version,
                 ..Default::default()
             }),
-            needs: vec![],
+            ..ObjectUpsert::default()
         }
     }
 

@@ -7,7 +7,7 @@ use std::{
     fmt,
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant, SystemTime},
 };
 
 use futures_util::{StreamExt, stream::Map};
@@ -34,15 +34,17 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming, service::interceptor::InterceptedService};
 
 use super::{
     config::MAX_FRAME_BYTES,
+    limits::{Addresses, Nodes, Rate, Verdict},
     refusal,
     socket::{HANDSHAKE, SEND_BUFFER, STREAM_WINDOW, tune},
     streams::connection::TRANSPORT_FRAMES,
     transport::{FrameSink, FrameStream, Outgoing},
 };
+use crate::{audit, identity::validity};
 
 /// Enrolment requests and answers are certificates: this is plenty, in bytes.
 const MAX_ENROLMENT_BYTES: usize = 64 * 1024;
@@ -58,6 +60,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Accepted {
     /// Out of its certificate.
     pub node: NodeName,
+    /// When that certificate ends.
+    pub expires: SystemTime,
     /// Where it comes from.
     pub peer: SocketAddr,
     /// To it. Dropping it ends the connection.
@@ -109,11 +113,15 @@ pub struct Limits {
     pub handshakes: usize,
     /// Connections at a time; more are closed at once.
     pub connections: usize,
+    /// Connections that one address may open; more are closed before their handshake, which is what costs.
+    pub per_address: Rate,
+    /// Connections of one node at a time: its session, its streams, and those that take over from them.
+    pub per_node: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { handshakes: 64, connections: 20_000 }
+        Self { handshakes: 64, connections: 20_000, per_address: Rate { burst: 1_000, per_second: 200.0 }, per_node: 6 }
     }
 }
 
@@ -132,6 +140,8 @@ enum Refused {
     NoCertificate,
     #[error("the peer's certificate: {0}")]
     Identity(String),
+    #[error("node {0} has its {1} connections already")]
+    TooMany(NodeName, usize),
     #[error("HTTP/2: {0}")]
     Http(#[from] hyper::Error),
     #[error("no session within {HANDSHAKE:?}")]
@@ -148,26 +158,45 @@ pub async fn serve_link(
     limits: Limits,
 ) {
     let doors = doors.into();
-    accept("link", listener, with_h2(&tls), limits, move |stream, peer| {
-        let (identify, doors) = (Arc::clone(&identify), doors.clone());
+    let nodes = Nodes::new(limits.per_node);
+    accept("the link", listener, with_h2(&tls), limits, move |stream, peer| {
+        let (identify, doors, nodes) = (Arc::clone(&identify), doors.clone(), nodes.clone());
         async move {
             let chain = stream.get_ref().1.peer_certificates().ok_or(Refused::NoCertificate)?;
             let node = identify(chain).map_err(Refused::Identity)?;
-            serve_node(stream, node, peer, doors).await
+            let leaf = chain.first().ok_or(Refused::NoCertificate)?;
+            let (_, expires) = validity(leaf).map_err(|error| Refused::Identity(error.to_string()))?;
+            let _counted = nodes.take(&node).ok_or_else(|| Refused::TooMany(node.clone(), limits.per_node))?;
+            serve_node(stream, node, expires, peer, doors).await
         }
     })
     .await;
 }
 
-/// Serves enrolment. The handler decides; nobody is known here.
+/// Who asks for a certificate: what enrolment's handlers find in a request's extensions.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// Where it comes from.
+    pub peer: SocketAddr,
+    /// The certificate that it showed and whose key it has, leaf first; empty for a box that has none yet.
+    pub chain: Arc<[CertificateDer<'static>]>,
+}
+
+/// Serves enrolment. The handler decides, and learns from [`Caller`] who asks.
 pub async fn serve_enrolment<T: Enrolment>(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
     handler: Arc<T>,
     limits: Limits,
 ) {
-    accept("enrolment", listener, with_h2(&tls), limits, move |stream, _| {
+    accept("enrolment", listener, with_h2(&tls), limits, move |stream, peer| {
         let service = EnrolmentServer::from_arc(Arc::clone(&handler)).max_decoding_message_size(MAX_ENROLMENT_BYTES);
+        let chain = stream.get_ref().1.peer_certificates().map(|chain| chain.iter().map(|c| c.clone().into_owned()));
+        let caller = Caller { peer, chain: chain.into_iter().flatten().collect() };
+        let service = InterceptedService::new(service, move |mut request: Request<()>| {
+            request.extensions_mut().insert(caller.clone());
+            Ok(request)
+        });
         async move {
             let connection = http2().serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
             match timeout(ENROLMENT_TIME, connection).await {
@@ -204,6 +233,7 @@ where
     S: Clone + Send + 'static,
 {
     let handshakes = Arc::new(Semaphore::new(limits.handshakes));
+    let mut addresses = Addresses::new(limits.per_address, Instant::now());
     let mut connections = JoinSet::new();
     loop {
         // Never closed, so that this waits and does not fail.
@@ -223,6 +253,16 @@ where
             tracing::warn!(%peer, limit = limits.connections, "connection closed: the limit is reached");
             continue;
         }
+        match addresses.take(peer.ip(), Instant::now()) {
+            Verdict::Served => {}
+            Verdict::Refused => {
+                let Rate { burst, per_second } = limits.per_address;
+                let why = format!("more than {burst} connections of one address at once, then {per_second} a second");
+                audit::refused(&format!("connection to {what}"), peer, "address", why);
+                continue;
+            }
+            Verdict::RefusedAgain => continue,
+        }
         let (tls, serve) = (tls.clone(), serve.clone());
         connections.spawn(async move {
             let served = async move {
@@ -232,9 +272,14 @@ where
             };
             if let Err(error) = served.await {
                 match &error {
-                    Refused::Tls(cause) if refusal::is_about_certificates(cause) => {
-                        tracing::warn!(%peer, "{what}: a connection was refused: {error}");
+                    Refused::Tls(cause) if !refusal::is_about_certificates(cause) => {
+                        tracing::info!(%peer, "{what}: a connection ended: {error}");
                     }
+                    Refused::Tls(_)
+                    | Refused::NoCertificate
+                    | Refused::Identity(_)
+                    | Refused::TooMany(..)
+                    | Refused::OldTls(_) => audit::refused(&format!("connection to {what}"), peer, "TLS", &error),
                     _ => tracing::info!(%peer, "{what}: a connection ended: {error}"),
                 }
             }
@@ -256,11 +301,12 @@ async fn shake_hands(stream: TcpStream, tls: TlsAcceptor) -> Result<TlsStream<Tc
 async fn serve_node(
     stream: TlsStream<TcpStream>,
     node: NodeName,
+    expires: SystemTime,
     peer: SocketAddr,
     doors: Doors,
 ) -> Result<(), Refused> {
     let (begun, begins) = oneshot::channel();
-    let handler = NodeConnection { node, peer, doors, begun: Mutex::new(Some(begun)) };
+    let handler = NodeConnection { node, expires, peer, doors, begun: Mutex::new(Some(begun)) };
     let service = LinkServer::new(handler).max_decoding_message_size(MAX_FRAME_BYTES);
     let connection = http2().serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
     tokio::pin!(connection);
@@ -290,6 +336,7 @@ async fn serve_node(
 /// The gRPC service of one connection; its name comes from its certificate.
 struct NodeConnection {
     node: NodeName,
+    expires: SystemTime,
     peer: SocketAddr,
     doors: Doors,
     /// Taken by the one session, or the one set of streams, that a connection carries.
@@ -316,7 +363,7 @@ impl Link for NodeConnection {
         let begun = self.begin()?;
         let (sink, outgoing, ended) = FrameSink::watched();
         let stream = FrameStream::grpc(request.into_inner(), None);
-        let accepted = Accepted { node: self.node.clone(), peer: self.peer, sink, stream };
+        let accepted = Accepted { node: self.node.clone(), expires: self.expires, peer: self.peer, sink, stream };
         if let Err(error) = self.doors.sessions.try_send(accepted) {
             let (reason, message) = match &error {
                 mpsc::error::TrySendError::Full(_) => (GoodbyeReason::Busy, "too many nodes connect at once"),

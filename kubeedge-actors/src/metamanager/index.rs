@@ -26,6 +26,8 @@ pub enum Decision {
         /// uid of an object of the same name that is replaced.
         replaces: Option<String>,
     },
+    /// It is there already.
+    Same,
     /// Take it off the disk.
     Delete,
     /// Something newer is there, or nothing to delete.
@@ -89,17 +91,19 @@ impl Index {
         self.kinds.get(type_)?.objects.get(&(key.namespace.clone(), key.name.clone()))
     }
 
-    /// What an incoming version does (`P-NEWER-WINS`).
-    pub fn upsert(&self, type_: &ResourceType, key: &ObjectKey, object: &KubeObject) -> Decision {
-        match self.get(type_, key) {
-            None => Decision::Put { replaces: None },
-            Some(old) if object.version() < old.version.1 => Decision::Superseded,
-            Some(old) if old.uid != object.uid => Decision::Put { replaces: Some(old.uid.clone()) },
-            Some(old) if object.version() == old.version.1 && object.projection_hash == old.projection_hash => {
-                Decision::Superseded
-            }
-            Some(_) => Decision::Put { replaces: None },
+    /// What an incoming version does (`P-NEWER-WINS`). It is current as of its own version, or of that of the list it was
+    /// found in (`as_of`), whichever is higher: an object that is older than what is here, but was found in a list that
+    /// is newer, is no straggler. The API server was restored from a backup, and that is the object now.
+    pub fn upsert(&self, type_: &ResourceType, key: &ObjectKey, object: &KubeObject, as_of: u64) -> Decision {
+        let Some(old) = self.get(type_, key) else { return Decision::Put { replaces: None } };
+        let same_uid = old.uid == object.uid;
+        if same_uid && object.version() == old.version.1 && object.projection_hash == old.projection_hash {
+            return Decision::Same;
         }
+        if object.version().max(as_of) < old.version.1 {
+            return Decision::Superseded;
+        }
+        Decision::Put { replaces: (!same_uid).then(|| old.uid.clone()) }
     }
 
     /// What a tombstone does: it ends exactly the uid it names.
@@ -213,10 +217,20 @@ mod tests {
         let mut index = Index::default();
         index.set(&resource::pods(), &key(), Some(Entry::of(&object("old", 5))));
         assert_eq!(
-            index.upsert(&resource::pods(), &key(), &object("new", 9)),
+            index.upsert(&resource::pods(), &key(), &object("new", 9), 0),
             Decision::Put { replaces: Some("old".into()) }
         );
-        assert_eq!(index.upsert(&resource::pods(), &key(), &object("older", 4)), Decision::Superseded);
+        assert_eq!(index.upsert(&resource::pods(), &key(), &object("older", 4), 4), Decision::Superseded);
+    }
+
+    #[test]
+    fn what_a_newer_list_shows_is_no_straggler_however_low_it_counts() {
+        let mut index = Index::default();
+        index.set(&resource::pods(), &key(), Some(Entry::of(&object("u", 50))));
+        let replaces = Some("u".to_owned());
+        assert_eq!(index.upsert(&resource::pods(), &key(), &object("u", 40), 49), Decision::Superseded);
+        assert_eq!(index.upsert(&resource::pods(), &key(), &object("u", 40), 50), Decision::Put { replaces: None });
+        assert_eq!(index.upsert(&resource::pods(), &key(), &object("v", 40), 50), Decision::Put { replaces });
     }
 
     #[test]
@@ -235,7 +249,7 @@ mod tests {
             let mut index = Index::default();
             for version in &versions {
                 let incoming = object("u", *version);
-                if let Decision::Put { .. } = index.upsert(&resource::pods(), &key(), &incoming) {
+                if let Decision::Put { .. } = index.upsert(&resource::pods(), &key(), &incoming, 0) {
                     index.set(&resource::pods(), &key(), Some(Entry::of(&incoming)));
                 }
             }

@@ -3,7 +3,7 @@
 //! | | |
 //! |---|---|
 //! | answers | `ApplyState`, `CompleteInventory`, `StoreBookmark`, `DescribeStore`, `SessionStarted`, `ListInventory` (EdgeHub), `ReportStatus` (Edged), `PendingReports`, `ReportSettled` (EdgeHub), `ReadObjects` (anyone) |
-//! | announces | `ObjectsChanged`, `KindCompleted`; who cannot keep up is waited for |
+//! | announces | `ObjectsChanged`, `KindCompleted`, `ObjectsReloaded` (at its start); who cannot keep up is waited for |
 //! | tells | `ReportsPending` (EdgeHub) |
 //! | stores | objects by (type, namespace, name); one record per kind; the box's own record; reports not settled yet |
 //! | offline | everything but news from the cloud works; reports wait on disk, the newest per object |
@@ -13,24 +13,24 @@
 
 pub mod index;
 pub mod reports;
-
-use std::collections::HashSet;
+pub mod state;
 
 use actix::{Actor, ActorFutureExt, AsyncContext, Handler, MessageResult, ResponseActFuture, WrapFuture};
 use kubeedge_proto::v1::{
     ApplyState, BoxRecord, CompleteInventory, DescribeStore, InventoryList, KindCompleted, KindRecord, KubeObject,
-    ListInventory, ObjectKey, ObjectList, ObjectsChanged, PendingReports, PendingReportsList, ReadObjects,
-    ReportSettled, ReportStatus, ReportsPending, ResourceType, SessionStarted, Settled, StoreBookmark,
+    ListInventory, ObjectKey, ObjectList, ObjectsChanged, ObjectsReloaded, PendingReports, PendingReportsList,
+    ReadObjects, ReportSettled, ReportStatus, ReportsPending, ResourceType, SessionStarted, Settled, StoreBookmark,
     StoreDescription, envelope::Body,
 };
 use thiserror::Error;
+use tokio::sync::oneshot;
 
 use self::{
-    index::{Decision, Entry, Index},
     reports::{ReportKey, Reports},
+    state::{Change, Instead, State},
 };
 use crate::{
-    store::{Batch, Store, StoreError, Table},
+    store::{Store, StoreError, Table},
     system::{Component, Context, Contract, Port, Ports, Stage, Topic, TryTellError},
 };
 
@@ -39,22 +39,19 @@ crate::message_records!(BoxRecord, KindRecord, KubeObject, ReportStatus);
 /// Reports kept for the cloud at most; one per object, so only a node with more objects than this comes here. The
 /// newest is then refused and the reporter tries again with its next status.
 const MAX_REPORTS: usize = 10_000;
-/// Objects of all kinds on one node at most: beyond it the cloud is refused, and says so.
-const MAX_OBJECTS: usize = 100_000;
 const BOX_KEY: &[u8] = b"box";
 
 /// The component. See the module's page.
 pub struct MetaManager {
     tables: Tables,
-    index: Index,
+    state: State,
     reports: Reports,
-    this_box: BoxRecord,
     changed: Topic<ObjectsChanged>,
+    reloaded: Topic<ObjectsReloaded>,
     completed: Topic<KindCompleted>,
     pending: Option<Port<ReportsPending>>,
-    /// Keys whose change is being committed. What is in memory changes after the disk: no digest and no answer tells
-    /// what a power cut could still take back.
-    writing: HashSet<Vec<u8>>,
+    /// State that needs what is being written. The session's window bounds it.
+    waiting: Vec<(Box<Body>, oneshot::Sender<Settled>)>,
     /// A `ReportsPending` waits for room in EdgeHub's queue.
     telling: bool,
 }
@@ -96,28 +93,23 @@ impl Tables {
     /// Reads everything the component keeps in memory. A record that cannot be read is left out with a warning: the
     /// digest then differs, and the cloud sends it again. Until then no kind counts as complete: what was in the record
     /// is wanted, and must not end for being absent.
-    fn load(&self) -> (Index, Reports, BoxRecord) {
-        let mut index = Index::default();
-        let mut reports = Reports::default();
-        for (_, record) in readable("kinds", self.kinds.scan_prefix(b""), &mut 0) {
-            index.load_kind(&record);
-        }
+    fn load(&self) -> (State, Reports) {
+        let this_box = self.boxes.get(BOX_KEY).ok().flatten().unwrap_or_default();
         let mut unread = 0;
-        for (_, object) in readable("objects", self.objects.scan_prefix(b""), &mut unread) {
-            if let (Some(type_), Some(key)) = (&object.r#type, &object.key) {
-                index.set(type_, key, Some(Entry::of(&object)));
-            }
-        }
+        let kinds =
+            readable("kinds", self.kinds.scan_prefix(b""), &mut 0).map(|(_, record)| record).collect::<Vec<_>>();
+        let objects = readable("objects", self.objects.scan_prefix(b""), &mut unread).map(|(_, object)| object);
+        let mut state = State::load(this_box, kinds.into_iter(), objects);
         if unread > 0 {
-            index.doubt();
+            state.index.doubt();
         }
+        let mut reports = Reports::default();
         for (_, report) in readable("reports", self.reports.scan_prefix(b""), &mut 0) {
             if let Some(key) = ReportKey::of(&report) {
                 reports.load(key, report);
             }
         }
-        let this_box = self.boxes.get(BOX_KEY).ok().flatten().unwrap_or_default();
-        (index, reports, this_box)
+        (state, reports)
     }
 }
 
@@ -139,16 +131,17 @@ fn readable<'a, V>(
 impl MetaManager {
     /// A MetaManager over opened tables.
     pub fn new(tables: Tables, ports: &Ports) -> Self {
-        let (index, reports, this_box) = tables.load();
+        tables.store.settle_blocking();
+        let (state, reports) = tables.load();
         Self {
             tables,
-            index,
+            state,
             reports,
-            this_box,
             changed: ports.topic(),
+            reloaded: ports.topic(),
             completed: ports.topic(),
             pending: ports.optional(),
-            writing: HashSet::new(),
+            waiting: Vec::new(),
             telling: false,
         }
     }
@@ -173,32 +166,48 @@ impl MetaManager {
         [type_.to_string().as_bytes(), key.namespace.as_bytes(), key.name.as_bytes()].join(&0)
     }
 
-    /// Commits `batch`, takes `entry` into the index, then tells `changes`. The answer comes when all that is done.
-    fn commit(
-        &mut self,
-        batch: Batch,
-        changes: Vec<ObjectsChanged>,
-        type_: ResourceType,
-        key: ObjectKey,
-        entry: Option<Entry>,
-    ) -> ResponseActFuture<Self, Settled> {
+    fn apply(&mut self, body: Option<Body>) -> ResponseActFuture<Self, Settled> {
+        match self.state.apply(body) {
+            Ok(change) => self.commit(change),
+            Err(Instead::Answer(answer)) => self.answer(answer),
+            Err(Instead::Later(body)) => {
+                let (sender, answer) = oneshot::channel();
+                self.waiting.push((body, sender));
+                let lost = |_| Settled::rejected(503, "MetaManager was built again");
+                Box::pin(async move { answer.await.unwrap_or_else(lost) }.into_actor(self))
+            }
+        }
+    }
+
+    /// Applies what has waited for a commit; what waits for another one waits on.
+    fn apply_waiting(&mut self, ctx: &mut Context<Self>) {
+        for (body, sender) in std::mem::take(&mut self.waiting) {
+            let applied = self.apply(Some(*body));
+            ctx.spawn(applied.map(move |answer, _, _| {
+                // Who gave up waiting compares again.
+                let _ = sender.send(answer);
+            }));
+        }
+    }
+
+    /// Commits a change, then tells it. The answer comes when all that is done.
+    fn commit(&mut self, change: Change) -> ResponseActFuture<Self, Settled> {
+        let mut batch = self.tables.store.batch();
+        let at = Self::object_key(&change.type_, &change.key);
+        match &change.object {
+            Some(object) => batch.put(&self.tables.objects, &at, object),
+            None => batch.delete(&self.tables.objects, &at),
+        }
+        batch.put(&self.tables.kinds, change.type_.to_string().as_bytes(), &change.record);
         let changed = self.changed.clone();
-        let at = Self::object_key(&type_, &key);
-        self.writing.insert(at.clone());
-        Box::pin(batch.commit().into_actor(self).then(move |committed, this, _| {
-            this.writing.remove(&at);
-            let (answer, changes) = match committed {
-                Ok(()) => {
-                    this.index.set(&type_, &key, entry);
-                    (Settled::applied(), changes)
-                }
-                Err(error) => {
-                    tracing::error!(%type_, %key, "not on disk: {error}");
-                    (Settled::rejected(507, format!("the edge's store refused it: {error}")), Vec::new())
-                }
-            };
+        Box::pin(batch.commit().into_actor(self).then(move |committed, this, ctx| {
+            if let Err(error) = &committed {
+                tracing::error!(type_ = %change.type_, key = %change.key, "not on disk: {error}");
+            }
+            let (answer, news) = this.state.applied(change, said(committed));
+            this.apply_waiting(ctx);
             async move {
-                for change in changes {
+                for change in news {
                     changed.announce(change).await;
                 }
                 answer
@@ -207,15 +216,16 @@ impl MetaManager {
         }))
     }
 
-    fn save_box(&self) -> impl Future<Output = Result<(), StoreError>> + use<> {
+    fn save_box(&self, record: &BoxRecord) -> impl Future<Output = Result<(), StoreError>> + use<> {
         let mut batch = self.tables.store.batch();
-        batch.put(&self.tables.boxes, BOX_KEY, &self.this_box);
+        batch.put(&self.tables.boxes, BOX_KEY, record);
         batch.commit()
     }
 
-    fn save_kind(&self, type_: &ResourceType) -> impl Future<Output = Result<(), StoreError>> + use<> {
+    fn save_kind(&self, record: &KindRecord) -> impl Future<Output = Result<(), StoreError>> + use<> {
+        let type_ = record.r#type.as_ref().map(ToString::to_string).unwrap_or_default();
         let mut batch = self.tables.store.batch();
-        batch.put(&self.tables.kinds, type_.to_string().as_bytes(), &self.index.record(type_));
+        batch.put(&self.tables.kinds, type_.as_bytes(), record);
         batch.commit()
     }
 
@@ -224,15 +234,25 @@ impl MetaManager {
     }
 }
 
-fn settled(result: Result<(), StoreError>) -> Settled {
-    match result {
-        Ok(()) => Settled::applied(),
-        Err(error) => Settled::rejected(507, format!("the edge's store refused it: {error}")),
-    }
+fn said(committed: Result<(), StoreError>) -> Result<(), String> {
+    committed.map_err(|error| error.to_string())
+}
+
+fn settled(committed: Result<(), StoreError>) -> Settled {
+    state::settled(said(committed))
 }
 
 impl Actor for MetaManager {
     type Context = Context<Self>;
+
+    /// What the life before this one had committed may not have been told, and what it was to fetch not be fetched.
+    fn started(&mut self, ctx: &mut Self::Context) {
+        let reloaded = self.reloaded.clone();
+        ctx.spawn(async move { reloaded.announce(ObjectsReloaded {}).await }.into_actor(self));
+        if !self.reports.is_empty() {
+            self.tell_pending(ctx);
+        }
+    }
 }
 
 impl Component for MetaManager {
@@ -251,6 +271,7 @@ impl Component for MetaManager {
         contract.answers::<ReportSettled>();
         contract.answers::<ReadObjects>();
         contract.announces::<ObjectsChanged>();
+        contract.announces::<ObjectsReloaded>();
         contract.announces::<KindCompleted>();
         contract.may_ask::<ReportsPending>();
     }
@@ -260,111 +281,26 @@ impl Handler<ApplyState> for MetaManager {
     type Result = ResponseActFuture<Self, Settled>;
 
     fn handle(&mut self, message: ApplyState, _: &mut Context<Self>) -> Self::Result {
-        let mut batch = self.tables.store.batch();
-        let mut changes = Vec::new();
-        let mut entry = None;
-        let (type_, key) = match message.envelope.and_then(|envelope| envelope.body) {
-            Some(Body::ObjectUpsert(upsert)) => {
-                let Some(object) = upsert.object else {
-                    return self.answer(Settled::rejected(400, "an ObjectUpsert carries no object"));
-                };
-                let (Some(type_), Some(key)) = (object.r#type.clone(), object.key.clone()) else {
-                    return self.answer(Settled::rejected(400, "an object has no type or key"));
-                };
-                if object.uid.is_empty() {
-                    return self.answer(Settled::rejected(400, format!("{type_} {key} has no uid")));
-                }
-                if self.writing.contains(&Self::object_key(&type_, &key)) {
-                    return self.answer(still_writing(&type_, &key));
-                }
-                match self.index.upsert(&type_, &key, &object) {
-                    Decision::Put { replaces } => {
-                        if self.index.get(&type_, &key).is_none() && self.index.count(&type_) >= MAX_OBJECTS {
-                            let text = format!("this node holds {MAX_OBJECTS} objects of {type_} already");
-                            return self.answer(Settled::rejected(507, text));
-                        }
-                        if let Some(uid) = replaces {
-                            changes.push(gone(&type_, &key, uid));
-                        }
-                        entry = Some(Entry::of(&object));
-                        self.index.saw(&type_, object.version());
-                        batch.put(&self.tables.objects, &Self::object_key(&type_, &key), &object);
-                        changes.push(ObjectsChanged {
-                            r#type: Some(type_.clone()),
-                            key: Some(key.clone()),
-                            uid: object.uid.clone(),
-                            object: Some(object),
-                        });
-                    }
-                    Decision::Delete | Decision::Superseded => return self.answer(Settled::superseded()),
-                }
-                (type_, key)
-            }
-            Some(Body::ObjectTombstone(tombstone)) => {
-                let (Some(type_), Some(key)) = (tombstone.r#type.clone(), tombstone.key.clone()) else {
-                    return self.answer(Settled::rejected(400, "an ObjectTombstone names no object"));
-                };
-                if self.writing.contains(&Self::object_key(&type_, &key)) {
-                    return self.answer(still_writing(&type_, &key));
-                }
-                if self.index.tombstone(&type_, &key, &tombstone) != Decision::Delete {
-                    return self.answer(Settled::superseded());
-                }
-                batch.delete(&self.tables.objects, &Self::object_key(&type_, &key));
-                changes.push(gone(&type_, &key, tombstone.uid));
-                (type_, key)
-            }
-            _ => return self.answer(Settled::rejected(501, "MetaManager takes no State of this type")),
-        };
-        batch.put(&self.tables.kinds, type_.to_string().as_bytes(), &self.index.record(&type_));
-        self.commit(batch, changes, type_, key, entry)
+        self.apply(message.envelope.and_then(|envelope| envelope.body))
     }
-}
-
-/// A message that overtook its own first copy, by a new connection: it is compared again.
-fn still_writing(type_: &ResourceType, key: &ObjectKey) -> Settled {
-    Settled::rejected(503, format!("an earlier message about {type_} {key} is still being written"))
-}
-
-fn gone(type_: &ResourceType, key: &ObjectKey, uid: String) -> ObjectsChanged {
-    ObjectsChanged { r#type: Some(type_.clone()), key: Some(key.clone()), uid, object: None }
 }
 
 impl Handler<CompleteInventory> for MetaManager {
     type Result = ResponseActFuture<Self, Settled>;
 
     fn handle(&mut self, message: CompleteInventory, _: &mut Context<Self>) -> Self::Result {
-        let Some((complete, type_)) = message.complete.and_then(|complete| {
-            let type_ = complete.r#type.clone()?;
-            Some((complete, type_))
-        }) else {
-            return self.answer(Settled::rejected(400, "an InventoryComplete names no kind"));
+        let record = match self.state.complete(message) {
+            Ok(record) => record,
+            Err(answer) => return self.answer(answer),
         };
-        if message.cluster_uid != self.this_box.cluster_uid {
-            let text = format!(
-                "cluster {} is not the one this box belongs to ({}): nothing is concluded from absence",
-                message.cluster_uid, self.this_box.cluster_uid
-            );
-            return self.answer(Settled::rejected(409, text));
-        }
-        if complete.count as usize != self.index.count(&type_) {
-            // A change may have overtaken the frame; the digest of the next hello settles it.
-            tracing::debug!(%type_, cloud = complete.count, here = self.index.count(&type_), "counts differ");
-        }
-        let mut record = self.index.record(&type_);
-        record.complete = true;
-        record.as_of = record.as_of.max(complete.as_of);
-        record.max_resource_version = record.max_resource_version.max(complete.as_of);
-        let mut batch = self.tables.store.batch();
-        batch.put(&self.tables.kinds, type_.to_string().as_bytes(), &record);
         let completed = self.completed.clone();
-        Box::pin(batch.commit().into_actor(self).then(move |committed, this, _| {
+        Box::pin(self.save_kind(&record).into_actor(self).then(move |committed, this, _| {
             if committed.is_ok() {
-                this.index.load_kind(&record);
+                this.state.index.load_kind(&record);
             }
             async move {
                 if committed.is_ok() {
-                    completed.announce(KindCompleted { r#type: Some(type_) }).await;
+                    completed.announce(KindCompleted { r#type: record.r#type }).await;
                 }
                 settled(committed)
             }
@@ -382,10 +318,10 @@ impl Handler<StoreBookmark> for MetaManager {
         else {
             return self.answer(Settled::rejected(400, "a Bookmark names no kind"));
         };
-        let mut record = self.index.record(&type_);
+        let mut record = self.state.index.record(&type_);
         record.bookmark = version;
-        self.index.load_kind(&record);
-        Box::pin(self.save_kind(&type_).into_actor(self).map(|result, _, _| settled(result)))
+        self.state.index.load_kind(&record);
+        Box::pin(self.save_kind(&record).into_actor(self).map(|result, _, _| settled(result)))
     }
 }
 
@@ -395,18 +331,15 @@ impl Handler<DescribeStore> for MetaManager {
     /// Counts a connection. When the count cannot be kept the connection is made all the same: what it tells apart are
     /// two hellos of this box on their way at once.
     fn handle(&mut self, _: DescribeStore, _: &mut Context<Self>) -> Self::Result {
-        self.this_box.connection += 1;
-        Box::pin(self.save_box().into_actor(self).map(|saved, this, _| {
+        // What an earlier session left is compared anew: it must not get to the disk after the digests are told. What is
+        // with the disk already is there before this commit.
+        self.waiting.clear();
+        self.state.this_box.connection += 1;
+        Box::pin(self.save_box(&self.state.this_box).into_actor(self).map(|saved, this, _| {
             if let Err(error) = saved {
                 tracing::warn!("the count of connections is not on disk: {error}");
             }
-            StoreDescription {
-                instance_id: this.this_box.instance_id.clone(),
-                cluster_uid: this.this_box.cluster_uid.clone(),
-                last_epoch: this.this_box.last_epoch,
-                connection: this.this_box.connection,
-                kinds: this.index.digests(),
-            }
+            this.state.describe()
         }))
     }
 }
@@ -414,20 +347,17 @@ impl Handler<DescribeStore> for MetaManager {
 impl Handler<SessionStarted> for MetaManager {
     type Result = ResponseActFuture<Self, Settled>;
 
-    /// Pins the cluster at the first session. Another cluster later is refused: nothing of this box's is its business.
     fn handle(&mut self, message: SessionStarted, _: &mut Context<Self>) -> Self::Result {
-        if self.this_box.cluster_uid.is_empty() {
-            self.this_box.cluster_uid = message.cluster_uid;
-        } else if self.this_box.cluster_uid != message.cluster_uid {
-            let text = format!(
-                "this box belongs to cluster {}, the cloud speaks for {}: nothing will be deleted by absence",
-                self.this_box.cluster_uid, message.cluster_uid
-            );
-            tracing::error!("{text}");
-            return self.answer(Settled::rejected(409, text));
-        }
-        self.this_box.last_epoch = message.epoch;
-        Box::pin(self.save_box().into_actor(self).map(|result, _, _| settled(result)))
+        let record = match self.state.session_started(&message) {
+            Ok(record) => record,
+            Err(answer) => return self.answer(answer),
+        };
+        Box::pin(self.save_box(&record).into_actor(self).map(|saved, this, _| {
+            if let Err(error) = &saved {
+                tracing::warn!("the session is not on disk: {error}");
+            }
+            this.state.session_kept(record, said(saved))
+        }))
     }
 }
 
@@ -435,7 +365,7 @@ impl Handler<ListInventory> for MetaManager {
     type Result = MessageResult<ListInventory>;
 
     fn handle(&mut self, message: ListInventory, _: &mut Context<Self>) -> Self::Result {
-        let entries = message.r#type.map(|type_| self.index.inventory(&type_)).unwrap_or_default();
+        let entries = message.r#type.map(|type_| self.state.index.inventory(&type_)).unwrap_or_default();
         MessageResult(InventoryList { entries })
     }
 }
@@ -462,7 +392,7 @@ impl Handler<ReadObjects> for MetaManager {
                 readable("objects", rows, &mut unread).map(|(_, object)| object).collect()
             }
         };
-        MessageResult(ObjectList { objects, complete: unread == 0 && self.index.is_complete(&type_) })
+        MessageResult(ObjectList { objects, complete: unread == 0 && self.state.index.is_complete(&type_) })
     }
 }
 

@@ -181,6 +181,14 @@ impl Store {
         self.0.writer.stats()
     }
 
+    /// Waits until every batch handed in before is on disk or has failed: a component that was built again must not read
+    /// while its former life still writes. Blocks the thread for a sync of the disk.
+    pub fn settle_blocking(&self) {
+        if let Err(error) = self.0.writer.commit_blocking(commit::Changes::new(), 0) {
+            tracing::debug!("what waited for the disk is over: {error}");
+        }
+    }
+
     /// Commits what waits, then closes the files. Every later use, through any clone, answers [`StoreError::Closed`].
     pub async fn close(&self) -> Result<(), StoreError> {
         if matches!(self.0.writer, Writer::Inline(..)) {

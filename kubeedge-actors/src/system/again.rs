@@ -97,7 +97,7 @@ where
             return;
         }
         let Some(message) = self.message.take() else { return };
-        let (span, _traced) = operation(ctx, short_name(type_name::<M>()), self.trace.as_ref());
+        let (span, _traced) = operation(ctx, type_name::<M>(), self.trace.as_ref());
         let _entered = span.enter();
         let mut copy = None;
         let outcome = catch_unwind(AssertUnwindSafe(|| {

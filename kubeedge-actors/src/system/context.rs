@@ -5,6 +5,7 @@ use super::{
     letter::Letter,
     trace::Trace,
     vitals::{InHand, Verdict, Vitals},
+    wiring::short_name,
 };
 use actix::{
     ActorContext, ActorFuture, ActorState, Addr, AsyncContext, SpawnHandle,
@@ -60,7 +61,7 @@ pub struct Context<A: Component> {
     /// Set from a failure until the component is built again.
     fault: Option<Fault>,
     ending: bool,
-    /// The message whose answer is being spawned.
+    /// The type, with its path, of the message whose answer is being spawned.
     replying: Option<&'static str>,
     /// What crashed its handler once; the next life begins with it.
     again: Option<Letter<A>>,
@@ -140,9 +141,9 @@ impl<A: Component> Context<A> {
         self.ending
     }
 
-    /// While set, spawned futures carry an answer to such a message, which an ordered stop waits for.
-    pub(crate) fn replying(&mut self, message: Option<&'static str>) {
-        self.replying = message;
+    /// While set, spawned futures carry an answer to a message of this type, which an ordered stop waits for.
+    pub(crate) fn replying(&mut self, type_name: Option<&'static str>) {
+        self.replying = type_name;
     }
 
     /// The next life begins with this message.
@@ -164,7 +165,7 @@ impl<A: Component> Context<A> {
             future: Some(future),
             // What a failed component still spawns belongs to the life that has just ended.
             life: if self.fault.is_some() { self.life.wrapping_sub(1) } else { self.life },
-            in_hand: self.replying.map(|message| (InHand::new(&self.vitals), message)),
+            in_hand: self.replying.map(|type_name| (InHand::new(&self.vitals), short_name(type_name))),
             span: tracing::Span::current(),
             trace: Trace::current(),
         }

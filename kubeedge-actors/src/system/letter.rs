@@ -77,7 +77,7 @@ where
             return;
         }
         let Some(message) = self.message.take() else { return };
-        let (span, _traced) = operation(ctx, short_name(type_name::<M>()), self.trace.as_ref());
+        let (span, _traced) = operation(ctx, type_name::<M>(), self.trace.as_ref());
         let _entered = span.enter();
         // The component is rebuilt after a panic, so what it leaves behind is never seen again.
         let outcome = catch_unwind(AssertUnwindSafe(|| {
@@ -93,16 +93,19 @@ where
 }
 
 /// Handling a message is an operation of its own in the sender's trace. A component has none between messages.
+///
+/// The message's type comes with its path: shortening it costs more than a message, and only a span that somebody looks
+/// at needs it.
 #[inline]
 pub(crate) fn operation<A: Component>(
     ctx: &Context<A>,
-    message: &'static str,
+    type_name: &'static str,
     sender: Option<&Trace>,
 ) -> (tracing::Span, Option<Entered>) {
     let span = tracing::debug_span!(
         "handle",
         component = ctx.vitals().name,
-        message,
+        message = short_name(type_name),
         trace_id = tracing::field::Empty,
         span_id = tracing::field::Empty,
     );
@@ -155,7 +158,7 @@ where
             actix_rt::spawn(Trace::scope(Trace::current(), answering));
         }
     } else {
-        ctx.replying(Some(short_name(type_name::<M>())));
+        ctx.replying(Some(type_name::<M>()));
         response.handle(ctx, reply);
         ctx.replying(None);
     }

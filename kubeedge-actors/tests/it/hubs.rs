@@ -3,6 +3,7 @@
 mod enrolment;
 mod events;
 mod metamanager;
+mod renewal;
 mod script;
 
 use std::{
@@ -20,10 +21,11 @@ use kubeedge_actors::{
         EdgeHub, EdgeHubConfig,
         join::{JoinError, join},
         outbox::Bounds,
+        renewal::Renewal,
     },
     identity::{
-        CertificateAuthority, ClientAuth, JoinToken, NodeIdentity, TokenRules, Tokens, client_config, server_config,
-        system_clock,
+        CertificateAuthority, FlooredClock, JoinToken, NodeCredentials, NodeIdentity, Registrar, Revocations,
+        ServerCredentials, TokenRules, Tokens,
     },
     link,
     metamanager::{MetaManager, Tables},
@@ -65,6 +67,7 @@ struct Cloud {
     system: System,
     script: Script,
     authority: Arc<CertificateAuthority>,
+    registrar: Registrar,
     tokens: Tokens,
     listener: Arc<TcpListener>,
     link: String,
@@ -73,40 +76,45 @@ struct Cloud {
 
 impl Cloud {
     fn start(folder: &Path) -> Self {
-        let now = SystemTime::now();
-        let authority = Arc::new(CertificateAuthority::load_or_create(folder, now).unwrap());
+        Self::of(CertificateAuthority::load_or_create(folder, SystemTime::now()).unwrap(), Duration::ZERO)
+    }
+
+    fn of(authority: CertificateAuthority, grace: Duration) -> Self {
+        let authority = Arc::new(authority);
+        let registrar = Registrar::new(authority.clone(), Revocations::in_memory(), grace);
         let tokens = Tokens::new(&Store::in_memory());
         let listener = Arc::new(TcpListener::bind("127.0.0.1:0").unwrap());
         let link = listener.local_addr().unwrap().to_string();
         let script = Script::default();
         *script.cluster.lock().unwrap() = "cluster-1".into();
-        let (system, enrolment) = Self::serve(&authority, &tokens, &listener, &script);
-        Self { system, script, authority, tokens, listener, link, enrolment }
+        let (system, enrolment) = Self::serve(&authority, &registrar, &tokens, &listener, &script);
+        Self { system, script, authority, registrar, tokens, listener, link, enrolment }
     }
 
     fn serve(
         authority: &Arc<CertificateAuthority>,
+        registrar: &Registrar,
         tokens: &Tokens,
         listener: &Arc<TcpListener>,
         script: &Script,
     ) -> (System, String) {
-        let certificate = authority.issue_server(&["127.0.0.1".try_into().unwrap()], SystemTime::now()).unwrap();
-        let tls = |clients| {
-            Arc::new(server_config(certificate.chain(), certificate.key(), clients, &[], system_clock()).unwrap())
-        };
+        let names = vec!["127.0.0.1".try_into().unwrap()];
+        let server = ServerCredentials::new(authority.clone(), names, SystemTime::now()).unwrap();
+        let tls = |clients| Arc::new(server.server_config(clients, &[]).unwrap());
         let enrolment = Arc::new(TcpListener::bind("127.0.0.1:0").unwrap());
         let enrolment_address = enrolment.local_addr().unwrap().to_string();
         let link_address = listener.local_addr().unwrap().to_string();
         let config = CloudHubConfig {
             listener: listener.clone(),
-            tls: tls(ClientAuth::Required(authority.certificate().clone())),
+            tls: tls(registrar.link_clients().unwrap()),
             node_limit: 10,
             link: link::Config::default(),
             enrolment: Some(EnrolmentConfig {
                 listener: enrolment,
-                tls: tls(ClientAuth::None),
-                service: Arc::new(EnrolmentService::new(authority.clone(), tokens.clone(), link_address)),
+                tls: tls(registrar.enrolment_clients().unwrap()),
+                service: Arc::new(EnrolmentService::new(registrar.clone(), tokens.clone(), link_address)),
             }),
+            registrar: Some(registrar.clone()),
         };
         let script = script.clone();
         let system = System::builder("cloud")
@@ -134,7 +142,10 @@ impl Cloud {
             r#type: Some(resource::pods()),
             complete: true,
             as_of,
-            objects: pods.into_iter().map(|pod| ObjectUpsert { object: Some(pod), needs: vec![] }).collect(),
+            objects: pods
+                .into_iter()
+                .map(|pod| ObjectUpsert { object: Some(pod), ..ObjectUpsert::default() })
+                .collect(),
         };
         self.script.desired.lock().unwrap().insert(node.into(), DesiredState { kinds: vec![kind] });
     }
@@ -158,14 +169,28 @@ impl Edge {
         bounds: Bounds,
         taker: Option<events::Taker>,
     ) -> Self {
+        let identity = NodeIdentity::load(identity.dir()).unwrap().unwrap();
+        let clock = FlooredClock::load(identity.dir());
+        let credentials = NodeCredentials::new(identity, clock).unwrap();
+        Self::renewing(Renewal { credentials, enrolment: None }, address, store, bounds, taker).await
+    }
+
+    async fn renewing(
+        renewal: Renewal,
+        address: &str,
+        store: &Path,
+        bounds: Bounds,
+        taker: Option<events::Taker>,
+    ) -> Self {
         let store = Store::open(store, Options::default()).unwrap().store;
         let tables = Tables::open(store.clone()).await.unwrap();
         let config = EdgeHubConfig {
             address: address.into(),
-            tls: Arc::new(client_config(identity, &[], system_clock()).unwrap()),
+            tls: Arc::new(renewal.credentials.client_config(&[]).unwrap()),
             link: link::Config::default(),
             store: store.clone(),
             outbox: bounds,
+            renewal: Some(renewal),
         };
         let (sender, changes) = mpsc::channel(1000);
         let mut builder = System::builder("edge");
@@ -216,7 +241,7 @@ fn pod(name: &str, uid: &str, version: u64) -> KubeObject {
 }
 
 fn upsert(object: KubeObject) -> SendToNode {
-    let body = envelope::Body::ObjectUpsert(ObjectUpsert { object: Some(object), needs: vec![] });
+    let body = envelope::Body::ObjectUpsert(ObjectUpsert { object: Some(object), ..ObjectUpsert::default() });
     SendToNode { node: "e1".into(), envelope: Some(Envelope::new("test", 0, body)) }
 }
 

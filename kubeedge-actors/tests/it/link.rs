@@ -252,6 +252,13 @@ struct Handler;
 
 #[tonic::async_trait]
 impl Enrolment for Handler {
+    async fn renew(
+        &self,
+        _: tonic::Request<kubeedge_proto::v1::RenewRequest>,
+    ) -> Result<tonic::Response<EnrolResponse>, tonic::Status> {
+        Err(tonic::Status::unimplemented("not asked here"))
+    }
+
     async fn enrol(
         &self,
         request: tonic::Request<EnrolRequest>,

@@ -5,6 +5,8 @@
 
 #[cfg(feature = "apiserver")]
 mod apiserver;
+#[cfg(feature = "apiserver")]
+mod apps;
 #[cfg(all(feature = "apiserver", feature = "edgecontroller"))]
 mod clients;
 #[cfg(feature = "apiserver")]

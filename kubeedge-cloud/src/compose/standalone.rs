@@ -15,8 +15,7 @@ use kubeedge_actors::{
     apiserver::{ApiServer, Config, ISSUER, Listen, WhereServed, write_kubeconfig},
     cloudstream::API_SERVER_USER,
     identity::{
-        CertificateAuthority, ClientAuth, IssuedCertificate, ServiceAccountTokens, issued_client_config, server_config,
-        system_clock,
+        CertificateAuthority, ClientAuth, ServerCredentials, ServiceAccountTokens, issued_client_config, system_clock,
     },
     program::abort_when_blocked,
     route::own_address,
@@ -34,11 +33,11 @@ const UP_WITHIN: Duration = Duration::from_secs(60);
 pub(super) async fn start(
     config: &CloudCore,
     authority: &Arc<CertificateAuthority>,
-    server: &IssuedCertificate,
+    server: &ServerCredentials,
     store: Store,
 ) -> Result<(System, kube::Client)> {
     let data = &config.standalone.data_dir;
-    let tls = server_config(server.chain(), server.key(), ClientAuth::None, &[b"http/1.1"], system_clock())?;
+    let tls = server.server_config(ClientAuth::None, &[b"http/1.1"])?;
     let token = admin_token(&data.join("pki").join("admin-token"))?;
     let accounts = ServiceAccountTokens::load_or_create(&data.join("pki").join("service-account.key"), ISSUER)?;
     let listen = Listen::Tls { address: config.standalone.socket(), config: Arc::new(tls) };

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use kubeedge_actors::{
     cloudstream::CloudStreamConfig,
     edgecontroller::StreamGateway,
-    identity::{CertificateAuthority, ClientAuth, IssuedCertificate, server_config, system_clock},
+    identity::{CertificateAuthority, ClientAuth, ServerCredentials},
     route::own_address,
 };
 use rustls_pki_types::{CertificateDer, pem::PemObject};
@@ -17,7 +17,7 @@ use crate::config::CloudCore;
 pub(super) fn prepare(
     config: &CloudCore,
     authority: &CertificateAuthority,
-    server: &IssuedCertificate,
+    server: &ServerCredentials,
 ) -> Result<Option<(CloudStreamConfig, StreamGateway)>> {
     let modules = &config.modules;
     let settings = &modules.cloud_stream;
@@ -25,7 +25,7 @@ pub(super) fn prepare(
         return Ok(None);
     }
     let clients = ClientAuth::Optional(client_authority(config, authority)?);
-    let tls = server_config(server.chain(), server.key(), clients, &[b"http/1.1"], system_clock())?;
+    let tls = server.server_config(clients, &[b"http/1.1"])?;
     let listener = super::listen(
         "the stream gateway",
         "modules.cloudStream",

@@ -20,6 +20,7 @@ fn a_full_file_of_kubeedge_has_no_unknown_field() {
     assert_eq!(hub.advertise_address, [IpAddr::from([192, 0, 2, 10])]);
     assert_eq!(hub.dns_names, Vec::<String>::new());
     assert_eq!((hub.node_limit, hub.token_validity().as_secs()), (1000, 24 * 3600));
+    assert_eq!((hub.edge_cert_signing_duration.duration().as_secs(), &hub.ca_secret), (365 * 86_400, &None));
     assert_eq!(hub.dead_after().as_secs(), 30);
     assert_eq!(hub.websocket.socket().to_string(), "0.0.0.0:10000");
     assert_eq!(hub.https.socket().to_string(), "0.0.0.0:10002");
@@ -52,6 +53,9 @@ fn impossible_values_are_refused_where_they_stand() {
         ("modules: {cloudHub: {websocket: {address: all}}}", "websocket.address: invalid IP address syntax"),
         ("modules: {cloudHub: {dnsNames: [\"a b\"]}}", "modules.cloudHub.dnsNames[0]: \"a b\" is not valid"),
         ("modules: {cloudHub: {tokenRefreshDuration: 9999}}", "expected a number of hours from 1 to 8760"),
+        ("modules: {cloudHub: {edgeCertSigningDuration: 0}}", "expected a number of days from 1 to 3650"),
+        ("modules: {cloudHub: {edgeCertGracePeriod: 4000}}", "expected a number of days from 0 to 3650"),
+        ("modules: {cloudHub: {caSecret: kubeedge-ca}}", "expected namespace/name of a Secret"),
         ("standalone: {enable: perhaps}", "standalone.enable: "),
         ("standalone:\n  advertiseAddress: 0.0.0.0\n", "2:21: standalone.advertiseAddress: \"0.0.0.0\" is not valid"),
         ("standalone: {advertiseAddress: cloud}", "expected an address by which pods and nodes reach this machine"),

@@ -9,7 +9,6 @@ pub(super) const FIELDS: &[&str] = &[
     "kubeAPIConfig.master",
     "kubeAPIConfig.qps",
     "modules.cloudHub.authorization",
-    "modules.cloudHub.edgeCertSigningDuration",
     "modules.cloudHub.quic",
     "modules.cloudHub.tlsCertFile",
     "modules.cloudHub.tlsPrivateKeyFile",

@@ -10,11 +10,12 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request, StatusCode, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
+use kubeedge_proto::NodeName;
 use serde::{Serialize, de::DeserializeOwned};
 use thiserror::Error;
 use tokio::net::UnixStream;
 
-use super::{CreatedToken, NewToken, TokenInfo, socket_of};
+use super::{CreatedToken, NewToken, RevokedNode, TokenInfo, socket_of};
 
 /// How long one command may take.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -75,6 +76,23 @@ impl Client {
         }
         let (status, _) = self.call::<()>(Method::DELETE, &format!("/tokens/{id}"), None).await?;
         Ok(status != StatusCode::NOT_FOUND)
+    }
+
+    /// Refuses a node from now on and ends its session.
+    pub async fn revoke_node(&self, node: &NodeName) -> Result<(), ClientError> {
+        self.call::<()>(Method::PUT, &format!("/revoked-nodes/{node}"), None).await.map(drop)
+    }
+
+    /// Lets a revoked node join again; false if it is not revoked.
+    pub async fn readmit_node(&self, node: &NodeName) -> Result<bool, ClientError> {
+        let (status, _) = self.call::<()>(Method::DELETE, &format!("/revoked-nodes/{node}"), None).await?;
+        Ok(status != StatusCode::NOT_FOUND)
+    }
+
+    /// The nodes that were ever revoked.
+    pub async fn revoked_nodes(&self) -> Result<Vec<RevokedNode>, ClientError> {
+        let (_, body) = self.call::<()>(Method::GET, "/revoked-nodes", None).await?;
+        self.read(&body)
     }
 
     async fn call<T: Serialize>(

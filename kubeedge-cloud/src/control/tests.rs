@@ -43,7 +43,7 @@ fn new(node: Option<&str>) -> NewToken {
 #[tokio::test]
 async fn tokens_are_made_listed_and_revoked_over_the_socket() {
     let folder = tempfile::tempdir().unwrap();
-    let control = Control::start(folder.path(), Arc::new(Desk::default())).unwrap();
+    let control = Control::start(folder.path(), Arc::new(Desk::default()), Revocations::in_memory()).unwrap();
     let client = Client::new(folder.path());
     assert_eq!(client.create(&new(Some("edge-1"))).await.unwrap().token, "hash.id0.secret");
     let listed = client.list().await.unwrap();
@@ -59,13 +59,31 @@ async fn tokens_are_made_listed_and_revoked_over_the_socket() {
 }
 
 #[tokio::test]
+async fn nodes_are_revoked_and_readmitted_over_the_socket() {
+    let folder = tempfile::tempdir().unwrap();
+    let revocations = Revocations::in_memory();
+    let control = Control::start(folder.path(), Arc::new(Desk::default()), revocations.clone()).unwrap();
+    let client = Client::new(folder.path());
+    let node = "edge-1.site".parse().unwrap();
+    assert!(!client.readmit_node(&node).await.unwrap(), "it is not revoked");
+    client.revoke_node(&node).await.unwrap();
+    assert!(revocations.may_have_one(&node).is_err());
+    let shown = client.revoked_nodes().await.unwrap();
+    assert_eq!((shown.len(), shown[0].node.as_str(), shown[0].readmitted), (1, "edge-1.site", false));
+    assert!(shown[0].revoked.ends_with('Z'), "{}", shown[0].revoked);
+    assert!(client.readmit_node(&node).await.unwrap());
+    assert!(revocations.may_have_one(&node).is_ok() && client.revoked_nodes().await.unwrap()[0].readmitted);
+    control.stop().await.unwrap();
+}
+
+#[tokio::test]
 async fn only_the_owner_reaches_the_socket() {
     let folder = tempfile::tempdir().unwrap();
     // A folder left open by someone is closed again; a dead socket is replaced.
     fs::create_dir(folder_of(folder.path())).unwrap();
     fs::set_permissions(folder_of(folder.path()), Permissions::from_mode(0o777)).unwrap();
     drop(UnixListener::bind(socket_of(folder.path())).unwrap());
-    let control = Control::start(folder.path(), Arc::new(Desk::default())).unwrap();
+    let control = Control::start(folder.path(), Arc::new(Desk::default()), Revocations::in_memory()).unwrap();
     let mode = |path: PathBuf| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(folder_of(folder.path())), mode(socket_of(folder.path()))), (0o700, 0o600));
     control.stop().await.unwrap();
@@ -74,7 +92,7 @@ async fn only_the_owner_reaches_the_socket() {
 #[tokio::test]
 async fn a_large_request_is_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let control = Control::start(folder.path(), Arc::new(Desk::default())).unwrap();
+    let control = Control::start(folder.path(), Arc::new(Desk::default()), Revocations::in_memory()).unwrap();
     let client = Client::new(folder.path());
     let refused = client.create(&new(Some(&"x".repeat(MAX_REQUEST)))).await.err().unwrap().to_string();
     assert!(refused.contains("413"), "{refused}");

@@ -13,7 +13,7 @@ pub(super) const FIELDS: &[&str] = paths! {
     "modules.": "eventBus" "metaManager" "serviceBus" "deviceTwin" "dbTest" "taskManager";
     "modules.edgeStream.": "handshakeTimeout" "readDeadline" "server" "tlsTunnelCAFile" "tlsTunnelCertFile"
         "tlsTunnelPrivateKeyFile" "writeDeadline";
-    "modules.edgeHub.": "messageQPS" "messageBurst" "projectID" "quic" "rotateCertificates";
+    "modules.edgeHub.": "messageQPS" "messageBurst" "projectID" "quic";
     "modules.edgeHub.websocket.": "enable" "handshakeTimeout" "readDeadline" "writeDeadline";
     "modules.edged.": "certDirectory" "cniBinDir" "cniCacheDir" "cniConfDir" "containerRuntime" "customInterfaceName"
         "enableMetrics" "imageCredentialProviderBinDir" "imageCredentialProviderConfigFile" "keepTerminatedPodVolumes"

@@ -37,7 +37,7 @@ pub(super) struct Candidate {
 }
 
 impl Candidate {
-    fn new(node: &Value, pods: &[Arc<Usage>]) -> Self {
+    pub(super) fn new(node: &Value, pods: &[Arc<Usage>]) -> Self {
         let labels = node["metadata"]["labels"].as_object().into_iter().flatten();
         let conditions = node["status"]["conditions"].as_array().into_iter().flatten();
         Self {
@@ -140,7 +140,9 @@ fn misfit(spec: &Value, node: &Candidate) -> Option<String> {
             return Some(format!("node(s) had untolerated taint {{{key}: {value}}}"));
         }
     }
-    if !node.ready {
+    // Whoever tolerates the taint of such a node is bound to it, as what makes nodes ready has to be.
+    let not_ready = json!({"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"});
+    if !node.ready && !tolerated(spec, &not_ready) {
         return Some("node(s) were not ready".into());
     }
     (!selected(spec, node)).then(|| "node(s) didn't match Pod's node affinity/selector".into())
@@ -164,7 +166,8 @@ pub(super) fn toleration<'a>(spec: &'a Value, taint: &Value) -> Option<&'a Value
     })
 }
 
-fn selected(spec: &Value, node: &Candidate) -> bool {
+/// Whether the node selector and the required node affinity of a pod admit the node.
+pub(super) fn selected(spec: &Value, node: &Candidate) -> bool {
     let mut selector = spec["nodeSelector"].as_object().into_iter().flatten();
     if !selector.all(|(key, value)| node.labels.get(key).map(String::as_str) == value.as_str()) {
         return false;

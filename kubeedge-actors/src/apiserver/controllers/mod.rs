@@ -1,5 +1,5 @@
 //! What keeps going by itself: the bootstrap namespaces, emptying namespaces, binding pods, watching over nodes and
-//! evicting from them, collecting garbage, the endpoints of Services.
+//! evicting from them, collecting garbage, the endpoints of Services, the pods of Deployments and their like.
 //!
 //! Each controller is level-triggered: woken by any change of the kinds it looks at, it compares what is with what
 //! should be and writes the difference. What it misses while it works it sees the next time.
@@ -18,6 +18,7 @@ use super::Api;
 use super::status::Status;
 use super::storage::KindId;
 
+mod apps;
 mod binder;
 pub(super) mod definitions;
 mod endpoints;
@@ -124,6 +125,7 @@ pub(super) fn start(api: &Arc<Api>, server: SocketAddr) -> Running {
         PAUSE,
         move |api| async move { kubernetes::reconcile(&api, server).await },
     ));
+    apps::start(api, &mut tasks);
     tasks.spawn(run("events", api.clone(), Vec::new(), PAUSE, |api| async move { events::reconcile(&api).await }));
     Running { tasks, bootstrapped }
 }

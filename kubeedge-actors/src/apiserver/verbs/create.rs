@@ -30,9 +30,24 @@ pub(super) async fn new_object(
     api: &Api,
     writer: Writer,
     target: &Target,
-    mut object: Value,
+    object: Value,
     dry_run: bool,
 ) -> Result<Written, Status> {
+    let kind = target.kind;
+    let object = admitted(api, &writer, target, object)?;
+    if dry_run {
+        return Ok(Written { code: 201, object: not_stored(kind, &object), warnings: Vec::new() });
+    }
+    let name = text(&object["metadata"], "name").to_owned();
+    let mut changes = vec![Change::Put(target.id, object)];
+    changes.extend(admission::companions(api, target, &name));
+    let object = writer.commit(changes).await?.into_iter().next();
+    let object = object.ok_or_else(|| Status::internal("the commit gave no object"))?;
+    Ok(Written { code: 201, object, warnings: Vec::new() })
+}
+
+/// A new object as it would be stored: defaulted, admitted and valid, under a name that is free in this turn.
+pub(crate) fn admitted(api: &Api, writer: &Writer, target: &Target, mut object: Value) -> Result<Value, Status> {
     let kind = target.kind;
     strategy::prepare_create(kind, &mut object);
     target.default(&mut object);
@@ -47,15 +62,8 @@ pub(super) async fn new_object(
     if writer.get(target.id, &Key::new(target.scope(), &name)).is_some() {
         return Err(Status::already_exists(kind, &name));
     }
-    settle_addresses(api, target, &writer, &mut object, None)?;
-    if dry_run {
-        return Ok(Written { code: 201, object: not_stored(kind, &object), warnings: Vec::new() });
-    }
-    let mut changes = vec![Change::Put(target.id, object)];
-    changes.extend(admission::companions(api, target, &name));
-    let object = writer.commit(changes).await?.into_iter().next();
-    let object = object.ok_or_else(|| Status::internal("the commit gave no object"))?;
-    Ok(Written { code: 201, object, warnings: Vec::new() })
+    settle_addresses(api, target, writer, &mut object, None)?;
+    Ok(object)
 }
 
 /// The namespace of the object must be that of the path, or empty.

@@ -20,7 +20,7 @@ use super::storage::{Change, KindId, Writer};
 use super::table::{Include, View};
 
 pub(crate) mod bind;
-mod create;
+pub(crate) mod create;
 pub(crate) mod delete;
 mod list;
 mod log;

@@ -40,6 +40,7 @@ fn words(effects: &[Effect]) -> Vec<String> {
                 let (type_, key) = (gone.r#type.as_ref().unwrap(), gone.key.as_ref().unwrap());
                 format!("-{}/{}:{}@{node}", type_.resource, key.name, gone.uid)
             }
+            Effect::Compare => "compare".into(),
         })
         .collect()
 }
@@ -52,6 +53,34 @@ fn a_pod_waits_for_what_it_names_and_comes_after_it() {
     let effects = desired.config_known(&config_key("c"), Some(config("c", "k1", 4, "x")), 10);
     assert_eq!(words(&effects), ["+configmaps/c:k1@e1", "+pods/a:u1@e1"]);
     assert!(desired.is_complete("e1"));
+}
+
+#[test]
+fn a_list_that_went_back_ends_nothing_and_has_every_node_compared() {
+    let mut desired = Desired::default();
+    desired.pods_replaced(T0, vec![pod("a", "u1", 5, "e1", &["c"]), pod("b", "u2", 8, "e1", &[])], 9);
+    desired.config_known(&config_key("c"), Some(config("c", "k1", 4, "x")), 10);
+    let effects = desired.pods_replaced(T0, vec![pod("a", "u1", 5, "e1", &["c"])], 6);
+    assert_eq!(words(&effects), ["compare"]);
+    assert_eq!(words(&desired.config_listed(&config_key("c"), None, 7)), ["compare"]);
+    let kinds = desired.snapshot("e1").kinds;
+    assert!(kinds.iter().all(|kind| kind.as_of <= 7), "a claim of before does not stand: {kinds:?}");
+    assert_eq!(words(&desired.pods_replaced(T0, vec![], 11)), ["-pods/a:u1@e1", "unwatch c"]);
+}
+
+#[test]
+fn a_pod_names_what_is_there_of_what_it_needs_until_it_is_to_end() {
+    let mut desired = Desired::default();
+    desired.pods_replaced(T0, vec![pod("a", "u1", 5, "e1", &["c", "d"])], 9);
+    desired.config_known(&config_key("c"), Some(config("c", "k1", 4, "x")), 10);
+    let needs = |effects: &[Effect]| match effects.last() {
+        Some(Effect::Upsert(_, upsert)) => upsert.needs.iter().map(|needed| needed.uid.clone()).collect::<Vec<_>>(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(needs(&desired.config_known(&config_key("d"), None, 10)), ["k1"]);
+    let mut ending = pod("a", "u1", 12, "e1", &["c", "d"]);
+    ending["metadata"]["deletionTimestamp"] = "2027-01-15T08:00:00Z".into();
+    assert!(needs(&desired.pod_applied(T0, ending)).is_empty());
 }
 
 #[test]
@@ -186,6 +215,7 @@ proptest! {
                     }
                     Effect::Watch(key) => prop_assert!(watched.insert(key.name.clone())),
                     Effect::Unwatch(key) => prop_assert!(watched.remove(&key.name)),
+                    Effect::Compare => prop_assert!(false, "no list went back"),
                 }
             }
         }

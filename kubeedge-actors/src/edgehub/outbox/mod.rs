@@ -1,8 +1,9 @@
 //! The outbox: Events for the cloud, on disk before their publisher is answered, gone when the cloud has settled them.
 //!
-//! [`queue`] decides; this carries it out. One commit is under way at a time and takes everything that came up during
-//! the one before it, in the order of the places. A commit that fails answers its publishers 507 or 503 (their events
-//! were not taken); what else was in it is kept and written with the next, so that memory and disk agree in the end.
+//! [`queue`] and [`ledger`] decide; this carries it out. One commit is under way at a time and takes everything that came
+//! up during the one before it, in the order of the places. A commit that fails answers its publishers 507 or 503 (their
+//! events were not taken); what else was in it is kept and written with the next, so that memory and disk agree in the
+//! end.
 //!
 //! | | bound | beyond it |
 //! |---|---|---|
@@ -21,15 +22,13 @@
 mod bounds;
 mod entry;
 mod figures;
+pub mod ledger;
 pub mod queue;
 
 #[cfg(test)]
 mod tests;
 
-use std::{
-    collections::HashMap,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use actix::{ActorFutureExt, AsyncContext, Handler, ResponseFuture, WrapFuture};
 use bytes::Bytes;
@@ -37,9 +36,12 @@ use kubeedge_proto::v1::{Envelope, OutboxRecord, PublishEvent, Settled};
 use tokio::sync::oneshot;
 
 pub use self::bounds::{Bound, Bounds};
-use self::figures::Meters;
-use self::queue::{Changes, Now, Outcome, Queue, Refused};
-use super::{EdgeHub, MAX_WAITING, unix_ms};
+use self::{
+    figures::Meters,
+    ledger::{Ledger, Next, Written},
+    queue::Now,
+};
+use super::{EdgeHub, unix_ms};
 use crate::{
     link::session::Input,
     store::{Store, StoreError, Table},
@@ -51,27 +53,19 @@ crate::message_records!(OutboxRecord);
 /// How often what is too old is dropped, what waits for another try is looked at, and what could not be written is
 /// written again.
 pub(super) const TICK: Duration = Duration::from_secs(2);
-/// A batch takes no more when it has this many bytes.
-const BATCH_BYTES: usize = 8 * 1024 * 1024;
 
 /// The queue with its table.
 pub(super) struct Outbox {
     store: Store,
     table: Table<OutboxRecord>,
-    queue: Queue,
+    ledger: Ledger<oneshot::Sender<Settled>>,
     began: Instant,
-    /// Not written yet. The newest per place: bounded by the queue.
-    dirty: Changes,
-    /// Publishers to answer when their place is on disk.
-    publishers: HashMap<u64, Vec<oneshot::Sender<Settled>>>,
-    committing: bool,
     /// Envelopes are being handed to the session. One at a time: two could change their order.
     submitting: bool,
     /// Something came up while they were.
     submit_again: bool,
     /// Dropped events that were logged.
     logged: u64,
-    max_event_bytes: usize,
     meters: Meters,
 }
 
@@ -87,25 +81,12 @@ impl Outbox {
                 None
             }
         });
-        let (queue, dirty) = Queue::load(bounds, now(began), readable, new_id);
         // The session must never refuse one for its size: what waits there is less than what is under way.
-        let max_event_bytes = queue.max_event_bytes().min(link.max_message_bytes).min(link.max_queued_event_bytes);
+        let max_event_bytes = link.max_message_bytes.min(link.max_queued_event_bytes);
+        let ledger = Ledger::load(bounds, now(began), readable, max_event_bytes, new_id);
         let meters = Meters::new(ports);
-        meters.tell(&queue);
-        Self {
-            store: store.clone(),
-            table,
-            queue,
-            began,
-            dirty,
-            publishers: HashMap::new(),
-            committing: false,
-            submitting: false,
-            submit_again: false,
-            logged: 0,
-            max_event_bytes,
-            meters,
-        }
+        meters.tell(ledger.queue());
+        Self { store: store.clone(), table, ledger, began, submitting: false, submit_again: false, logged: 0, meters }
     }
 
     fn now(&self) -> Now {
@@ -115,97 +96,28 @@ impl Outbox {
     /// Takes an event. The answer comes when it is on disk.
     fn publish(&mut self, mut envelope: Envelope) -> Result<oneshot::Receiver<Settled>, Settled> {
         Trace::stamp(&mut envelope);
-        let bytes = prost::Message::encoded_len(&envelope);
-        if bytes > self.max_event_bytes {
-            let limit = self.max_event_bytes;
-            return Err(Settled::rejected(413, Refused::TooLarge { bytes, limit }.to_string()));
-        }
-        if self.publishers.len() >= MAX_WAITING {
-            return Err(Settled::rejected(429, format!("{MAX_WAITING} events wait for the disk already")));
-        }
-        let place = match self.queue.push(self.now(), envelope, new_id) {
-            Ok((place, changes)) => {
-                self.dirty.extend(changes);
-                place
-            }
-            Err(Refused::Known { durable: true, .. }) => return Err(Settled::superseded()),
-            Err(Refused::Known { place, durable: false }) => place,
-            Err(why) => {
-                let code = match why {
-                    Refused::TooLarge { .. } => 413,
-                    Refused::Full => 429,
-                    _ => 400,
-                };
-                return Err(Settled::rejected(code, why.to_string()));
-            }
-        };
         let (publisher, answer) = oneshot::channel();
-        self.publishers.entry(place).or_default().push(publisher);
+        self.ledger.publish(self.now(), envelope, publisher, new_id).map_err(|(_, settled)| settled)?;
         Ok(answer)
-    }
-
-    /// What the next commit writes.
-    fn batch(&mut self) -> Option<Changes> {
-        if self.committing || self.dirty.is_empty() {
-            return None;
-        }
-        let mut bytes = 0;
-        let mut changes = Changes::new();
-        while bytes < BATCH_BYTES
-            && let Some((place, record)) = self.dirty.pop_first()
-        {
-            bytes += record.as_ref().map_or(0, prost::Message::encoded_len);
-            changes.insert(place, record);
-        }
-        self.committing = true;
-        Some(changes)
-    }
-
-    fn committed(&mut self, result: Result<(), StoreError>, changes: Changes) {
-        self.committing = false;
-        let settled = match &result {
-            Ok(()) => Settled::applied(),
-            Err(error) => {
-                tracing::warn!("the outbox could not be written: {error}");
-                let code = if matches!(error, StoreError::Full(_)) { 507 } else { 503 };
-                Settled::rejected(code, format!("the event is not on disk: {error}"))
-            }
-        };
-        for (place, change) in changes {
-            let publishers = self.publishers.remove(&place);
-            match (&result, &publishers) {
-                (Ok(()), Some(_)) => self.queue.written(place),
-                (Ok(()), None) => {}
-                (Err(_), Some(_)) => {
-                    self.queue.not_written(place);
-                    // After some errors it may be there all the same.
-                    self.dirty.insert(place, None);
-                }
-                (Err(_), None) => drop(self.dirty.entry(place).or_insert(change)),
-            }
-            for publisher in publishers.into_iter().flatten() {
-                // Who gave up waiting needs no answer.
-                let _ = publisher.send(settled.clone());
-            }
-        }
-        self.meters.tell(&self.queue);
     }
 
     /// What goes to the session now, and is under way from now on.
     fn take(&mut self) -> Vec<Envelope> {
         let mut envelopes = Vec::new();
-        while let Some(place) = self.queue.next(self.now()) {
-            if let Some(marker) = self.queue.marker(place) {
-                envelopes.push(marker);
-                continue;
-            }
+        while let Some(next) = self.ledger.next(self.now()) {
+            let place = match next {
+                Next::Marker(marker) => {
+                    envelopes.push(*marker);
+                    continue;
+                }
+                Next::Event(place) => place,
+            };
             match self.table.get(&place.to_be_bytes()) {
                 Ok(Some(OutboxRecord { envelope: Some(envelope), .. })) => envelopes.push(envelope),
                 other => {
                     let why = other.err().map_or("its record is gone".to_owned(), |error| error.to_string());
                     tracing::warn!(place, "an event for the cloud is lost: {why}");
-                    self.queue.unreadable(place);
-                    self.dirty.insert(place, None);
+                    self.ledger.unreadable(place);
                 }
             }
         }
@@ -217,21 +129,18 @@ impl Outbox {
             let (code, origin) = (settled.code, &envelope.origin);
             tracing::warn!(code, origin, "the cloud did not take an event: {}", settled.reason);
         }
-        if let Outcome::Done(place) = self.queue.settled(self.now(), &envelope.id, settled) {
-            self.dirty.insert(place, None);
-        }
-        self.meters.tell(&self.queue);
+        self.ledger.settled(self.now(), &envelope.id, settled);
+        self.meters.tell(self.ledger.queue());
     }
 
     fn tick(&mut self) {
-        let changes = self.queue.expire(self.now(), new_id);
-        self.dirty.extend(changes);
-        self.meters.tell(&self.queue);
-        let counts = self.queue.counts();
+        self.ledger.expire(self.now(), new_id);
+        self.meters.tell(self.ledger.queue());
+        let counts = self.ledger.queue().counts();
         let dropped = counts.dropped.iter().sum();
         if dropped > std::mem::replace(&mut self.logged, dropped) {
             let [by_count, by_bytes, by_age] = counts.dropped;
-            let (events, bytes) = (self.queue.len(), counts.dropped_bytes);
+            let (events, bytes) = (self.ledger.queue().len(), counts.dropped_bytes);
             tracing::warn!(
                 by_count,
                 by_bytes,
@@ -245,7 +154,7 @@ impl Outbox {
 
     /// The session is over.
     pub(super) fn session_over(&mut self) {
-        self.queue.session_over();
+        self.ledger.session_over();
     }
 }
 
@@ -258,7 +167,7 @@ impl EdgeHub {
 
     /// Writes what is not on disk; while that is under way another call does nothing, since it goes on by itself.
     fn write_outbox(&mut self, ctx: &mut Context<Self>) {
-        let Some(changes) = self.outbox.batch() else { return };
+        let Some(changes) = self.outbox.ledger.batch() else { return };
         let mut batch = self.outbox.store.batch();
         for (place, record) in &changes {
             match record {
@@ -268,10 +177,21 @@ impl EdgeHub {
         }
         ctx.spawn(async move { (batch.commit().await, changes) }.into_actor(self).map(
             |(result, changes), this, ctx| {
-                let written = result.is_ok();
-                this.outbox.committed(result, changes);
+                let written = match result {
+                    Ok(()) => Written::Yes,
+                    Err(error) => {
+                        tracing::warn!("the outbox could not be written: {error}");
+                        let code = if matches!(error, StoreError::Full(_)) { 507 } else { 503 };
+                        Written::No(code, error.to_string())
+                    }
+                };
+                for (publisher, settled) in this.outbox.ledger.committed(&written, changes) {
+                    // Who gave up waiting needs no answer.
+                    let _ = publisher.send(settled);
+                }
+                this.outbox.meters.tell(this.outbox.ledger.queue());
                 // What failed goes with the next event or tick, not over and over.
-                if written {
+                if written == Written::Yes {
                     this.write_outbox(ctx);
                 }
                 this.send_events(ctx);

@@ -212,7 +212,7 @@ fn a_node_keeps_its_identity_where_kubeedge_does() {
     let loaded = NodeIdentity::load(&edge).unwrap().unwrap();
     assert_eq!(loaded.node(), &node("edge-1"));
     assert_eq!(loaded.chain(), made.chain());
-    assert_eq!(loaded.ca_hash(), ca.ca_hash());
+    assert_eq!(loaded.cas(), [ca.certificate().clone()]);
     assert_eq!(loaded.expires(), now() + 365 * DAY);
     assert_eq!(loaded.begins(), now() - 5 * MINUTE);
     assert_eq!(mode(&edge.join("certs/server.key")), 0o600);

@@ -11,10 +11,10 @@ use crate::identity::{
     peer_user, pinned_config, server_config,
 };
 
-const CLOUD: &str = "cloud.example";
+pub(super) const CLOUD: &str = "cloud.example";
 
 /// Runs a handshake; on success the client's certificate as the server saw it.
-fn shake(client: ClientConfig, server: ServerConfig, name: &str) -> Result<ServerConnection, Error> {
+pub(super) fn shake(client: ClientConfig, server: ServerConfig, name: &str) -> Result<ServerConnection, Error> {
     let name = ServerName::try_from(name.to_owned()).unwrap();
     let mut client = ClientConnection::new(Arc::new(client), name)?;
     let mut server = ServerConnection::new(Arc::new(server))?;
@@ -79,7 +79,7 @@ fn pinned(hash: CaHash) -> ClientConfig {
     pinned_config(hash, &[ALPN_H2], at(now())).unwrap()
 }
 
-fn refused(result: Result<ServerConnection, Error>) -> String {
+pub(super) fn refused(result: Result<ServerConnection, Error>) -> String {
     result.expect_err("the handshake has to fail").to_string()
 }
 

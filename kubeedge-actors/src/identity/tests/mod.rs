@@ -3,8 +3,11 @@
 mod bearer;
 mod certificates;
 mod handshakes;
+mod rollover;
+mod time;
 #[cfg(feature = "store")]
 mod tokens;
+mod trust;
 
 use std::{
     path::Path,

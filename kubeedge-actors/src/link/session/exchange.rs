@@ -48,13 +48,15 @@ pub(crate) enum Next {
 /// Notes what a State message does to its name, if it goes down.
 fn touch(touched: &mut HashMap<ObjectId, Touched>, envelope: &Envelope) {
     match envelope.body.as_ref() {
-        Some(Body::ObjectUpsert(ObjectUpsert { object: Some(object), .. })) => {
+        Some(Body::ObjectUpsert(ObjectUpsert { object: Some(object), as_of, .. })) => {
             if let (Some(type_), Some(key)) = (&object.r#type, &object.key) {
-                touched.entry(ObjectId::of(type_, key)).or_default().upsert(&object.uid, object.version());
+                let version = object.version().max(*as_of);
+                touched.entry(ObjectId::of(type_, key)).or_default().upsert(&object.uid, version);
             }
         }
-        Some(Body::ObjectTombstone(ObjectTombstone { r#type: Some(type_), key: Some(key), uid, .. })) => {
-            touched.entry(ObjectId::of(type_, key)).or_default().tombstone(uid);
+        Some(Body::ObjectTombstone(ObjectTombstone { r#type: Some(type_), key: Some(key), uid, resource_version })) => {
+            let version = version_number(resource_version);
+            touched.entry(ObjectId::of(type_, key)).or_default().tombstone(uid, version);
         }
         _ => {}
     }
@@ -89,6 +91,7 @@ impl Exchange {
         for envelope in unsettled {
             touch(&mut self.touched, envelope);
         }
+        self.touched.values_mut().for_each(Touched::asked);
         self.phase = Phase::AwaitDesired;
         true
     }
@@ -108,9 +111,9 @@ impl Exchange {
     /// The edge could not store a State message: what was sent for its object does not stand.
     pub(crate) fn failed(&mut self, envelope: &Envelope) {
         let (id, gone, uid, version) = match envelope.body.as_ref() {
-            Some(Body::ObjectUpsert(ObjectUpsert { object: Some(object), .. })) => {
+            Some(Body::ObjectUpsert(ObjectUpsert { object: Some(object), as_of, .. })) => {
                 let (Some(type_), Some(key)) = (&object.r#type, &object.key) else { return };
-                (ObjectId::of(type_, key), false, &object.uid, object.version())
+                (ObjectId::of(type_, key), false, &object.uid, object.version().max(*as_of))
             }
             Some(Body::ObjectTombstone(ObjectTombstone { r#type: Some(type_), key: Some(key), uid, .. })) => {
                 (ObjectId::of(type_, key), true, uid, 0)

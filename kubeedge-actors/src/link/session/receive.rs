@@ -249,6 +249,13 @@ impl Session {
                         }
                         self.recheck_later(now);
                     }
+                    // The edge has something newer than what is desired here: one of them has gone back.
+                    if self.role == Role::Cloud
+                        && settled.disposition() == v1::Disposition::Superseded
+                        && matches!(envelope.body, Some(Body::ObjectUpsert(_)))
+                    {
+                        self.recheck_later(now);
+                    }
                     out.push(Output::Settled { class, envelope, settled });
                 }
                 // The reply itself may still be on its way, unless the peer says that there will be none.

@@ -70,8 +70,9 @@ fn outranks(queued: &Envelope, newer: &Envelope) -> bool {
         (Some(Body::PodTerminated(_)), Some(Body::StatusUpdate(_))) => true,
         (Some(Body::StatusUpdate(queued)), Some(Body::StatusUpdate(newer))) => queued.generation > newer.generation,
         (Some(Body::ObjectUpsert(queued)), Some(Body::ObjectUpsert(newer))) => {
+            // Or than the list it was found in: see `ObjectUpsert.as_of`.
             let version = |upsert: &ObjectUpsert| upsert.object.as_ref().map_or(0, KubeObject::version);
-            version(queued) > version(newer)
+            version(queued).max(queued.as_of) > version(newer).max(newer.as_of)
         }
         _ => false,
     }

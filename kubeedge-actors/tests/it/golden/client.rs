@@ -3,11 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::pki_types::ServerName;
 use serde_json::Value;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
 /// Longest time for one exchange; recorded watches end after at most two seconds.
 const DEADLINE: Duration = Duration::from_secs(15);
@@ -16,6 +19,7 @@ const DEADLINE: Duration = Duration::from_secs(15);
 pub(crate) struct Client {
     address: SocketAddr,
     token: String,
+    tls: Option<TlsConnector>,
 }
 
 /// An answer.
@@ -28,7 +32,12 @@ pub(crate) struct Answer {
 
 impl Client {
     pub(crate) fn new(address: SocketAddr, token: &str) -> Self {
-        Self { address, token: token.to_owned() }
+        Self { address, token: token.to_owned(), tls: None }
+    }
+
+    /// The same over TLS.
+    pub(crate) fn over_tls(self, config: Arc<rustls::ClientConfig>) -> Self {
+        Self { tls: Some(config.into()), ..self }
     }
 
     pub(crate) async fn send(
@@ -61,12 +70,21 @@ impl Client {
         if let Some(body) = body {
             head.push_str(&format!("Content-Length: {}\r\n", body.len()));
         }
-        let mut stream = TcpStream::connect(self.address).await?;
-        stream.write_all(format!("{head}\r\n{}", body.unwrap_or_default()).as_bytes()).await?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).await?;
-        Ok(answer)
+        let request = format!("{head}\r\n{}", body.unwrap_or_default());
+        let stream = TcpStream::connect(self.address).await?;
+        match &self.tls {
+            None => converse(stream, &request).await,
+            Some(tls) => converse(tls.connect(ServerName::from(self.address.ip()), stream).await?, &request).await,
+        }
     }
+}
+
+/// Sends everything, then reads everything.
+async fn converse(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &str) -> std::io::Result<Vec<u8>> {
+    stream.write_all(request.as_bytes()).await?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await?;
+    Ok(answer)
 }
 
 impl Answer {

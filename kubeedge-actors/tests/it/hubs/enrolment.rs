@@ -38,3 +38,20 @@ async fn enrolment_refuses_and_says_why() {
     assert_eq!(joined.identity.node(), &node);
     cloud.system.stop(SOON).await;
 }
+
+#[actix_rt::test]
+async fn a_request_that_is_too_large_is_refused_before_it_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let cloud = Cloud::start(&folder.path().join("pki"));
+    let token = cloud.token(TokenRules::default()).await;
+    let clock = FlooredClock::load(folder.path());
+    let tls = kubeedge_actors::identity::joining_config(cloud.authority.ca_hash(), &[], &clock).unwrap();
+    for (bytes, why) in [(20 * 1024, "the limit is 16384"), (1024 * 1024, "message length too large")] {
+        let request = EnrolRequest { token: token.credential.expose(), csr_der: vec![0x30; bytes].into() };
+        let error = link::client::enrol(&cloud.enrolment, None, &tls, request).await.unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+    }
+    // Neither spent the token.
+    join(&cloud.enrolment, &token, &"e1".parse().unwrap(), &folder.path().join("e1")).await.unwrap();
+    cloud.system.stop(SOON).await;
+}

@@ -173,7 +173,7 @@ async fn a_link_that_breaks_before_the_cloud_has_settled_loses_no_event() {
     assert!(edge.in_outbox() > 0);
 
     let mut listener = cloud.script.listen();
-    let (again, _) = Cloud::serve(&cloud.authority, &cloud.tokens, &cloud.listener, &cloud.script);
+    let (again, _) = Cloud::serve(&cloud.authority, &cloud.registrar, &cloud.tokens, &cloud.listener, &cloud.script);
     let mut missing: BTreeSet<String> = names.into_iter().collect();
     while !missing.is_empty() {
         missing.remove(&text(&next_event(&mut listener).await));

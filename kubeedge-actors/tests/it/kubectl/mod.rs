@@ -2,6 +2,7 @@
 //!
 //! `tools/install-kubectl` fetches both. A version that is not there is named and skipped.
 
+mod apps;
 mod custom;
 mod made;
 mod program;
@@ -13,9 +14,12 @@ use std::time::SystemTime;
 use kubeedge_actors::apiserver::{Config, Handle, Listen, Server, write_kubeconfig};
 use kubeedge_actors::identity::{CertificateAuthority, ClientAuth, server_config, system_clock};
 use kubeedge_actors::store::Store;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
 
+use crate::golden::client::Client;
 use program::Kubectl;
 
 /// The oldest and the newest that is promised to work.
@@ -42,7 +46,7 @@ metadata: {name: edge, labels: {hall: three}}
 ";
 
 /// A server over TLS with a kubeconfig in `folder`.
-async fn server(folder: &Path) -> Handle {
+async fn server(folder: &Path) -> (Handle, Client) {
     let now = SystemTime::now();
     let authority = CertificateAuthority::load_or_create(&folder.join("pki"), now).unwrap();
     let names = [ServerName::try_from("127.0.0.1").unwrap()];
@@ -53,22 +57,33 @@ async fn server(folder: &Path) -> Handle {
     let server = Server::start(Config::new(Store::in_memory(), listen, "secret".into(), ca.into())).await.unwrap();
     let url = format!("https://{}", server.address());
     write_kubeconfig(&folder.join("kubeconfig"), &url, ca, "secret").unwrap();
-    server
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(ca.as_bytes()).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = config.with_root_certificates(roots).with_no_client_auth();
+    let client = Client::new(server.address(), "secret").over_tls(Arc::new(config));
+    (server, client)
 }
 
 /// Runs `script` with each version that is here, each with a server of its own.
 async fn with_each_version(name: &str, script: impl AsyncFn(&Kubectl)) {
+    with_each_server(name, async |kubectl, _| script(kubectl).await).await;
+}
+
+/// The same, with a client for what stands beside kubectl.
+async fn with_each_server(name: &str, script: impl AsyncFn(&Kubectl, Client)) {
     for version in VERSIONS {
         let folder = tempfile::tempdir().unwrap();
         let Some(kubectl) = Kubectl::find(version, folder.path()) else {
             println!("skipped: {name} with kubectl {version}: it is not here (tools/install-kubectl)");
             continue;
         };
-        let server = server(folder.path()).await;
+        let (server, client) = server(folder.path()).await;
         let said = kubectl.run("version").await;
         assert!(said.contains(&format!("Client Version: v{version}.")), "{said}");
         assert!(said.contains("Server Version: v1."), "{said}");
-        script(&kubectl).await;
+        script(&kubectl, client).await;
         server.stop().await;
         println!("{name}: kubectl {version}");
     }

@@ -262,7 +262,7 @@ pub(super) fn upsert(name: String) -> Envelope {
         json: vec![b'x'; 500].into(),
         ..Default::default()
     };
-    Envelope::new("test", 0, Body::ObjectUpsert(ObjectUpsert { object: Some(object), needs: vec![] }))
+    Envelope::new("test", 0, Body::ObjectUpsert(ObjectUpsert { object: Some(object), ..ObjectUpsert::default() }))
 }
 
 /// Relays one connection at a time; slow when told, cut when told.

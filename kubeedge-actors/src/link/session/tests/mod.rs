@@ -3,6 +3,7 @@
 mod calls;
 mod handshake;
 mod hostile;
+mod properties;
 mod resync;
 mod state;
 
@@ -50,11 +51,11 @@ fn object(name: &str, uid: &str, version: u64, bytes: usize) -> KubeObject {
 }
 
 fn upsert(name: &str, uid: &str, version: u64) -> Body {
-    Body::ObjectUpsert(ObjectUpsert { object: Some(object(name, uid, version, 10)), needs: vec![] })
+    Body::ObjectUpsert(ObjectUpsert { object: Some(object(name, uid, version, 10)), ..ObjectUpsert::default() })
 }
 
 fn big(name: &str, bytes: usize) -> Body {
-    Body::ObjectUpsert(ObjectUpsert { object: Some(object(name, name, 1, bytes)), needs: vec![] })
+    Body::ObjectUpsert(ObjectUpsert { object: Some(object(name, name, 1, bytes)), ..ObjectUpsert::default() })
 }
 
 fn tombstone(name: &str, uid: &str) -> Body {

@@ -1,0 +1,91 @@
+//! What can go wrong, and how often it did. A kind of fault that never happened proves nothing.
+
+use std::collections::BTreeMap;
+
+macro_rules! faults {
+    ($($name:ident $text:literal)*) => {
+        /// A kind of fault.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Fault { $(#[doc = $text] $name,)* }
+
+        impl Fault {
+            pub const ALL: &[Fault] = &[$(Fault::$name),*];
+
+            pub fn text(self) -> &'static str {
+                match self { $(Fault::$name => $text,)* }
+            }
+        }
+    };
+}
+
+faults! {
+    Cut "the connection is cut"
+    CutInMessage "the connection ends within a big message"
+    HalfOpenUp "nothing arrives at the cloud any more, and nobody is told"
+    HalfOpenDown "nothing arrives at the edge any more, and nobody is told"
+    HalfOpenBoth "nothing arrives anywhere any more, and nobody is told"
+    Delay "a connection stands still for a while"
+    Late "frames of an old connection arrive after a newer one was made"
+    Duplicate "a frame arrives twice"
+    Reorder "a frame overtakes another"
+    Drop "a frame is lost on a connection that stands"
+    Unknown "a message of a body that this version does not know"
+    EdgeRestart "edgecore is killed"
+    PowerCut "the box loses its power: what runs on it too"
+    CommitsLost "the edge dies with writes that are not on disk"
+    CommitsUnsaid "the edge dies after a write is on disk, before anybody was told"
+    EffectUnsaid "the edge dies between an event's effect and the disk"
+    CloudRestart "cloudcore is killed"
+    WriteUnheard "the cloud dies before it hears what the API server has written"
+    MetaManagerRebuilt "MetaManager is built again"
+    EdgeHubRebuilt "EdgeHub is built again"
+    EdgedRebuilt "Edged is built again"
+    ControllerRebuilt "EdgeController is built again"
+    ClockForth "the edge's clock jumps forth"
+    ClockBack "the edge's clock jumps back"
+    SlowEdge "the edge takes nothing off its session for a while"
+    SlowController "the controller takes nothing off its queue for a while"
+    DiskFull "the edge's disk is full"
+    Refused404 "the API server says 404"
+    Refused409 "the API server says 409"
+    Refused422 "the API server says 422"
+    Refused429 "the API server says 429"
+    Refused503 "the API server does not answer"
+    LateWrite "a write of a superseded session reaches the API server after all"
+    ListFails "lists and watches fail"
+    ListPartial "an answer is due before everything is listed"
+    StaleList "a list is older than what was known"
+    WatchBroken "a watch is too old and begins anew"
+    Restored "the API server is restored from an older backup"
+    OtherCluster "the cloud speaks for another cluster"
+    Twin "another box comes under the same name"
+    Takeover "a newer connection takes over from one that still stands"
+    OutboxFull "the outbox drops its oldest"
+}
+
+/// How often each was hit.
+#[derive(Clone, Debug, Default)]
+pub struct Counts {
+    pub faults: BTreeMap<Fault, u64>,
+    pub seen: BTreeMap<&'static str, u64>,
+}
+
+impl Counts {
+    pub fn hit(&mut self, fault: Fault) {
+        *self.faults.entry(fault).or_default() += 1;
+    }
+
+    /// Something good that has to happen, too.
+    pub fn saw(&mut self, what: &'static str) {
+        *self.seen.entry(what).or_default() += 1;
+    }
+
+    pub fn add(&mut self, other: &Counts) {
+        for (fault, count) in &other.faults {
+            *self.faults.entry(*fault).or_default() += count;
+        }
+        for (what, count) in &other.seen {
+            *self.seen.entry(what).or_default() += count;
+        }
+    }
+}

@@ -1,0 +1,598 @@
+//! What may happen next.
+
+use std::time::Duration;
+
+use kubeedge_actors::link::session::Input;
+use kubeedge_proto::v1::{
+    Data, Envelope, Frame, RegisterNode, TrafficClass, UserMessage, data::Payload, envelope::Body, frame::Frame as F,
+};
+
+use crate::{
+    api::{Kind, Place},
+    dice::Dice,
+    edge::Then,
+    faults::Fault,
+    line::Wire,
+    world::{DownEvent, MAIN, NODES, OTHER, TWIN, World},
+};
+
+macro_rules! steps {
+    ($($name:ident $weight:literal)*) => {
+        /// A kind of step.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum What { $($name),* }
+
+        impl What {
+            const WEIGHTS: &[(What, usize)] = &[$((What::$name, $weight)),*];
+        }
+    };
+}
+
+steps! {
+    // what people and the cluster do
+    CreatePod 40  CreateConfig 30  ChangePod 12  ChangeConfig 20  DeletePod 20  RemovePod 10  RemoveConfig 8
+    Bump 4  Snapshot 15
+    // what goes its way
+    Flow 220  Watch 60  Controller 60  ApiServer 40  Deliver 100  Commit 60  Edged 40  EdgedReads 20  EdgedLists 20
+    PodSays 60  PodEnds 30  Publish 30  DownEvent 12  SendDown 12  Call 10  Connect 60  Time 60  LongTime 6
+    // what goes wrong
+    Cut 10  CutInMessage 5  HalfOpen 8  Delay 8  Tamper 4  Unknown 4
+    RestartEdge 8  PowerCut 4  RestartCloud 4  RebuildMeta 6  RebuildHub 4  RebuildEdged 4  RebuildController 4
+    Clock 4  SlowEdge 5  SlowController 5  DiskFull 6  Refuse 14  ListFails 5  StaleList 8  WatchBroken 5  Restore 3
+    OtherCluster 2  TwinComes 5  LateWrite 14  Reconnect 6
+}
+
+impl What {
+    pub fn random(dice: &mut Dice) -> Self {
+        let all: usize = Self::WEIGHTS.iter().map(|(_, weight)| weight).sum();
+        let mut at = dice.below(all);
+        for (what, weight) in Self::WEIGHTS {
+            if at < *weight {
+                return *what;
+            }
+            at -= weight;
+        }
+        Self::Deliver
+    }
+}
+
+fn some_place(kind: Kind, dice: &mut Dice) -> Place {
+    (kind, dice.below(if kind == Kind::Pod { 4 } else { 3 }))
+}
+
+fn some_box(dice: &mut Dice) -> usize {
+    // The twin is there when it is; most happens to the first.
+    [MAIN, MAIN, MAIN, OTHER, TWIN][dice.below(5)]
+}
+
+impl World {
+    pub fn step(&mut self, what: What, dice: &mut Dice) {
+        match what {
+            What::CreatePod => {
+                let place = some_place(Kind::Pod, dice);
+                let names: Vec<usize> = (0..3).filter(|_| dice.percent(40)).collect();
+                let node = NODES[usize::from(dice.percent(30))];
+                let content = dice.number() % 1000;
+                if !self.api().objects.contains_key(&place) {
+                    self.api().create(place, node, names, content, false);
+                }
+            }
+            What::CreateConfig => {
+                let place = some_place(Kind::Config, dice);
+                let (content, big) = (dice.number() % 1000, dice.percent(6));
+                if !self.api().objects.contains_key(&place) {
+                    self.api().create(place, "", Vec::new(), content, big);
+                }
+            }
+            What::ChangePod => {
+                let (place, content) = (some_place(Kind::Pod, dice), dice.number() % 1000);
+                self.api().change(place, |object| object.content = content);
+            }
+            What::ChangeConfig => {
+                let (place, content, big) = (some_place(Kind::Config, dice), dice.number() % 1000, dice.percent(6));
+                self.api().change(place, |object| (object.content, object.big) = (content, big));
+            }
+            What::DeletePod => {
+                let place = some_place(Kind::Pod, dice);
+                self.api().change(place, |object| object.deleting = true);
+            }
+            What::RemovePod => {
+                let place = some_place(Kind::Pod, dice);
+                self.api().remove(place);
+            }
+            What::RemoveConfig => {
+                let place = some_place(Kind::Config, dice);
+                self.api().remove(place);
+            }
+            What::Bump => {
+                let by = dice.number() % 60;
+                self.api().bump(by);
+            }
+            What::Snapshot => self.api().snapshot(),
+
+            What::Flow => {
+                const FLOW: [What; 10] = [
+                    What::Watch,
+                    What::Watch,
+                    What::Controller,
+                    What::Controller,
+                    What::ApiServer,
+                    What::Deliver,
+                    What::Deliver,
+                    What::Deliver,
+                    What::Commit,
+                    What::Edged,
+                ];
+                for _ in 0..dice.below(16) {
+                    self.step(FLOW[dice.below(FLOW.len())], dice);
+                }
+            }
+            What::Watch => drop(self.watch(dice, false)),
+            What::StaleList => {
+                self.break_watches();
+                self.watch(dice, true);
+            }
+            What::Controller => drop(self.controller_handles()),
+            What::ApiServer => drop(self.api_handles(dice.below(100))),
+            What::Deliver => {
+                if let Some(id) = self.some_line(dice) {
+                    let to_edge = dice.percent(50);
+                    for _ in 0..=dice.below(3) {
+                        self.deliver(id, to_edge);
+                    }
+                }
+            }
+            What::Commit => {
+                let box_ = some_box(dice);
+                for _ in 0..=dice.below(3) {
+                    self.commits(box_);
+                }
+            }
+            What::Edged => drop(self.edged_hears(some_box(dice))),
+            What::EdgedReads => drop(self.edged_reads(some_box(dice))),
+            What::EdgedLists => self.edged_lists(some_box(dice)),
+            What::PodSays => {
+                let box_ = some_box(dice);
+                self.pod_says(box_, dice.below(10));
+            }
+            What::PodEnds => {
+                let box_ = some_box(dice);
+                self.pod_ends(box_, dice.below(10));
+            }
+            What::Publish => {
+                let box_ = [MAIN, MAIN, OTHER][dice.below(3)];
+                for _ in 0..=dice.below(4) {
+                    self.publish(box_);
+                }
+            }
+            What::DownEvent => {
+                let id = bytes::Bytes::from(dice.bytes16().to_vec());
+                let body = Body::UserMessage(UserMessage { topic: "t".into(), ..UserMessage::default() });
+                let node = NODES[usize::from(dice.percent(40))];
+                self.down_events.insert(id, DownEvent { node, line: None, done: false, body });
+                self.send_down_events();
+            }
+            What::SendDown => self.send_down_events(),
+            What::Call => self.call(dice),
+            What::Connect => (0..self.boxes.len()).for_each(|number| self.reconnect(number)),
+            What::Time => self.pass(Duration::from_millis(dice.number() % 900)),
+            What::LongTime => self.pass(Duration::from_millis(dice.number() % 40_000)),
+            other => self.fault(other, dice),
+        }
+    }
+
+    fn fault(&mut self, what: What, dice: &mut Dice) {
+        match what {
+            What::Cut => {
+                if let Some(id) = self.some_line(dice) {
+                    self.hit(Fault::Cut);
+                    self.cut(id);
+                }
+            }
+            What::CutInMessage => self.cut_in_message(),
+            What::HalfOpen => {
+                if let Some(id) = self.some_line(dice)
+                    && let Some(line) = self.lines.get_mut(&id)
+                {
+                    let (up, down, fault) = [
+                        (true, false, Fault::HalfOpenUp),
+                        (false, true, Fault::HalfOpenDown),
+                        (true, true, Fault::HalfOpenBoth),
+                    ][dice.below(3)];
+                    line.swallows_up |= up;
+                    line.swallows_down |= down;
+                    if up {
+                        line.up.clear();
+                    }
+                    if down {
+                        line.down.clear();
+                    }
+                    self.hit(fault);
+                }
+            }
+            What::Delay => {
+                if let Some(id) = self.some_line(dice) {
+                    let until = self.now + Duration::from_millis(dice.number() % 30_000);
+                    if let Some(line) = self.lines.get_mut(&id) {
+                        line.stands_until = until;
+                        line.disturbed = true;
+                    }
+                    self.hit(Fault::Delay);
+                }
+            }
+            What::Tamper => self.tamper(dice),
+            What::Unknown => self.unknown(dice),
+            What::RestartEdge => {
+                let box_ = some_box(dice);
+                self.kill_edge(box_, dice, false);
+            }
+            What::PowerCut => {
+                let box_ = some_box(dice);
+                self.kill_edge(box_, dice, true);
+            }
+            What::RestartCloud => {
+                self.hit(Fault::CloudRestart);
+                self.restart_cloud();
+            }
+            What::RebuildMeta => {
+                let box_ = some_box(dice);
+                self.rebuild_meta(box_);
+            }
+            What::RebuildHub => {
+                let box_ = some_box(dice);
+                self.rebuild_hub(box_);
+            }
+            What::RebuildEdged => {
+                let box_ = some_box(dice);
+                if let Some(edge) = &mut self.boxes[box_].edge {
+                    edge.book = kubeedge_actors::edged::book::Book::new();
+                    edge.ending.clear();
+                    edge.asked = true;
+                    edge.load_again = false;
+                    self.hit(Fault::EdgedRebuilt);
+                }
+            }
+            What::RebuildController => {
+                self.hit(Fault::ControllerRebuilt);
+                self.rebuild_controller();
+            }
+            What::Clock => {
+                let by = (dice.number() % 10_000_000) as i64;
+                let forth = dice.percent(50);
+                let box_ = some_box(dice);
+                self.boxes[box_].clock = if forth { by } else { -by - 1_000_000_000_000 };
+                self.hit(if forth { Fault::ClockForth } else { Fault::ClockBack });
+            }
+            What::SlowEdge => {
+                let box_ = some_box(dice);
+                self.boxes[box_].slow_until = self.now + Duration::from_millis(dice.number() % 20_000);
+                self.hit(Fault::SlowEdge);
+            }
+            What::SlowController => {
+                let until = self.now + Duration::from_millis(dice.number() % 20_000);
+                if let Some(cloud) = &mut self.cloud {
+                    cloud.slow_until = until;
+                }
+                self.hit(Fault::SlowController);
+            }
+            What::DiskFull => {
+                let box_ = some_box(dice);
+                let full = &mut self.boxes[box_].full;
+                *full = !*full;
+                if self.boxes[box_].full {
+                    self.hit(Fault::DiskFull);
+                }
+            }
+            What::Refuse => {
+                let (code, fault) = [
+                    (404, Fault::Refused404),
+                    (409, Fault::Refused409),
+                    (422, Fault::Refused422),
+                    (429, Fault::Refused429),
+                    (503, Fault::Refused503),
+                ][dice.below(5)];
+                self.api().refuses = Some(code);
+                if self.api_handles(dice.below(100)) {
+                    self.hit(fault);
+                }
+                self.api().refuses = None;
+            }
+            What::ListFails => {
+                let fails = &mut self.api().lists_fail;
+                *fails = !*fails;
+                if self.api().lists_fail {
+                    self.hit(Fault::ListFails);
+                }
+            }
+            What::WatchBroken => {
+                self.hit(Fault::WatchBroken);
+                self.break_watches();
+            }
+            What::Restore => {
+                let number = dice.below(1000);
+                if self.which == 0 && self.api().restore(number) {
+                    self.hit(Fault::Restored);
+                }
+            }
+            What::OtherCluster => {
+                // A box that knows none yet takes the first, whichever it is.
+                if self.boxes.iter().any(|it| it.disk.this_box.cluster_uid != self.apis[0].cluster) {
+                    return;
+                }
+                self.which = 1 - self.which;
+                if self.which == 1 {
+                    self.hit(Fault::OtherCluster);
+                }
+                self.restart_cloud();
+            }
+            What::TwinComes => {
+                if self.boxes[TWIN].edge.is_none() {
+                    self.hit(Fault::Twin);
+                    self.power_on(TWIN);
+                } else {
+                    self.power_off(TWIN);
+                }
+            }
+            What::LateWrite => {
+                let arrives = dice.percent(70);
+                self.late_arrives(arrives);
+            }
+            What::Reconnect => {
+                // The edge gives its connection up without a word that arrives, and makes another.
+                let box_ = some_box(dice);
+                let Some(id) = self.boxes[box_].edge.as_ref().and_then(|edge| edge.hub.connection) else { return };
+                if let Some(line) = self.lines.get_mut(&id) {
+                    line.swallows_up = true;
+                    line.disturbed = true;
+                }
+                self.link_down(box_);
+                self.reconnect(box_);
+            }
+            _ => {}
+        }
+    }
+
+    fn call(&mut self, dice: &mut Dice) {
+        let Some(id) = self.some_line(dice) else { return };
+        let from_edge = dice.percent(50);
+        let line = &self.lines[&id];
+        let current = self.boxes[line.box_].edge.as_ref().is_some_and(|edge| edge.hub.connection == Some(id));
+        if (from_edge && !current) || (!from_edge && line.cloud.is_none()) {
+            return;
+        }
+        let mut envelope = self.envelope(Body::RegisterNode(RegisterNode::default()));
+        envelope.timeout_ms = 1 + dice.below(3000) as u32;
+        self.calls.insert(envelope.id.clone(), (id, from_edge, 0));
+        self.give(id, from_edge, Input::Submit(Box::new(envelope)));
+    }
+
+    fn cut_in_message(&mut self) {
+        let partial = |wire: &Wire| {
+            matches!(wire, Wire::Frame(Frame { frame: Some(F::Data(Data { payload: Some(Payload::Chunk(chunk)), .. })) })
+                if !chunk.last)
+        };
+        let found = self.lines.iter().find(|(_, line)| line.down.iter().any(partial)).map(|(id, _)| *id);
+        let Some(id) = found else { return };
+        while self.lines.get(&id).is_some_and(|line| line.down.front().is_some_and(|wire| !partial(wire))) {
+            if !self.deliver(id, true) {
+                return;
+            }
+        }
+        if self.deliver(id, true) {
+            self.hit(Fault::CutInMessage);
+            self.cut(id);
+        }
+    }
+
+    /// What no transport does, and what must not get through all the same.
+    fn tamper(&mut self, dice: &mut Dice) {
+        let Some(id) = self.some_line(dice) else { return };
+        let Some(line) = self.lines.get_mut(&id) else { return };
+        let wire = if dice.percent(50) { &mut line.up } else { &mut line.down };
+        let data = |wire: &Wire| matches!(wire, Wire::Frame(Frame { frame: Some(F::Data(_)) }));
+        let Some(at) = wire.iter().position(data) else { return };
+        let fault = match dice.below(3) {
+            0 => {
+                let Wire::Frame(frame) = &wire[at] else { return };
+                let copy = Wire::Frame(frame.clone());
+                wire.insert(at + 1, copy);
+                Fault::Duplicate
+            }
+            1 => {
+                let Some(next) = wire.iter().skip(at + 1).position(data) else { return };
+                wire.swap(at, at + 1 + next);
+                Fault::Reorder
+            }
+            _ => {
+                // With what comes after it: a gap.
+                if wire.iter().filter(|it| data(it)).count() < 2 {
+                    return;
+                }
+                wire.remove(at);
+                Fault::Drop
+            }
+        };
+        line.tampered = true;
+        line.disturbed = true;
+        self.hit(fault);
+    }
+
+    /// A peer of another version sends what is not known here, in the place of a message.
+    fn unknown(&mut self, dice: &mut Dice) {
+        let Some(id) = self.some_line(dice) else { return };
+        let Some(line) = self.lines.get_mut(&id) else { return };
+        let wire = if dice.percent(50) { &mut line.up } else { &mut line.down };
+        for frame in wire.iter_mut() {
+            if let Wire::Frame(Frame {
+                frame: Some(F::Data(Data { payload: Some(Payload::Envelope(envelope)), class, .. })),
+            }) = frame
+                && *class == i32::from(TrafficClass::Event)
+                && !matches!(envelope.body, Some(Body::GapMarker(_)))
+            {
+                // The receiver's decoder leaves a body it does not know unset. The sender is told 501 and gives it up.
+                let Envelope { id, priority, .. } = (**envelope).clone();
+                **envelope = Envelope { id: id.clone(), priority, ..Envelope::default() };
+                let box_ = line.box_;
+                self.boxes[box_].promised.remove(&id);
+                self.hit(Fault::Unknown);
+                return;
+            }
+        }
+    }
+
+    // ---- boxes
+
+    /// A box without a connection makes one, if it may.
+    pub fn reconnect(&mut self, box_: usize) {
+        let it = &mut self.boxes[box_];
+        let waits = it.commits.iter().any(|commit| matches!(commit.then, Then::Counted) && commit.life == it.life);
+        let Some(edge) = &mut it.edge else { return };
+        if edge.hub.connection.is_none() && !waits {
+            edge.meta.waiting.clear();
+            edge.meta.state.this_box.connection += 1;
+            let record = edge.meta.state.this_box.clone();
+            it.commit(crate::edge::Rows::Box(record), Then::Counted);
+        }
+    }
+
+    pub fn power_on(&mut self, box_: usize) {
+        let now = self.now;
+        self.boxes[box_].boot(now);
+        self.boxes[box_].wanted_connection = true;
+    }
+
+    pub fn power_off(&mut self, box_: usize) {
+        self.link_down(box_);
+        let it = &mut self.boxes[box_];
+        it.commits.clear();
+        it.edge = None;
+        it.life += 1;
+        it.runtime.clear();
+        self.poll_all();
+    }
+
+    /// edgecore dies between any two of decide, write, tell; then it is started again.
+    fn kill_edge(&mut self, box_: usize, dice: &mut Dice, power: bool) {
+        if self.boxes[box_].edge.is_none() {
+            return;
+        }
+        self.hit(if power { Fault::PowerCut } else { Fault::EdgeRestart });
+        // Some of what was on its way to the disk got there, and nobody heard of it.
+        let reached = dice.below(self.boxes[box_].commits.len() + 1);
+        let full = self.boxes[box_].full;
+        for number in 0..self.boxes[box_].commits.len() {
+            let it = &mut self.boxes[box_];
+            let remember = match &it.commits[number].then {
+                Then::Remembered(..) if it.commits[number].life == it.life => match &it.commits[number].rows {
+                    crate::edge::Rows::Received(remember) => Some(remember.id.clone()),
+                    _ => None,
+                },
+                _ => None,
+            };
+            if number < reached && !full {
+                let Some(commit) = it.commits.get(number) else { continue };
+                it.disk.write(&commit.rows);
+                self.hit(Fault::CommitsUnsaid);
+            } else {
+                // The effect is there and the disk does not know: once more is what is promised then.
+                if let Some(id) = remember {
+                    it.effects.entry(id).or_insert((0, 1)).1 += 1;
+                    self.hit(Fault::EffectUnsaid);
+                }
+                self.hit(Fault::CommitsLost);
+            }
+        }
+        self.forgets_effects(box_);
+        let quiet = dice.percent(50);
+        if let Some(id) = self.boxes[box_].edge.as_ref().and_then(|edge| edge.hub.connection)
+            && let Some(line) = self.lines.get_mut(&id)
+        {
+            line.disturbed = true;
+            line.swallows_up |= quiet || power;
+        }
+        self.link_down(box_);
+        let it = &mut self.boxes[box_];
+        it.commits.clear();
+        it.edge = None;
+        if power {
+            it.runtime.clear();
+        }
+        self.poll_all();
+        self.power_on(box_);
+    }
+
+    /// An effect whose id could not be written is known to the life that had it only.
+    fn forgets_effects(&mut self, box_: usize) {
+        let it = &mut self.boxes[box_];
+        let known: Vec<&bytes::Bytes> = it.disk.received.values().collect();
+        for (id, (times, may)) in &mut it.effects {
+            if !known.contains(&id) && *times >= *may {
+                *may = *times + 1;
+            }
+        }
+    }
+
+    /// What is committed may not have been told; what waits for a commit is gone. The disk goes on by itself.
+    fn rebuild_meta(&mut self, box_: usize) {
+        if self.boxes[box_].edge.is_none() {
+            return;
+        }
+        self.hit(Fault::MetaManagerRebuilt);
+        let waiting: Vec<Then> = {
+            let it = &mut self.boxes[box_];
+            let mine = |then: &Then| {
+                matches!(
+                    then,
+                    Then::Applied(..) | Then::SessionKept(_) | Then::Completed(_) | Then::Counted | Then::Forgotten
+                )
+            };
+            let mut waiting = Vec::new();
+            for commit in it.commits.iter_mut().filter(|commit| mine(&commit.then)) {
+                waiting.push(std::mem::replace(&mut commit.then, Then::Nobody));
+            }
+            let later = it.edge.as_mut().map(|edge| std::mem::take(&mut edge.meta.waiting)).unwrap_or_default();
+            waiting.extend(later.into_iter().map(|(_, id, seq)| Then::Applied(id, seq)));
+            waiting
+        };
+        while self.commits(box_) {}
+        let meta = self.boxes[box_].load_meta();
+        if let Some(edge) = &mut self.boxes[box_].edge {
+            edge.meta = meta;
+            // What was committed and on its way to Edged is lost.
+            edge.news.clear();
+            edge.news.push_back(crate::edge::News::Reloaded);
+        }
+        for then in waiting {
+            self.meta_failed(box_, then);
+        }
+        if self.boxes[box_].edge.as_ref().is_some_and(|edge| !edge.meta.reports.is_empty()) {
+            self.fetch_reports(box_);
+        }
+    }
+
+    fn rebuild_hub(&mut self, box_: usize) {
+        if self.boxes[box_].edge.is_none() {
+            return;
+        }
+        self.hit(Fault::EdgeHubRebuilt);
+        self.forgets_effects(box_);
+        let now = self.now;
+        if let Some(id) = self.boxes[box_].edge.as_ref().and_then(|edge| edge.hub.connection)
+            && let Some(line) = self.lines.get_mut(&id)
+        {
+            line.disturbed = true;
+        }
+        self.link_down(box_);
+        for commit in &mut self.boxes[box_].commits {
+            if matches!(commit.then, Then::Outbox | Then::Remembered(..)) {
+                commit.then = Then::Nobody;
+            }
+        }
+        while self.commits(box_) {}
+        let hub = self.boxes[box_].load_hub(now);
+        if let Some(edge) = &mut self.boxes[box_].edge {
+            edge.hub = hub;
+        }
+        self.poll_all();
+    }
+}
