@@ -285,15 +285,17 @@ impl Lab {
 
     /// Removes the state of cloud and edge, this run's or an earlier one's.
     fn forget(&self) -> Result<()> {
-        for name in ["edge", "cloud"] {
-            let folder = self.folder.join(name);
-            // Secrets are kept in memory file systems.
-            for mount in leftovers::mounts_below(&folder)? {
-                unmount(&mount, UnmountFlags::empty()).with_context(|| format!("unmount {}", mount.display()))?;
-            }
-            remove(&folder)?;
+        self.forget_one("edge")?;
+        self.forget_one("cloud")
+    }
+
+    fn forget_one(&self, name: &str) -> Result<()> {
+        let folder = self.folder.join(name);
+        // Secrets are kept in memory file systems.
+        for mount in leftovers::mounts_below(&folder)? {
+            unmount(&mount, UnmountFlags::empty()).with_context(|| format!("unmount {}", mount.display()))?;
         }
-        Ok(())
+        remove(&folder)
     }
 
     /// Runs one of our programs to its end.

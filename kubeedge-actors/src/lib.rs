@@ -12,7 +12,8 @@
 //! | `store` | typed tables on disk with group commit |
 //! | `identity` | certificate authority, certificates, join tokens |
 //! | `link` | the cloud-edge link: a pure state machine and its gRPC shell |
-//! | `cloudhub` `cloudstream` `edgecontroller` `apiserver` | the cloud's components |
+//! | `autonomy` | which pods stay on a node that nobody hears from |
+//! | `admission` `cloudhub` `cloudstream` `edgecontroller` `apiserver` | the cloud's components |
 //! | `edgehub` `edgestream` `metamanager` `edged` | the edge's components |
 
 pub mod audit;
@@ -40,6 +41,12 @@ pub mod identity;
 
 #[cfg(feature = "link")]
 pub mod link;
+
+#[cfg(any(feature = "admission", feature = "apiserver"))]
+pub mod autonomy;
+
+#[cfg(feature = "admission")]
+pub mod admission;
 
 #[cfg(feature = "apiserver")]
 pub mod apiserver;

@@ -19,10 +19,11 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail};
 use futures_util::future::select_all;
 use kubeedge_actors::{
+    admission::{Admission, AdmissionConfig},
     cloudhub::{CloudHub, CloudHubConfig, EnrolmentConfig, enrolment::EnrolmentService},
     cloudstream::CloudStream,
     edgecontroller::EdgeController,
-    identity::{CertificateAuthority, Registrar, Revocations, ServerCredentials, Tokens},
+    identity::{CertificateAuthority, ClientAuth, Registrar, Revocations, ServerCredentials, Tokens},
     link,
     program::{StopSignals, abort_when_blocked},
     route::own_address,
@@ -119,6 +120,14 @@ async fn start(config: &CloudCore) -> Result<Running> {
     }
     if let Some((stream_config, _)) = streams {
         builder = builder.component(move |ports: &Ports| CloudStream::new(stream_config.clone(), ports));
+    }
+    let webhook = &config.modules.admission;
+    if webhook.enable {
+        let listener = listen("the webhook", "modules.admission", "port", (webhook.address, webhook.port))?;
+        tracing::info!(address = %listener.local_addr()?, "the admission webhook is served");
+        let tls = Arc::new(server.server_config(ClientAuth::None, &[])?);
+        let settings = AdmissionConfig { listener: Arc::new(listener), tls };
+        builder = builder.component(move |_: &Ports| Admission::new(settings.clone()));
     }
     if hub.enable {
         let link_listener =

@@ -62,6 +62,9 @@ pub struct Modules {
     /// The gateway to the logs of containers.
     #[serde(deserialize_with = "or_default")]
     pub cloud_stream: CloudStream,
+    /// The webhook for autonomous pods.
+    #[serde(deserialize_with = "or_default")]
+    pub admission: Admission,
 }
 
 /// `modules.cloudHub`.
@@ -242,6 +245,24 @@ impl Default for CloudStream {
             stream_port: 10003,
             tls_stream_ca_file: "/etc/kubeedge/ca/streamCA.crt".into(),
         }
+    }
+}
+
+/// `modules.admission`: ours. In KubeEdge it is a program of its own.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Admission {
+    /// Whether the webhook is served. A cluster asks it once a `MutatingWebhookConfiguration` names it.
+    pub enable: bool,
+    /// The address to listen on. The API server has to reach it.
+    pub address: IpAddr,
+    /// The port; 0 takes a free one.
+    pub port: u16,
+}
+
+impl Default for Admission {
+    fn default() -> Self {
+        Self { enable: false, address: Ipv4Addr::UNSPECIFIED.into(), port: 10005 }
     }
 }
 

@@ -6,7 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
 
 use super::{Lab, STOP_LIMIT};
 use crate::process::{Memory, Process};
@@ -47,10 +48,28 @@ impl Lab {
         self.edge.take().context("the edge does not run")?.kill().await
     }
 
+    /// Holds edgecore where it is, until [`Lab::thaw_edge`].
+    pub fn freeze_edge(&self) -> Result<()> {
+        self.edge.as_ref().context("the edge does not run")?.signal(Signal::STOP)
+    }
+
+    /// Lets edgecore go on.
+    pub fn thaw_edge(&self) -> Result<()> {
+        self.edge.as_ref().context("the edge does not run")?.signal(Signal::CONT)
+    }
+
     /// Ends cloudcore with SIGKILL. [`Lab::resume_cloud`] starts it again.
     pub async fn kill_cloud(&mut self) -> Result<()> {
         self.client = None;
         self.cloud.take().context("the cloud does not run")?.kill().await
+    }
+
+    /// Empties the box, as a new system on it does: certificate, store, volumes and pods are gone. edgecore must not
+    /// run; [`Lab::join`] makes the box a node again.
+    pub async fn wipe_edge(&self) -> Result<()> {
+        ensure!(!self.edge_runs(), "edgecore still runs");
+        self.containerd()?.remove_all_pods().await?;
+        self.forget_one("edge")
     }
 
     /// The memory that edgecore has in use.

@@ -10,6 +10,7 @@
 #![allow(clippy::print_stdout, reason = "a test program")]
 
 mod apps;
+mod autonomy;
 mod cluster;
 mod containerd;
 mod crash;
@@ -44,6 +45,7 @@ async fn main() -> ExitCode {
     apps::stage(&mut report, &tools).await;
     logs::stage(&mut report, &tools).await;
     restarts::stage(&mut report, &tools).await;
+    autonomy::stage(&mut report, &tools).await;
     disks::stage(&mut report, &tools).await;
     crash::stage(&mut report, &tools).await;
     faults::stage(&mut report).await;

@@ -11,6 +11,7 @@ use super::request::Target;
 use super::status::Status;
 use super::storage::Change;
 use super::{clock, meta};
+use crate::autonomy::{self, Operation};
 
 /// Where containers find their service account's token.
 const TOKEN_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
@@ -78,7 +79,22 @@ fn check_namespace(api: &Api, kind: &Kind, namespace: &str, name: &str) -> Resul
     Err(status)
 }
 
+/// Admits a change of an object: a pod that is labelled later is autonomous from then on.
+pub(super) fn update(kind: &Kind, object: &mut Value) {
+    if kind.group.is_empty() && kind.plural == "pods" {
+        stay(object, Operation::Update);
+    }
+}
+
+/// Lets an autonomous pod stay on a node that is silent. KubeEdge does this by a webhook; here it is always on.
+fn stay(pod: &mut Value, operation: Operation) {
+    if let Some(tolerations) = autonomy::tolerations(pod, operation) {
+        member(pod, "spec").insert("tolerations".into(), tolerations.into());
+    }
+}
+
 fn admit_pod(api: &Api, target: &Target, name: &str, pod: &mut Value) -> Result<(), Status> {
+    stay(pod, Operation::Create);
     tolerate(pod);
     // A static pod's image in the API: its node has it already, nothing is injected.
     if pod["metadata"]["annotations"].get("kubernetes.io/config.mirror").is_some() {

@@ -115,6 +115,14 @@ async fn a_silent_node_is_unknown_after_50_s_and_its_pods_leave_when_they_no_lon
     let forever = json!([{"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute"}]);
     cluster.pod("stays", "edge", json!({"tolerations": forever})).await;
     cluster.pod("elsewhere", "other", json!({})).await;
+    // One is labelled from the start, one later.
+    let label = json!({"app-offline.kubeedge.io": "autonomy"});
+    let born = json!({"nodeName": "edge", "containers": [{"name": "c", "image": "i"}]});
+    cluster.ok("POST", PODS, json!({"metadata": {"name": "born", "labels": label}, "spec": born})).await;
+    cluster.pod("turned", "edge", json!({})).await;
+    let turned = format!("{PODS}/turned");
+    cluster.ok("PATCH", &turned, json!({"metadata": {"labels": label}})).await;
+    let autonomous = [format!("{PODS}/born"), turned];
     let usual = format!("{PODS}/usual");
     let tolerations = cluster.get(&usual).await.unwrap()["spec"]["tolerations"].clone();
     assert_eq!(tolerations[1]["tolerationSeconds"], 300, "admission gave it: {tolerations}");
@@ -144,6 +152,10 @@ async fn a_silent_node_is_unknown_after_50_s_and_its_pods_leave_when_they_no_lon
     let conditions = pod["status"]["conditions"].as_array().unwrap();
     assert!(conditions.iter().any(|one| one["reason"] == "DeletionByTaintManager"), "{pod}");
     assert!(!ending(cluster.get(&format!("{PODS}/stays")).await.as_ref()), "it tolerates it for ever");
+    for pod in &autonomous {
+        let pod = cluster.get(pod).await;
+        assert!(pod.is_some() && !ending(pod.as_ref()), "autonomous pods stay: {pod:?}");
+    }
 
     // It speaks again: the taints go.
     let status = json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}});

@@ -26,6 +26,7 @@ fn a_full_file_of_kubeedge_has_no_unknown_field() {
     assert_eq!(hub.https.socket().to_string(), "0.0.0.0:10002");
     let stream = value.modules.cloud_stream;
     assert!(!stream.enable && stream.stream_port == 10003 && stream.tls_stream_ca_file.ends_with("streamCA.crt"));
+    assert!(!value.modules.admission.enable, "KubeEdge has a program of its own for it");
     assert_eq!(value.standalone, Standalone::default(), "KubeEdge's file does not have it");
 }
 

@@ -9,7 +9,7 @@ use super::super::object::{Key, metadata, text};
 use super::super::request::{Target, WriteOptions};
 use super::super::status::{FieldCause, FieldError, Status};
 use super::super::storage::{Change, Writer};
-use super::super::{meta, strategy};
+use super::super::{admission, meta, strategy};
 use super::create::{new_object, same_namespace};
 use super::{Request, Written, commit_one, not_stored, settle_addresses};
 
@@ -131,7 +131,10 @@ pub(crate) fn settle(target: &Target, old: &Value, mut new: Value, part: Part) -
     }
     keep_metadata(&mut new, old);
     match part {
-        Part::Main => strategy::prepare_update(kind, &mut new, old),
+        Part::Main => {
+            strategy::prepare_update(kind, &mut new, old);
+            admission::update(kind, &mut new);
+        }
         Part::Status => strategy::prepare_status(kind, &mut new),
         Part::Finalizers => {}
     }

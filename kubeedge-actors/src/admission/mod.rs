@@ -1,0 +1,70 @@
+//! Admission: the webhook by which a real cluster's API server lets KubeEdge change pods before they are stored.
+//!
+//! | | |
+//! |---|---|
+//! | listens | HTTPS: `POST /offlinemigration`, an `AdmissionReview` of `admission.k8s.io/v1` |
+//! | asks, tells, stores | nothing |
+//! | a node offline | is what it is for: [`crate::autonomy`] |
+//!
+//! The path is KubeEdge's, so that its `MutatingWebhookConfiguration` works with another address. An API server shows no
+//! certificate to webhooks unless told to: whoever reaches the port may ask what a pod would become, and learns nothing
+//! else. The embedded API server needs no webhook, it decides by the same function.
+
+mod listener;
+mod review;
+
+use std::{net::TcpListener, sync::Arc};
+
+use actix::{Actor, ResponseActFuture, WrapFuture};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::system::{Component, Context, Contract, Stage};
+
+/// Where the API server posts its reviews of pods.
+pub const PATH: &str = "/offlinemigration";
+
+/// Where Admission listens.
+#[derive(Clone)]
+pub struct AdmissionConfig {
+    /// Bound before the system starts, so that a port in use is a start-up error.
+    pub listener: Arc<TcpListener>,
+    /// This cloud's certificate; the webhook's configuration holds its authority.
+    pub tls: Arc<rustls::ServerConfig>,
+}
+
+/// The component. See the module's page.
+pub struct Admission {
+    config: AdmissionConfig,
+    serving: Option<AbortOnDropHandle<()>>,
+}
+
+impl Admission {
+    /// A webhook on a bound listener.
+    pub fn new(config: AdmissionConfig) -> Self {
+        Self { config, serving: None }
+    }
+}
+
+impl Actor for Admission {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        match listener::listen(&self.config) {
+            Ok(serving) => self.serving = Some(serving),
+            Err(error) => ctx.fail(format!("the admission webhook's listener: {error}")),
+        }
+    }
+}
+
+impl Component for Admission {
+    const NAME: &'static str = "admission";
+    const STAGE: Stage = Stage::Source;
+
+    fn contract(_: &mut Contract<Self>) {}
+
+    /// A review that is cut short is asked again or ignored, as the webhook's configuration says.
+    fn stop(&mut self, _: &mut Context<Self>) -> ResponseActFuture<Self, ()> {
+        drop(self.serving.take());
+        Box::pin(std::future::ready(()).into_actor(self))
+    }
+}
