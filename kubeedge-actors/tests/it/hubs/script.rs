@@ -114,3 +114,7 @@ pub(super) async fn heard(listener: &mut mpsc::UnboundedReceiver<Heard>, wanted:
 pub(super) fn connected(heard: &Heard) -> bool {
     matches!(heard, Heard::Session { connected: true })
 }
+
+pub(super) fn disconnected(heard: &Heard) -> bool {
+    matches!(heard, Heard::Session { connected: false })
+}

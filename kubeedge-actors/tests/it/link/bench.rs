@@ -343,4 +343,8 @@ async fn relay(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, line: &Line) {
             return;
         }
     }
+    if line.swallows.load(Ordering::Relaxed) {
+        // The end of a connection does not come through either.
+        std::future::pending::<()>().await;
+    }
 }
