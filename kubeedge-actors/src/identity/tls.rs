@@ -44,7 +44,7 @@ pub enum ClientAuth {
     Optional(CertificateDer<'static>),
     /// It lets nobody in without one.
     Required(CertificateDer<'static>),
-    /// It asks, and this decides: [`super::NodeVerifier`].
+    /// It asks, and this decides: `NodeVerifier`.
     Verified(Arc<dyn ClientCertVerifier>),
 }
 
