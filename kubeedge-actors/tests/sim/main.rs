@@ -8,7 +8,8 @@
 //! | file | what it is |
 //! |---|---|
 //! | `world` | what there is, and how time passes |
-//! | `api` `line` `edge` `cloud` `box_acts` | the API server; a connection; a box; the shells around the real decisions |
+//! | `api` `line` `edge` | the API server; a connection; a box |
+//! | `cloud` `controller` `box_acts` `edged` | the shells around the real decisions: CloudHub's, EdgeController's; MetaManager's and EdgeHub's, Edged's |
 //! | `steps` `faults` | what may happen, and what may go wrong |
 //! | `history` | a seed's history, its end, and the shortest one that fails as well |
 //! | `promises` `checks` | what has to hold |
@@ -24,8 +25,10 @@ mod api;
 mod box_acts;
 mod checks;
 mod cloud;
+mod controller;
 mod dice;
 mod edge;
+mod edged;
 mod faults;
 mod history;
 mod line;
