@@ -4,7 +4,7 @@ use super::{
     AskError, Component, Context, Parked, TellError,
     context::panic_text,
     letter::{Letter, Sealed, operation, respond},
-    port::{Door, Gate, Refused, Reply, Taker, Waiting},
+    port::{Door, Gate, Refused, Reply, Taker, Waiting, taken_or_refused},
     trace::Trace,
     wiring::short_name,
 };
@@ -14,7 +14,6 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
 };
-use tokio::sync::mpsc::error::TrySendError;
 
 /// A component's queue, for a message that is handled again after a crash.
 pub(crate) struct Again<A: Component>(pub(crate) Arc<Gate<A>>);
@@ -26,16 +25,8 @@ where
     M::Result: Send,
 {
     fn put(&self, message: M, reply: Option<Reply<M>>) -> Result<Taker, Refused<M>> {
-        match self.0.queue().try_reserve() {
-            Ok(room) => {
-                room.send(Repeatable::letter(message, reply));
-                Ok(Taker(0))
-            }
-            Err(refusal) => {
-                let stopped = matches!(refusal, TrySendError::Closed(()));
-                Err(Refused { message, reply, stopped })
-            }
-        }
+        let sent = self.0.queue().try_send((message, reply), |(message, reply)| Repeatable::letter(message, reply));
+        taken_or_refused(sent)
     }
 
     fn put_waiting<'a>(&'a self, message: M, reply: Option<Reply<M>>) -> Waiting<'a>

@@ -7,6 +7,7 @@ use super::{
     Component, Context, Exit, Ports,
     context::{Fault, panic_text},
     letter::Letter,
+    queue::Receiver,
     restart::{RestartPolicy, Streak},
     topic::Feeds,
     vitals::{Command, Phase, Vitals},
@@ -24,7 +25,7 @@ use std::{
     task::{self, Poll, Waker},
     time::{Duration, Instant},
 };
-use tokio::{sync::mpsc, time::Sleep};
+use tokio::time::Sleep;
 
 /// Letters handled in one go. Below tokio's budget of 128 operations for a task's turn, so that a flooded component's
 /// timers and replies get their share of every turn.
@@ -46,7 +47,7 @@ pub(crate) type Factory<A> = Rc<dyn Fn(&Ports) -> A>;
 
 /// What a component needs to run, and to be built again.
 pub(crate) struct Plan<A: Component> {
-    pub(crate) queue: mpsc::Receiver<Letter<A>>,
+    pub(crate) queue: Receiver<Letter<A>>,
     pub(crate) feeds: Feeds<A>,
     pub(crate) factory: Factory<A>,
     pub(crate) ports: Ports,
@@ -98,6 +99,7 @@ impl<A: Component> Driver<A> {
     fn take_letters(&mut self, act: &mut A, ctx: &mut Context<A>, task: &mut task::Context<'_>) -> Taken {
         let mut batch = Batch { start: None, letters: 0, events: 0, last: None };
         let taken = self.take_batch(act, ctx, task, &mut batch);
+        self.plan.queue.settle();
         if batch.letters > 0 {
             self.batches = self.batches.wrapping_add(1);
             self.plan.vitals.handled(batch.letters);

@@ -6,6 +6,7 @@ use super::{
     driver::{Factory, Plan, Shell},
     letter::Letter,
     port::{Gate, Watched},
+    queue::{Receiver, queue},
     shard::shard_name,
     topic::Feeds,
     vitals::{Commons, Vitals},
@@ -17,7 +18,6 @@ use std::{
     rc::Rc,
     sync::Arc,
 };
-use tokio::sync::mpsc;
 
 /// A component that is yet to be wired.
 pub(crate) trait Unwired {
@@ -53,7 +53,7 @@ pub(crate) struct Sharded<F>(pub(crate) F, pub(crate) Vec<ArbiterHandle>);
 /// What exists of a component, or of one shard of it, before it is built.
 struct Entrance<A: Component> {
     name: &'static str,
-    queue: mpsc::Receiver<Letter<A>>,
+    queue: Receiver<Letter<A>>,
     feeds: Feeds<A>,
     gate: Arc<Gate<A>>,
     vitals: Arc<Vitals>,
@@ -73,7 +73,7 @@ fn entrances<A: Component>(
         .map(|shard| {
             let vitals = Arc::new(Vitals::new(shard, A::STAGE, Arc::clone(commons)));
             // P-BOUNDED-QUEUE
-            let (sender, queue) = mpsc::channel(A::CAPACITY.max(1));
+            let (sender, queue) = queue(A::CAPACITY);
             (Arc::new(Gate::new(sender, vitals)), queue)
         })
         .unzip();

@@ -69,6 +69,7 @@ pub mod metrics;
 mod parked;
 mod port;
 mod progress;
+mod queue;
 mod restart;
 mod shard;
 mod topic;

@@ -4,6 +4,7 @@ use super::{
     Component,
     letter::{Envelope, Letter},
     progress::Look,
+    queue::{Refusal, Sender},
     vitals::{Observation, Phase, Vitals},
 };
 use actix::{Handler, Message};
@@ -15,10 +16,7 @@ use std::{
     task::{self, Poll},
     time::Duration,
 };
-use tokio::{
-    sync::{mpsc, mpsc::error::TrySendError, oneshot},
-    time::timeout,
-};
+use tokio::{sync::oneshot, time::timeout};
 
 /// Why an ask has no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -102,16 +100,16 @@ pub(crate) trait Door<M: Message>: Send + Sync {
 
 /// The sending half of a component's queue. Made before the component, so that components can ask each other.
 pub(crate) struct Gate<A: Component> {
-    queue: mpsc::Sender<Letter<A>>,
+    queue: Sender<Letter<A>>,
     vitals: Arc<Vitals>,
 }
 
 impl<A: Component> Gate<A> {
-    pub(crate) fn new(queue: mpsc::Sender<Letter<A>>, vitals: Arc<Vitals>) -> Self {
+    pub(crate) fn new(queue: Sender<Letter<A>>, vitals: Arc<Vitals>) -> Self {
         Self { queue, vitals }
     }
 
-    pub(crate) fn queue(&self) -> &mpsc::Sender<Letter<A>> {
+    pub(crate) fn queue(&self) -> &Sender<Letter<A>> {
         &self.queue
     }
 
@@ -143,13 +141,12 @@ impl<A: Component> Watched for Gate<A> {
     }
 
     fn observe(&self) -> Observation {
-        let capacity = self.queue.max_capacity();
-        let queued = if self.queue.is_closed() { 0 } else { capacity.saturating_sub(self.queue.capacity()) };
-        self.vitals.observe(queued, capacity)
+        let queued = if self.queue.is_closed() { 0 } else { self.queue.held() };
+        self.vitals.observe(queued, self.queue.capacity())
     }
 
     fn look(&self) -> Look {
-        let queued = !self.queue.is_closed() && self.queue.capacity() < self.queue.max_capacity();
+        let queued = !self.queue.is_closed() && self.queue.held() > 0;
         Look {
             turns: self.vitals.turns(),
             free: self.vitals.free_turns(),
@@ -166,7 +163,7 @@ impl<A: Component> Watched for Gate<A> {
 
     #[cfg(any(test, feature = "test-kit"))]
     fn sabotage(&self, fault: super::testing::Fault) -> bool {
-        self.queue.try_send(Box::new(fault)).is_ok()
+        self.queue.try_send(fault, |fault| Box::new(fault)).is_ok()
     }
 }
 
@@ -177,16 +174,8 @@ where
     M::Result: Send,
 {
     fn put(&self, message: M, reply: Option<Reply<M>>) -> Result<Taker, Refused<M>> {
-        match self.queue.try_reserve() {
-            Ok(room) => {
-                room.send(Envelope::letter(message, reply));
-                Ok(Taker(0))
-            }
-            Err(refusal) => {
-                let stopped = matches!(refusal, TrySendError::Closed(()));
-                Err(Refused { message, reply, stopped })
-            }
-        }
+        let sent = self.queue.try_send((message, reply), |(message, reply)| Envelope::letter(message, reply));
+        taken_or_refused(sent)
     }
 
     fn put_waiting<'a>(&'a self, message: M, reply: Option<Reply<M>>) -> Waiting<'a>
@@ -203,6 +192,17 @@ where
     fn why_unanswered(&self, _: Taker) -> AskError {
         self.vitals.unanswered();
         if self.vitals.phase() == Phase::Exited { AskError::Stopped } else { AskError::Crashed }
+    }
+}
+
+/// A message, with where its answer goes.
+type Asked<M> = (M, Option<Reply<M>>);
+
+/// What became of a message that does not wait for room.
+pub(crate) fn taken_or_refused<M: Message>(sent: Result<(), (Asked<M>, Refusal)>) -> Result<Taker, Refused<M>> {
+    match sent {
+        Ok(()) => Ok(Taker(0)),
+        Err(((message, reply), refusal)) => Err(Refused { message, reply, stopped: refusal == Refusal::Closed }),
     }
 }
 

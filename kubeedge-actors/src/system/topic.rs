@@ -8,6 +8,7 @@ use super::{
     buffer::{Buffer, Latest, LatestPerKey, Loss},
     letter::{Envelope, Letter},
     port::Gate,
+    queue::Refusal,
     trace::Trace,
     vitals::Vitals,
 };
@@ -20,7 +21,6 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
-use tokio::sync::mpsc::error::TrySendError;
 
 /// What becomes of an event whose listener has no room for it.
 pub struct Overflow<M>(pub(crate) Policy<M>);
@@ -100,8 +100,8 @@ where
     fn place(&self) -> Result<Place<'_, M>, &'static str> {
         match self.queue().try_reserve() {
             Ok(room) => Ok(Box::new(move |event| room.send(Envelope::letter(event, None)))),
-            Err(TrySendError::Full(())) => Err(self.name()),
-            Err(TrySendError::Closed(())) => Ok(Box::new(|_| self.vitals().lost(Loss::Stopped))),
+            Err(Refusal::Full) => Err(self.name()),
+            Err(Refusal::Closed) => Ok(Box::new(|_| self.vitals().lost(Loss::Stopped))),
         }
     }
 

@@ -90,6 +90,7 @@ impl Trace {
     }
 
     /// The trace of the handler or future that runs now on this thread, if it belongs to one.
+    #[inline]
     pub fn current() -> Option<Self> {
         CURRENT.try_with(|current| current.borrow().clone()).ok().flatten()
     }

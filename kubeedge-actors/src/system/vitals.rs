@@ -190,26 +190,32 @@ impl Vitals {
     }
 
     /// A turn begins or ends.
+    #[inline]
     pub(crate) fn turn_changes(&self) {
         add(&self.turns, 1);
     }
 
     /// No exclusive future keeps the component from its own turn.
+    #[inline]
     pub(crate) fn free(&self) {
         add(&self.free, 1);
     }
 
     /// The verdict on the present life, if there is one.
+    #[inline]
     pub(crate) fn verdict(&self) -> Option<Verdict> {
-        if !self.condemned.load(Ordering::Relaxed) {
-            return None;
-        }
+        if self.condemned.load(Ordering::Relaxed) { self.take_verdict() } else { None }
+    }
+
+    #[cold]
+    fn take_verdict(&self) -> Option<Verdict> {
         self.condemned.store(false, Ordering::Relaxed);
         let verdict = self.verdict.lock().unwrap_or_else(PoisonError::into_inner).take();
         verdict.filter(|verdict| verdict.life == self.life() && self.phase() == Phase::Running)
     }
 
     /// How long the turn that ends now was seen to last, if it was seen from outside at all.
+    #[inline]
     pub(crate) fn take_blocking(&self) -> Option<Duration> {
         if self.blocking_nanos.load(Ordering::Relaxed) == 0 {
             return None;
@@ -217,6 +223,7 @@ impl Vitals {
         Some(Duration::from_nanos(self.blocking_nanos.swap(0, Ordering::Relaxed))).filter(|held| !held.is_zero())
     }
 
+    #[inline]
     pub(crate) fn handled(&self, letters: u64) {
         add(&self.handled, letters);
     }
@@ -251,6 +258,7 @@ impl Vitals {
         *self.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(waker.clone());
     }
 
+    #[inline]
     pub(crate) fn command(&self) -> Command {
         match self.command.load(Ordering::SeqCst) {
             0 => Command::Run,
@@ -259,6 +267,7 @@ impl Vitals {
         }
     }
 
+    #[inline]
     pub(crate) fn in_hand(&self) -> usize {
         self.in_hand.load(Ordering::SeqCst)
     }
@@ -331,6 +340,7 @@ impl Vitals {
 
     // ---- for everybody
 
+    #[inline]
     pub(crate) fn phase(&self) -> Phase {
         match self.phase.load(Ordering::Acquire) {
             0 => Phase::Running,
