@@ -30,7 +30,7 @@ test: packages kubectl ## every test
 	$(CARGO) test --workspace --all-features
 
 sim: ## the link through faulty histories (SEEDS=100000, or SEED=42 to show one)
-	SIM_SEED=$(SEED) SIM_SEEDS=$(SEEDS) $(CARGO) test -p kubeedge-actors --all-features --test sim -- --nocapture
+	SIM_SEED=$(SEED) SIM_SEEDS=$(SEEDS) $(CARGO) test -p kubeedge-actors --all-features --test it -- sim:: --nocapture
 
 crash: packages ## both programs killed at random for two minutes (CRASH_SECONDS=n, CRASH_SEED=n)
 	$(CARGO) build --workspace --all-features --bins --tests

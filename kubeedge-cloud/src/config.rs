@@ -115,7 +115,7 @@ impl Default for CloudHub {
     fn default() -> Self {
         Self {
             enable: true,
-            keepalive_interval: Seconds::new(25),
+            keepalive_interval: Seconds::new(23),
             node_limit: 500,
             tls_ca_file: "/etc/kubeedge/ca/rootCA.crt".into(),
             tls_ca_key_file: "/etc/kubeedge/ca/rootCA.key".into(),

@@ -265,7 +265,7 @@ impl Default for EdgeHub {
 pub struct ScatteredIdentity;
 
 impl EdgeHub {
-    /// Pause between heartbeats: at most 10 s, so that two fit into the 25 s after which a silent link is dead.
+    /// Pause between heartbeats: at most 10 s, so that two fit into the 23 s after which a silent link is dead.
     pub fn heartbeat_interval(&self) -> Duration {
         self.heartbeat.duration().min(LONGEST_HEARTBEAT)
     }

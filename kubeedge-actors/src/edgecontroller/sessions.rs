@@ -64,6 +64,7 @@ mod tests {
         NodeSessionChanged { node: "e1".into(), epoch, connected, reason: String::new() }
     }
 
+    /// P-SUPERSEDED-WRITES-NOTHING
     #[test]
     fn a_newer_session_ends_what_an_older_one_writes() {
         let mut sessions = Sessions::default();

@@ -287,6 +287,7 @@ mod tests {
         assert!(matches!(&book.worker_ended("1")[..], [Effect::Start { uid, .. }] if uid == "2"));
     }
 
+    /// P-NO-END-FROM-IGNORANCE
     #[test]
     fn nothing_ends_for_absence_while_that_is_not_known() {
         let mut book = Book::new();

@@ -272,6 +272,7 @@ impl Bench {
     }
 }
 
+/// P-OFFLINE-BOOT
 #[actix_rt::test]
 async fn pods_on_disk_run_without_the_cloud_and_nothing_ends_for_absence() {
     let bench = bench(&[pod("p", "u1")], false).await;

@@ -200,6 +200,7 @@ impl EdgeHub {
 mod tests {
     use super::*;
 
+    /// P-EVENT-ONCE
     #[tokio::test]
     async fn as_many_ids_as_said_are_remembered_also_by_the_next_run() {
         let store = Store::in_memory();

@@ -140,7 +140,9 @@ pub struct Config {
     pub socket_frames: usize,
     /// The edge sends a heartbeat when it was silent for this long; the cloud after one and a half.
     pub heartbeat_interval: Duration,
-    /// Nothing from the peer for this long: the link is dead.
+    /// Nothing from the peer for this long: the link is dead. Below the 25 s within which a half-open link is found
+    /// (`P-HALF-OPEN`): what was under way when the line broke still arrives for a while, a second on a slow line, and
+    /// counts as life.
     pub dead_after: Duration,
     /// From the start of the connection to Hello and Welcome.
     pub handshake_timeout: Duration,
@@ -166,7 +168,7 @@ impl Default for Config {
             socket_budget: 64 * 1024,
             socket_frames: 256,
             heartbeat_interval: Duration::from_secs(10),
-            dead_after: Duration::from_secs(25),
+            dead_after: Duration::from_secs(23),
             handshake_timeout: Duration::from_secs(10),
         }
     }

@@ -160,6 +160,7 @@ mod tests {
             if bye.reason() == GoodbyeReason::Replaced));
     }
 
+    /// P-ONE-BOX
     #[test]
     fn another_box_is_refused_while_the_holder_is_alive() {
         let mut registry = Registry::new(10);
@@ -181,6 +182,7 @@ mod tests {
     }
 
     proptest! {
+        /// P-ONE-EPOCH-HOLDS
         #[test]
         fn epochs_rise_and_one_session_holds(
             steps in prop::collection::vec((0u8..3, 0u8..2, 0u64..5, 0u64..6), 1..60),

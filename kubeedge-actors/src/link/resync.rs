@@ -340,6 +340,7 @@ mod tests {
 
     proptest! {
         /// Applied in order, the difference makes the edge hold what is desired; nothing is ended that stays.
+        /// P-CONVERGES
         #[test]
         fn difference_of_a_trusted_list_leads_to_what_is_desired(desired in rows(), held in rows()) {
             let kinds = vec![kind(resource::pods(), &desired, &held, true, 20, 19)];
@@ -374,6 +375,7 @@ mod tests {
         }
 
         /// Without trust there is no tombstone, no completion, and no name passes to another uid out of ignorance.
+        /// P-ABSENCE-KNOWN
         #[test]
         fn nothing_ends_by_absence_without_trust(
             desired in rows(), held in rows(), complete in any::<bool>(), same in any::<bool>(), as_of in 0u64..25,

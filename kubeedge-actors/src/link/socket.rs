@@ -5,7 +5,7 @@ use std::{io, time::Duration};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
-/// Sent and not acknowledged for this long: the kernel gives the connection up. Below the 25 s of a session's liveness.
+/// Sent and not acknowledged for this long: the kernel gives the connection up. Below a session's `dead_after`.
 const USER_TIMEOUT: Duration = Duration::from_secs(20);
 /// The kernel asks for more when less than this is unsent, so that what is urgent does not queue behind megabytes.
 const NOTSENT_LOWAT: u32 = 16 * 1024;

@@ -223,6 +223,7 @@ mod tests {
         assert_eq!(index.upsert(&resource::pods(), &key(), &object("older", 4), 4), Decision::Superseded);
     }
 
+    /// P-STATE-AS-IF-ONCE
     #[test]
     fn what_a_newer_list_shows_is_no_straggler_however_low_it_counts() {
         let mut index = Index::default();
@@ -244,6 +245,7 @@ mod tests {
 
     proptest! {
         /// Applying versions of one uid in any order, with repeats, ends at the newest.
+        /// P-NEWER-WINS
         #[test]
         fn versions_converge_in_any_order(versions in prop::collection::vec(1..30u64, 1..40)) {
             let mut index = Index::default();

@@ -294,6 +294,7 @@ mod tests {
         }
     }
 
+    /// P-ACKED-IS-KEPT
     #[test]
     fn a_change_is_known_and_told_when_it_is_on_disk_and_not_before() {
         let mut state = State::default();
@@ -310,6 +311,7 @@ mod tests {
         assert_eq!(answered(state.apply(upsert(pod, &[]))), Settled::applied(), "it is there already");
     }
 
+    /// P-NEEDS-FIRST
     #[test]
     fn a_pod_waits_for_what_it_needs_and_is_refused_for_now_without_it() {
         let mut state = State::default();
@@ -324,6 +326,7 @@ mod tests {
         assert!(state.apply(upsert(pod, &[config])).is_ok());
     }
 
+    /// P-CLUSTER-PINNED
     #[test]
     fn a_box_belongs_to_the_first_cluster_whose_name_is_on_its_disk() {
         let session = |epoch, cluster: &str| SessionStarted { epoch, cluster_uid: cluster.into() };

@@ -27,5 +27,13 @@ mod link;
 mod pages;
 #[cfg(feature = "apiserver")]
 mod services;
+#[cfg(all(
+    feature = "cloudhub",
+    feature = "edgecontroller",
+    feature = "edgehub",
+    feature = "metamanager",
+    feature = "edged"
+))]
+mod sim;
 #[cfg(feature = "link")]
 mod streams;

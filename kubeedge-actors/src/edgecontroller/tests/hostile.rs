@@ -165,6 +165,7 @@ fn allowed() -> Vec<Body> {
     ]
 }
 
+/// P-OWN-OBJECTS
 #[actix_rt::test]
 async fn every_message_of_a_node_is_checked_and_each_refusal_is_audited() {
     let (writes, mut written) = mpsc::channel(100);

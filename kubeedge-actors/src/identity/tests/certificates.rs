@@ -142,6 +142,7 @@ fn two_certificates_for_one_key_have_two_serial_numbers() {
     assert_ne!(serial(&first), serial(&second));
 }
 
+/// P-OWN-CERTIFICATE
 #[test]
 fn requests_for_anything_but_one_node_are_refused() {
     let dir = tempfile::tempdir().unwrap();

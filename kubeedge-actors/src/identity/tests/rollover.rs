@@ -81,6 +81,7 @@ fn everybody_gets_through_a_rollover_who_renews_in_it() {
     assert_eq!(CertificateAuthority::end_rollover(&pki, now()).unwrap(), None);
 }
 
+/// P-CA-VOUCHED
 #[test]
 fn a_node_takes_no_authority_that_its_own_has_not_signed() {
     let dir = tempfile::tempdir().unwrap();

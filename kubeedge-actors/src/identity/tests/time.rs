@@ -29,6 +29,7 @@ fn server(ca: &CertificateAuthority, made: SystemTime) -> rustls::ServerConfig {
     server_config(certificate.chain(), certificate.key(), clients, &[ALPN_H2], at(made)).unwrap()
 }
 
+/// P-FLOOR-OF-TIME
 #[test]
 fn a_box_that_boots_in_1970_joins_and_links_and_an_ended_certificate_stays_ended() {
     let dir = tempfile::tempdir().unwrap();

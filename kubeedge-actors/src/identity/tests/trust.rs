@@ -37,6 +37,7 @@ fn server(ca: &CertificateAuthority, clients: ClientAuth, late: std::time::Syste
     server_config(certificate.chain(), certificate.key(), clients, &[ALPN_H2], at(late)).unwrap()
 }
 
+/// P-GRACE-ENDS
 #[test]
 fn an_ended_certificate_is_good_for_a_renewal_within_the_grace_period_and_for_nothing_else() {
     let site = site(Revocations::in_memory());
@@ -70,6 +71,7 @@ fn an_ended_certificate_is_good_for_a_renewal_within_the_grace_period_and_for_no
     }
 }
 
+/// P-REVOKED-STAYS-OUT
 #[test]
 fn what_a_revoked_node_had_is_refused_for_good() {
     let site = site(Revocations::in_memory());

@@ -1,6 +1,6 @@
 //! What the peer sent and is not settled: sequences, reassembly, acks, and marks that wait for the State before them.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 
 use bytes::{Bytes, BytesMut};
 use kubeedge_proto::v1::{self, Envelope, Settled, data::Payload, envelope::Body};
@@ -20,7 +20,16 @@ struct Open {
     cost: u64,
     assembly: Option<Assembly>,
     /// For State that is complete: the object; marks of its type wait for it.
-    object: Option<ObjectId>,
+    object: Option<About>,
+}
+
+/// What State is about.
+#[derive(Debug)]
+struct About {
+    id: ObjectId,
+    uid: String,
+    /// Its end.
+    gone: bool,
 }
 
 #[derive(Debug)]
@@ -72,8 +81,8 @@ pub(crate) struct Inbox {
     lanes: [Lane; 3],
     max_message: usize,
     held: VecDeque<Held>,
-    /// What could not be stored and has not been stored since: its types are not complete.
-    failed: HashSet<ObjectId>,
+    /// What could not be stored and has not been stored since, with its uid: its types are not complete.
+    failed: HashMap<ObjectId, String>,
 }
 
 impl Inbox {
@@ -92,7 +101,7 @@ impl Inbox {
         let Window { messages, bytes } = config.windows.call;
         lanes[Class::Call as usize].window =
             Window { messages: messages.saturating_mul(2), bytes: bytes.saturating_mul(3) };
-        Self { lanes, max_message: config.max_message_bytes, held: VecDeque::new(), failed: HashSet::new() }
+        Self { lanes, max_message: config.max_message_bytes, held: VecDeque::new(), failed: HashMap::new() }
     }
 
     /// A message or a piece of it. `Some` when a message is all there.
@@ -147,10 +156,13 @@ impl Inbox {
             settled.reason.truncate(cut);
         }
         if let Some(open) = lane.open.remove(seq) {
-            if is_failure(&settled) {
-                self.failed.extend(open.object);
-            } else if let Some(object) = &open.object {
-                self.failed.remove(object);
+            if let Some(About { id, uid, gone }) = open.object {
+                if is_failure(&settled) {
+                    self.failed.insert(id, uid);
+                } else if !gone || self.failed.get(&id) == Some(&uid) {
+                    // The end of an object says nothing of its successor.
+                    self.failed.remove(&id);
+                }
             }
             lane.to_ack.insert(seq, (settled, open.cost));
         }
@@ -178,7 +190,7 @@ impl Inbox {
     pub(crate) fn release(&mut self) -> Option<Mark> {
         loop {
             let Held { type_, mark, .. } = self.release_next()?;
-            if matches!(mark, Mark::Complete(_)) && self.failed.iter().any(|object| object.type_ == type_) {
+            if matches!(mark, Mark::Complete(_)) && self.failed.keys().any(|object| object.type_ == type_) {
                 tracing::warn!(type_ = type_.as_str(), "not complete: something of it could not be stored");
                 continue;
             }
@@ -211,20 +223,24 @@ impl Inbox {
 }
 
 /// The object that a message to the edge is about.
-fn object_of(body: Option<&Body>) -> Option<ObjectId> {
+fn object_of(body: Option<&Body>) -> Option<About> {
     match body? {
         Body::ObjectUpsert(upsert) => {
             let object = upsert.object.as_ref()?;
-            Some(ObjectId::of(object.r#type.as_ref()?, object.key.as_ref()?))
+            let id = ObjectId::of(object.r#type.as_ref()?, object.key.as_ref()?);
+            Some(About { id, uid: object.uid.clone(), gone: false })
         }
-        Body::ObjectTombstone(gone) => Some(ObjectId::of(gone.r#type.as_ref()?, gone.key.as_ref()?)),
+        Body::ObjectTombstone(gone) => {
+            let id = ObjectId::of(gone.r#type.as_ref()?, gone.key.as_ref()?);
+            Some(About { id, uid: gone.uid.clone(), gone: true })
+        }
         _ => None,
     }
 }
 
 impl Open {
     fn is_of(&self, type_: &TypeId) -> bool {
-        self.object.as_ref().is_some_and(|object| object.type_ == *type_)
+        self.object.as_ref().is_some_and(|object| object.id.type_ == *type_)
     }
 }
 

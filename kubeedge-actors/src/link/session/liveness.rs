@@ -6,6 +6,9 @@ use kubeedge_proto::v1::Heartbeat;
 
 use crate::link::config::Config;
 
+/// An interval is this part of `dead_after` at most: a second heartbeat has 2 s and more to arrive.
+const MOST_OF_LIFE: f64 = 0.45;
+
 #[derive(Debug)]
 pub(crate) struct Liveness {
     is_edge: bool,
@@ -50,7 +53,8 @@ impl Liveness {
     /// The interval the cloud asks for. One that this end was set to stands if it is shorter; either must leave room for
     /// a second try before the link counts as dead.
     pub(crate) fn set_interval(&mut self, interval: Duration) {
-        self.interval = interval.min(self.interval).clamp(Duration::from_millis(100), self.dead_after.mul_f64(0.4));
+        self.interval =
+            interval.min(self.interval).clamp(Duration::from_millis(100), self.dead_after.mul_f64(MOST_OF_LIFE));
     }
 
     pub(crate) fn established(&mut self, now: Duration) {
@@ -118,6 +122,7 @@ impl Liveness {
         Some(Heartbeat { nonce, answers: answers.unwrap_or(0), progress_age_ms })
     }
 
+    /// `P-HALF-OPEN`
     pub(crate) fn is_dead(&self, now: Duration) -> bool {
         now >= self.dead_at()
     }

@@ -159,6 +159,7 @@ fn a_disk_that_fails_under_a_store_leaves_reads_and_what_was_acknowledged() {
 }
 
 /// The disk fills up between the check and the write: sled itself meets the error.
+/// P-ACK-AFTER-COMMIT
 #[test]
 fn a_write_that_fails_under_sled_is_undone_and_recovers_by_itself() {
     let directory = tempfile::tempdir().unwrap();

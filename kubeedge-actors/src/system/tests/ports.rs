@@ -23,6 +23,7 @@ async fn ready_now<F: Future>(future: &mut std::pin::Pin<&mut F>) -> Option<F::O
     .await
 }
 
+/// P-BOUNDED-QUEUE
 #[actix_rt::test]
 async fn a_full_queue_refuses_and_hands_the_message_back() {
     let log = Log::default();

@@ -165,3 +165,36 @@ fn kind_is_not_complete_while_something_of_it_could_not_be_stored() {
         assert_eq!(asked, completions == 0, "it is compared again after a failure only");
     }
 }
+
+/// P-ABSENCE-KNOWN
+#[test]
+fn the_end_of_an_old_object_does_not_complete_a_kind_whose_new_one_could_not_be_stored() {
+    let (mut edge, mut cloud) = pair(Config::default());
+    let complete = v1::InventoryComplete { r#type: Some(resource::pods()), as_of: 9, count: 1 };
+    for (bodies, answers, completions) in [
+        (vec![upsert("a", "a2", 9)], vec![Settled::rejected(503, "what it needs is not there")], 0),
+        (vec![tombstone("a", "a1")], vec![Settled::applied()], 0),
+        (vec![upsert("a", "a2", 9)], vec![Settled::applied()], 1),
+        // Of one that could not be stored its own end is an answer.
+        (
+            vec![upsert("a", "a3", 10), tombstone("a", "a3")],
+            vec![Settled::rejected(507, "full"), Settled::applied()],
+            1,
+        ),
+    ] {
+        for (n, body) in bodies.into_iter().enumerate() {
+            cloud.give(Input::Submit(Box::new(envelope(n as u8, body))));
+        }
+        cloud.give(Input::Complete(complete.clone()));
+        let mut completed = 0;
+        for settled in answers {
+            exchange(&mut edge, &mut cloud);
+            let (class, seq, _) = delivered(&mut edge).remove(0);
+            edge.give(Input::Settle { class, seq, settled });
+            exchange(&mut edge, &mut cloud);
+            completed += edge.events.iter().filter(|event| matches!(event, Output::Completed(_))).count();
+            edge.events.retain(|event| !matches!(event, Output::Completed(_)));
+        }
+        assert_eq!(completed, completions);
+    }
+}

@@ -10,14 +10,13 @@
 //! | `world` | what there is, and how time passes |
 //! | `api` `line` `edge` | the API server; a connection; a box |
 //! | `cloud` `controller` `box_acts` `edged` | the shells around the real decisions: CloudHub's, EdgeController's; MetaManager's and EdgeHub's, Edged's |
-//! | `steps` `faults` | what may happen, and what may go wrong |
+//! | `steps` `lives` `faults` | what may happen, to boxes as well, and what may go wrong |
 //! | `history` | a seed's history, its end, and the shortest one that fails as well |
 //! | `promises` `checks` | what has to hold |
 //!
 //! `make sim SEEDS=100000` runs that many, `make sim SEED=42` shows one.
 
-// A test fails by panicking.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, unreachable_pub)]
+#![allow(unreachable_pub, reason = "its modules share everything")]
 
 #[macro_use]
 mod promises;
@@ -32,6 +31,7 @@ mod edged;
 mod faults;
 mod history;
 mod line;
+mod lives;
 mod steps;
 mod world;
 
@@ -51,13 +51,18 @@ fn number(name: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{name} is a number, not {text:?}")))
 }
 
+/// How many histories run at a time: all the machine can by itself, one beside other tests.
+fn workers() -> usize {
+    let alone = std::env::var_os("SIM_SEEDS").is_some();
+    if alone { std::thread::available_parallelism().map_or(2, usize::from) } else { 1 }
+}
+
 fn fail(seed: u64, failure: &str) -> ! {
     println!("seed {seed}: {failure}");
     let shortest = History::of(seed).shrink(failure);
     println!("the shortest history found has {} steps:", shortest.steps.len());
     let again = shortest.run(true).expect_err("it fails when it is told, too");
-    println!("{again}\nreplay it with: make sim SEED={seed}");
-    std::process::exit(1);
+    panic!("{again}\nreplay it with: make sim SEED={seed}");
 }
 
 #[test]
@@ -74,9 +79,8 @@ fn every_promise_of_the_link_holds_in_faulty_histories() {
     let next = AtomicU64::new(number("SIM_FROM").unwrap_or(0));
     let end = next.load(Ordering::Relaxed) + seeds;
     let all = Mutex::new((Counts::default(), None::<(u64, String)>));
-    let workers = std::thread::available_parallelism().map_or(2, usize::from);
     std::thread::scope(|scope| {
-        for _ in 0..workers {
+        for _ in 0..workers() {
             scope.spawn(|| {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);

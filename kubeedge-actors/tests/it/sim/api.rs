@@ -233,13 +233,13 @@ impl Api {
                 let (from, count) = message.split_once(':').expect("a box and its count");
                 let status = (from.parse().expect("a box"), count.parse().expect("a count"), epoch);
                 if let Some((box_, last, by)) = object.status {
-                    crate::promise!(
+                    promise!(
                         by <= epoch,
                         "P-SUPERSEDED-WRITES-NOTHING",
                         "session {epoch} wrote over what session {by} had written of {}",
                         object.uid
                     );
-                    crate::promise!(
+                    promise!(
                         box_ != status.0 || last <= status.1,
                         "P-STATE-AS-IF-ONCE",
                         "the status of {} went back from {last} to {}",

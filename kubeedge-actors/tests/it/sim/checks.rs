@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use kubeedge_actors::{edged::runtime::PodSummary, link::session::Closed};
 use kubeedge_proto::v1::GoodbyeReason;
 
-use crate::{
+use super::{
     api::{Kind, NAMESPACE, name_of},
     edge::{BOUNDS, Ordered},
     line::Line,
@@ -31,11 +31,11 @@ impl World {
             let pinned = &box_.disk.this_box.cluster_uid;
             for object in box_.disk.objects.values() {
                 let own = object.uid.split('-').next() == Some(pinned.as_str());
-                crate::promise!(own, "P-CLUSTER-PINNED", "box {number} of cluster {pinned} holds {}", object.uid);
+                promise!(own, "P-CLUSTER-PINNED", "box {number} of cluster {pinned} holds {}", object.uid);
             }
             if let Some(edge) = &box_.edge {
                 let events = edge.hub.ledger.queue();
-                crate::promise!(
+                promise!(
                     events.len() <= BOUNDS.max_events && events.bytes() <= BOUNDS.max_bytes,
                     "P-MEMORY-BOUNDED",
                     "the outbox of box {number} holds {} events of {} bytes",
@@ -48,7 +48,7 @@ impl World {
             for end in [&line.edge, &line.cloud].into_iter().flatten() {
                 let queued = end.session.queued_state();
                 // One per key and uid: of what there can be here.
-                crate::promise!(queued <= 200, "P-MEMORY-BOUNDED", "{queued} State messages wait");
+                promise!(queued <= 200, "P-MEMORY-BOUNDED", "{queued} State messages wait");
             }
         }
     }
@@ -58,7 +58,7 @@ impl World {
         self.note(|| format!("box {box_}: pod {uid} is told to end"));
         let api = &self.apis[0];
         let lost = api.lost.get(uid).is_some_and(|from| api.version >= *from);
-        crate::promise!(
+        promise!(
             api.ended.contains(uid) || lost,
             "P-NO-END-FROM-IGNORANCE",
             "pod {uid} is told to end at box {box_}, and is wanted"
@@ -77,12 +77,7 @@ impl World {
                 _ => true,
             },
         };
-        crate::promise!(
-            fine,
-            "P-HEARTBEAT-ALONE",
-            "nothing had happened to the session of box {}: {closed}",
-            line.box_
-        );
+        promise!(fine, "P-HEARTBEAT-ALONE", "nothing had happened to the session of box {}: {closed}", line.box_);
     }
 
     /// Whether everybody agrees. The text says what is missing.
@@ -152,7 +147,7 @@ impl World {
         let dropped: u64 = api.events.values().filter(|event| event["reason"] == "EventsDropped").map(count).sum();
         let told = api.events.values().filter(|event| event["reason"] != "EventsDropped").count() as u64;
         let promised: u64 = [MAIN, OTHER].iter().map(|number| self.boxes[*number].promised.len() as u64).sum();
-        crate::promise!(
+        promise!(
             told + dropped >= promised,
             "P-ACKED-IS-KEPT",
             "{promised} events were taken, {told} arrived and {dropped} are said to be dropped"
@@ -161,9 +156,9 @@ impl World {
             let Some((box_, last, _)) = pod.status else { continue };
             let said = self.boxes[box_].statuses.get(&pod.uid).copied().unwrap_or(0);
             // A backup brings old statuses back; a pod tells the new one when it has something to tell.
-            if box_ != crate::world::TWIN && api.incarnation == 0 {
+            if box_ != super::world::TWIN && api.incarnation == 0 {
                 let newest = last >= said;
-                crate::promise!(newest, "P-CONVERGES", "{} has status {last}, {said} was taken last", name_of(*place));
+                promise!(newest, "P-CONVERGES", "{} has status {last}, {said} was taken last", name_of(*place));
             }
         }
     }

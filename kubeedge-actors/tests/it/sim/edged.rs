@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use kubeedge_actors::edged::book::Effect;
 use kubeedge_proto::resource;
 
-use crate::{
+use super::{
     edge::{Box_, News, ordered, understand},
     world::World,
 };
@@ -15,7 +15,7 @@ impl World {
         for effect in effects {
             let order = ordered(effect);
             if order.run {
-                self.boxes[box_].runtime.entry(order.uid.clone()).or_insert_with(|| crate::checks::summary(&order));
+                self.boxes[box_].runtime.entry(order.uid.clone()).or_insert_with(|| super::checks::summary(&order));
             } else {
                 self.check_end(box_, &order.uid);
                 if let Some(edge) = &mut self.boxes[box_].edge {
@@ -87,7 +87,7 @@ impl World {
                 break;
             }
             let runs = looked_after.contains(uid.as_str());
-            crate::promise!(runs, "P-OFFLINE-BOOT", "pod {uid} is on the disk of box {box_} and does not run");
+            promise!(runs, "P-OFFLINE-BOOT", "pod {uid} is on the disk of box {box_} and does not run");
         }
         if edge.hub.connection.is_none() && !uids.is_empty() {
             self.counts.saw("pods began from disk while there was no connection");

@@ -26,7 +26,7 @@ use kubeedge_proto::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{faults::Fault, world::World};
+use super::{faults::Fault, world::World};
 
 /// A watch at a place of the log.
 #[derive(Clone, Copy, Debug)]
@@ -178,11 +178,7 @@ impl World {
                 {
                     let same_box = line.box_ == self.lines[&id].box_;
                     let alive = self.lines[&old].cloud.is_some();
-                    crate::promise!(
-                        same_box || !alive,
-                        "P-ONE-BOX",
-                        "another box took {node} over from a live session"
-                    );
+                    promise!(same_box || !alive, "P-ONE-BOX", "another box took {node} over from a live session");
                     if let Some(line) = self.lines.get_mut(&old) {
                         line.inputs.push_back(Input::Close(replaced()));
                         line.disturbed = true;
@@ -310,7 +306,7 @@ impl World {
         if settled.code == 0 {
             event.done = true;
             let took = self.boxes.iter().any(|it| it.node == event.node && it.effects.contains_key(&envelope.id));
-            crate::promise!(took, "P-ACKED-IS-KEPT", "an event for {} is acknowledged and had no effect", event.node);
+            promise!(took, "P-ACKED-IS-KEPT", "an event for {} is acknowledged and had no effect", event.node);
         }
     }
 

@@ -16,7 +16,7 @@ use kubeedge_actors::{
 };
 use kubeedge_proto::v1::{Envelope, Hello, envelope::Body};
 
-use crate::{
+use super::{
     api::Api,
     cloud::Cloud,
     dice::Dice,

@@ -22,7 +22,7 @@ use kubeedge_proto::{
 };
 use serde_json::json;
 
-use crate::{
+use super::{
     api::{Kind, NAMESPACE},
     edge::{Box_, News, Rows, Then, object_key},
     faults::Fault,
@@ -178,11 +178,7 @@ impl World {
         let remember = edge.hub.received.remember(&event);
         let (times, may) = self.boxes[box_].effects.entry(event).or_insert((0, 1));
         *times += 1;
-        crate::promise!(
-            times <= may,
-            "P-EVENT-ONCE",
-            "an event of the cloud took effect {times} times, {may} are allowed"
-        );
+        promise!(times <= may, "P-EVENT-ONCE", "an event of the cloud took effect {times} times, {may} are allowed");
         self.counts.saw("an event of the cloud took effect");
         self.boxes[box_].commit(Rows::Received(remember), Then::Remembered(id, seq, Settled::applied()));
     }
@@ -220,11 +216,7 @@ impl World {
                 if settled.code == 0 {
                     let at = object_key(&kept.0.resource, &kept.1);
                     let there = self.boxes[box_].disk.objects.get(&at);
-                    crate::promise!(
-                        there == kept.2.as_ref(),
-                        "P-ACKED-IS-KEPT",
-                        "{at} is acknowledged and not on disk"
-                    );
+                    promise!(there == kept.2.as_ref(), "P-ACKED-IS-KEPT", "{at} is acknowledged and not on disk");
                     self.counts.saw("State was applied at the edge");
                 }
                 self.answer(id, Input::Settle { class: Class::State, seq, settled });
@@ -392,8 +384,8 @@ impl World {
             let after: u64 = edge.hub.ledger.queue().counts().dropped.iter().sum();
             let queue = edge.hub.ledger.queue();
             let within =
-                queue.len() <= crate::edge::BOUNDS.max_events && queue.bytes() <= crate::edge::BOUNDS.max_bytes;
-            crate::promise!(within, "P-MEMORY-BOUNDED", "the outbox holds {} events", queue.len());
+                queue.len() <= super::edge::BOUNDS.max_events && queue.bytes() <= super::edge::BOUNDS.max_bytes;
+            promise!(within, "P-MEMORY-BOUNDED", "the outbox holds {} events", queue.len());
             if after > before {
                 self.hit(Fault::OutboxFull);
             }
@@ -523,9 +515,9 @@ impl World {
             if object.version > complete.as_of || api.incarnation > 0 {
                 continue;
             }
-            let name = crate::api::name_of(*place);
+            let name = super::api::name_of(*place);
             let there = self.boxes[box_].disk.objects.get(&format!("pods/{name}"));
-            crate::promise!(
+            promise!(
                 there.is_some_and(|there| there.uid == object.uid),
                 "P-ABSENCE-KNOWN",
                 "the pods are complete as of {}, and {name} of {} is not there",
@@ -543,6 +535,6 @@ impl World {
         let Some(ways) = self.needed.get(&(object.uid.clone(), object.version())) else { return };
         let there = |name: &String| self.boxes[box_].disk.objects.contains_key(&format!("configmaps/{name}"));
         let kept = ways.iter().any(|names| names.iter().all(there));
-        crate::promise!(kept, "P-NEEDS-FIRST", "{} is on disk before what it needs: {ways:?}", change.key);
+        promise!(kept, "P-NEEDS-FIRST", "{} is on disk before what it needs: {ways:?}", change.key);
     }
 }

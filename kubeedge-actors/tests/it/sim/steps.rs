@@ -6,11 +6,11 @@ use kubeedge_actors::link::session::Input;
 use kubeedge_proto::v1::{
     Data, Envelope, Frame, RegisterNode, TrafficClass, UserMessage, data::Payload, envelope::Body, frame::Frame as F,
 };
+use prost::Message;
 
-use crate::{
+use super::{
     api::{Kind, Place},
     dice::Dice,
-    edge::Then,
     faults::Fault,
     line::Wire,
     world::{DownEvent, MAIN, NODES, OTHER, TWIN, World},
@@ -37,7 +37,7 @@ steps! {
     PodSays 60  PodEnds 30  Publish 30  DownEvent 12  SendDown 12  Call 10  Connect 60  Time 60  LongTime 6
     // what goes wrong
     Cut 10  CutInMessage 5  HalfOpen 8  Delay 8  Tamper 4  Unknown 4
-    RestartEdge 8  PowerCut 4  RestartCloud 4  RebuildMeta 6  RebuildHub 4  RebuildEdged 4  RebuildController 4
+    RestartEdge 8  StopEdge 4  PowerCut 4  RestartCloud 4  StopCloud 3  RebuildMeta 6  RebuildHub 4  RebuildEdged 4  RebuildController 4
     Clock 4  SlowEdge 5  SlowController 5  DiskFull 6  Refuse 14  ListFails 5  StaleList 8  WatchBroken 5  Restore 3
     OtherCluster 2  TwinComes 5  LateWrite 14  Reconnect 6
 }
@@ -226,6 +226,11 @@ impl World {
                 let box_ = some_box(dice);
                 self.kill_edge(box_, dice, false);
             }
+            What::StopEdge => {
+                let box_ = some_box(dice);
+                self.stop_edge(box_);
+            }
+            What::StopCloud => self.stop_cloud(),
             What::PowerCut => {
                 let box_ = some_box(dice);
                 self.kill_edge(box_, dice, true);
@@ -388,10 +393,11 @@ impl World {
     fn tamper(&mut self, dice: &mut Dice) {
         let Some(id) = self.some_line(dice) else { return };
         let Some(line) = self.lines.get_mut(&id) else { return };
-        let wire = if dice.percent(50) { &mut line.up } else { &mut line.down };
+        let up = dice.percent(50);
+        let wire = if up { &mut line.up } else { &mut line.down };
         let data = |wire: &Wire| matches!(wire, Wire::Frame(Frame { frame: Some(F::Data(_)) }));
         let Some(at) = wire.iter().position(data) else { return };
-        let fault = match dice.below(3) {
+        let fault = match dice.below(4) {
             0 => {
                 let Wire::Frame(frame) = &wire[at] else { return };
                 let copy = Wire::Frame(frame.clone());
@@ -402,6 +408,17 @@ impl World {
                 let Some(next) = wire.iter().skip(at + 1).position(data) else { return };
                 wire.swap(at, at + 1 + next);
                 Fault::Reorder
+            }
+            2 => {
+                let Wire::Frame(frame) = &wire[at] else { return };
+                let bytes = frame.encode_to_vec();
+                let Err(why) = Frame::decode(&bytes[..dice.below(bytes.len())]) else { return };
+                // Nothing more is read of a stream that is broken.
+                wire.truncate(at);
+                wire.push_back(Wire::Broken(why.to_string()));
+                let swallows = if up { &mut line.swallows_up } else { &mut line.swallows_down };
+                *swallows = true;
+                Fault::Truncated
             }
             _ => {
                 // With what comes after it: a gap.
@@ -438,161 +455,5 @@ impl World {
                 return;
             }
         }
-    }
-
-    // ---- boxes
-
-    /// A box without a connection makes one, if it may.
-    pub fn reconnect(&mut self, box_: usize) {
-        let it = &mut self.boxes[box_];
-        let waits = it.commits.iter().any(|commit| matches!(commit.then, Then::Counted) && commit.life == it.life);
-        let Some(edge) = &mut it.edge else { return };
-        if edge.hub.connection.is_none() && !waits {
-            edge.meta.waiting.clear();
-            edge.meta.state.this_box.connection += 1;
-            let record = edge.meta.state.this_box.clone();
-            it.commit(crate::edge::Rows::Box(record), Then::Counted);
-        }
-    }
-
-    pub fn power_on(&mut self, box_: usize) {
-        let now = self.now;
-        self.boxes[box_].boot(now);
-        self.boxes[box_].wanted_connection = true;
-    }
-
-    pub fn power_off(&mut self, box_: usize) {
-        self.link_down(box_);
-        let it = &mut self.boxes[box_];
-        it.commits.clear();
-        it.edge = None;
-        it.life += 1;
-        it.runtime.clear();
-        self.poll_all();
-    }
-
-    /// edgecore dies between any two of decide, write, tell; then it is started again.
-    fn kill_edge(&mut self, box_: usize, dice: &mut Dice, power: bool) {
-        if self.boxes[box_].edge.is_none() {
-            return;
-        }
-        self.hit(if power { Fault::PowerCut } else { Fault::EdgeRestart });
-        // Some of what was on its way to the disk got there, and nobody heard of it.
-        let reached = dice.below(self.boxes[box_].commits.len() + 1);
-        let full = self.boxes[box_].full;
-        for number in 0..self.boxes[box_].commits.len() {
-            let it = &mut self.boxes[box_];
-            let remember = match &it.commits[number].then {
-                Then::Remembered(..) if it.commits[number].life == it.life => match &it.commits[number].rows {
-                    crate::edge::Rows::Received(remember) => Some(remember.id.clone()),
-                    _ => None,
-                },
-                _ => None,
-            };
-            if number < reached && !full {
-                let Some(commit) = it.commits.get(number) else { continue };
-                it.disk.write(&commit.rows);
-                self.hit(Fault::CommitsUnsaid);
-            } else {
-                // The effect is there and the disk does not know: once more is what is promised then.
-                if let Some(id) = remember {
-                    it.effects.entry(id).or_insert((0, 1)).1 += 1;
-                    self.hit(Fault::EffectUnsaid);
-                }
-                self.hit(Fault::CommitsLost);
-            }
-        }
-        self.forgets_effects(box_);
-        let quiet = dice.percent(50);
-        if let Some(id) = self.boxes[box_].edge.as_ref().and_then(|edge| edge.hub.connection)
-            && let Some(line) = self.lines.get_mut(&id)
-        {
-            line.disturbed = true;
-            line.swallows_up |= quiet || power;
-        }
-        self.link_down(box_);
-        let it = &mut self.boxes[box_];
-        it.commits.clear();
-        it.edge = None;
-        if power {
-            it.runtime.clear();
-        }
-        self.poll_all();
-        self.power_on(box_);
-    }
-
-    /// An effect whose id could not be written is known to the life that had it only.
-    fn forgets_effects(&mut self, box_: usize) {
-        let it = &mut self.boxes[box_];
-        let known: Vec<&bytes::Bytes> = it.disk.received.values().collect();
-        for (id, (times, may)) in &mut it.effects {
-            if !known.contains(&id) && *times >= *may {
-                *may = *times + 1;
-            }
-        }
-    }
-
-    /// What is committed may not have been told; what waits for a commit is gone. The disk goes on by itself.
-    fn rebuild_meta(&mut self, box_: usize) {
-        if self.boxes[box_].edge.is_none() {
-            return;
-        }
-        self.hit(Fault::MetaManagerRebuilt);
-        let waiting: Vec<Then> = {
-            let it = &mut self.boxes[box_];
-            let mine = |then: &Then| {
-                matches!(
-                    then,
-                    Then::Applied(..) | Then::SessionKept(_) | Then::Completed(_) | Then::Counted | Then::Forgotten
-                )
-            };
-            let mut waiting = Vec::new();
-            for commit in it.commits.iter_mut().filter(|commit| mine(&commit.then)) {
-                waiting.push(std::mem::replace(&mut commit.then, Then::Nobody));
-            }
-            let later = it.edge.as_mut().map(|edge| std::mem::take(&mut edge.meta.waiting)).unwrap_or_default();
-            waiting.extend(later.into_iter().map(|(_, id, seq)| Then::Applied(id, seq)));
-            waiting
-        };
-        while self.commits(box_) {}
-        let meta = self.boxes[box_].load_meta();
-        if let Some(edge) = &mut self.boxes[box_].edge {
-            edge.meta = meta;
-            // What was committed and on its way to Edged is lost.
-            edge.news.clear();
-            edge.news.push_back(crate::edge::News::Reloaded);
-        }
-        for then in waiting {
-            self.meta_failed(box_, then);
-        }
-        if self.boxes[box_].edge.as_ref().is_some_and(|edge| !edge.meta.reports.is_empty()) {
-            self.fetch_reports(box_);
-        }
-    }
-
-    fn rebuild_hub(&mut self, box_: usize) {
-        if self.boxes[box_].edge.is_none() {
-            return;
-        }
-        self.hit(Fault::EdgeHubRebuilt);
-        self.forgets_effects(box_);
-        let now = self.now;
-        if let Some(id) = self.boxes[box_].edge.as_ref().and_then(|edge| edge.hub.connection)
-            && let Some(line) = self.lines.get_mut(&id)
-        {
-            line.disturbed = true;
-        }
-        self.link_down(box_);
-        for commit in &mut self.boxes[box_].commits {
-            if matches!(commit.then, Then::Outbox | Then::Remembered(..)) {
-                commit.then = Then::Nobody;
-            }
-        }
-        while self.commits(box_) {}
-        let hub = self.boxes[box_].load_hub(now);
-        if let Some(edge) = &mut self.boxes[box_].edge {
-            edge.hub = hub;
-        }
-        self.poll_all();
     }
 }

@@ -12,6 +12,8 @@ use prost::Message;
 /// What is on the wire.
 pub enum Wire {
     Frame(Frame),
+    /// What is left of a frame, which no decoder takes: why.
+    Broken(String),
     /// The other side has closed.
     End,
 }
@@ -124,19 +126,14 @@ impl Line {
             Output::Send(frame) => {
                 end.undrained.push_back(frame.encoded_len());
                 let waiting: usize = end.undrained.iter().sum();
-                crate::promise!(
+                promise!(
                     waiting <= 64 * 1024 || end.undrained.len() == 1 || end.session.is_closed(),
                     "P-MEMORY-BOUNDED",
                     "{waiting} bytes are handed to the transport"
                 );
                 if let Some(F::Ack(ack)) = &frame.frame {
                     let floor = end.floors.entry(ack.class).or_default();
-                    crate::promise!(
-                        ack.floor >= *floor,
-                        "P-ACKED-IS-KEPT",
-                        "the floor fell from {floor} to {}",
-                        ack.floor
-                    );
+                    promise!(ack.floor >= *floor, "P-ACKED-IS-KEPT", "the floor fell from {floor} to {}", ack.floor);
                     *floor = ack.floor;
                 }
                 if !swallows {
@@ -148,11 +145,11 @@ impl Line {
                     && let Some(key) = state_key(envelope)
                 {
                     let twice = end.open.iter().any(|(_, open)| *open == key);
-                    crate::promise!(!twice, "P-ORDER-PER-KEY", "two messages about {key} are open at a time");
+                    promise!(!twice, "P-ORDER-PER-KEY", "two messages about {key} are open at a time");
                     if let Some(Body::StatusUpdate(update)) = &envelope.body {
                         let last = end.generations.insert(format!("{key}/{}", update.uid), update.generation);
                         let rises = last.is_none_or(|last| last <= update.generation);
-                        crate::promise!(rises, "P-ORDER-PER-KEY", "{key} went back to {}", update.generation);
+                        promise!(rises, "P-ORDER-PER-KEY", "{key} went back to {}", update.generation);
                     }
                     end.open.push((*seq, key));
                 }
@@ -197,6 +194,7 @@ impl Line {
         let Some(next) = wire.pop_front() else { return false };
         let input = match next {
             Wire::Frame(frame) => Input::Frame(frame),
+            Wire::Broken(why) => Input::TransportEnded(why),
             Wire::End => Input::TransportEnded("the peer has closed".into()),
         };
         self.give(to_edge, now, Some(input));

@@ -1,7 +1,6 @@
 //! How a promise that is not kept shows: by a panic that begins with its id. `docs/link.md` says each as a sentence.
 
 /// Fails with the promise's id when it is not kept.
-#[macro_export]
 macro_rules! promise {
     ($kept:expr, $id:literal, $($why:tt)+) => {
         if !$kept {

@@ -1,12 +1,12 @@
 //! A history is a list of steps; each carries the chance it needs, so that it means the same when others are left out.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     panic::{AssertUnwindSafe, catch_unwind},
     time::Duration,
 };
 
-use crate::{
+use super::{
     api::Kind,
     dice::Dice,
     faults::{Counts, Fault},
@@ -61,7 +61,10 @@ impl History {
             world.heal();
             world.counts
         };
-        catch_unwind(AssertUnwindSafe(run)).map_err(|_| LAST_PANIC.take())
+        KEEPS.set(true);
+        let outcome = catch_unwind(AssertUnwindSafe(run));
+        KEEPS.set(false);
+        outcome.map_err(|_| LAST_PANIC.take())
     }
 
     /// The shortest history found that breaks the same promise.
@@ -99,11 +102,18 @@ impl History {
 
 thread_local! {
     static LAST_PANIC: RefCell<String> = const { RefCell::new(String::new()) };
+    /// This thread runs a history.
+    static KEEPS: Cell<bool> = const { Cell::new(false) };
 }
 
-/// What a panic says is kept, not printed: most are of histories on their way to a shorter one.
+/// What a panic of a history says is kept, not printed: most are of histories on their way to a shorter one. Those of
+/// other tests go where they went.
 pub fn keep_panics() {
-    std::panic::set_hook(Box::new(|info| {
+    let others = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if !KEEPS.get() {
+            return others(info);
+        }
         let payload = info.payload();
         let text = (payload.downcast_ref::<String>().map(String::as_str))
             .or_else(|| payload.downcast_ref::<&str>().copied())
@@ -116,7 +126,7 @@ pub fn keep_panics() {
 impl World {
     /// Everybody is connected and some pods run.
     fn begin_at_work(&mut self) {
-        let node = crate::world::NODES[0];
+        let node = super::world::NODES[0];
         for number in 0..2 {
             self.api().create((Kind::Config, number), "", Vec::new(), 1, false);
             self.api().create((Kind::Pod, number), node, vec![number], 1, false);
@@ -145,8 +155,8 @@ impl World {
             cloud.slow_until = now;
         }
         // The box that is not the node's is taken away.
-        self.power_off(crate::world::TWIN);
-        for number in [crate::world::MAIN, crate::world::OTHER] {
+        self.power_off(super::world::TWIN);
+        for number in [super::world::MAIN, super::world::OTHER] {
             let box_ = &mut self.boxes[number];
             box_.full = false;
             box_.slow_until = now;

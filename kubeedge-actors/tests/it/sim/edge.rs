@@ -36,7 +36,7 @@ use kubeedge_proto::{
     },
 };
 
-use crate::dice::Dice;
+use super::dice::Dice;
 
 /// What is on the platter.
 #[derive(Clone, Default)]

@@ -14,8 +14,8 @@ use kubeedge_proto::v1::{DesiredState, Envelope, Settled, envelope::Body};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use crate::cloud::{Mail, Watch, Writing, node_name};
-use crate::{
+use super::cloud::{Mail, Watch, Writing, node_name};
+use super::{
     api::{Kind, Place, place_of},
     dice::Dice,
     faults::Fault,
