@@ -5,6 +5,7 @@
 
 mod cni;
 mod config;
+mod look;
 
 use std::{
     fs,
@@ -23,6 +24,8 @@ use crate::{
     process::{Launch, Process, find_program, search_path},
 };
 use config::Snapshotter;
+pub use look::Container;
+pub(crate) use look::by_uid;
 
 /// How long containerd may take to answer after its start. Two seconds are usual; a slow disk takes more.
 const START_LIMIT: Duration = Duration::from_secs(60);

@@ -26,6 +26,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::mount::{UnmountFlags, unmount};
 use tokio::process::Command;
 
+pub use crate::containerd::Container;
 use crate::{
     containerd::{PrivateContainerd, Tools},
     image::BusyboxImages,
@@ -35,7 +36,6 @@ use crate::{
 };
 pub use disks::Side;
 pub use faults::Ended;
-pub use look::Container;
 pub use up::node_ready;
 
 /// The edge node's name.

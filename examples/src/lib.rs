@@ -8,6 +8,7 @@
 //! | [`containerd`] | a private containerd with its own root, sockets, bridge and subnet |
 //! | [`process`] | child processes that end with us |
 //! | [`leftovers`] | what a run left on the machine: mounts, processes, cgroups, links |
+//! | [`loop_disk`] | a disk that is filled, broken, and whose power is cut |
 //! | [`netns`] | network namespaces, lines between them, and what can happen to a line |
 //! | [`http`] | one HTTP request |
 //! | [`ledger`] | what was acknowledged, and what may be seen after it |
@@ -22,6 +23,7 @@ pub mod image;
 pub mod lab;
 pub mod ledger;
 pub mod leftovers;
+pub mod loop_disk;
 pub mod netns;
 pub mod process;
 pub mod registry;

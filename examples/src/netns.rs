@@ -3,9 +3,12 @@
 //! | what | how |
 //! |---|---|
 //! | [`Net::cut`] | the cloud's end of the line goes down: the other end loses its carrier |
-//! | [`Net::drop_packets`] | iptables lets packets vanish, in one direction or both, without a word to anybody |
+//! | [`Net::drop_packets`] | iptables lets packets vanish where they arrive, in one direction or both, without a word |
 //! | [`Net::lose`] | iptables `statistic` lets some of them vanish, in both directions |
 //! | [`Net::slow`] | `tc tbf` at both ends |
+//!
+//! Packets do not vanish where they are sent: a kernel knows of what it drops itself, and its `TCP_USER_TIMEOUT` does not end
+//! such a connection, as it does one whose packets get lost on their way (seen with Linux 6.18).
 //!
 //! Needs root. The names carry this process's id; what a process that is gone has left is taken away by the next one.
 
@@ -46,14 +49,21 @@ pub enum Direction {
 }
 
 impl Direction {
-    /// As the edge's end of the line has it.
-    fn chains(self) -> &'static [(&'static str, &'static str)] {
+    /// Where packets of this direction arrive.
+    fn ends(self) -> &'static [End] {
         match self {
-            Self::Down => &[("INPUT", "-i")],
-            Self::Up => &[("OUTPUT", "-o")],
-            Self::Both => &[("INPUT", "-i"), ("OUTPUT", "-o")],
+            Self::Down => &[End::Edge],
+            Self::Up => &[End::Cloud],
+            Self::Both => &[End::Edge, End::Cloud],
         }
     }
+}
+
+/// Of a line.
+#[derive(Clone, Copy)]
+enum End {
+    Edge,
+    Cloud,
 }
 
 /// A cloud and lines to it. Taken down when dropped; [`Net::close`] says what went wrong with that.
@@ -86,12 +96,20 @@ impl Net {
             ip(&format!("-n {edge} link set line up"))?;
             ip(&format!("-n {cloud} link set line{line} up"))?;
             ip(&format!("-n {edge} route add default via 10.99.{line}.1"))?;
+            // What is done to packets that arrive from this line, apart from others'.
+            net.iptables(line, End::Cloud, &format!("-N line{line}"))?;
+            net.iptables(line, End::Cloud, &format!("-A INPUT -i line{line} -j line{line}"))?;
             // What the faults are made of has to be there.
             net.lose(line, 0.5)?;
             net.slow(line, 1_000_000)?;
             net.mend(line)?;
         }
         Ok(net)
+    }
+
+    /// How many lines there are.
+    pub fn lines(&self) -> u8 {
+        self.lines
     }
 
     /// The cloud's namespace.
@@ -115,17 +133,16 @@ impl Net {
 
     /// From now on packets vanish.
     pub fn drop_packets(&self, line: u8, direction: Direction) -> Result<()> {
-        for (chain, flag) in direction.chains() {
-            self.iptables(line, &format!("-A {chain} {flag} line -j DROP"))?;
+        for end in direction.ends() {
+            self.arriving(line, *end, "-j DROP")?;
         }
         Ok(())
     }
 
     /// From now on this part of the packets vanishes, either way: 0.1 is one of ten.
     pub fn lose(&self, line: u8, part: f64) -> Result<()> {
-        for (chain, flag) in Direction::Both.chains() {
-            let rule = format!("-A {chain} {flag} line -m statistic --mode random --probability {part} -j DROP");
-            self.iptables(line, &rule)?;
+        for end in Direction::Both.ends() {
+            self.arriving(line, *end, &format!("-m statistic --mode random --probability {part} -j DROP"))?;
         }
         Ok(())
     }
@@ -141,7 +158,8 @@ impl Net {
 
     /// Undoes all of it.
     pub fn mend(&self, line: u8) -> Result<()> {
-        self.iptables(line, "-F")?;
+        self.iptables(line, End::Edge, "-F INPUT")?;
+        self.iptables(line, End::Cloud, &format!("-F line{line}"))?;
         for (name, link) in [(self.cloud_name(), format!("line{line}")), (edge_name(line), "line".to_owned())] {
             // An interface without one of its own has none to delete.
             if run("tc", &format!("-n {name} qdisc show dev {link}"))?.contains("tbf") {
@@ -159,8 +177,20 @@ impl Net {
         Ok((bytes("rx")?, bytes("tx")?))
     }
 
-    fn iptables(&self, line: u8, rule: &str) -> Result<()> {
-        let network = format!("--net={}", self.edge(line).display());
+    /// What happens to packets that arrive at an end.
+    fn arriving(&self, line: u8, end: End, what: &str) -> Result<()> {
+        match end {
+            End::Edge => self.iptables(line, end, &format!("-A INPUT -i line {what}")),
+            End::Cloud => self.iptables(line, end, &format!("-A line{line} {what}")),
+        }
+    }
+
+    fn iptables(&self, line: u8, end: End, rule: &str) -> Result<()> {
+        let namespace = match end {
+            End::Edge => self.edge(line),
+            End::Cloud => self.cloud(),
+        };
+        let network = format!("--net={}", namespace.display());
         run("nsenter", &format!("{network} -- iptables -w {rule}")).map(drop)
     }
 
@@ -236,6 +266,15 @@ impl Inside {
         move_into_link_name_space(there.as_fd(), Some(LinkNameSpaceType::Network))
             .with_context(|| format!("enter {}", namespace.display()))?;
         Ok(Self { before })
+    }
+}
+
+impl Inside {
+    /// Goes back to where it came from for as long as what this returns lives.
+    pub fn leave(&self) -> Result<Self> {
+        let here = File::open("/proc/thread-self/ns/net").context("open this thread's network namespace")?;
+        move_into_link_name_space(self.before.as_fd(), Some(LinkNameSpaceType::Network)).context("go back")?;
+        Ok(Self { before: here })
     }
 }
 

@@ -116,13 +116,13 @@ async fn full_cloud(lab: &mut Lab) -> Result<Outcome> {
     let client = lab.client()?;
     let before = lab.guarded(async |lab| shows(lab, &client, "first").await).await?;
     write(&client, "kept").await?;
-    lab.fill_disk(Side::Cloud, 0)?;
+    lab.disk(Side::Cloud).fill(0)?;
     lab.guarded(async |lab| {
         refuses(&client, "disk is full", "kept").await?;
         log_says(lab, "cloudcore", from, &["the store does not commit", "disk is full"]).await?;
         // The edge has what was acknowledged, and its pods go on.
         ensure!(shows(lab, &client, "kept").await? == before, "another container");
-        lab.empty_disk(Side::Cloud)?;
+        lab.disk(Side::Cloud).empty()?;
         write(&client, "after").await.context("with room again")?;
         log_says(lab, "cloudcore", from, &["the store commits again"]).await?;
         ensure!(shows(lab, &client, "after").await? == before, "another container");
@@ -144,7 +144,7 @@ async fn full_edge(lab: &mut Lab) -> Result<Outcome> {
         write(&client, "on both").await?;
         let before = shows(lab, &client, "on both").await?;
 
-        lab.fill_disk(Side::Edge, SHORT)?;
+        lab.disk(Side::Edge).fill(SHORT)?;
         poll("the node is short of disk", async || {
             let node = Api::<Node>::all(client.clone()).get(NODE).await?;
             let conditions = node.status.unwrap_or_default().conditions.unwrap_or_default();
@@ -153,11 +153,11 @@ async fn full_edge(lab: &mut Lab) -> Result<Outcome> {
         })
         .await?;
 
-        lab.fill_disk(Side::Edge, 0)?;
+        lab.disk(Side::Edge).fill(0)?;
         write(&client, "later").await?;
         log_says(lab, "edgecore", from, &["the store does not commit", "disk is full"]).await?;
         ensure!(shows(lab, &client, "on both").await? == before, "another container");
-        lab.empty_disk(Side::Edge)?;
+        lab.disk(Side::Edge).empty()?;
         log_says(lab, "edgecore", from, &["the store commits again"]).await?;
         ensure!(shows(lab, &client, "later").await? == before, "another container");
         no_panic(lab, "edgecore", from)
@@ -171,7 +171,7 @@ async fn failed_cloud(lab: &mut Lab) -> Result<Outcome> {
     let client = lab.client()?;
     write(&client, "before").await?;
     let before = lab.guarded(async |lab| shows(lab, &client, "before").await).await?;
-    lab.fail_disk(Side::Cloud)?;
+    lab.disk(Side::Cloud).fail()?;
     lab.guarded(async |lab| {
         refuses(&client, "read-only", "before").await?;
         log_says(lab, "cloudcore", from, &["the store does not commit", "read-only"]).await?;
@@ -180,7 +180,7 @@ async fn failed_cloud(lab: &mut Lab) -> Result<Outcome> {
     })
     .await?;
     lab.kill_cloud().await?;
-    lab.mend_disk(Side::Cloud).await?;
+    lab.disk(Side::Cloud).mend().await?;
     lab.resume_cloud().await?;
     lab.guarded(async |lab| {
         let client = lab.client()?;
@@ -200,7 +200,7 @@ async fn failed_edge(lab: &mut Lab) -> Result<Outcome> {
         node_ready(&client).await?;
         write(&client, "held").await?;
         let before = shows(lab, &client, "held").await?;
-        lab.fail_disk(Side::Edge)?;
+        lab.disk(Side::Edge).fail()?;
         write(&client, "too late").await?;
         log_says(lab, "edgecore", from, &["the store does not commit", "read-only"]).await?;
         ensure!(shows(lab, &client, "held").await? == before, "another container");

@@ -48,6 +48,6 @@ async fn main() -> ExitCode {
     autonomy::stage(&mut report, &tools).await;
     disks::stage(&mut report, &tools).await;
     crash::stage(&mut report, &tools).await;
-    faults::stage(&mut report).await;
+    faults::stage(&mut report, &tools).await;
     report.finish()
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsString,
     fs,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -15,6 +16,7 @@ use kube::{
 };
 use kubeedge_examples::{
     leftovers::{mounts_below, processes_naming},
+    loop_disk::LoopDisk,
     netns::{CLOUD, Inside, Net},
     process::{Launch, Process},
 };
@@ -22,11 +24,13 @@ use kubeedge_proto::v1::KubeObject;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use super::store;
+use super::{containers::Containers, store};
 use crate::cluster::TICK;
 
 /// From a start to an API that answers, or to a node that is Ready.
 const START: Duration = Duration::from_secs(60);
+/// Bytes of a disk of its own: store and volumes of some hundred pods.
+const DISK: u64 = 256 << 20;
 /// For an orderly end.
 const STOP: Duration = Duration::from_secs(30);
 
@@ -46,15 +50,22 @@ pub(super) struct Site {
     client: Option<Client>,
     folder: TempDir,
     programs: PathBuf,
+    /// Of the edges that have one of their own.
+    disks: BTreeMap<u8, LoopDisk>,
+    /// What edges run under that are not to know the time.
+    clocks: BTreeMap<u8, Vec<(&'static str, OsString)>>,
+    /// At the end of the line that is theirs.
+    containers: Option<Containers>,
     /// Before `net`, so that this thread has left it when it is taken down.
-    _inside: Inside,
+    inside: Inside,
     net: Net,
 }
 
 impl Site {
-    /// Starts a cloud and a node at the end of each line, and waits until all are Ready.
-    pub(super) async fn up(lines: u8) -> Result<Self> {
-        let net = Net::up(lines)?;
+    /// Starts a cloud and a node at the end of each of so many lines, and waits until all are Ready. There is one line
+    /// more, for a node with real containers. The node at the end of `disk` gets a disk of its own, if that can be.
+    pub(super) async fn up(lines: u8, disk: u8) -> Result<Self> {
+        let net = Net::up(lines + 1)?;
         let folder = tempfile::Builder::new().prefix("ke").tempdir()?;
         let programs = Path::new(env!("CARGO_BIN_EXE_quickstart")).parent().context("a program is in a folder")?;
         for program in ["cloudcore", "edgecore"] {
@@ -67,9 +78,17 @@ impl Site {
             client: None,
             folder,
             programs: programs.to_owned(),
-            _inside: inside,
+            disks: BTreeMap::new(),
+            clocks: BTreeMap::new(),
+            containers: None,
+            inside,
             net,
         };
+        let own = LoopDisk::new(site.folder.path().join("disk.ext4"), site.edge_folder(disk));
+        match own.format(DISK).await {
+            Ok(()) => drop(site.disks.insert(disk, own)),
+            Err(why) => println!("     no disk of its own for {}: {why:#}", node(disk)),
+        }
         site.start_cloud().await?;
         for line in 0..lines {
             site.join(line).await?;
@@ -102,7 +121,12 @@ impl Site {
         );
         fs::write(folder.join("cloudcore.yaml"), config)?;
         self.spawn(Who::Cloud)?;
-        let kubeconfig = folder.join("kubeconfig");
+        self.api_answers().await
+    }
+
+    /// Waits until the API answers to the kubeconfig as it is now.
+    pub(super) async fn api_answers(&mut self) -> Result<()> {
+        let kubeconfig = self.cloud_folder().join("kubeconfig");
         let ask = async || -> Result<Client> {
             let config = Kubeconfig::read_from(&kubeconfig)?;
             let config = Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await?;
@@ -116,23 +140,20 @@ impl Site {
     }
 
     /// Makes the box at the end of a line a node.
-    async fn join(&self, line: u8) -> Result<()> {
+    pub(super) async fn join(&self, line: u8) -> Result<()> {
         let folder = self.edge_folder(line);
         fs::create_dir(&folder)?;
-        let data_dir = self.cloud_folder();
-        let token = tokio::process::Command::new(self.programs.join("cloudcore"))
-            .args(["token", "create", "--node", &node(line), "--data-dir"])
-            .arg(&data_dir)
-            .output()
-            .await?;
-        ensure!(token.status.success(), "token: {}", String::from_utf8_lossy(&token.stderr).trim());
-        let token = String::from_utf8(token.stdout)?;
+        if let Some(disk) = self.disks.get(&line) {
+            disk.mount().await?;
+        }
+        let token = self.cloudcore(&["token", "create", "--node", &node(line)]).await?;
         let mut join = Launch::new("join", self.programs.join("edgecore"), self.log(Who::Edge(line)))
             .in_network(self.net.edge(line))
             .arg("join")
             .arg(CLOUD.to_string())
             .args(["--token", token.trim(), "--node-name", &node(line), "--data-dir"])
             .arg(&folder)
+            .args(self.real(line).map(|it| ["--remote-runtime-endpoint".into(), it.endpoint()]).into_iter().flatten())
             .spawn()?;
         let status = tokio::time::timeout(START, join.ended()).await.context("join does not end")??;
         if !status.success() {
@@ -159,9 +180,11 @@ impl Site {
             Who::Edge(line) => {
                 let edge = Launch::new("edgecore", self.programs.join("edgecore"), log)
                     .in_network(self.net.edge(line))
-                    .arg("--fake-runtime")
+                    .args(self.real(line).is_none().then_some("--fake-runtime"))
                     .arg("--config")
                     .arg(self.edge_folder(line).join("edgecore.yaml"));
+                let clock = self.clocks.get(&line).into_iter().flatten();
+                let edge = clock.fold(edge, |edge, (name, value)| edge.env(name, value));
                 self.processes.insert(line, edge.spawn()?);
             }
         }
@@ -198,11 +221,63 @@ impl Site {
         process.with_context(|| format!("{who:?} does not run"))?.signal(signal)
     }
 
-    fn cloud_folder(&self) -> PathBuf {
+    /// The runtime of the node at the end of a line, if that is a real one.
+    pub(super) fn real(&self, line: u8) -> Option<&Containers> {
+        self.containers.as_ref().filter(|_| line == self.net.lines() - 1)
+    }
+
+    /// The node at the end of the last line is to have this runtime; the one that it had.
+    pub(super) fn set_containers(&mut self, containers: Option<Containers>) -> Option<Containers> {
+        std::mem::replace(&mut self.containers, containers)
+    }
+
+    /// What pods on a node are made of.
+    pub(super) fn image(&self, line: u8) -> String {
+        self.real(line).map_or_else(|| "example.test/any:1".to_owned(), Containers::image)
+    }
+
+    /// The disk of a node, if it has one of its own.
+    pub(super) fn disk(&self, line: u8) -> Option<&LoopDisk> {
+        self.disks.get(&line)
+    }
+
+    /// From its next start on a node's edgecore runs under these variables.
+    pub(super) fn set_clock(&mut self, line: u8, clock: Vec<(&'static str, OsString)>) {
+        self.clocks.insert(line, clock);
+    }
+
+    /// Does work where the machine itself is, not the cloud.
+    pub(super) async fn outside<T>(&mut self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let outside = self.inside.leave()?;
+        let done = work.await;
+        drop(outside);
+        done
+    }
+
+    /// Runs a command of cloudcore about what it keeps.
+    pub(super) async fn cloudcore(&self, arguments: &[&str]) -> Result<String> {
+        let output = tokio::process::Command::new(self.programs.join("cloudcore"))
+            .args(arguments)
+            .arg("--data-dir")
+            .arg(self.cloud_folder())
+            .arg("--config")
+            .arg(self.cloud_folder().join("cloudcore.yaml"))
+            .output()
+            .await?;
+        ensure!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Where everything else is kept.
+    pub(super) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub(super) fn cloud_folder(&self) -> PathBuf {
         self.folder.path().join("cloud")
     }
 
-    fn edge_folder(&self, line: u8) -> PathBuf {
+    pub(super) fn edge_folder(&self, line: u8) -> PathBuf {
         self.folder.path().join(node(line))
     }
 
@@ -278,6 +353,15 @@ impl Site {
         if self.processes.contains_key(&line) {
             self.stop(Who::Edge(line)).await?;
         }
+        self.read_store(line, kind).await
+    }
+
+    /// Reads what the store of an edge that does not run holds of a kind.
+    pub(super) async fn read_store(
+        &self,
+        line: u8,
+        kind: fn() -> kubeedge_proto::v1::ResourceType,
+    ) -> Result<Vec<KubeObject>> {
         store::read(self.edge_folder(line).join("edgecore.store"), kind).await
     }
 
@@ -292,7 +376,10 @@ impl Site {
                 faults.push(format!("{error:#}"));
             }
         }
-        let Self { folder, net, _inside, .. } = self;
+        if let Some(containers) = self.containers.take() {
+            self.outside(containers.close()).await?;
+        }
+        let Self { folder, net, inside, .. } = self;
         let path = folder.path().to_owned();
         for mount in mounts_below(&path)? {
             // What holds tokens is in memory, and outlives an edgecore as its pods do.
@@ -303,7 +390,7 @@ impl Site {
         if keep || !faults.is_empty() {
             faults.push(format!("logs are kept in {}", folder.keep().display()));
         }
-        drop(_inside);
+        drop(inside);
         let networks = net.close()?;
         ensure!(processes.is_empty() && networks.is_empty(), "left on this machine: {processes:?} {networks:?}");
         ensure!(faults.is_empty(), "{}", faults.join("; "));

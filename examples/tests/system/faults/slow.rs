@@ -57,7 +57,7 @@ pub(super) async fn first_sync(site: &mut Site, figures: &Figures, choices: &mut
             json!({"configMap": {"name": format!("bulk-{n}"), "items": item}})
         })
         .collect();
-    let bulk = pod("bulk", LINE, json!([{"name": "bulk", "projected": {"sources": sources}}]))?;
+    let bulk = pod("bulk", LINE, &site.image(LINE), json!([{"name": "bulk", "projected": {"sources": sources}}]))?;
     let uid = pods(&client).create(&PostParams::default(), &bulk).await?.uid().context("a pod without uid")?;
 
     site.net().slow(LINE, BITS)?;

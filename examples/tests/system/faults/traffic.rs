@@ -5,7 +5,7 @@
 //! newer one was applied twice.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     collections::BTreeMap,
     path::PathBuf,
     time::{Duration, Instant},
@@ -19,7 +19,7 @@ use kube::{
     api::{DeleteParams, ListParams, PostParams},
 };
 use kubeedge_examples::ledger::Ledger;
-use kubeedge_proto::resource;
+use kubeedge_proto::{resource, v1::KubeObject};
 use serde_json::json;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -36,6 +36,8 @@ const OUTAGE: Duration = Duration::from_secs(60);
 /// The volume, in the pods that show the ConfigMaps.
 const VOLUME: &str = "maps";
 const STAMP: &str = "stamp";
+/// Where a container has it.
+const MOUNTED: &str = "/volume";
 
 /// What a phase was.
 #[derive(Debug, Default)]
@@ -52,12 +54,24 @@ pub(super) struct Figures {
     pub(super) told: Cell<u64>,
     /// What was done to the system.
     pub(super) faults: Cell<u64>,
+    /// The newest of each ConfigMap that each node has shown.
+    newest: RefCell<BTreeMap<u8, [u64; MAPS]>>,
 }
 
 impl Figures {
     /// What has been counted so far.
     pub(super) fn taken(&self) -> [u64; 5] {
         [&self.acknowledged, &self.unanswered, &self.shown, &self.told, &self.faults].map(Cell::get)
+    }
+
+    /// The newest of each ConfigMap that a node has shown.
+    pub(super) fn newest(&self, line: u8) -> [u64; MAPS] {
+        self.newest.borrow().get(&line).copied().unwrap_or_default()
+    }
+
+    /// What a node has shown may come again.
+    pub(super) fn forget(&self, line: u8) {
+        self.newest.borrow_mut().remove(&line);
     }
 
     /// What has been counted since then.
@@ -91,6 +105,7 @@ struct Map {
 /// Who makes and deletes pods on a node.
 struct Pods {
     line: u8,
+    image: String,
     /// Name, uid once it is known, whether it is to live.
     made: Vec<(String, Option<String>, bool)>,
 }
@@ -109,23 +124,63 @@ impl Traffic {
         let map = |n| Map { name: format!("map-{n}"), stamp: 0, ledger: Ledger::default() };
         let mut maps: Vec<Map> = (0..MAPS).map(map).collect();
         try_join_all(maps.iter_mut().map(|map| map.write(&client, &figures))).await?;
-        let mut readers = Vec::new();
+        let mut traffic = Self { client, maps, pods: Vec::new(), readers: Vec::new(), figures };
         for line in 0..lines {
-            let name = format!("reader-{line}");
-            let sources: Vec<_> = (0..MAPS)
-                .map(|n| {
-                    json!({"configMap": {"name": format!("map-{n}"),
-                    "items": [{"key": STAMP, "path": format!("map-{n}")}]}})
-                })
-                .collect();
-            let volumes = json!([{"name": VOLUME, "projected": {"sources": sources}}]);
-            let made = pods(&client).create(&PostParams::default(), &pod(&name, line, volumes)?).await?;
-            let uid = made.uid().context("a pod without uid")?;
-            let folder = site.volume(line, &uid, VOLUME);
-            readers.push(Reader { line, uid, folder });
+            traffic.add(site, line).await?;
         }
-        let pods = (0..lines).map(|line| Pods { line, made: Vec::new() }).collect();
-        Ok(Self { client, maps, pods, readers, figures })
+        Ok(traffic)
+    }
+
+    /// From now on the node at the end of this line has its part in it.
+    pub(super) async fn add(&mut self, site: &Site, line: u8) -> Result<()> {
+        let sources: Vec<_> = (0..MAPS)
+            .map(|n| {
+                let items = json!([{"key": STAMP, "path": format!("map-{n}")}]);
+                json!({"configMap": {"name": format!("map-{n}"), "items": items}})
+            })
+            .collect();
+        let volumes = json!([{"name": VOLUME, "projected": {"sources": sources}}]);
+        let image = site.image(line);
+        let wanted = pod(&format!("reader-{line}"), line, &image, volumes)?;
+        let uid =
+            pods(&self.client).create(&PostParams::default(), &wanted).await?.uid().context("a pod without uid")?;
+        let folder = site.volume(line, &uid, VOLUME);
+        self.readers.push(Reader { line, uid, folder });
+        self.pods.push(Pods { line, image, made: Vec::new() });
+        Ok(())
+    }
+
+    /// The same client for everyone, after the API's authority has changed.
+    pub(super) fn set_client(&mut self, client: Client) {
+        self.client = client;
+    }
+
+    /// What a pod on this node sees of the ConfigMaps, by a look into its container: the last of each.
+    pub(super) async fn sees(&self, site: &Site, line: u8) -> Result<()> {
+        let containers = site.real(line).context("no containers here")?;
+        let reader = self.readers.iter().find(|reader| reader.line == line).context("no reader here")?;
+        for map in &self.maps {
+            let seen = containers.sees(&reader.uid, &format!("{MOUNTED}/{}", map.name)).await?;
+            let last = map.ledger.last().map(u64::to_string);
+            ensure!(Some(&seen) == last.as_ref(), "{}: its container sees {seen}, expected {last:?}", map.name);
+        }
+        Ok(())
+    }
+
+    /// The node at the end of this line has no part in it any more: its pods are deleted, and are gone.
+    pub(super) async fn remove(&mut self, line: u8, limit: Duration) -> Result<()> {
+        self.readers.retain(|reader| reader.line != line);
+        self.pods.retain(|pods| pods.line != line);
+        let (api, mine) = (pods(&self.client), ListParams::default().fields(&format!("spec.nodeName={}", node(line))));
+        let grace = DeleteParams { grace_period_seconds: Some(1), ..DeleteParams::default() };
+        for pod in api.list(&mine).await?.items {
+            api.delete(&pod.name_any(), &grace).await?;
+        }
+        until(&format!("the pods of {} are gone", node(line)), limit, async || {
+            let left = api.list(&mine).await.map_err(|error| error.to_string())?.items;
+            if left.is_empty() { Ok(()) } else { Err(format!("{} are left", left.len())) }
+        })
+        .await
     }
 
     /// How many objects there have been so far.
@@ -282,7 +337,7 @@ impl Pods {
         let api = pods(client);
         while !over.get() {
             let name = format!("brief-{}-{}", self.line, self.made.len());
-            let wanted = pod(&name, self.line, json!([]))?;
+            let wanted = pod(&name, self.line, &self.image, json!([]))?;
             let made = match api.create(&PostParams::default(), &wanted).await {
                 Ok(made) => {
                     bump(&figures.acknowledged);
@@ -329,11 +384,11 @@ impl Reader {
     }
 
     async fn watch_until(&self, over: &Cell<bool>, figures: &Figures) -> Result<()> {
-        let mut newest = [0; MAPS];
         let mut tick = interval(LOOK);
         while !over.get() {
             tick.tick().await;
-            for (n, newest) in newest.iter_mut().enumerate() {
+            let mut all = figures.newest.borrow_mut();
+            for (n, newest) in all.entry(self.line).or_default().iter_mut().enumerate() {
                 let Some(seen) = self.shows(&format!("map-{n}")) else { continue };
                 match seen {
                     seen if seen > *newest => {
@@ -350,9 +405,9 @@ impl Reader {
 }
 
 /// A pod of one container for the node of a line.
-pub(super) fn pod(name: &str, line: u8, volumes: serde_json::Value) -> Result<Pod> {
+pub(super) fn pod(name: &str, line: u8, image: &str, volumes: serde_json::Value) -> Result<Pod> {
     let names = volumes.as_array().into_iter().flatten().map(|volume| &volume["name"]);
-    let mounts: Vec<_> = names.map(|name| json!({"name": name, "mountPath": "/volume"})).collect();
+    let mounts: Vec<_> = names.map(|name| json!({"name": name, "mountPath": MOUNTED})).collect();
     Ok(serde_json::from_value(json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
         "spec": {
@@ -360,12 +415,24 @@ pub(super) fn pod(name: &str, line: u8, volumes: serde_json::Value) -> Result<Po
             // It stays, however long its node is not heard of.
             "tolerations": [{"operator": "Exists"}],
             "containers": [{
-                "name": "main", "image": "example.test/any:1", "imagePullPolicy": "IfNotPresent",
+                "name": "main", "image": image, "imagePullPolicy": "IfNotPresent", "command": ["/bin/sleep", "1000000"],
                 "volumeMounts": mounts,
             }],
             "volumes": volumes,
         },
     }))?)
+}
+
+/// What the ConfigMaps of writers have in them, by name.
+pub(super) fn stamps(objects: &[KubeObject]) -> Result<BTreeMap<String, u64>> {
+    let mut stamps = BTreeMap::new();
+    for object in objects {
+        let map: ConfigMap = serde_json::from_slice(&object.json)?;
+        if let (Some(name), Some(stamp)) = (map.metadata.name, map.data.unwrap_or_default().remove(STAMP)) {
+            stamps.insert(name, stamp.parse()?);
+        }
+    }
+    Ok(stamps)
 }
 
 fn runs(pod: &Pod) -> bool {

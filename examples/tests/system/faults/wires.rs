@@ -7,14 +7,14 @@ use kubeedge_examples::netns::Direction;
 use tokio::time::sleep;
 
 use super::{
-    Choices, HALF_OPEN, LINES, NOTICED,
+    Choices, HALF_OPEN, LINES, SLACK,
     site::{Site, Who, node},
     traffic::{Figures, bump},
 };
 
 /// What an edge says when it notices, and when it is back.
-const DOWN: &str = "the link is down";
-const UP: &str = "the link is up";
+pub(super) const DOWN: &str = "the link is down";
+pub(super) const UP: &str = "the link is up";
 
 /// Both lines are cut, for some seconds each time.
 pub(super) async fn cut(site: &mut Site, figures: &Figures, choices: &mut Choices) -> Result<()> {
@@ -47,10 +47,10 @@ pub(super) async fn vanished(site: &mut Site, figures: &Figures, choices: &mut C
         let began = Instant::now();
         if choices.full {
             for line in 0..LINES {
-                site.says(Who::Edge(line), from[usize::from(line)], DOWN, HALF_OPEN + NOTICED).await?;
+                site.says(Who::Edge(line), from[usize::from(line)], DOWN, HALF_OPEN + SLACK).await?;
                 let noticed = began.elapsed();
                 println!("     {direction:?}: {} noticed after {:.1} s", node(line), noticed.as_secs_f32());
-                ensure!(noticed < HALF_OPEN + NOTICED, "{} noticed after {noticed:?}", node(line));
+                ensure!(noticed < HALF_OPEN, "{} noticed after {noticed:?}", node(line));
             }
         } else {
             sleep(choices.pause(Duration::from_secs(2), Duration::ZERO)).await;
