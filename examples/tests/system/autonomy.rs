@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use futures_util::{StreamExt as _, future::try_join_all};
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -45,7 +45,8 @@ const PODS: usize = 10;
 /// What a boot may take: so many times the bare calls, and a constant.
 const FACTOR: f64 = 1.3;
 const CONSTANT: Duration = Duration::from_millis(300);
-/// A machine that others use gives neither side steady times: one of so many rounds has to hold.
+/// A machine that others use gives neither side steady times. Both are measured so often, one right after the other, and
+/// their medians are compared: what slows the machine down for a while slows down both.
 const ROUNDS: usize = 3;
 /// From a link that is up to a cloud that is right.
 const RIGHT_WITHIN: Duration = Duration::from_secs(10);
@@ -271,30 +272,39 @@ async fn boot(lab: &mut Lab, site: &mut Site) -> Result<Outcome> {
     site.offline_since = Timestamp::now();
     lab.containerd()?.remove_all_pods().await?;
     site.expire_tokens(lab)?;
-    let mut told = String::new();
-    for round in 1..=ROUNDS {
-        let bare = bare(lab).await?;
+    let (mut bares, mut boots) = (Vec::new(), Vec::new());
+    for round in 0..ROUNDS {
+        // Who is first changes: what grows or warms up favours neither.
+        if round % 2 == 0 {
+            bares.push(bare(lab).await?);
+        }
         let began = Instant::now();
         lab.start_edge()?;
         lab.guarded(async |lab| site.runs(lab).await).await?;
-        let took = began.elapsed();
-        let limit = bare.mul_f64(FACTOR) + CONSTANT;
-        println!(
-            "     round {round}: {PODS} pods run after {took:.2?}; the bare calls take {bare:.2?}, limit {limit:.2?}"
-        );
-        told = format!("{took:?} for {PODS} pods, more than {limit:?}, in each of {ROUNDS} rounds");
+        boots.push(began.elapsed());
         let secrets = site.read(lab, "/secret/password").await?;
         ensure!(secrets.iter().all(|secret| secret == "t0p-secret"), "they see {secrets:?}");
         ensure!(site.read(lab, TOKEN).await? == site.tokens, "a token that has expired goes on being mounted");
-        if took <= limit {
-            return Ok(Outcome::Proved);
-        }
-        if round < ROUNDS {
+        // The last one goes on.
+        if round + 1 < ROUNDS {
             lab.stop_edge().await?;
             lab.containerd()?.remove_all_pods().await?;
         }
+        if round % 2 == 1 {
+            bares.push(bare(lab).await?);
+        }
     }
-    bail!(told)
+    println!("     the bare calls for {PODS} pods take {bares:.2?}, boots {boots:.2?}");
+    let (bare, took) = (median(bares), median(boots));
+    let limit = bare.mul_f64(FACTOR) + CONSTANT;
+    println!("     medians: {PODS} pods run after {took:.2?}; the bare calls take {bare:.2?}, limit {limit:.2?}");
+    ensure!(took <= limit, "{took:?} for {PODS} pods, more than {limit:?}");
+    Ok(Outcome::Proved)
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
 }
 
 /// Still without a cloud: a container dies and is started again. Then the cloud is there.
