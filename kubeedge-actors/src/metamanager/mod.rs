@@ -15,6 +15,11 @@ pub mod index;
 pub mod reports;
 pub mod state;
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
 use actix::{Actor, ActorFutureExt, AsyncContext, Handler, MessageResult, ResponseActFuture, WrapFuture};
 use kubeedge_proto::v1::{
     ApplyState, BoxRecord, CompleteInventory, DescribeStore, InventoryList, KindCompleted, KindRecord, KubeObject,
@@ -64,6 +69,8 @@ pub struct Tables {
     kinds: Table<KindRecord>,
     boxes: Table<BoxRecord>,
     reports: Table<ReportStatus>,
+    /// The last generation of a report: goes on when the component is built again.
+    generations: Arc<AtomicU64>,
 }
 
 /// Why the tables cannot be used.
@@ -79,6 +86,7 @@ impl Tables {
             kinds: store.table("kinds"),
             boxes: store.table("box"),
             reports: store.table("reports"),
+            generations: Arc::default(),
             store,
         };
         if tables.boxes.get(BOX_KEY)?.is_none() {
@@ -103,7 +111,7 @@ impl Tables {
         if unread > 0 {
             state.index.doubt();
         }
-        let mut reports = Reports::default();
+        let mut reports = Reports::after(self.generations.load(Ordering::Relaxed));
         for (_, report) in readable("reports", self.reports.scan_prefix(b""), &mut 0) {
             if let Some(key) = ReportKey::of(&report) {
                 reports.load(key, report);
@@ -409,6 +417,7 @@ impl Handler<ReportStatus> for MetaManager {
         if !self.reports.take(&key, &mut report) {
             return self.answer(Settled::superseded());
         }
+        self.tables.generations.store(self.reports.last(), Ordering::Relaxed);
         let mut batch = self.tables.store.batch();
         batch.put(&self.tables.reports, key.bytes(), &report);
         Box::pin(batch.commit().into_actor(self).map(|committed, this, ctx| {

@@ -47,6 +47,17 @@ struct Pending {
 }
 
 impl Reports {
+    /// Nothing pending; generations go on after this one. Of a component that is built again while a session stands the
+    /// last one is not always on disk: what was settled is forgotten there.
+    pub fn after(last: u64) -> Self {
+        Self { last, ..Self::default() }
+    }
+
+    /// The last generation that was given, or above it.
+    pub fn last(&self) -> u64 {
+        self.last
+    }
+
     /// Takes a report in and gives it its generation. False when it is not to be kept: the pod has ended already.
     pub fn take(&mut self, key: &ReportKey, report: &mut ReportStatus) -> bool {
         let Some((generation, terminated)) = parts(report) else { return false };
@@ -189,5 +200,17 @@ mod tests {
         assert!(restarted.take(&key, &mut new));
         assert!(!restarted.settle(&key, 5));
         assert!(restarted.settle(&key, 6));
+    }
+
+    /// P-ORDER-PER-KEY
+    #[test]
+    fn generations_rise_when_the_component_is_built_again_and_nothing_is_on_disk() {
+        let mut reports = Reports::default();
+        let key = ReportKey::of(&update()).unwrap();
+        (0..5).for_each(|_| assert!(reports.take(&key, &mut update())));
+        assert!(reports.settle(&key, 5));
+        let mut again = Reports::after(reports.last());
+        assert!(again.take(&key, &mut update()));
+        assert!(!again.settle(&key, 5), "what an earlier life heard late is not about this one");
     }
 }

@@ -229,13 +229,14 @@ impl Box_ {
         Now { clock, unix_ms: unix_ms.max(0) as u64 }
     }
 
-    pub fn load_meta(&self) -> Meta {
+    /// MetaManager out of what is on disk. `last` is the last generation of an earlier one of this process.
+    pub fn load_meta(&self, last: u64) -> Meta {
         let state = State::load(
             self.disk.this_box.clone(),
             self.disk.kinds.values().cloned(),
             self.disk.objects.values().cloned(),
         );
-        let mut reports = Reports::default();
+        let mut reports = Reports::after(last);
         for report in self.disk.reports.values() {
             reports.load(ReportKey::of(report).expect("a report names its object"), report.clone());
         }
@@ -262,7 +263,7 @@ impl Box_ {
     /// edgecore starts. Nobody else is needed for that.
     pub fn boot(&mut self, clock: Duration) {
         self.life += 1;
-        let meta = self.load_meta();
+        let meta = self.load_meta(0);
         let hub = self.load_hub(clock);
         self.edge = Some(Edge {
             meta,

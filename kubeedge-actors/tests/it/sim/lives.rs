@@ -159,7 +159,8 @@ impl World {
             waiting
         };
         while self.commits(box_) {}
-        let meta = self.boxes[box_].load_meta();
+        let last = self.boxes[box_].edge.as_ref().map_or(0, |edge| edge.meta.reports.last());
+        let meta = self.boxes[box_].load_meta(last);
         if let Some(edge) = &mut self.boxes[box_].edge {
             edge.meta = meta;
             // What was committed and on its way to Edged is lost.
