@@ -1,4 +1,4 @@
-# What CI runs is `make lint test features`. Every target is a few cargo calls; the rest is for comfort.
+# What CI runs is `make lint test fuzz features`. Every target is a few cargo calls; the rest is for comfort.
 CARGO ?= cargo
 # The profile of `quickstart`: `dev`, whose libraries `make test` shares, or `release`.
 PROFILE ?= dev
@@ -56,15 +56,15 @@ FUZZ_SECONDS ?= 60
 TARGETS ?= frame inventory token csr config
 
 # What is found on the way stays in the build folder; a finding is written to kubeedge-actors/fuzz/artifacts.
-fuzz: ## the fuzz targets, each for FUZZ_SECONDS=n (TARGETS="frame ..." chooses)
+fuzz: packages ## the fuzz targets, two at a time, each for FUZZ_SECONDS=n (TARGETS="frame ..." chooses)
 	cd kubeedge-actors/fuzz && RUSTFLAGS="$(FUZZ_FLAGS)" CARGO_TARGET_DIR=$(FUZZ_DIR) \
 	  $(CARGO) build --release --locked --bins --target $(FUZZ_HOST)
-	mkdir -p kubeedge-actors/fuzz/artifacts
-	for target in $(TARGETS); do \
-	  mkdir -p $(FUZZ_DIR)/found/$$target && \
-	  $(FUZZ_DIR)/$(FUZZ_HOST)/release/$$target -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=1024 \
-	    -max_len=65536 -print_final_stats=1 -artifact_prefix=kubeedge-actors/fuzz/artifacts/$$target- \
-	    $(FUZZ_DIR)/found/$$target kubeedge-actors/fuzz/corpus/$$target || exit 1; done
+	mkdir -p kubeedge-actors/fuzz/artifacts $(addprefix $(FUZZ_DIR)/found/,$(TARGETS))
+	printf '%s\n' $(TARGETS) | xargs -P 2 -I TARGET sh -c '$(FUZZ_DIR)/$(FUZZ_HOST)/release/TARGET \
+	  -max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=1024 -max_len=65536 -print_final_stats=1 \
+	  -artifact_prefix=kubeedge-actors/fuzz/artifacts/TARGET- $(FUZZ_DIR)/found/TARGET \
+	  kubeedge-actors/fuzz/corpus/TARGET >$(FUZZ_DIR)/TARGET.log 2>&1 && \
+	  echo "TARGET: $$(grep ^Done $(FUZZ_DIR)/TARGET.log), nothing found" || { tail -n 60 $(FUZZ_DIR)/TARGET.log; exit 1; }'
 
 lint: ## format, clippy, links in the docs, licences
 	$(CARGO) fmt --all --check
