@@ -172,6 +172,9 @@ pub struct KubeletConfig {
     pub cluster_domain: String,
     /// The name server configuration that pods with DNS policy Default inherit; empty: none.
     pub resolv_conf: PathBuf,
+    /// Processes that one pod may have, all of its containers together; -1: no limit.
+    #[serde(deserialize_with = "pod_pids")]
+    pub pod_pids_limit: Option<u32>,
 }
 
 impl Default for KubeletConfig {
@@ -185,6 +188,7 @@ impl Default for KubeletConfig {
             cluster_dns: Vec::new(),
             cluster_domain: String::new(),
             resolv_conf: "/etc/resolv.conf".into(),
+            pod_pids_limit: None,
         }
     }
 }
@@ -204,6 +208,16 @@ fn max_pods<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error>
     match u32::deserialize(deserializer)? {
         0 => Err(D::Error::custom("0 is not valid, expected a number of pods of at least 1")),
         pods => Ok(pods),
+    }
+}
+
+fn pod_pids<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    match i64::deserialize(deserializer)? {
+        -1 => Ok(None),
+        limit => match u32::try_from(limit).ok().filter(|limit| *limit > 0) {
+            Some(limit) => Ok(Some(limit)),
+            None => Err(D::Error::custom(format!("{limit} is not valid, expected a number of processes, or -1"))),
+        },
     }
 }
 

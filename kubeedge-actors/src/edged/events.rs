@@ -8,6 +8,7 @@ pub mod sender;
 
 use jiff::{Timestamp, Unit};
 use k8s_openapi::api::core::v1::Pod;
+use kubeedge_proto::v1::KubeObject;
 use serde_json::json;
 
 use super::lifecycle::{PodPlan, Role};
@@ -67,6 +68,18 @@ pub enum Reason {
     InspectFailed,
     /// An image is not on the node and may not be fetched.
     ErrImageNeverPull,
+    /// A probe has failed, or could not be made.
+    Unhealthy,
+    /// A probe went well, with something to know.
+    ProbeWarning,
+    /// The hook after a container's start has failed: the container is ended.
+    FailedPostStartHook,
+    /// The hook before a container's end has failed.
+    FailedPreStopHook,
+    /// The pod was active for longer than it may be.
+    DeadlineExceeded,
+    /// What came as a pod cannot be run here as it is.
+    InvalidPod,
 }
 
 impl Reason {
@@ -84,21 +97,36 @@ impl Reason {
             Self::FailedCreatePodSandBox => "FailedCreatePodSandBox",
             Self::InspectFailed => "InspectFailed",
             Self::ErrImageNeverPull => "ErrImageNeverPull",
+            Self::Unhealthy => "Unhealthy",
+            Self::ProbeWarning => "ProbeWarning",
+            Self::FailedPostStartHook => "FailedPostStartHook",
+            Self::FailedPreStopHook => "FailedPreStopHook",
+            Self::DeadlineExceeded => "DeadlineExceeded",
+            Self::InvalidPod => "InvalidPod",
         }
     }
 
     /// Kubelet's type for it.
     pub fn severity(self) -> Severity {
         match self {
-            Self::Pulling | Self::Pulled | Self::Created | Self::Started | Self::Killing | Self::BackOffPull => {
-                Severity::Normal
-            }
+            Self::Pulling
+            | Self::Pulled
+            | Self::Created
+            | Self::Started
+            | Self::Killing
+            | Self::BackOffPull
+            | Self::DeadlineExceeded => Severity::Normal,
             Self::BackOffRestart
             | Self::Failed
             | Self::FailedMount
             | Self::FailedCreatePodSandBox
             | Self::InspectFailed
-            | Self::ErrImageNeverPull => Severity::Warning,
+            | Self::ErrImageNeverPull
+            | Self::Unhealthy
+            | Self::ProbeWarning
+            | Self::FailedPostStartHook
+            | Self::FailedPreStopHook
+            | Self::InvalidPod => Severity::Warning,
         }
     }
 }
@@ -119,12 +147,25 @@ pub struct Involved {
 }
 
 impl Involved {
+    /// What came as a pod and may be none.
+    pub fn object(object: &KubeObject) -> Self {
+        let key = object.key.clone().unwrap_or_default();
+        Self {
+            namespace: key.namespace,
+            name: key.name,
+            uid: object.uid.clone(),
+            resource_version: object.resource_version.clone(),
+            field_path: String::new(),
+        }
+    }
+
     /// A pod, or one of its containers.
     pub fn of(plan: &PodPlan, pod: Option<&Pod>, container: Option<&str>) -> Self {
         let known = container.and_then(|name| plan.containers.iter().find(|known| known.name == name));
         let field_path = known.map_or_else(String::new, |container| {
             let list = match container.role {
                 Role::App => "containers",
+                Role::Ephemeral => "ephemeralContainers",
                 Role::Init | Role::Sidecar => "initContainers",
             };
             format!("spec.{list}{{{}}}", container.name)

@@ -23,6 +23,7 @@ mod expansion;
 pub mod facts;
 #[cfg(any(test, feature = "fake-runtime"))]
 pub mod fake;
+pub mod hooks;
 pub mod image_name;
 pub mod labels;
 pub mod lifecycle;
@@ -30,6 +31,7 @@ mod log_files;
 pub mod node;
 pub mod objects;
 mod prepare;
+pub mod probes;
 pub mod provision;
 pub mod quantity;
 mod references;
@@ -68,7 +70,7 @@ pub use reporter::PortReporter;
 
 use self::{
     book::{Book, Effect},
-    events::sender::EventSender,
+    events::{EventRecord, Involved, sender::EventSender},
     lifecycle::PodPlan,
     provision::NodeProvision,
     registrar::Registrar,
@@ -76,7 +78,7 @@ use self::{
     runtime::{PodSummary, RuntimeError},
     source::PortObjects,
     status::NodeFacts,
-    worker::{Bell, Order, Report, Shared},
+    worker::{Bell, Order, Report, Reporter, Shared},
 };
 use crate::system::{Component, Context, Contract, Heartbeat, Overflow, Port, Ports, Stage};
 
@@ -321,7 +323,7 @@ impl Edged {
             Ok(pod) => pod,
             Err(error) => {
                 let key = object.key.clone().unwrap_or_default();
-                self.refuse(ctx, object, false, &format!("pod {key} is not a Pod: {error}"));
+                self.refuse(ctx, object, is_deleted(object), &format!("pod {key} is not a Pod: {error}"));
                 return None;
             }
         };
@@ -337,7 +339,18 @@ impl Edged {
 
     fn refuse(&self, ctx: &mut Context<Self>, object: &KubeObject, deleted: bool, why: &str) {
         tracing::warn!("refused: {why}");
-        let status = Box::new(status::rejected("InvalidPod", why, (self.shared.clock)()));
+        let now = (self.shared.clock)();
+        self.reporter.event(EventRecord::new(
+            Involved::object(object),
+            events::Reason::InvalidPod,
+            why.to_owned(),
+            now,
+        ));
+        if self.book.order(&object.uid).is_some() {
+            // It runs in an earlier version, and goes on so: its worker reports, its end as well.
+            return;
+        }
+        let status = Box::new(status::rejected("InvalidPod", why, now));
         let report = if deleted { Report::Terminated(status) } else { Report::Status(status) };
         let (reporter, key, uid) = (self.reporter.clone(), object.key.clone().unwrap_or_default(), object.uid.clone());
         ctx.spawn(
@@ -404,6 +417,12 @@ impl Edged {
     }
 }
 
+/// Whether a deletion was asked for, of what may be no pod at all.
+fn is_deleted(object: &KubeObject) -> bool {
+    let value = serde_json::from_slice::<serde_json::Value>(&object.json);
+    value.is_ok_and(|value| value.pointer("/metadata/deletionTimestamp").is_some_and(|at| !at.is_null()))
+}
+
 impl Actor for Edged {
     type Context = Context<Self>;
 
@@ -460,6 +479,7 @@ impl Handler<ObjectsChanged> for Edged {
             let effects = match &message.object {
                 Some(object) => match self.understand(ctx, object) {
                     Some((pod, plan)) => self.book.upsert(pod, plan),
+                    None if is_deleted(object) => self.book.delete(&object.uid),
                     None => Vec::new(),
                 },
                 None => self.book.gone(&(key.namespace, key.name), &message.uid),

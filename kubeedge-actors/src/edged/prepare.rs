@@ -50,6 +50,8 @@ pub struct EdgedConfig {
     pub resolv_conf: PathBuf,
     /// Kernel parameters beyond the safe ones that pods may set.
     pub allowed_sysctls: Vec<String>,
+    /// Processes that one pod may have; no limit when unset.
+    pub pod_pids: Option<u32>,
     /// The API server's service as pods see it.
     pub service: Option<KubernetesService>,
     /// Images that are pulled at the same time.
@@ -74,6 +76,7 @@ impl EdgedConfig {
             cluster_domain: String::new(),
             resolv_conf: "/etc/resolv.conf".into(),
             allowed_sysctls: Vec::new(),
+            pod_pids: None,
             service: None,
             // kubelet's serializeImagePulls
             parallel_pulls: 1,
@@ -179,6 +182,7 @@ impl Prepared {
             cluster_domain: config.cluster_domain,
             resolv_conf: config.resolv_conf,
             allowed_sysctls: config.allowed_sysctls,
+            pod_pids: config.pod_pids,
             limits: node_limits(&readings, unified),
             allocatable: allocatable(&config.node, &readings),
             service: config.service,

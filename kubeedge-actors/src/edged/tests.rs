@@ -24,6 +24,8 @@ use super::{
 };
 use crate::system::System;
 
+mod hostile;
+
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// What the neighbours hold and hear.

@@ -50,6 +50,7 @@ pub(super) fn settings(config: &EdgeCore, node: &NodeName) -> Result<EdgedConfig
         cluster_dns: kubelet.cluster_dns.clone(),
         cluster_domain: kubelet.cluster_domain.clone(),
         resolv_conf: kubelet.resolv_conf.clone(),
+        pod_pids: kubelet.pod_pids_limit,
         report_events: edged.report_event,
         ..EdgedConfig::new(node)
     })

@@ -35,7 +35,7 @@ pub(super) const FIELDS: &[&str] = paths! {
         "kubeReserved" "kubeReservedCgroup" "kubeletCgroups" "localStorageCapacityIsolation" "logging"
         "makeIPTablesUtilChains" "maxOpenFiles" "maxParallelImagePulls" "memoryManagerPolicy" "memorySwap"
         "memoryThrottlingFactor" "nodeLeaseDurationSeconds" "nodeStatusMaxImages" "nodeStatusReportFrequency"
-        "nodeStatusUpdateFrequency" "oomScoreAdj" "podCIDR" "podPidsLimit" "podsPerCore" "port"
+        "nodeStatusUpdateFrequency" "oomScoreAdj" "podCIDR" "podsPerCore" "port"
         "preserveIptablesChains" "protectKernelDefaults" "providerID" "qosReserved" "readOnlyPort" "registerNode"
         "registryBurst" "registryPullQPS" "reservedMemory" "reservedSystemCPUs" "rotateCertificates"
         "runOnce" "runtimeRequestTimeout" "seccompDefault" "serializeImagePulls" "serverTLSBootstrap"

@@ -1,6 +1,9 @@
 //! Where a pod is in the node's cgroups.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use super::qos::QosClass;
 use crate::edged::volumes::PodUid;
@@ -59,6 +62,34 @@ pub fn remove_pod_cgroups(driver: CgroupDriver, root: &Path, uid: &PodUid) -> io
     Ok(())
 }
 
+/// Limits the processes of a pod, all of its containers together. Its control group has been made by the runtime, with
+/// the sandbox: one that is not there is an error, since the pod would have no limit.
+pub fn limit_pod_pids(driver: CgroupDriver, root: &Path, qos: QosClass, uid: &PodUid, limit: u32) -> io::Result<()> {
+    let parent = cgroup_parent(driver, qos, uid);
+    let below = match driver {
+        CgroupDriver::Cgroupfs => PathBuf::from(parent.trim_start_matches('/')),
+        CgroupDriver::Systemd => slice_path(&parent),
+    };
+    // The controller's own tree (version 1), or the one tree that there is.
+    let group =
+        [root.join("pids").join(&below), root.join(&below)].into_iter().find(|group| group.join("pids.max").exists());
+    let Some(group) = group else {
+        let message =
+            format!("no control group {} with a limit of processes below {}", below.display(), root.display());
+        return Err(io::Error::new(io::ErrorKind::NotFound, message));
+    };
+    let file = group.join("pids.max");
+    fs::write(&file, limit.to_string())
+        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", file.display())))
+}
+
+/// The folder of a slice: `a-b.slice` is `a.slice/a-b.slice`.
+fn slice_path(name: &str) -> PathBuf {
+    let stem = name.trim_end_matches(".slice");
+    let levels = stem.match_indices('-').map(|(at, _)| at).chain([stem.len()]);
+    levels.map(|end| format!("{}.slice", &stem[..end])).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,6 +118,25 @@ mod tests {
         // A container is still in it: the pod has not ended.
         fs::create_dir(folder("cpu", QosClass::Guaranteed, &stays).join("container")).unwrap();
         assert!(remove(&stays).unwrap_err().to_string().contains("cpu/kubepods/poda-c"));
+    }
+
+    #[test]
+    fn the_processes_of_a_pod_are_limited_in_either_version() {
+        let uid: PodUid = "a-b".parse().unwrap();
+        for (driver, below) in [
+            (CgroupDriver::Cgroupfs, "pids/kubepods/burstable/poda-b"),
+            (CgroupDriver::Cgroupfs, "kubepods/burstable/poda-b"),
+            (CgroupDriver::Systemd, "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-poda_b.slice"),
+        ] {
+            let root = tempfile::tempdir().unwrap();
+            let limit = || limit_pod_pids(driver, root.path(), QosClass::Burstable, &uid, 64);
+            assert_eq!(limit().unwrap_err().kind(), io::ErrorKind::NotFound);
+            fs::create_dir_all(root.path().join(below)).unwrap();
+            let file = root.path().join(below).join("pids.max");
+            fs::write(&file, "max").unwrap();
+            limit().unwrap();
+            assert_eq!(fs::read_to_string(file).unwrap(), "64");
+        }
     }
 
     #[test]
