@@ -38,9 +38,10 @@ pub struct NodeFacts {
 /// keep their times.
 pub fn pod_status(input: &Input<'_>, facts: &NodeFacts, previous: Option<&PodStatus>) -> PodStatus {
     let Input { plan, observed, history, .. } = *input;
-    let expired = is_expired(plan, observed, history, input.now);
-    let ended = (expired || matches!(input.want, Want::End { .. }))
-        && !observed.instances.iter().any(|instance| instance.state.may_run());
+    let alive = observed.instances.iter().any(|instance| instance.state.may_run());
+    // Said when it is so: what replaces the pod must not begin beside it.
+    let expired = !alive && is_expired(plan, observed, history, input.now);
+    let ended = !alive && (expired || matches!(input.want, Want::End { .. }));
     let initialization = initialization(plan, observed, history, input.now);
     let view = View { input, facts, ended, expired, initialization };
 

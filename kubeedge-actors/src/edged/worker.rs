@@ -16,10 +16,12 @@ use tokio::sync::{Notify, watch};
 
 use super::{
     events::{EventRecord, Involved, Reason as Told},
-    lifecycle::{Action, History, Input, PodPlan, Reason, Step, VolumeState, Wait, Want, decide, later, newest},
+    lifecycle::{
+        Action, History, Input, PodPlan, Reason, Step, VolumeState, Wait, Want, decide, is_expired, later, newest,
+    },
     provision::Provision,
     runtime::{InstanceState, ObservedPod, Runtime},
-    status::{DEADLINE_EXCEEDED, DEADLINE_MESSAGE, NodeFacts, pod_status},
+    status::{DEADLINE_MESSAGE, NodeFacts, pod_status},
 };
 
 mod prober;
@@ -233,7 +235,7 @@ impl Worker {
         self.status = Some(status.clone());
 
         let stops = decision.actions.iter().any(|action| matches!(action, Action::StopContainer { .. }));
-        if stops && order.want == Want::Run && status.reason.as_deref() == Some(DEADLINE_EXCEEDED) {
+        if stops && order.want == Want::Run && is_expired(&plan, &observed, &self.history, now) {
             self.tell(order, None, Told::DeadlineExceeded, DEADLINE_MESSAGE);
         }
         if decision.actions.contains(&Action::Finish) {
