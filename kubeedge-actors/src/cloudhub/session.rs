@@ -239,6 +239,7 @@ impl Serving {
                 | Output::Completed(_)
                 | Output::Bookmark(_)
                 | Output::OpenStreams
+                | Output::RoundTrip(_)
                 | Output::Reply { .. }
                 | Output::CallFailed { .. } => {}
             }

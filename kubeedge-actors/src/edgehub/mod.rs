@@ -13,6 +13,7 @@
 //! A message of the cloud is acknowledged when MetaManager has it on disk.
 
 mod connection;
+mod heartbeats;
 pub mod join;
 pub mod outbox;
 pub mod received;
@@ -81,6 +82,7 @@ pub struct EdgeHub {
     progress: Option<Port<QueryProgress>>,
     link_changed: Topic<LinkStateChanged>,
     streams: streams::Opener,
+    heartbeats: heartbeats::Heartbeats,
     /// Dropped with this value: a rebuilt EdgeHub begins anew.
     connecting: Option<AbortOnDropHandle<()>>,
     renewing: Option<AbortOnDropHandle<()>>,
@@ -137,6 +139,7 @@ impl EdgeHub {
             },
             progress: ports.optional(),
             link_changed: ports.topic(),
+            heartbeats: heartbeats::Heartbeats::new(ports),
             connecting: None,
             renewing: None,
             wishes: Rc::default(),
@@ -438,6 +441,7 @@ impl Handler<FromSession> for EdgeHub {
                 }
             }
             Output::OpenStreams => self.streams.open(),
+            Output::RoundTrip(took) => self.heartbeats.answered(took),
             // The driver's own, the cloud's side, and what `connection` has seen already.
             Output::Send(_)
             | Output::HelloReceived(_)
