@@ -30,7 +30,7 @@ use kubeedge_proto::v1::{
     GoodbyeReason, LinkStateChanged, ListInventory, PendingReports, PublishEvent, QueryProgress, ReportSettled,
     ReportsPending, SessionStarted, Settled, StoreBookmark, TrafficClass,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio_util::task::AbortOnDropHandle;
 
 use self::{
@@ -40,6 +40,7 @@ use self::{
 };
 use crate::{
     link::{
+        queues::InputSender,
         session::{Class, Input, Output},
         streams::ServeStream,
     },
@@ -88,7 +89,7 @@ pub struct EdgeHub {
     renewing: Option<AbortOnDropHandle<()>>,
     wishes: Rc<renewal::Wishes>,
     /// The session's inputs, while there is one.
-    session: Option<mpsc::Sender<Input>>,
+    session: Option<InputSender>,
     established: bool,
     cluster_uid: String,
     calls: HashMap<Bytes, oneshot::Sender<CallReply>>,
@@ -280,7 +281,7 @@ impl Component for EdgeHub {
 
 /// The transport stands; the session begins.
 struct LinkUp {
-    session: mpsc::Sender<Input>,
+    session: InputSender,
 }
 
 impl Message for LinkUp {
