@@ -7,7 +7,7 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)/$(if $(filter dev,$(PROFILE)),deb
 FEATURES := config program store identity link admission cloudhub cloudstream edgecontroller apiserver edgehub edgestream metamanager edged cloud edge standalone test-kit metrics
 
 .DEFAULT_GOAL := help
-.PHONY: help build size pods quickstart test sim crash faults powercut mutants fuzz lint features bench docs packages kubectl
+.PHONY: help build size pods scale quickstart test sim crash faults powercut mutants fuzz lint features bench docs packages kubectl
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,11 @@ size: packages build ## edgecore's file and memory, and whether both are below 1
 
 pods: packages build ## what pods take: times beside the bare CRI calls, memory, processor time (PODS='--rounds 20')
 	$(CARGO) run -p kubeedge-examples --bin pods -- --programs $(or $(CARGO_TARGET_DIR),target)/release $(PODS)
+
+scale: packages build ## what so many nodes cost one cloudcore (NODES=n, SCALE_IDLE and SCALE_TRAFFIC in seconds; root)
+	$(CARGO) build --release -p kubeedge-examples --bin scale
+	$(or $(CARGO_TARGET_DIR),target)/release/scale --nodes $(or $(NODES),1000) \
+	  --programs $(or $(CARGO_TARGET_DIR),target)/release --idle $(or $(SCALE_IDLE),60) --traffic $(or $(SCALE_TRAFFIC),600)
 
 quickstart: packages ## a cloud, an edge node and a pod on this machine (ONCE=1: check and leave)
 	$(CARGO) build --profile $(PROFILE) --workspace --all-features --bin cloudcore --bin edgecore --bin quickstart

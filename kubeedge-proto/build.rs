@@ -27,6 +27,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .build_client(grpc)
         .build_server(grpc)
+        .codec_path("crate::codec::SmallCodec")
         .bytes(".")
         // A frame is moved a dozen times between a socket and a session: not half a kilobyte each time.
         .boxed(".kubeedge.v1.Data.payload.envelope")

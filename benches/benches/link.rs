@@ -17,7 +17,10 @@ use std::{
 };
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use kubeedge_actors::link::{Class, Config, Input, Output, Session, client};
+use kubeedge_actors::link::{
+    Class, Config, Input, Output, Session, client,
+    queues::{InputSender, OutputReceiver},
+};
 use kubeedge_proto::v1::{
     Data, DesiredState, Envelope, Frame, Hello, Settled, StreamFrame, TrafficClass, UserMessage, data::Payload,
     envelope::Body, frame, link_client::LinkClient, link_server,
@@ -64,8 +67,8 @@ fn event() -> Envelope {
 
 /// Both ends of an established link.
 struct Link {
-    submit: mpsc::Sender<Input>,
-    settled: mpsc::Receiver<Output>,
+    submit: InputSender,
+    settled: OutputReceiver,
 }
 
 impl Link {
@@ -90,7 +93,7 @@ impl Link {
                 let id = u128::from(sent).to_be_bytes().to_vec().into();
                 self.submit.send(Input::Submit(Box::new(Envelope { id, ..event.clone() }))).await.expect("a session");
                 sent += 1;
-                if let Ok(output) = self.settled.try_recv() {
+                if let Some(output) = self.settled.try_recv() {
                     settled += counts(&output);
                 }
             }
@@ -109,7 +112,7 @@ fn counts(output: &Output) -> u64 {
 }
 
 /// The cloud's owner.
-async fn settle_all(answer: mpsc::Sender<Input>, mut events: mpsc::Receiver<Output>) {
+async fn settle_all(answer: InputSender, mut events: OutputReceiver) {
     while let Some(event) = events.recv().await {
         let input = match event {
             Output::HelloReceived(_) => Input::Admit { epoch: 1, cluster_uid: "c".into(), resource_version: 1 },

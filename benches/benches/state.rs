@@ -24,7 +24,10 @@ use actix::{Actor, Handler};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use kubeedge_actors::{
     edgehub::{EdgeHub, EdgeHubConfig, outbox::Bounds},
-    link::{self, Class, Input, Output},
+    link::{
+        self, Class, Input, Output,
+        queues::{InputSender, OutputReceiver},
+    },
     metamanager::{MetaManager, Tables},
     store::{Options, Store},
     system::{Component, Context, Contract, Overflow, Ports, Stage, System},
@@ -120,8 +123,8 @@ impl Drop for Edge {
 
 /// The cloud's end of the link.
 struct Cloud {
-    commands: mpsc::Sender<Input>,
-    events: mpsc::Receiver<Output>,
+    commands: InputSender,
+    events: OutputReceiver,
     sent: u64,
 }
 
@@ -152,7 +155,7 @@ impl Cloud {
                 let envelope = Envelope::new("bench", 1_700_000_000_000, body);
                 self.commands.send(Input::Submit(Box::new(envelope))).await.expect("a session");
                 (sent, self.sent) = (sent + 1, self.sent + 1);
-                if let Ok(output) = self.events.try_recv() {
+                if let Some(output) = self.events.try_recv() {
                     settled += counts(&output);
                 }
             }

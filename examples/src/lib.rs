@@ -13,6 +13,7 @@
 //! | [`http`] | one HTTP request |
 //! | [`ledger`] | what was acknowledged, and what may be seen after it |
 //! | [`lab`] | all of it together with cloudcore and edgecore, in one folder |
+//! | [`scale`] | thousands of hollow nodes, and the cloud that they link to |
 //!
 //! The programs in `src/bin` are the user stories themselves: `quickstart`, a cloud, a node and a pod on one machine;
 //! `custom_gateway`, the edge embedded in a program of one's own.
@@ -27,3 +28,4 @@ pub mod loop_disk;
 pub mod netns;
 pub mod process;
 pub mod registry;
+pub mod scale;

@@ -177,6 +177,22 @@ impl Net {
         Ok((bytes("rx")?, bytes("tx")?))
     }
 
+    /// Gives the end of a line the addresses of so many sites, and the cloud one for each: who connects to the cloud's
+    /// first address comes from the first site's, and so on. Returns the cloud's.
+    pub fn sites(&self, line: u8, count: u8) -> Result<Vec<Ipv4Addr>> {
+        let (cloud, edge) = (self.cloud_name(), edge_name(line));
+        (0..count)
+            .map(|site| {
+                let here = Ipv4Addr::new(10, 98, line, site);
+                ip(&format!("-n {cloud} addr add {here}/32 dev lo"))?;
+                ip(&format!("-n {edge} addr add 10.97.{line}.{site}/32 dev line"))?;
+                ip(&format!("-n {cloud} route add 10.97.{line}.{site}/32 via 10.99.{line}.2"))?;
+                ip(&format!("-n {edge} route add {here}/32 via 10.99.{line}.1 src 10.97.{line}.{site}"))?;
+                Ok(here)
+            })
+            .collect()
+    }
+
     /// What happens to packets that arrive at an end.
     fn arriving(&self, line: u8, end: End, what: &str) -> Result<()> {
         match end {

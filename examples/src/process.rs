@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 /// Where programs are looked for beside `PATH`: users other than root often lack the `sbin` folders.
 const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -92,6 +92,17 @@ impl Launch {
     /// The kernel sends it SIGTERM when the *thread* that called this ends, so call it from the main thread or one
     /// that lives as long as the child should (needs `setpriv` of util-linux; without it an orphan lives on).
     pub fn spawn(self) -> Result<Process> {
+        self.start(false)
+    }
+
+    /// The same; its standard input and output are ours, and only its standard error goes to the log.
+    pub fn spawn_piped(self) -> Result<(Process, ChildStdin, ChildStdout)> {
+        let mut process = self.start(true)?;
+        let (input, output) = (process.child.stdin.take(), process.child.stdout.take());
+        Ok((process, input.context("its input is ours")?, output.context("its output is ours")?))
+    }
+
+    fn start(self, piped: bool) -> Result<Process> {
         let open = || {
             File::options()
                 .create(true)
@@ -118,8 +129,8 @@ impl Launch {
             .args(words)
             .env("PATH", search_path())
             .envs(self.environment)
-            .stdin(Stdio::null())
-            .stdout(log)
+            .stdin(if piped { Stdio::piped() } else { Stdio::null() })
+            .stdout(if piped { Stdio::piped() } else { log.into() })
             .stderr(open()?)
             .process_group(0)
             .kill_on_drop(true)

@@ -59,6 +59,20 @@ pub fn abort_when_blocked(blocked: &crate::system::Blocked) {
     std::process::abort();
 }
 
+/// Takes as many descriptors as the process may have: a node is one at a cloud, and the limit that programs begin with
+/// is often 1,024 for the sake of `select(2)`, which nothing here uses. Returns how many that are; `None` is any number.
+pub fn raise_descriptor_limit() -> Option<u64> {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        limit.current = limit.maximum;
+        if let Err(error) = setrlimit(Resource::Nofile, limit) {
+            tracing::warn!(%error, "the limit of descriptors stays where it was");
+        }
+    }
+    getrlimit(Resource::Nofile).current
+}
+
 /// An error and its causes in one line, for a person. A cause that the text before it already tells is left out.
 pub fn explain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
@@ -85,6 +99,14 @@ mod tests {
         assert_eq!(signals.next().await, "SIGTERM");
         rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::INT).unwrap();
         assert_eq!(signals.next().await, "SIGINT");
+    }
+
+    #[test]
+    fn as_many_descriptors_as_may_be_are_taken() {
+        use rustix::process::{Resource, getrlimit};
+        let most = getrlimit(Resource::Nofile).maximum;
+        assert_eq!(raise_descriptor_limit(), most);
+        assert_eq!(getrlimit(Resource::Nofile).current, most);
     }
 
     #[test]

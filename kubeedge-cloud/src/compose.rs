@@ -25,7 +25,7 @@ use kubeedge_actors::{
     edgecontroller::EdgeController,
     identity::{CertificateAuthority, ClientAuth, Registrar, Revocations, ServerCredentials, Tokens},
     link,
-    program::{StopSignals, abort_when_blocked},
+    program::{StopSignals, abort_when_blocked, raise_descriptor_limit},
     route::own_address,
     store::{Options, Store},
     system::{Exit, Ports, System},
@@ -44,6 +44,7 @@ pub fn run(config: CloudCore) -> Result<()> {
         // First of all: a signal during the start ends it in order, too.
         let mut signals = StopSignals::listen().context("catch signals")?;
         private_folder(&config.standalone.data_dir)?;
+        room_for(config.modules.cloud_hub.node_limit);
         let running = tokio::select! {
             running = start(&config) => running?,
             signal = signals.next() => bail!("{signal} while starting"),
@@ -243,6 +244,19 @@ fn listen(what: &str, setting: &str, port: &str, address: impl Into<SocketAddr>)
         };
         anyhow!("cannot listen on {address} for {what}: {error}; {advice}")
     })
+}
+
+/// Every node is a descriptor; some more are files, and connections to the API server.
+fn room_for(nodes: u32) {
+    const OTHERS: u64 = 200;
+    let needed = u64::from(nodes) + OTHERS;
+    if let Some(limit) = raise_descriptor_limit().filter(|limit| *limit < needed) {
+        tracing::warn!(
+            limit,
+            needed,
+            "modules.cloudHub.nodeLimit is more than this process may have: raise its limit of open files (LimitNOFILE)"
+        );
+    }
 }
 
 /// The folder of keys and tokens: made if it is not there, for its owner only.

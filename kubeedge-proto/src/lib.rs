@@ -10,6 +10,8 @@
 #[cfg(feature = "actix")]
 mod answers;
 pub mod body;
+#[cfg(feature = "grpc")]
+pub mod codec;
 pub mod digest;
 mod names;
 

@@ -7,7 +7,8 @@ use std::{sync::Arc, time::SystemTime};
 use kubeedge_actors::{
     identity::{self, CertificateAuthority, ClientAuth, IssuedCertificate, NodeIdentity, NodeKey, system_clock},
     link::{
-        Config, FrameSink, FrameStream, Input, Output, Session, driver,
+        Config, FrameSink, FrameStream, Session, driver,
+        queues::{self, InputSender, OutputReceiver},
         server::{self, Accepted, Limits},
     },
 };
@@ -65,14 +66,14 @@ pub async fn listen(pki: &Pki) -> (String, mpsc::Receiver<Accepted>) {
 }
 
 /// Runs a session; its commands and events.
-pub fn run(session: Session, sink: FrameSink, stream: FrameStream) -> (mpsc::Sender<Input>, mpsc::Receiver<Output>) {
-    let (commands, inputs) = mpsc::channel(driver::COMMANDS);
-    let (outputs, events) = mpsc::channel(driver::EVENTS);
+pub fn run(session: Session, sink: FrameSink, stream: FrameStream) -> (InputSender, OutputReceiver) {
+    let (commands, inputs) = queues::inputs();
+    let (outputs, events) = queues::outputs();
     tokio::spawn(driver::run(session, sink, stream, inputs, outputs));
     (commands, events)
 }
 
 /// The cloud's end.
-pub fn cloud_session(accepted: Accepted) -> (mpsc::Sender<Input>, mpsc::Receiver<Output>) {
+pub fn cloud_session(accepted: Accepted) -> (InputSender, OutputReceiver) {
     run(Session::cloud(Config::default().stamped()), accepted.sink, accepted.stream)
 }

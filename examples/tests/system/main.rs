@@ -25,6 +25,7 @@ mod pods;
 mod quickstart;
 mod report;
 mod restarts;
+mod scale;
 
 use std::process::ExitCode;
 
@@ -49,5 +50,6 @@ async fn main() -> ExitCode {
     disks::stage(&mut report, &tools).await;
     crash::stage(&mut report, &tools).await;
     faults::stage(&mut report, &tools).await;
+    scale::stage(&mut report).await;
     report.finish()
 }

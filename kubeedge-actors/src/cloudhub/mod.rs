@@ -32,13 +32,13 @@ use kubeedge_proto::{
         QueryDesired, RecheckNodes, SendEventToNode, SendToNode,
     },
 };
-use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     audit,
     identity::Registrar,
     link::{
+        queues::InputSender,
         registry::{Admission, Registry, replaced},
         session::Input,
         streams::ConnectStreams,
@@ -93,7 +93,7 @@ pub struct CloudHub {
 /// A node's session as the hub sees it.
 struct Live {
     epoch: u64,
-    inputs: mpsc::Sender<Input>,
+    inputs: InputSender,
 }
 
 /// The controllers behind the hub.
@@ -246,7 +246,7 @@ impl Handler<RecheckNodes> for CloudHub {
 struct Admit {
     node: NodeName,
     hello: Hello,
-    inputs: mpsc::Sender<Input>,
+    inputs: InputSender,
 }
 
 impl Message for Admit {

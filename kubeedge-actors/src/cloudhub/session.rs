@@ -22,6 +22,7 @@ use crate::{
     identity::authority_capability,
     link::{
         Rate, driver,
+        queues::{self, InputSender, OutputReceiver, WeakInputSender},
         server::{Accepted, AcceptedStreams, Doors, Identify, Limits, serve_enrolment, serve_link},
         session::{Class, Closed, Input, Output, Session},
         streams::{Connection, Side},
@@ -118,9 +119,9 @@ async fn serve(
     hub: Addr<CloudHub>,
 ) {
     let Accepted { node, sink, stream, .. } = accepted;
-    let session = Session::cloud(config.stamped());
-    let (inputs, commands) = mpsc::channel(driver::COMMANDS);
-    let (events, outputs) = mpsc::channel(driver::EVENTS);
+    let session = Box::new(Session::cloud(config.stamped()));
+    let (inputs, commands) = queues::inputs();
+    let (events, outputs) = queues::outputs();
     let serving = Serving {
         node,
         controllers,
@@ -152,7 +153,7 @@ struct Serving {
     controllers: Controllers,
     hub: Addr<CloudHub>,
     /// Weak: when the hub lets go of the session, nothing here keeps it.
-    inputs: mpsc::WeakSender<Input>,
+    inputs: WeakInputSender,
     epoch: Option<u64>,
     certificate: Rc<Certificate>,
     /// The next of the pauses of [`ASK_AGAIN`].
@@ -163,7 +164,7 @@ struct Serving {
 }
 
 impl Serving {
-    async fn run(mut self, mut outputs: mpsc::Receiver<Output>, inputs: mpsc::Sender<Input>) {
+    async fn run(mut self, mut outputs: OutputReceiver, inputs: InputSender) {
         let mut hello = Some(inputs);
         let mut reason = String::from("ended");
         loop {
@@ -239,6 +240,7 @@ impl Serving {
                 | Output::Completed(_)
                 | Output::Bookmark(_)
                 | Output::OpenStreams
+                | Output::RoundTrip(_)
                 | Output::Reply { .. }
                 | Output::CallFailed { .. } => {}
             }

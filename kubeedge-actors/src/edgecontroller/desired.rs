@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use kubeedge_proto::{
     digest::{project, projection_hash},
     resource,
@@ -47,7 +48,8 @@ type PodKey = (String, String);
 struct PodEntry {
     node: String,
     object: KubeObject,
-    names: BTreeSet<ConfigKey>,
+    /// In order. No set: one has room for eleven, and a pod names one or two.
+    names: Box<[ConfigKey]>,
     /// It is told to end: for that it needs nothing.
     ending: bool,
     /// Set while the pod waits for something it names.
@@ -79,6 +81,10 @@ pub struct Desired {
     configs: HashMap<ConfigKey, ConfigEntry>,
     waiting: HashMap<ConfigKey, HashSet<PodKey>>,
     pods_as_of: Option<u64>,
+    /// While the pods are listed: those that have come.
+    listing: HashSet<PodKey>,
+    /// Of a kind that one watch follows as a whole: everything up to here was told.
+    configs_as_of: HashMap<ConfigKind, u64>,
 }
 
 impl Desired {
@@ -105,21 +111,47 @@ impl Desired {
 
     /// A complete list of the bound pods at a resourceVersion: what is not in it is gone.
     pub fn pods_replaced(&mut self, now: Duration, pods: Vec<Value>, as_of: u64) -> Vec<Effect> {
+        self.pods_listing();
+        let mut effects = self.pods_page(now, pods, as_of);
+        effects.extend(self.pods_listed(as_of));
+        effects
+    }
+
+    /// A list of the bound pods begins: it comes in pages.
+    pub fn pods_listing(&mut self) {
+        self.listing.clear();
+    }
+
+    /// A page of it. What is in it is there, whatever becomes of the rest.
+    pub fn pods_page(&mut self, now: Duration, pods: Vec<Value>, as_of: u64) -> Vec<Effect> {
         let mut effects = Vec::new();
-        let mut listed = HashSet::new();
         for pod in pods {
-            listed.insert(key_of(&pod));
+            self.listing.insert(key_of(&pod));
             self.apply_pod(now, pod, as_of, &mut effects);
         }
+        if self.pods_went_back(as_of) {
+            effects.retain(|effect| !matches!(effect, Effect::Tombstone(..)));
+        }
+        effects
+    }
+
+    /// That was the last page: what was in none is gone.
+    pub fn pods_listed(&mut self, as_of: u64) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        let listed = std::mem::take(&mut self.listing);
         let gone: Vec<PodKey> = self.pods.keys().filter(|key| !listed.contains(*key)).cloned().collect();
         for key in gone {
             self.remove_pod(&key, as_of, &mut effects);
         }
-        let before = self.pods_as_of.replace(as_of);
-        if before.is_some_and(|before| as_of < before) {
+        if self.pods_went_back(as_of) {
             went_back(&mut effects);
         }
+        self.pods_as_of = Some(as_of);
         effects
+    }
+
+    fn pods_went_back(&self, as_of: u64) -> bool {
+        self.pods_as_of.is_some_and(|before| as_of < before)
     }
 
     /// A pod was added or modified.
@@ -206,6 +238,56 @@ impl Desired {
         effects
     }
 
+    /// The watch of a whole kind tells that an object was added or modified. An older version than what is known is one
+    /// that was overtaken when the object was read by itself.
+    pub fn config_applied(&mut self, key: &ConfigKey, object: Value) -> Vec<Effect> {
+        let version = version_of(&object);
+        match self.configs.get(key) {
+            Some(config) if matches!(config.known, Known::NotYet) || version >= config.as_of => {
+                self.config_known(key, Some(object), version)
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// The watch of a whole kind tells that an object was deleted. One of another uid is known to be gone already.
+    pub fn config_deleted(&mut self, key: &ConfigKey, object: &Value) -> Vec<Effect> {
+        match self.configs.get(key).map(|config| &config.known) {
+            Some(Known::Present(known)) if known.uid == text(object, "/metadata/uid") => {
+                self.config_known(key, None, version_of(object))
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// An object was read by itself, as of a resourceVersion. The watch of its kind may have told something newer.
+    pub fn config_fetched(&mut self, key: &ConfigKey, object: Option<Value>, as_of: u64) -> Vec<Effect> {
+        match self.configs.get(key) {
+            Some(config) if matches!(config.known, Known::NotYet) || as_of >= config.as_of => {
+                self.config_known(key, object, as_of)
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// A list of a whole kind is of this resourceVersion: what was known as of a later one does not stand.
+    pub fn configs_listing(&mut self, kind: ConfigKind, as_of: u64) {
+        if self.configs_as_of.get(&kind).is_some_and(|before| as_of < *before) {
+            self.configs_as_of.remove(&kind);
+        }
+    }
+
+    /// The watch of a whole kind has come to here.
+    pub fn configs_bookmark(&mut self, kind: ConfigKind, version: u64) {
+        let as_of = self.configs_as_of.entry(kind).or_default();
+        *as_of = version.max(*as_of);
+    }
+
+    /// The kind is not followed as a whole any more.
+    pub fn configs_alone(&mut self, kind: ConfigKind) {
+        self.configs_as_of.remove(&kind);
+    }
+
     /// The watch of a ConfigMap or Secret has come to here.
     pub fn config_bookmark(&mut self, key: &ConfigKey, version: u64) {
         if let Some(config) = self.configs.get_mut(key) {
@@ -241,12 +323,13 @@ impl Desired {
     pub fn snapshot(&self, node: &str) -> DesiredState {
         let names: BTreeSet<&ConfigKey> = self.pods_of(node).flat_map(|pod| &pod.names).collect();
         let config = |kind| {
+            let all = self.configs_as_of.get(&kind).copied().unwrap_or(0);
             let entries = || names.iter().filter(|key| key.kind == kind).filter_map(|key| self.configs.get(*key));
             DesiredKind {
                 r#type: Some(config_type(kind)),
                 complete: self.pods_as_of.is_some() && entries().all(|config| !matches!(config.known, Known::NotYet)),
                 // Which are desired is known from the pods.
-                as_of: entries().map(|config| config.as_of).chain(self.pods_as_of).min().unwrap_or(0),
+                as_of: entries().map(|config| config.as_of.max(all)).chain(self.pods_as_of).min().unwrap_or(0),
                 objects: entries()
                     .filter_map(|config| match &config.known {
                         Known::Present(object) => Some(upsert(object)),
@@ -279,7 +362,7 @@ impl Desired {
             return;
         }
         let key = key_of(&pod);
-        let names = references(&pod);
+        let names: Box<[ConfigKey]> = references(&pod).into_iter().collect();
         let ending = pod.pointer("/metadata/deletionTimestamp").is_some();
         let object = envelope_of(resource::pods(), pod);
         if let Some(old) = self.pods.get_mut(&key) {
@@ -292,7 +375,7 @@ impl Desired {
             }
         }
         // New names first, so that an object both versions name is neither dropped nor sent again.
-        for name in &names {
+        for name in names.iter() {
             self.add_user(name, &node, effects);
         }
         let old = self.pods.remove(&key);
@@ -302,7 +385,7 @@ impl Desired {
             Some(old) => old.held_since,
         };
         if let Some(old) = old {
-            for name in &old.names {
+            for name in old.names.iter() {
                 self.remove_user(name, &old.node, object.version(), effects);
             }
         }
@@ -331,7 +414,7 @@ impl Desired {
             }
         }
         effects.push(Effect::Tombstone(entry.node.clone(), tombstone(&entry.object, as_of)));
-        for name in &entry.names {
+        for name in entry.names.iter() {
             if let Some(waiting) = self.waiting.get_mut(name) {
                 waiting.remove(key);
                 if waiting.is_empty() {
@@ -450,7 +533,8 @@ fn envelope_of(type_: ResourceType, mut object: Value) -> KubeObject {
         uid,
         resource_version,
         projection_hash: projection_hash(&object),
-        json: object.to_string().into(),
+        // A copy: the text was written into twice the room that it needs.
+        json: Bytes::copy_from_slice(object.to_string().as_bytes()),
     }
 }
 

@@ -33,8 +33,11 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 pub struct Scope {
     /// Path of the collection, e.g. `/api/v1/pods`.
     pub path: String,
-    /// Field selector, e.g. `spec.nodeName!=`.
+    /// Field selector, e.g. `spec.nodeName!=`; may be empty.
     pub fields: String,
+    /// How many objects may be in hand at a time. `None`: a list is told as one, with [`Change::Replaced`]; otherwise in
+    /// pages of so many.
+    pub page: Option<u32>,
 }
 
 /// What a watch tells.
@@ -42,6 +45,14 @@ pub struct Scope {
 pub enum Change {
     /// The complete list at a resourceVersion.
     Replaced(Vec<Value>, u64),
+    /// A list in pages begins.
+    Listing,
+    /// A page of it, and the resourceVersion that all of them are of.
+    Page(Vec<Value>, u64),
+    /// The last page has been told.
+    Listed(u64),
+    /// The list is refused: its rights are lacking. It is tried again all the same.
+    Forbidden,
     /// Added or modified.
     Applied(Value),
     /// Deleted.
@@ -51,8 +62,9 @@ pub enum Change {
 }
 
 /// Why a list or watch ended. Always followed by a new attempt.
+#[allow(missing_docs, reason = "each says itself")]
 #[derive(Debug, Error)]
-enum Interrupted {
+pub enum Interrupted {
     #[error("API server: {0}")]
     Api(#[from] kube::Error),
     #[error("request: {0}")]
@@ -99,6 +111,11 @@ where
             return;
         }
         if let Err(error) = ended {
+            if matches!(&error, Interrupted::Api(kube::Error::Api(status)) if status.code == 403)
+                && !tell(Change::Forbidden).await
+            {
+                return;
+            }
             tracing::warn!(path = %scope.path, fields = %scope.fields, retry_in = ?pause, "watch interrupted: {error}");
         }
         let jitter = rand::random_range(0.5..1.0);
@@ -117,11 +134,27 @@ async fn list_and_watch<F>(
 where
     F: Future<Output = bool>,
 {
-    let (items, mut version) = list(client, scope).await?;
-    *listening = tell(Change::Replaced(items, version)).await;
+    let mut version = match scope.page {
+        None => {
+            let (items, version) = list(client, scope).await?;
+            *listening = tell(Change::Replaced(items, version)).await;
+            version
+        }
+        Some(size) => {
+            let mut pages = Pages::new(scope, size);
+            *listening = tell(Change::Listing).await;
+            let mut version = 0;
+            while *listening && let Some((items, as_of)) = pages.next(client).await? {
+                version = as_of;
+                *listening = tell(Change::Page(items, as_of)).await;
+            }
+            *listening = *listening && tell(Change::Listed(version)).await;
+            version
+        }
+    };
     while *listening {
-        let params =
-            WatchParams { field_selector: Some(scope.fields.clone()), ..WatchParams::default() }.timeout(WATCH_SECONDS);
+        let fields = Some(scope.fields.clone()).filter(|fields| !fields.is_empty());
+        let params = WatchParams { field_selector: fields, ..WatchParams::default() }.timeout(WATCH_SECONDS);
         let request = Request::new(&scope.path).watch(&params, &version.to_string())?;
         let stream = client.request_events::<Value>(request).await?;
         let mut stream = std::pin::pin!(stream);
@@ -165,17 +198,40 @@ where
     Ok(())
 }
 
-async fn list(client: &Client, scope: &Scope) -> Result<(Vec<Value>, u64), Interrupted> {
-    let mut all = Vec::new();
-    let mut params = ListParams::default().fields(&scope.fields).limit(PAGE);
-    loop {
-        let request = Request::new(&scope.path).list(&params)?;
-        let mut page: List = serde_json::from_str(&client.request_text(request).await?)?;
-        all.append(&mut page.items);
-        if page.metadata.next.is_empty() {
-            return Ok((all, parse(&page.metadata.resource_version)?));
+/// All objects of a scope, and the resourceVersion of the list.
+pub async fn list(client: &Client, scope: &Scope) -> Result<(Vec<Value>, u64), Interrupted> {
+    let mut pages = Pages::new(scope, PAGE);
+    let (mut all, mut version) = (Vec::new(), 0);
+    while let Some((mut items, as_of)) = pages.next(client).await? {
+        all.append(&mut items);
+        version = as_of;
+    }
+    Ok((all, version))
+}
+
+/// A list on its way.
+struct Pages {
+    path: String,
+    params: ListParams,
+    over: bool,
+}
+
+impl Pages {
+    fn new(scope: &Scope, size: u32) -> Self {
+        let params = ListParams::default().limit(size);
+        let params = if scope.fields.is_empty() { params } else { params.fields(&scope.fields) };
+        Self { path: scope.path.clone(), params, over: false }
+    }
+
+    async fn next(&mut self, client: &Client) -> Result<Option<(Vec<Value>, u64)>, Interrupted> {
+        if self.over {
+            return Ok(None);
         }
-        params = params.continue_token(&page.metadata.next);
+        let request = Request::new(&self.path).list(&self.params)?;
+        let page: List = serde_json::from_str(&client.request_text(request).await?)?;
+        self.over = page.metadata.next.is_empty();
+        self.params.continue_token = Some(page.metadata.next);
+        Ok(Some((page.items, parse(&page.metadata.resource_version)?)))
     }
 }
 

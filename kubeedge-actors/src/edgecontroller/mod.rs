@@ -2,7 +2,7 @@
 //!
 //! | | |
 //! |---|---|
-//! | watches | bound pods (one watch for all nodes); ConfigMaps and Secrets one by one, counted by the pods that name them |
+//! | watches | bound pods (one watch for all nodes); the ConfigMaps and Secrets that they name, one by one while they are few, otherwise by one watch of the kind ([`follow`]) |
 //! | answers | `QueryCluster`, `QueryDesired`, `ApplyFromNode`, `CallFromNode`, `NodeHeartbeat` (CloudHub), `LocatePod` (CloudStream) |
 //! | listens | `NodeSessionChanged` (CloudHub); none may be lost |
 //! | asks | `SendToNode`, `RecheckNodes` (CloudHub) |
@@ -17,6 +17,7 @@
 mod authorization;
 pub mod desired;
 pub mod events;
+pub mod follow;
 mod from_node;
 mod gateway;
 pub mod list_watch;
@@ -24,6 +25,7 @@ pub mod ownership;
 pub mod references;
 pub mod sessions;
 pub mod upstream;
+mod watches;
 pub mod writes;
 
 use std::{
@@ -31,25 +33,20 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use actix::{Actor, ActorFutureExt, AsyncContext, Handler, Message, ResponseActFuture, ResponseFuture, WrapFuture};
-use kubeedge_proto::{
-    resource,
-    v1::{
-        ApplyFromNode, CallFromNode, Cluster, DesiredState, Envelope, LocatePod, NodeHeartbeat, NodeSessionChanged,
-        QueryCluster, QueryDesired, RecheckNodes, SendToNode, envelope::Body,
-    },
+use actix::{Actor, ActorFutureExt, AsyncContext, Handler, ResponseActFuture, ResponseFuture, WrapFuture};
+use kubeedge_proto::v1::{
+    ApplyFromNode, CallFromNode, Cluster, DesiredState, Envelope, LocatePod, NodeHeartbeat, NodeSessionChanged,
+    QueryCluster, QueryDesired, RecheckNodes, SendToNode, envelope::Body,
 };
 use serde_json::Value;
 use tokio::sync::oneshot;
-use tokio_util::task::AbortOnDropHandle;
 
 pub use self::gateway::StreamGateway;
 use self::{
     desired::{Desired, Effect},
-    list_watch::{Change, Scope},
-    references::{ConfigKey, ConfigKind},
     sessions::Sessions,
     upstream::Upstream,
+    watches::Watches,
 };
 use crate::system::{Component, Context, Contract, Overflow, Port, Ports, Stage};
 
@@ -74,8 +71,7 @@ pub struct EdgeController {
     recheck: Port<RecheckNodes>,
     /// The pods were listed in this life.
     listed: bool,
-    watches: HashMap<ConfigKey, AbortOnDropHandle<()>>,
-    pod_watch: Option<AbortOnDropHandle<()>>,
+    watches: Watches,
     leases: HashMap<String, Instant>,
     /// The session of each connected node: what an older one still wants to write is given up.
     sessions: Sessions,
@@ -97,8 +93,7 @@ impl EdgeController {
             to_node: ports.port(),
             recheck: ports.port(),
             listed: false,
-            watches: HashMap::new(),
-            pod_watch: None,
+            watches: Watches::default(),
             leases: HashMap::new(),
             sessions: Sessions::default(),
             questions: Vec::new(),
@@ -125,12 +120,11 @@ impl EdgeController {
         for effect in effects {
             let (node, body) = match effect {
                 Effect::Watch(key) => {
-                    let watch = self.watch_config(key.clone(), ctx);
-                    self.watches.insert(key, watch);
+                    self.want(key, ctx);
                     continue;
                 }
                 Effect::Unwatch(key) => {
-                    self.watches.remove(&key);
+                    self.unwant(&key, ctx);
                     continue;
                 }
                 Effect::Compare => {
@@ -165,44 +159,13 @@ impl EdgeController {
             .into_actor(self),
         );
     }
-
-    fn watch_config(&self, key: ConfigKey, ctx: &mut Context<Self>) -> AbortOnDropHandle<()> {
-        let type_ = match key.kind {
-            ConfigKind::ConfigMap => resource::config_maps(),
-            ConfigKind::Secret => resource::secrets(),
-        };
-        let scope = Scope { path: type_.path(&key.namespace, None), fields: format!("metadata.name={}", key.name) };
-        self.watch(scope, Some(key), ctx)
-    }
-
-    fn watch(&self, scope: Scope, key: Option<ConfigKey>, ctx: &mut Context<Self>) -> AbortOnDropHandle<()> {
-        let address = ctx.address();
-        let client = self.client.clone();
-        AbortOnDropHandle::new(tokio::task::spawn_local(list_watch::run(client, scope, move |change| {
-            // Waits for room in the queue and for the event to be handled: the watch goes as fast as we do. An error
-            // means that this component was stopped or rebuilt; it begins its watches anew.
-            let sent = address.send(Watched { key: key.clone(), change });
-            async move { sent.await.is_ok() }
-        })))
-    }
-}
-
-/// A watch's news. `key` is `None` for the pod watch.
-struct Watched {
-    key: Option<ConfigKey>,
-    change: Change,
-}
-
-impl Message for Watched {
-    type Result = ();
 }
 
 impl Actor for EdgeController {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        let scope = Scope { path: resource::pods().path("", None), fields: "spec.nodeName!=".into() };
-        self.pod_watch = Some(self.watch(scope, None, ctx));
+        self.watch_pods(ctx);
         ctx.run_interval(TICK, |this, ctx| {
             let effects = this.desired.tick(this.now());
             this.carry_out(effects, ctx);
@@ -227,40 +190,6 @@ impl Component for EdgeController {
         contract.listens::<NodeSessionChanged>(Overflow::wait());
         contract.asks::<SendToNode>();
         contract.asks::<RecheckNodes>();
-    }
-}
-
-impl Handler<Watched> for EdgeController {
-    type Result = ();
-
-    fn handle(&mut self, Watched { key, change }: Watched, ctx: &mut Context<Self>) {
-        let now = self.now();
-        let effects = match (key, change) {
-            (None, Change::Replaced(pods, as_of)) => self.desired.pods_replaced(now, pods, as_of),
-            (None, Change::Applied(pod)) => self.desired.pod_applied(now, pod),
-            (None, Change::Deleted(pod)) => self.desired.pod_deleted(&pod),
-            (None, Change::Bookmark(version)) => {
-                self.desired.pods_bookmark(version);
-                Vec::new()
-            }
-            (Some(key), Change::Replaced(found, as_of)) => {
-                self.desired.config_listed(&key, found.into_iter().next(), as_of)
-            }
-            (Some(key), Change::Applied(object)) => {
-                let version = version_of(&object);
-                self.desired.config_known(&key, Some(object), version)
-            }
-            (Some(key), Change::Deleted(object)) => self.desired.config_known(&key, None, version_of(&object)),
-            (Some(key), Change::Bookmark(version)) => {
-                self.desired.config_bookmark(&key, version);
-                Vec::new()
-            }
-        };
-        self.carry_out(effects, ctx);
-        if self.desired.version() > 0 && !std::mem::replace(&mut self.listed, true) {
-            self.recheck_nodes(ctx);
-        }
-        self.answer_questions();
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{cell::RefCell, rc::Rc};
 
 use kubeedge_proto::{
-    NodeName,
+    NodeName, resource,
     v1::{ObjectKey, Settled, StatusUpdate},
 };
 use serde_json::json;

@@ -276,8 +276,12 @@ impl Upstream {
                 }
                 let body = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec});
                 let bytes = body.to_string().into_bytes();
-                let made = self.send(|| HttpRequests::new(&path).create(&post(), bytes.clone())).await;
-                made.map(drop).map_err(|failed| failed.to_string())
+                match self.send(|| HttpRequests::new(&path).create(&post(), bytes.clone())).await {
+                    Ok(_) => Ok(()),
+                    // The node's heartbeat after this one has made it meanwhile: it is as new as can be.
+                    Err(failed) if failed.code() == 409 => Ok(()),
+                    Err(failed) => Err(failed.to_string()),
+                }
             }
             Err(failed) => Err(failed.to_string()),
         }

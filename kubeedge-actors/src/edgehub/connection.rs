@@ -2,12 +2,11 @@
 
 use actix::Addr;
 use kubeedge_proto::v1::{DescribeStore, Goodbye, Hello};
-use tokio::sync::mpsc;
 
 use super::{EdgeHub, EdgeHubConfig, FromSession, LinkDown, LinkUp, STORE_WITHIN};
 use crate::{
     link::{
-        backoff, client, driver,
+        backoff, client, driver, queues,
         session::{Output, Session},
     },
     system::Port,
@@ -73,8 +72,8 @@ async fn attempt(config: &EdgeHubConfig, describe: &Port<DescribeStore>, hub: &A
     };
     let (sink, stream) = transport;
     let session = Session::edge(hello, config.link.clone().stamped());
-    let (inputs, commands) = mpsc::channel(driver::COMMANDS);
-    let (events, mut outputs) = mpsc::channel(driver::EVENTS);
+    let (inputs, commands) = queues::inputs();
+    let (events, mut outputs) = queues::outputs();
     if hub.send(LinkUp { session: inputs }).await.is_err() {
         return failed("EdgeHub is gone".into());
     }

@@ -13,6 +13,7 @@
 //! A message of the cloud is acknowledged when MetaManager has it on disk.
 
 mod connection;
+mod heartbeats;
 pub mod join;
 pub mod outbox;
 pub mod received;
@@ -29,7 +30,7 @@ use kubeedge_proto::v1::{
     GoodbyeReason, LinkStateChanged, ListInventory, PendingReports, PublishEvent, QueryProgress, ReportSettled,
     ReportsPending, SessionStarted, Settled, StoreBookmark, TrafficClass,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use tokio_util::task::AbortOnDropHandle;
 
 use self::{
@@ -39,6 +40,7 @@ use self::{
 };
 use crate::{
     link::{
+        queues::InputSender,
         session::{Class, Input, Output},
         streams::ServeStream,
     },
@@ -81,12 +83,13 @@ pub struct EdgeHub {
     progress: Option<Port<QueryProgress>>,
     link_changed: Topic<LinkStateChanged>,
     streams: streams::Opener,
+    heartbeats: heartbeats::Heartbeats,
     /// Dropped with this value: a rebuilt EdgeHub begins anew.
     connecting: Option<AbortOnDropHandle<()>>,
     renewing: Option<AbortOnDropHandle<()>>,
     wishes: Rc<renewal::Wishes>,
     /// The session's inputs, while there is one.
-    session: Option<mpsc::Sender<Input>>,
+    session: Option<InputSender>,
     established: bool,
     cluster_uid: String,
     calls: HashMap<Bytes, oneshot::Sender<CallReply>>,
@@ -137,6 +140,7 @@ impl EdgeHub {
             },
             progress: ports.optional(),
             link_changed: ports.topic(),
+            heartbeats: heartbeats::Heartbeats::new(ports),
             connecting: None,
             renewing: None,
             wishes: Rc::default(),
@@ -277,7 +281,7 @@ impl Component for EdgeHub {
 
 /// The transport stands; the session begins.
 struct LinkUp {
-    session: mpsc::Sender<Input>,
+    session: InputSender,
 }
 
 impl Message for LinkUp {
@@ -438,6 +442,7 @@ impl Handler<FromSession> for EdgeHub {
                 }
             }
             Output::OpenStreams => self.streams.open(),
+            Output::RoundTrip(took) => self.heartbeats.answered(took),
             // The driver's own, the cloud's side, and what `connection` has seen already.
             Output::Send(_)
             | Output::HelloReceived(_)

@@ -6,18 +6,18 @@
 //!   or EdgeHub <---------------------------          <-----------------   FrameStream
 //!                    events: Output                     Input::Frame
 //! ```
-//! The owner makes the session, the transport and two bounded channels, spawns [`run`], and handles the events until that
-//! channel ends; the last thing on it is [`Output::Closed`] and the failures of open Calls. What was not settled comes as
+//! The owner makes the session, the transport and two bounded [`queues`](super::queues), spawns [`run`], and handles the events until that
+//! queue ends; the last thing on it is [`Output::Closed`] and the failures of open Calls. What was not settled comes as
 //! the value of the task.
 //!
 //! ```no_run
-//! # use kubeedge_actors::link::{driver, session::{Input, Output, Session}, Config, FrameSink, FrameStream};
+//! # use kubeedge_actors::link::{driver, queues, session::{Input, Output, Session}, Config, FrameSink, FrameStream};
 //! # async fn connect() -> (FrameSink, FrameStream) { unimplemented!() }
 //! # async fn example(hello: kubeedge_proto::v1::Hello) -> Result<(), Box<dyn std::error::Error>> {
 //! let (sink, stream) = connect().await;
 //! let session = Session::edge(hello, Config::default().stamped());
-//! let (commands, inputs) = tokio::sync::mpsc::channel(driver::COMMANDS);
-//! let (outputs, mut events) = tokio::sync::mpsc::channel(driver::EVENTS);
+//! let (commands, inputs) = queues::inputs();
+//! let (outputs, mut events) = queues::outputs();
 //! let task = tokio::spawn(driver::run(session, sink, stream, inputs, outputs));
 //! while let Some(event) = events.recv().await {
 //!     if let Output::Deliver { class, seq, envelope } = event {
@@ -38,25 +38,21 @@ use std::{collections::VecDeque, pin::Pin, time::Duration};
 
 use futures_util::FutureExt;
 use kubeedge_proto::v1::{Goodbye, GoodbyeReason};
-use tokio::{
-    sync::mpsc,
-    time::{Instant, Sleep},
-};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, Sleep};
 
 use super::{
+    queues::{InputReceiver, OutputSender},
     session::{Closed, Input, Output, Remains, Session, Stats},
     transport::{FrameSink, FrameStream, SinkError},
 };
 
-/// A good capacity for the channel of commands: a controller's burst for one node while its driver is not scheduled. The
-/// channel takes memory for what is in it, and State coalesces once it is in the session.
-pub const COMMANDS: usize = 4096;
-/// A good capacity for the channel of events.
-pub const EVENTS: usize = 256;
 /// Events that may wait for the owner before no more frames are read.
 pub const PENDING_EVENTS: usize = 2048;
 /// Inputs handled in one round, before what follows from them is sent.
 const ROUND: usize = 128;
+/// A round of no more than this is none of a burst.
+const QUIET: usize = 2;
 /// After a Goodbye of this end: how long the peer may take to close.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -73,46 +69,53 @@ pub struct Ended {
 
 /// Runs the session until it is over. Closing `commands` or dropping the receiver of `events` ends it in order.
 ///
-/// The session's time begins now: it should be made right before.
+/// The session's time begins now: it should be made right before. In a box it takes its room once.
 pub async fn run(
-    mut session: Session,
+    session: impl Into<Box<Session>>,
     sink: FrameSink,
     mut stream: FrameStream,
-    mut commands: mpsc::Receiver<Input>,
-    events: mpsc::Sender<Output>,
+    InputReceiver(mut commands): InputReceiver,
+    OutputSender(events): OutputSender,
 ) -> Ended {
     let start = Instant::now();
+    let mut session: Box<Session> = session.into();
     let mut driver = Driver { outputs: Vec::new(), pending: VecDeque::new(), closed: None };
     session.poll(start.elapsed(), &mut driver.outputs);
     driver.take_outputs(&mut session, start.elapsed(), &sink, &events);
 
     let mut timer = Timer::new();
-    let mut inputs = Vec::with_capacity(ROUND);
+    let mut taken = Vec::new();
     while driver.closed.is_none() {
         let read = driver.pending.len() < PENDING_EVENTS;
         timer.set(session.next_deadline().map(|at| start + at));
+        let mut first = None;
         tokio::select! {
-            frame = stream.next(), if read => inputs.push(received(frame)),
-            taken = commands.recv_many(&mut inputs, ROUND) => if taken == 0 { inputs.push(owner_gone()) },
-            drained = sink.drained() => inputs.push(Input::Drained { frames: drained.frames, bytes: drained.bytes }),
+            frame = stream.next(), if read => first = Some(received(frame)),
+            count = commands.recv_many(&mut taken, ROUND) => if count == 0 { first = Some(owner_gone()) },
+            drained = sink.drained() => {
+                first = Some(Input::Drained { frames: drained.frames, bytes: drained.bytes });
+            }
             permit = events.reserve(), if !driver.pending.is_empty() => {
                 match (permit, driver.pending.pop_front()) {
                     (Ok(permit), Some(event)) => {
-                        permit.send(event);
+                        permit.send(Box::new(event));
                         driver.offer(&events);
                         continue;
                     }
-                    _ => inputs.push(owner_gone()),
+                    _ => first = Some(owner_gone()),
                 }
             }
-            () = events.closed() => inputs.push(owner_gone()),
+            () = events.closed() => first = Some(owner_gone()),
             () = timer.passed() => {}
         }
         let now = start.elapsed();
         // Whatever else is there already belongs to the same round.
-        let room = ROUND - inputs.len().min(ROUND);
-        commands.recv_many(&mut inputs, room).now_or_never();
-        for input in inputs.drain(..) {
+        let room = ROUND - taken.len().min(ROUND);
+        if room > 0 {
+            commands.recv_many(&mut taken, room).now_or_never();
+        }
+        let mut handled = taken.len();
+        for input in first.into_iter().chain(taken.drain(..).map(|input| *input)) {
             session.handle(now, input, &mut driver.outputs);
             if session.is_closed() {
                 break;
@@ -122,15 +125,22 @@ pub async fn run(
             let frame = if read && !session.is_closed() { stream.next().now_or_never() } else { None };
             let Some(frame) = frame else { break };
             session.handle(now, received(frame), &mut driver.outputs);
+            handled += 1;
         }
         session.poll(now, &mut driver.outputs);
         driver.take_outputs(&mut session, now, &sink, &events);
         driver.offer(&events);
+        // What a burst has needed is not kept through the quiet that follows: most sessions are idle most of the time.
+        if handled <= QUIET {
+            taken = Vec::new();
+            driver.outputs = Vec::new();
+            driver.pending.shrink_to_fit();
+        }
     }
 
     let closed = driver.closed.unwrap_or_else(|| Closed::Transport("ended".into()));
     for event in driver.pending {
-        if events.send(event).await.is_err() {
+        if events.send(Box::new(event)).await.is_err() {
             break;
         }
     }
@@ -155,7 +165,13 @@ struct Driver {
 
 impl Driver {
     /// Frames to the sink, events to the owner or into the line.
-    fn take_outputs(&mut self, session: &mut Session, now: Duration, sink: &FrameSink, events: &mpsc::Sender<Output>) {
+    fn take_outputs(
+        &mut self,
+        session: &mut Session,
+        now: Duration,
+        sink: &FrameSink,
+        events: &mpsc::Sender<Box<Output>>,
+    ) {
         let mut full = false;
         for output in self.outputs.drain(..) {
             match output {
@@ -171,8 +187,8 @@ impl Driver {
                     self.closed = Some(closed);
                 }
                 event if self.pending.is_empty() => {
-                    if let Err(error) = events.try_send(event) {
-                        self.pending.push_back(error.into_inner());
+                    if let Err(error) = events.try_send(Box::new(event)) {
+                        self.pending.push_back(*error.into_inner());
                     }
                 }
                 event => self.pending.push_back(event),
@@ -186,10 +202,10 @@ impl Driver {
     }
 
     /// As many events as the owner has room for.
-    fn offer(&mut self, events: &mpsc::Sender<Output>) {
+    fn offer(&mut self, events: &mpsc::Sender<Box<Output>>) {
         while let Some(event) = self.pending.pop_front() {
-            if let Err(error) = events.try_send(event) {
-                self.pending.push_front(error.into_inner());
+            if let Err(error) = events.try_send(Box::new(event)) {
+                self.pending.push_front(*error.into_inner());
                 return;
             }
         }

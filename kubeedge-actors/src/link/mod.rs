@@ -8,6 +8,7 @@
 //! | [`backoff`] | when to try again | none |
 //! | [`transport`] | a sink and a stream of frames, over TLS sockets or in memory | the ends of a connection |
 //! | [`driver`] | runs a session over a transport and talks to the actor that owns it | timer, channels |
+//! | [`queues`] | between a driver and its owner | channels |
 //! | [`streams`] | the second connection: many byte streams, for logs | the ends of a connection |
 //! | [`server`], [`client`] | mutual TLS, sockets, gRPC | sockets |
 //!
@@ -20,6 +21,7 @@ pub mod client;
 pub mod config;
 pub mod driver;
 mod limits;
+pub mod queues;
 pub mod registry;
 pub mod resync;
 pub mod server;

@@ -25,6 +25,7 @@ use kubeedge_proto::{
     },
 };
 use rustls::{ProtocolVersion, ServerConfig, pki_types::CertificateDer};
+use socket2::SockRef;
 use thiserror::Error;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -52,6 +53,10 @@ const MAX_ENROLMENT_BYTES: usize = 64 * 1024;
 const ENROLMENT_TIME: Duration = Duration::from_secs(30);
 /// After a session's end: for its last frames to leave.
 const LINGER: Duration = Duration::from_secs(5);
+/// Connections that the kernel keeps until they are accepted; a system's own bound (`net.core.somaxconn`, 4,096 on Linux)
+/// may be lower. When a cloud comes back all its nodes connect, and one that finds no room here tries again after
+/// seconds.
+const BACKLOG: i32 = 4096;
 /// After accept has failed, for want of file descriptors say.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -228,10 +233,14 @@ fn http2() -> hyper::server::conn::http2::Builder<TokioExecutor> {
 /// Accepts, shakes hands, and runs `serve` for each connection.
 async fn accept<S, F>(what: &'static str, listener: TcpListener, tls: TlsAcceptor, limits: Limits, serve: S)
 where
-    S: Fn(TlsStream<TcpStream>, SocketAddr) -> F,
+    S: Fn(Stream, SocketAddr) -> F,
     F: Future<Output = Result<(), Refused>> + Send + 'static,
     S: Clone + Send + 'static,
 {
+    // Who bound the socket had no reason to ask for more than the usual 128.
+    if let Err(error) = SockRef::from(&listener).listen(BACKLOG) {
+        tracing::warn!(%error, "{what}: few connections may wait at a time");
+    }
     let handshakes = Arc::new(Semaphore::new(limits.handshakes));
     let mut addresses = Addresses::new(limits.per_address, Instant::now());
     let mut connections = JoinSet::new();
@@ -265,10 +274,12 @@ where
         }
         let (tls, serve) = (tls.clone(), serve.clone());
         connections.spawn(async move {
+            // Each in a box of its own: the memory of a handshake is given back when it is done, and a connection that
+            // lasts for months does not keep room for it.
             let served = async move {
-                let stream = shake_hands(stream, tls).await?;
+                let stream = Box::pin(shake_hands(stream, tls)).await?;
                 drop(permit);
-                serve(stream, peer).await
+                Box::pin(serve(stream, peer)).await
             };
             if let Err(error) = served.await {
                 match &error {
@@ -287,19 +298,22 @@ where
     }
 }
 
-async fn shake_hands(stream: TcpStream, tls: TlsAcceptor) -> Result<TlsStream<TcpStream>, Refused> {
+/// Behind a pointer: it has two kilobytes and is handed from one to the next.
+type Stream = Box<TlsStream<TcpStream>>;
+
+async fn shake_hands(stream: TcpStream, tls: TlsAcceptor) -> Result<Stream, Refused> {
     tune(&stream)?;
     let stream = timeout(HANDSHAKE, tls.accept(stream)).await.map_err(|_| Refused::Slow)?;
     let stream = stream.map_err(Refused::Tls)?;
     match stream.get_ref().1.protocol_version() {
-        Some(ProtocolVersion::TLSv1_3) => Ok(stream),
+        Some(ProtocolVersion::TLSv1_3) => Ok(Box::new(stream)),
         other => Err(Refused::OldTls(other)),
     }
 }
 
 /// One node's connection, from its handshake to its end.
 async fn serve_node(
-    stream: TlsStream<TcpStream>,
+    stream: Stream,
     node: NodeName,
     expires: SystemTime,
     peer: SocketAddr,
@@ -309,7 +323,7 @@ async fn serve_node(
     let handler = NodeConnection { node, expires, peer, doors, begun: Mutex::new(Some(begun)) };
     let service = LinkServer::new(handler).max_decoding_message_size(MAX_FRAME_BYTES);
     let connection = http2().serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
-    tokio::pin!(connection);
+    let mut connection = Box::pin(connection);
     let session_ended = async {
         match timeout(HANDSHAKE, begins).await {
             Ok(Ok(ended)) => {

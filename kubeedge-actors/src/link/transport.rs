@@ -53,7 +53,8 @@ pub struct Drained {
 /// Where a session's frames go. Dropping it ends this direction in order.
 #[derive(Debug)]
 pub struct FrameSink {
-    sender: mpsc::Sender<Frame>,
+    /// A queue has room for 32 of what it carries, however little is in it: a pointer each.
+    sender: mpsc::Sender<Box<Frame>>,
     meter: Arc<Meter>,
     /// Its receiver resolves when this sink is dropped.
     _dropped: oneshot::Sender<()>,
@@ -88,7 +89,7 @@ impl FrameSink {
 
     /// Hands over a frame.
     pub fn send(&self, frame: Frame) -> Result<(), SinkError> {
-        self.sender.try_send(frame).map_err(|error| match error {
+        self.sender.try_send(Box::new(frame)).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => SinkError::Full,
             mpsc::error::TrySendError::Closed(_) => SinkError::Closed,
         })
@@ -117,7 +118,7 @@ impl FrameSink {
 /// The transport's end of a [`FrameSink`].
 #[derive(Debug)]
 pub struct Outgoing {
-    receiver: mpsc::Receiver<Frame>,
+    receiver: mpsc::Receiver<Box<Frame>>,
     meter: Arc<Meter>,
     /// Taken, and the session's task not woken for it.
     untold: usize,
@@ -139,7 +140,7 @@ impl Stream for Outgoing {
             self.untold = 0;
             self.meter.changed.notify_one();
         }
-        polled
+        polled.map(|frame| frame.map(|frame| *frame))
     }
 }
 

@@ -7,8 +7,10 @@
 use std::future::Future;
 use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use tokio::sync::watch;
@@ -35,6 +37,9 @@ const RETRY: Duration = Duration::from_secs(5);
 
 /// The least time between two looks of a controller: a burst of changes is looked at once.
 const PAUSE: Duration = Duration::from_millis(20);
+/// A controller looks at all objects of its kinds each time. It rests for so many times as long as that kept the thread
+/// busy: with ten thousand pods they would leave no time for requests.
+const REST: u32 = 9;
 /// The same for the garbage collector, which looks at every object.
 const GARBAGE_PAUSE: Duration = Duration::from_millis(200);
 
@@ -144,7 +149,9 @@ where
             for change in &mut changes {
                 change.borrow_and_update();
             }
-            let outcome = AssertUnwindSafe(reconcile(api.clone())).catch_unwind().await;
+            let mut busy = Busy { work: Box::pin(reconcile(api.clone())), spent: Duration::ZERO };
+            let outcome = AssertUnwindSafe(&mut busy).catch_unwind().await;
+            let pause = pause.max(busy.spent * REST);
             let again = match outcome.unwrap_or_else(|_| Err(Status::internal("a controller panicked"))) {
                 Ok(Again::OnChange) => None,
                 Ok(Again::After(time)) => Some(time),
@@ -172,6 +179,23 @@ where
     }
 }
 
+/// Counts the time for which a future keeps its thread; what it waits for does not count.
+struct Busy<R> {
+    work: Pin<Box<R>>,
+    spent: Duration,
+}
+
+impl<R: Future> Future for Busy<R> {
+    type Output = R::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<R::Output> {
+        let began = Instant::now();
+        let polled = self.work.as_mut().poll(cx);
+        self.spent += began.elapsed();
+        polled
+    }
+}
+
 async fn any_change(changes: &mut [watch::Receiver<u64>]) {
     if changes.is_empty() {
         std::future::pending::<()>().await;
@@ -188,4 +212,24 @@ pub(super) enum Again {
     OnChange,
     /// When something changes, and after this time.
     After(Duration),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_a_controller_waits_for_is_not_what_it_rests_for() {
+        let work = async {
+            let until = Instant::now() + Duration::from_millis(20);
+            while Instant::now() < until {}
+            tokio::time::sleep(Duration::from_millis(400)).await;
+        };
+        let mut busy = Busy { work: Box::pin(work), spent: Duration::ZERO };
+        let began = Instant::now();
+        (&mut busy).await;
+        assert!(began.elapsed() >= Duration::from_millis(420));
+        assert!(busy.spent >= Duration::from_millis(20));
+        assert!(busy.spent < began.elapsed() - Duration::from_millis(300), "{:?}", busy.spent);
+    }
 }

@@ -62,6 +62,9 @@ impl Session {
             (Phase::Established, role, F::Heartbeat(heartbeat)) => {
                 if let Some(round_trip) = self.liveness.heartbeat(now, &heartbeat) {
                     self.stats.round_trip_ms = u64::try_from(round_trip.as_millis()).unwrap_or(u64::MAX);
+                    if role == Role::Edge {
+                        out.push(Output::RoundTrip(round_trip));
+                    }
                 }
                 if role == Role::Cloud {
                     out.push(Output::Heartbeat { progress_age_ms: heartbeat.progress_age_ms });

@@ -1,5 +1,7 @@
 //! What goes into a session and what comes out.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use kubeedge_proto::v1::{self, CallReply, Envelope, Goodbye, ResourceType, Settled, TrafficClass};
 use thiserror::Error;
@@ -137,6 +139,8 @@ pub enum Output {
         /// Milliseconds.
         progress_age_ms: u64,
     },
+    /// Edge: the cloud has answered a heartbeat, after this time.
+    RoundTrip(Duration),
     /// The peer is done with a submitted State or Event.
     Settled {
         /// State or Event.

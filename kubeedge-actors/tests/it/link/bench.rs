@@ -12,6 +12,7 @@ use std::{
 use kubeedge_actors::link::{
     Class, Closed, Config, FrameSink, FrameStream, Input, Output, Session, client,
     driver::{self, Ended},
+    queues::{self, InputSender},
     server::{self, Accepted, Identify, Limits},
 };
 use kubeedge_proto::{
@@ -131,7 +132,7 @@ pub(super) enum Seen {
 
 /// A session with an owner that settles and answers everything, unless it holds State back.
 pub(super) struct End {
-    pub(super) commands: mpsc::Sender<Input>,
+    pub(super) commands: InputSender,
     seen: mpsc::Receiver<Seen>,
     pub(super) ended: JoinHandle<Ended>,
     pub(super) owner: AbortHandle,
@@ -139,8 +140,8 @@ pub(super) struct End {
 
 impl End {
     pub(super) fn run(session: Session, sink: FrameSink, stream: FrameStream, settles: bool) -> Self {
-        let (commands, inputs) = mpsc::channel(driver::COMMANDS);
-        let (outputs, mut events) = mpsc::channel(driver::EVENTS);
+        let (commands, inputs) = queues::inputs();
+        let (outputs, mut events) = queues::outputs();
         let (see, seen) = mpsc::channel(100_000);
         let ended = tokio::spawn(driver::run(session, sink, stream, inputs, outputs));
         let own = commands.clone();

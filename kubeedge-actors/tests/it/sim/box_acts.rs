@@ -103,6 +103,7 @@ impl World {
             | Output::HelloReceived(_)
             | Output::NeedDesired
             | Output::Heartbeat { .. }
+            | Output::RoundTrip(_)
             | Output::Bookmark(_)
             | Output::Coalesced { .. }
             | Output::OpenStreams => {}

@@ -159,7 +159,8 @@ impl World {
             | Output::Heartbeat { .. }
             | Output::Settled { .. }
             | Output::Coalesced { .. }
-            | Output::OpenStreams => {}
+            | Output::OpenStreams
+            | Output::RoundTrip(_) => {}
         }
     }
 

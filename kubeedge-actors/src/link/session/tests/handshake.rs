@@ -41,6 +41,7 @@ fn heartbeat_only_when_silent_and_death_after_23_seconds() {
     exchange(&mut edge, &mut cloud);
     assert!(matches!(cloud.take()[..], [Output::Heartbeat { progress_age_ms: 1500 }]));
     assert!(cloud.sent.is_empty());
+    assert!(matches!(edge.take()[..], [Output::RoundTrip(took)] if took == ms(0)));
     let frames = edge.session.stats().frames_received;
     assert_eq!(edge.session.stats().round_trip_ms, 0);
     assert_eq!(frames, 2, "Welcome and the answer");
