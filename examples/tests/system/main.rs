@@ -25,6 +25,8 @@ mod pods;
 mod quickstart;
 mod report;
 mod restarts;
+mod stream_figures;
+mod streams;
 
 use std::process::ExitCode;
 
