@@ -18,11 +18,11 @@ const BUSYBOX: [&str; 4] = ["/bin/busybox", "/usr/bin/busybox", "/bin/busybox.st
 /// A static busybox is one to three megabytes; anything above this is something else.
 const MAX_BUSYBOX: u64 = 16 * 1024 * 1024;
 /// The applets that a shell in the pod can be expected to need; each is a link to the one program.
-const APPLETS: [&str; 48] = [
+const APPLETS: [&str; 50] = [
     "ash", "awk", "basename", "cat", "chmod", "chown", "cp", "cut", "date", "dd", "df", "dirname", "du", "echo", "env",
     "expr", "false", "find", "grep", "head", "hostname", "httpd", "id", "ip", "kill", "ln", "ls", "mkdir", "mktemp",
-    "mv", "nc", "nslookup", "ping", "printf", "ps", "rm", "rmdir", "sed", "sh", "sleep", "sort", "tail", "test",
-    "touch", "tr", "true", "wc", "wget",
+    "mv", "nc", "nslookup", "ping", "printf", "ps", "rm", "rmdir", "sed", "sh", "sleep", "sort", "stty", "tail", "tar",
+    "test", "touch", "tr", "true", "wc", "wget",
 ];
 
 /// One content-addressed piece of an image.

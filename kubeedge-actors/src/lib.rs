@@ -12,6 +12,7 @@
 //! | `store` | typed tables on disk with group commit |
 //! | `identity` | certificate authority, certificates, join tokens |
 //! | `link` | the cloud-edge link: a pure state machine and its gRPC shell |
+//! | `upgrade` | which headers of an HTTP upgrade go along with a stream |
 //! | `autonomy` | which pods stay on a node that nobody hears from |
 //! | `admission` `cloudhub` `cloudstream` `edgecontroller` `apiserver` | the cloud's components |
 //! | `edgehub` `edgestream` `metamanager` `edged` | the edge's components |
@@ -41,6 +42,9 @@ pub mod identity;
 
 #[cfg(feature = "link")]
 pub mod link;
+
+#[cfg(any(feature = "cloudstream", feature = "edgestream", feature = "apiserver"))]
+pub mod upgrade;
 
 #[cfg(any(feature = "admission", feature = "apiserver"))]
 pub mod autonomy;

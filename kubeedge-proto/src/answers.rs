@@ -34,6 +34,7 @@ answers! {
     LinkStateChanged => ();
     QueryProgress => v1::Progress;
     LocateContainerLog => v1::ContainerLog;
+    OpenContainerStream => v1::StreamLocation;
     // cloud
     QueryCluster => v1::Cluster;
     QueryDesired => v1::DesiredState;

@@ -13,6 +13,7 @@ use crate::{
     cluster::{apply, log_says, poll, restarts, running, until_pod},
     pods::{script, up},
     report::{Outcome, Report},
+    stream_figures, streams,
 };
 
 const UP: &str = "logs::a_lab_comes_up";
@@ -28,10 +29,11 @@ const BOUNDED: Duration = Duration::from_secs(10);
 const POD: &str = "talker";
 
 pub(crate) async fn stage(report: &mut Report, tools: &Result<Tools>) {
-    if !report.begins(&ALL) {
+    let all = [&ALL[..], &streams::ALL[..]].concat();
+    if !report.begins(&all) {
         return;
     }
-    let Some(tools) = report.tools(tools, &ALL) else { return };
+    let Some(tools) = report.tools(tools, &all) else { return };
     let begin = async |lab: &mut Lab| {
         up(lab, tools).await?;
         lab.guarded(talk).await
@@ -40,6 +42,20 @@ pub(crate) async fn stage(report: &mut Report, tools: &Result<Tools>) {
     report.run(READ, lab.guarded(read)).await;
     report.run(FOLLOWED, lab.guarded(followed)).await;
     report.run(PREVIOUS, lab.guarded(previous)).await;
+    // The lab is theirs, too.
+    if streams::ALL.iter().any(|name| report.wants(name)) {
+        report.always(streams::BEGUN, lab.guarded(streams::begin)).await;
+        report.run(streams::EXEC, lab.guarded(streams::exec)).await;
+        report.run(streams::STDIN, lab.guarded(streams::stdin)).await;
+        report.run(streams::TERMINAL, lab.guarded(streams::terminal)).await;
+        report.run(streams::ATTACH, lab.guarded(streams::attach)).await;
+        report.run(streams::FORWARD, lab.guarded(streams::forward)).await;
+        report.run(streams::COPY, lab.guarded(streams::copy)).await;
+        report.run(streams::REFUSED, lab.guarded(streams::refused)).await;
+    }
+    if stream_figures::wanted() {
+        report.run(stream_figures::FIGURES, lab.guarded(stream_figures::figures)).await;
+    }
     report.run(OFFLINE, offline(&mut lab)).await;
     report.close(DOWN, lab, folder, Ok(())).await;
 }

@@ -26,6 +26,8 @@ mod quickstart;
 mod report;
 mod restarts;
 mod scale;
+mod stream_figures;
+mod streams;
 
 use std::process::ExitCode;
 

@@ -129,7 +129,7 @@ pub(super) fn open_id(api: &Api, http: &HttpRequest) -> Option<HttpResponse> {
             Some(HttpResponse::Ok().content_type("application/jwk-set+json").body(body))
         }
         "/.well-known/openid-configuration" => {
-            let address = http.app_config().local_addr();
+            let address = api.address;
             let configuration = json!({
                 "issuer": issuer,
                 "jwks_uri": format!("https://{address}/openid/v1/jwks"),

@@ -18,8 +18,8 @@ use super::kind::Kind;
 use super::kubelet::Body;
 use super::request::{Path, Query, Target};
 use super::status::Status;
-use super::verbs::{Answer, Method, Request, Stream, serve, serve_virtual};
-use super::{Api, auth, documents, negotiate, protobuf};
+use super::verbs::{Answer, Method, Request, Stream, connect, serve, serve_virtual};
+use super::{Api, auth, documents, negotiate, protobuf, upgraded};
 
 const JSON: &str = "application/json";
 /// Time a client has to send its body.
@@ -87,8 +87,16 @@ async fn answer(api: &Arc<Api>, http: &HttpRequest, payload: web::Payload) -> Re
             .into_inner(),
     );
     auth::authorize(&user, method, &parsed, query.flag("watch"))?;
-    if let Some(response) = documents::discover(api, &parsed, http, &http.app_config().local_addr().to_string()) {
+    if let Some(response) = documents::discover(api, &parsed, http, &api.address.to_string()) {
         return if method == Method::Get { Ok(response) } else { Err(Status::method_not_allowed()) };
+    }
+    if let Path::Resource(resource) = &parsed
+        && matches!(method, Method::Get | Method::Post)
+        && (resource.group.as_str(), resource.resource.as_str()) == ("", "pods")
+        && resource.subresource.as_deref().is_some_and(connect::is_stream)
+        && let Some(target) = Target::find(&api.storage, resource.clone())
+    {
+        return upgraded::serve(api, http, payload, &query, &target).await;
     }
     let form = negotiate::choose(header(http, &ACCEPT))?;
     let mut content_type = header(http, &CONTENT_TYPE).map(str::to_owned);
@@ -167,7 +175,7 @@ pub(super) fn json_response(code: u16, body: Bytes) -> HttpResponse {
     HttpResponse::build(status_code(code)).content_type(JSON).body(body)
 }
 
-fn status_code(code: u16) -> StatusCode {
+pub(super) fn status_code(code: u16) -> StatusCode {
     StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 

@@ -1,12 +1,16 @@
-//! The server as a client of kubelets: where a node's kubelet is, and one GET there.
+//! The server as a client of kubelets: where a node's kubelet is, one GET there, and one upgrade.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::StatusCode;
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
+use hyper::header::CONTENT_TYPE;
+use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
@@ -16,6 +20,8 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
+
+use crate::upgrade;
 
 /// TCP and TLS may take this long.
 const DIAL: Duration = Duration::from_secs(10);
@@ -79,44 +85,128 @@ impl Body {
     }
 }
 
-/// `GET https://host:port/path`, in a real API server's words when it fails.
-pub(crate) async fn get(
-    tls: &Arc<ClientConfig>,
-    host: &str,
-    port: u16,
-    path: &str,
-    permit: OwnedSemaphorePermit,
-    closing: CancellationToken,
-) -> Result<Answered, String> {
-    let authority = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
-    let failed = |why: &dyn std::fmt::Display| format!("Get \"https://{authority}{path}\": {why}");
-    let dial = async {
-        let name = ServerName::try_from(host.to_owned()).map_err(|error| failed(&error))?;
-        let stream = TcpStream::connect((host, port)).await;
-        let stream = stream.map_err(|error| failed(&format!("dial tcp {authority}: {error}")))?;
-        let connector = TlsConnector::from(Arc::clone(tls));
-        connector.connect(name, stream).await.map_err(|error| failed(&format!("tls: {error}")))
-    };
-    let late = |what: &str| failed(&format!("{what} timeout"));
-    let stream = tokio::time::timeout(DIAL, dial).await.map_err(|_| late("dial"))??;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| failed(&error))?;
-    let connection = AbortOnDropHandle::new(tokio::spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "a connection to a kubelet ended");
-        }
-    }));
-    let request = hyper::Request::get(path).header("Host", &authority).body(Empty::<Bytes>::new());
-    let request = request.map_err(|error| failed(&error))?;
-    let response = tokio::time::timeout(HEAD, sender.send_request(request)).await;
-    let response = response.map_err(|_| late("response header"))?.map_err(|error| failed(&error))?;
-    let status = response.status();
-    let body = response.into_body();
-    if status.is_success() {
-        return Ok(Answered::Body(Body { body, _connection: connection, _permit: permit, closing }));
+/// Where a kubelet is, and what it is spoken to with.
+pub(crate) struct Kubelet<'a> {
+    pub(crate) tls: &'a Arc<ClientConfig>,
+    pub(crate) host: String,
+    pub(crate) port: u16,
+}
+
+/// One connection that has carried nothing yet.
+struct Dialled {
+    sender: http1::SendRequest<Empty<Bytes>>,
+    authority: String,
+    connection: AbortOnDropHandle<()>,
+}
+
+impl Kubelet<'_> {
+    fn authority(&self) -> String {
+        let Self { host, port, .. } = self;
+        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
     }
+
+    async fn dial(&self) -> Result<Dialled, String> {
+        let authority = self.authority();
+        let dial = async {
+            let name = ServerName::try_from(self.host.clone()).map_err(|error| error.to_string())?;
+            let stream = TcpStream::connect((self.host.as_str(), self.port)).await;
+            let stream = stream.map_err(|error| format!("dial tcp {authority}: {error}"))?;
+            stream.set_nodelay(true).map_err(|error| format!("dial tcp {authority}: {error}"))?;
+            let connector = TlsConnector::from(Arc::clone(self.tls));
+            connector.connect(name, stream).await.map_err(|error| format!("tls: {error}"))
+        };
+        let stream = tokio::time::timeout(DIAL, dial).await.map_err(|_| "dial timeout")??;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
+        let connection = AbortOnDropHandle::new(tokio::spawn(async move {
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(%error, "a connection to a kubelet ended");
+            }
+        }));
+        Ok(Dialled { sender, authority, connection })
+    }
+
+    /// `GET https://host:port/path`, in a real API server's words when it fails.
+    pub(crate) async fn get(
+        &self,
+        path: &str,
+        permit: OwnedSemaphorePermit,
+        closing: CancellationToken,
+    ) -> Result<Answered, String> {
+        let answered = async {
+            let mut dialled = self.dial().await?;
+            let request = hyper::Request::get(path).header("Host", &dialled.authority).body(Empty::new());
+            let response = dialled.send(request).await?;
+            let status = response.status();
+            let body = response.into_body();
+            if status.is_success() {
+                let connection = dialled.connection;
+                return Ok(Answered::Body(Body { body, _connection: connection, _permit: permit, closing }));
+            }
+            let text = read(body).await?;
+            Ok(Answered::Refused(status.as_u16(), String::from_utf8_lossy(&text).into_owned()))
+        };
+        answered.await.map_err(|why: String| format!("Get \"https://{}{path}\": {why}", self.authority()))
+    }
+
+    /// Asks for an upgrade with the client's own headers.
+    pub(crate) async fn upgrade(
+        &self,
+        method: &str,
+        path: &str,
+        headers: impl Iterator<Item = (&str, &str)>,
+    ) -> Result<Upgrade, String> {
+        let failed = |why: String| format!("error dialing backend: {why}");
+        let mut dialled = self.dial().await.map_err(failed)?;
+        let request = hyper::Request::builder().method(method).uri(path).header("Host", &dialled.authority);
+        let mut request = request.header("Connection", "Upgrade");
+        for (name, value) in headers {
+            request = request.header(name, value);
+        }
+        let response = dialled.send(request.body(Empty::new())).await.map_err(failed)?;
+        let head = response.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
+        let head = upgrade::collect(head).map_err(|error| failed(error.to_string()))?;
+        match response.status() {
+            StatusCode::SWITCHING_PROTOCOLS => {
+                // With it the connection's task has given its socket away and ends.
+                let io = hyper::upgrade::on(response).await.map_err(|error| failed(error.to_string()))?;
+                Ok(Upgrade::Switched { head, io })
+            }
+            status if status.as_u16() < 400 => {
+                Err(format!("invalid upgrade response: status code {}", status.as_u16()))
+            }
+            status => {
+                let kind = response.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+                let kind = kind.unwrap_or("text/plain; charset=utf-8").to_owned();
+                let text = read(response.into_body()).await.map_err(failed)?;
+                Ok(Upgrade::Refused { status: status.as_u16(), head, kind, text })
+            }
+        }
+    }
+}
+
+/// What came of an upgrade.
+pub(crate) enum Upgrade {
+    /// 101: the connection's bytes are the client's from here on.
+    Switched { head: HashMap<String, String>, io: Upgraded },
+    /// What the kubelet, or the runtime behind it, said instead.
+    Refused { status: u16, head: HashMap<String, String>, kind: String, text: Bytes },
+}
+
+impl Dialled {
+    async fn send(
+        &mut self,
+        request: Result<hyper::Request<Empty<Bytes>>, hyper::http::Error>,
+    ) -> Result<hyper::Response<Incoming>, String> {
+        let request = request.map_err(|error| error.to_string())?;
+        let response = tokio::time::timeout(HEAD, self.sender.send_request(request)).await;
+        response.map_err(|_| "response header timeout")?.map_err(|error| error.to_string())
+    }
+}
+
+/// The text of a refusal.
+async fn read(body: Incoming) -> Result<Bytes, String> {
     let text = tokio::time::timeout(DIAL, Limited::new(body, MAX_TEXT).collect()).await;
-    let text = text.map_err(|_| late("response"))?.map_err(|error| failed(&error))?.to_bytes();
-    Ok(Answered::Refused(status.as_u16(), String::from_utf8_lossy(&text).into_owned()))
+    Ok(text.map_err(|_| "response timeout")?.map_err(|error| error.to_string())?.to_bytes())
 }
 
 #[cfg(test)]

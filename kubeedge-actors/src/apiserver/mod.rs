@@ -5,12 +5,14 @@
 //! - **Stored**: every object, and the resourceVersion, in the store; on disk before the client has its answer.
 //! - **Bounds**: bodies 3 MiB; the event log of each kind 4096 events and 16 MiB; open watches [`Config::max_watches`];
 //!   a watch holds a position and not a queue, and ends with `410 Expired` when the log has left it behind.
-//! - **Not kept**: `pods/log` is read from the node's kubelet, or what stands for it; 256 logs at a time.
-//! - **Not served**: server-side apply (415); proxy, exec, attach and port-forward (501). Answers are JSON; bodies are
-//!   JSON, or protobuf for Kubernetes' own kinds.
+//! - **Not kept**: `pods/log` is read from the node's kubelet, or what stands for it; `pods/exec`, `pods/attach` and
+//!   `pods/portforward` are upgraded connections, relayed to it; 512 of these at a time.
+//! - **Not served**: server-side apply (415); proxy (501). Answers are JSON; bodies are JSON, or protobuf for Kubernetes'
+//!   own kinds.
 //!
 //! A request goes `http` → `auth` → `request` → `verbs` → `storage`; controllers react to the same event log.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -33,6 +35,7 @@ mod component;
 mod controllers;
 mod custom;
 mod documents;
+mod first_head;
 mod http;
 mod kubeconfig;
 mod kubelet;
@@ -48,6 +51,7 @@ mod server;
 mod storage;
 mod strategy;
 mod table;
+mod upgraded;
 mod verbs;
 mod watch;
 
@@ -71,12 +75,15 @@ pub(crate) struct Api {
     /// Seconds since 1970.
     clock: fn() -> i64,
     watches: Arc<Semaphore>,
-    logs: Arc<Semaphore>,
+    /// Logs and upgraded connections.
+    streams: Arc<Semaphore>,
     kubelet_client: Option<Arc<rustls::ClientConfig>>,
     service_range: ServiceRange,
     /// A token for each request whose answer is not written yet.
     requests: TaskTracker,
     tokens: Arc<ServiceAccountTokens>,
+    /// Where it listens.
+    address: SocketAddr,
 }
 
 impl Api {

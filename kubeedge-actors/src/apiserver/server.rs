@@ -4,14 +4,22 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix_web::dev::ServerHandle;
-use actix_web::{App, HttpServer, web};
+use actix_http::error::DispatchError;
+use actix_http::{HttpService, Protocol};
+use actix_service::{ServiceFactoryExt as _, fn_service, map_config};
+use actix_web::dev::{AppConfig, ServerHandle};
+use actix_web::{App, web};
+use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::either::Either;
 use tokio_util::task::TaskTracker;
 
 use super::addresses::ServiceRange;
 use super::auth::AdminToken;
+use super::first_head::FirstHead;
 use super::kinds;
 use super::storage::{Disk, Storage};
 use super::{Api, clock, controllers, http};
@@ -121,12 +129,16 @@ pub const ISSUER: &str = "https://kubernetes.default.svc";
 
 /// Time that running requests get at a stop.
 const SHUTDOWN: Duration = Duration::from_secs(5);
-/// Logs that are read at the same time; one more is answered 429.
-const MAX_LOGS: usize = 256;
+/// Logs that are read and upgraded connections at the same time; one more is answered 429.
+const MAX_STREAMS: usize = 512;
 /// Connections a worker takes at most.
 const MAX_CONNECTIONS: usize = 4096;
 /// Time a client has to send the head of its request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time TLS may take.
+const TLS_TIMEOUT: Duration = Duration::from_secs(10);
+/// What is left of a connection that is closed may take this long.
+const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long a connection may be idle between requests: that of a real API server.
 const KEEP_ALIVE: Duration = Duration::from_secs(180);
@@ -145,6 +157,31 @@ fn listener(address: SocketAddr) -> std::io::Result<TcpListener> {
         sockopt::set_tcp_user_timeout(&listener, u32::try_from(PEER_TIMEOUT.as_millis()).unwrap_or(u32::MAX))?;
     }
     Ok(listener)
+}
+
+fn tls_acceptor(config: &rustls::ServerConfig) -> TlsAcceptor {
+    let mut config = config.clone();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    TlsAcceptor::from(Arc::new(config))
+}
+
+type Connection = FirstHead<Either<TlsStream<TcpStream>, TcpStream>>;
+
+/// What HTTP is spoken on.
+async fn connection(
+    stream: TcpStream,
+    tls: Option<TlsAcceptor>,
+) -> Result<(Connection, Protocol, Option<SocketAddr>), DispatchError> {
+    let peer = stream.peer_addr().ok();
+    stream.set_nodelay(true).map_err(DispatchError::Io)?;
+    let stream = match tls {
+        Some(tls) => {
+            let accepted = tokio::time::timeout(TLS_TIMEOUT, tls.accept(stream)).await;
+            Either::Left(accepted.map_err(|_| DispatchError::SlowRequestTimeout)?.map_err(DispatchError::Io)?)
+        }
+        None => Either::Right(stream),
+    };
+    Ok((FirstHead::new(stream), Protocol::Http1, peer))
 }
 
 /// The API server.
@@ -173,6 +210,13 @@ impl Server {
         let storage = tokio::task::spawn_blocking(move || Storage::open(kinds::kinds(), disk))
             .await
             .map_err(|error| StartError::Interrupted(error.to_string()))??;
+        let (address, tls) = match &config.listen {
+            Listen::Tls { address, config } => (*address, Some(tls_acceptor(config))),
+            Listen::InsecureLoopback { port } => (SocketAddr::from((Ipv4Addr::LOCALHOST, *port)), None),
+        };
+        let failed = |source| StartError::Listen { address, source };
+        let listener = listener(address).map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
         let api = Arc::new(Api {
             storage,
             admin: AdminToken::new(&config.admin_token),
@@ -181,29 +225,32 @@ impl Server {
             tokens,
             service_range: config.service_range,
             watches: Arc::new(Semaphore::new(config.max_watches)),
-            logs: Arc::new(Semaphore::new(MAX_LOGS)),
+            streams: Arc::new(Semaphore::new(MAX_STREAMS)),
             kubelet_client: config.kubelet_client.clone(),
             requests: TaskTracker::new(),
+            address,
         });
         let data = web::Data::new(api.clone());
-        let server = HttpServer::new(move || App::new().app_data(data.clone()).default_service(web::to(http::handle)))
+        // As actix-web's own server, but for what stands between the connection and HTTP.
+        let server = actix_server::Server::build()
             .workers(config.workers.max(1))
-            .max_connections(MAX_CONNECTIONS)
-            .client_request_timeout(HEAD_TIMEOUT)
-            .keep_alive(KEEP_ALIVE)
-            // A client that closes its end is gone: a quiet log or watch ends with it, not with the next line.
-            .h1_allow_half_closed(false)
-            .disable_signals();
-        let address = match &config.listen {
-            Listen::Tls { address, .. } => *address,
-            Listen::InsecureLoopback { port } => SocketAddr::from((Ipv4Addr::LOCALHOST, *port)),
-        };
-        let server = listener(address).and_then(|listener| match config.listen {
-            Listen::Tls { config, .. } => server.listen_rustls_0_23(listener, (*config).clone()),
-            Listen::InsecureLoopback { .. } => server.listen(listener),
-        });
-        let server = server.map_err(|source| StartError::Listen { address, source })?;
-        let address = server.addrs().first().copied().unwrap_or(address);
+            .max_concurrent_connections(MAX_CONNECTIONS)
+            .disable_signals()
+            .listen("apiserver", listener, move || {
+                let tls = tls.clone();
+                let app = App::new().app_data(data.clone()).default_service(web::to(http::handle));
+                let app = map_config(app, |()| AppConfig::default());
+                let http = HttpService::build()
+                    .client_request_timeout(HEAD_TIMEOUT)
+                    .client_disconnect_timeout(DISCONNECT_TIMEOUT)
+                    .keep_alive(KEEP_ALIVE)
+                    // A client that closes its end is gone: a quiet log or watch ends with it, not with the next line.
+                    .h1_allow_half_closed(false)
+                    .local_addr(address)
+                    .finish(app.map_err(|error: actix_web::Error| error.error_response()));
+                fn_service(move |stream: TcpStream| connection(stream, tls.clone())).and_then(http)
+            })
+            .map_err(failed)?;
         let server = server.run();
         let http = server.handle();
         let serving = tokio::spawn(server);
@@ -223,6 +270,11 @@ impl Handle {
     /// The resourceVersion of the last change.
     pub fn resource_version(&self) -> u64 {
         self.api.storage.resource_version()
+    }
+
+    /// Logs that are read and upgraded connections that are open.
+    pub fn streams(&self) -> usize {
+        MAX_STREAMS.saturating_sub(self.api.streams.available_permits())
     }
 
     /// Ends watches and controllers, lets running requests finish, and returns when nothing writes any more.

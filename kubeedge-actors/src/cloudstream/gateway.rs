@@ -1,6 +1,6 @@
 //! The HTTPS listener: who may come in.
 
-use std::{sync::Arc, time::Duration};
+use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
 
 use http::{Response, StatusCode};
 use hyper::service::service_fn;
@@ -74,12 +74,18 @@ async fn serve(stream: TcpStream, tls: TlsAcceptor, asks: Asks) -> Result<(), Bo
     if let Some((_, why)) = &refusal {
         tracing::warn!("a client of the stream gateway is refused: {why}");
     }
-    let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
-        let (asks, refusal) = (asks.clone(), refusal.clone());
+    // What comes after an upgrade, which ends HTTP on this connection.
+    let after = Rc::new(RefCell::new(None));
+    let service = service_fn(|request: http::Request<hyper::body::Incoming>| {
+        let (asks, refusal, after) = (asks.clone(), refusal.clone(), Rc::clone(&after));
         async move {
             let answer: Response<Answer> = match refusal {
                 Some((status, why)) => relay::text(status, why),
-                None => relay::answer(request, &asks).await,
+                None => {
+                    let (answer, upgraded) = relay::answer(request, &asks).await;
+                    *after.borrow_mut() = upgraded;
+                    answer
+                }
             };
             Ok::<_, std::convert::Infallible>(answer)
         }
@@ -90,7 +96,12 @@ async fn serve(stream: TcpStream, tls: TlsAcceptor, asks: Asks) -> Result<(), Bo
         .header_read_timeout(HEAD)
         .max_buf_size(64 * 1024)
         .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades()
         .await?;
+    let upgraded = after.take();
+    if let Some(upgraded) = upgraded {
+        upgraded.run().await?;
+    }
     Ok(())
 }
 
@@ -102,7 +113,7 @@ fn refusal(chain: Option<&[CertificateDer<'_>]>) -> Option<(StatusCode, String)>
     match peer_user(chain) {
         Ok((user, _)) if user == API_SERVER_USER => None,
         Ok((_, groups)) if groups.iter().any(|group| group == MASTERS) => None,
-        Ok((user, _)) => Some((StatusCode::FORBIDDEN, format!("user {user:?} may not read from nodes"))),
+        Ok((user, _)) => Some((StatusCode::FORBIDDEN, format!("user {user:?} may not use the streams of nodes"))),
         Err(error) => Some((StatusCode::FORBIDDEN, error.to_string())),
     }
 }

@@ -1,11 +1,15 @@
-//! CloudStream: the gateway by which an API server reads the logs of containers at the edge.
+//! CloudStream: the gateway by which an API server reads the logs of containers at the edge, and gets into them.
 //!
 //! | | |
 //! |---|---|
-//! | listens | HTTPS, as a kubelet does: `GET /containerLogs/<namespace>/<pod>/<container>` |
+//! | listens | HTTPS, as a kubelet does: `GET /containerLogs/<namespace>/<pod>/<container>`; with an upgrade `/exec/<namespace>/<pod>/<container>`, `/attach/<namespace>/<pod>/<container>`, `/portForward/<namespace>/<pod>` |
 //! | asks | `LocatePod` (EdgeController), `ConnectStreams` (CloudHub) |
 //! | stores | nothing |
 //! | a node offline | 503 at once, with the node's name |
+//!
+//! Bounds: 1024 connections, a path of 32 KiB, the headers of an upgrade 8 KiB, and for a node
+//! [`OPEN_STREAMS`](crate::link::streams::OPEN_STREAMS); one more is answered 429. An upgraded connection lasts as long as
+//! both its ends: a client that goes frees everything on the way at once, an edge that is dead is noticed within 25 s.
 //!
 //! An API server takes it for the kubelet of every node, since EdgeController publishes its address on them. It relays
 //! bytes and reads nothing of them. Who asks must show a client certificate of the authority it was started with, and

@@ -4,16 +4,26 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream;
-use http::{HeaderName, HeaderValue, Method, Response, StatusCode, header::CONTENT_TYPE};
-use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
-use hyper::body::{Frame, Incoming};
+use http::{
+    HeaderName, HeaderValue, Method, Response, StatusCode,
+    header::{CONNECTION, CONTENT_TYPE, UPGRADE},
+};
+use http_body_util::{BodyExt, Empty, Full, StreamBody, combinators::UnsyncBoxBody};
+use hyper::{
+    body::{Frame, Incoming},
+    upgrade::OnUpgrade,
+};
+use hyper_util::rt::TokioIo;
 use kubeedge_proto::{
     NodeName,
     v1::{LocatePod, ObjectKey, StreamHead, StreamOpen},
 };
 
 use super::Asks;
-use crate::link::streams::{NotConnected, OpenError, Stream, StreamError};
+use crate::{
+    link::streams::{NotConnected, OpenError, Stream, StreamError, relay::relay},
+    upgrade,
+};
 
 /// How long EdgeController may take to say where a pod is: it may have to ask the API server.
 const LOCATE_WITHIN: Duration = Duration::from_secs(5);
@@ -21,8 +31,8 @@ const LOCATE_WITHIN: Duration = Duration::from_secs(5);
 const CONNECT_WITHIN: Duration = Duration::from_secs(12);
 /// How long the edge may take to answer.
 const HEAD_WITHIN: Duration = Duration::from_secs(15);
-/// Longest path and query.
-const MAX_PATH: usize = 4 * 1024;
+/// Longest path and query: commands are in it. With the headers of an upgrade it fits into one frame of the link.
+const MAX_PATH: usize = 32 * 1024;
 
 /// The body of an answer.
 pub(super) type Answer = UnsyncBoxBody<Bytes, StreamError>;
@@ -30,22 +40,42 @@ pub(super) type Answer = UnsyncBoxBody<Bytes, StreamError>;
 /// A refusal on its way.
 type Refused = (StatusCode, String);
 
-pub(super) async fn answer(request: http::Request<Incoming>, asks: &Asks) -> Response<Answer> {
-    match relay(&request, asks).await {
-        Ok((head, stream)) => streamed(head, stream),
+/// An upgraded connection, once its 101 is on its way.
+pub(super) struct Upgraded {
+    client: OnUpgrade,
+    stream: Stream,
+}
+
+impl Upgraded {
+    /// Relays until one of both ends.
+    pub(super) async fn run(mut self) -> Result<(), Box<dyn std::error::Error>> {
+        let client = self.client.await?;
+        relay(&mut self.stream, TokioIo::new(client)).await?;
+        // Both are told by the drop.
+        self.stream.finish();
+        Ok(())
+    }
+}
+
+/// The answer, and what comes after it if it is an upgrade.
+pub(super) async fn answer(mut request: http::Request<Incoming>, asks: &Asks) -> (Response<Answer>, Option<Upgraded>) {
+    match ask(&request, asks).await {
+        Ok((head, stream)) if head.status == u32::from(StatusCode::SWITCHING_PROTOCOLS.as_u16()) => {
+            let client = hyper::upgrade::on(&mut request);
+            (switching(&head), Some(Upgraded { client, stream }))
+        }
+        Ok((head, stream)) => (streamed(head, stream), None),
         Err((status, why)) => {
             tracing::info!(path = request.uri().path(), %status, "a stream did not come about: {why}");
-            text(status, why)
+            (text(status, why), None)
         }
     }
 }
 
-async fn relay(request: &http::Request<Incoming>, asks: &Asks) -> Result<(StreamHead, Stream), Refused> {
-    let path_and_query = request.uri().path_and_query().map_or("", |path| path.as_str());
-    if path_and_query.len() > MAX_PATH {
-        return Err((StatusCode::URI_TOO_LONG, format!("the path is longer than {MAX_PATH} bytes")));
-    }
-    let key = pod_of(request.method(), request.uri().path())?;
+async fn ask(request: &http::Request<Incoming>, asks: &Asks) -> Result<(StreamHead, Stream), Refused> {
+    let open = request_of(request)?;
+    let key = pod_of(request.method(), request.uri().path(), open.upgrade)?;
+    let upgrades = open.upgrade;
     let pod = asks.locate.ask(LocatePod { pod: Some(key.clone()) }, LOCATE_WITHIN).await;
     let pod = pod.map_err(|error| (StatusCode::SERVICE_UNAVAILABLE, format!("EdgeController: {error}")))?;
     if pod.code != 200 {
@@ -56,18 +86,44 @@ async fn relay(request: &http::Request<Incoming>, asks: &Asks) -> Result<(Stream
         .node
         .parse()
         .map_err(|_| (StatusCode::BAD_REQUEST, format!("pod {key} is not bound to a node of this cloud")))?;
-    let stream = open(&node, path_and_query, asks).await?;
-    let mut stream = stream;
-    stream.finish();
+    let mut stream = open_at(&node, open, asks).await?;
+    if !upgrades {
+        stream.finish();
+    }
     match tokio::time::timeout(HEAD_WITHIN, stream.head()).await {
+        Ok(Ok(head)) if head.status == 101 && !upgrades => {
+            Err((StatusCode::BAD_GATEWAY, format!("node {node} upgrades what is no upgrade")))
+        }
         Ok(Ok(head)) => Ok((head, stream)),
         Ok(Err(error)) => Err((StatusCode::BAD_GATEWAY, format!("node {node}: {error}"))),
         Err(_) => Err((StatusCode::GATEWAY_TIMEOUT, format!("node {node} did not answer within {HEAD_WITHIN:?}"))),
     }
 }
 
-async fn open(node: &NodeName, path_and_query: &str, asks: &Asks) -> Result<Stream, Refused> {
-    let open = StreamOpen { method: "GET".into(), path_and_query: path_and_query.into(), ..StreamOpen::default() };
+/// The request as it goes over the link.
+fn request_of<B>(request: &http::Request<B>) -> Result<StreamOpen, Refused> {
+    let path_and_query = request.uri().path_and_query().map_or("", |path| path.as_str());
+    if path_and_query.len() > MAX_PATH {
+        return Err((StatusCode::URI_TOO_LONG, format!("the path is longer than {MAX_PATH} bytes")));
+    }
+    let said = request.headers().get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    let mut said = said.flat_map(|value| value.split(',')).map(str::trim);
+    let upgrade = said.any(|option| option.eq_ignore_ascii_case("upgrade")) && request.headers().contains_key(UPGRADE);
+    let mut open = StreamOpen {
+        method: request.method().as_str().to_owned(),
+        path_and_query: path_and_query.to_owned(),
+        upgrade,
+        ..StreamOpen::default()
+    };
+    if upgrade {
+        let headers = request.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
+        open.headers = upgrade::collect(headers)
+            .map_err(|error| (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, error.to_string()))?;
+    }
+    Ok(open)
+}
+
+async fn open_at(node: &NodeName, open: StreamOpen, asks: &Asks) -> Result<Stream, Refused> {
     let connected = asks.connect.ask(crate::link::streams::ConnectStreams { node: node.clone() }, CONNECT_WITHIN).await;
     let connection = match connected {
         Ok(Ok(connection)) => connection,
@@ -91,19 +147,55 @@ async fn open(node: &NodeName, path_and_query: &str, asks: &Asks) -> Result<Stre
 }
 
 /// The pod that a path is about.
-fn pod_of(method: &Method, path: &str) -> Result<ObjectKey, Refused> {
+fn pod_of(method: &Method, path: &str, upgrade: bool) -> Result<ObjectKey, Refused> {
     let parts: Vec<&str> = path.split('/').collect();
-    let ["", "containerLogs", namespace, pod, _container] = parts.as_slice() else {
-        return Err((StatusCode::NOT_FOUND, format!("{path:?} is not served here: only /containerLogs is")));
+    let (namespace, pod) = match parts.as_slice() {
+        ["", "containerLogs", namespace, pod, _container] => {
+            if method != Method::GET {
+                return Err((
+                    StatusCode::METHOD_NOT_ALLOWED,
+                    format!("{method} is not allowed: logs are read with GET"),
+                ));
+            }
+            (*namespace, *pod)
+        }
+        ["", verb @ ("exec" | "attach"), namespace, pod, _] | ["", verb @ "portForward", namespace, pod] => {
+            if method != Method::GET && method != Method::POST {
+                let why = format!("{method} is not allowed: {verb} is asked for with GET or POST");
+                return Err((StatusCode::METHOD_NOT_ALLOWED, why));
+            }
+            if !upgrade {
+                return Err((StatusCode::BAD_REQUEST, "Upgrade request required".into()));
+            }
+            (*namespace, *pod)
+        }
+        _ => {
+            let served = "/containerLogs, /exec, /attach and /portForward";
+            return Err((StatusCode::NOT_FOUND, format!("{path:?} is not served here: only {served} are")));
+        }
     };
-    if method != Method::GET {
-        return Err((StatusCode::METHOD_NOT_ALLOWED, format!("{method} is not allowed: logs are read with GET")));
-    }
-    let key = ObjectKey::new(namespace.to_string(), pod.to_string());
+    let key = ObjectKey::new(namespace.to_owned(), pod.to_owned());
     if key.namespace.is_empty() || !key.is_valid() {
         return Err((StatusCode::BAD_REQUEST, format!("{namespace:?}, {pod:?} is not the name of a pod")));
     }
     Ok(key)
+}
+
+/// 101 with the edge's headers.
+fn switching(head: &StreamHead) -> Response<Answer> {
+    let mut response = Response::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    append(&mut response, head);
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    response
+}
+
+fn append(response: &mut Response<Answer>, head: &StreamHead) {
+    for (name, value) in upgrade::each(&head.headers) {
+        if let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), HeaderValue::from_str(value)) {
+            response.headers_mut().append(name, value);
+        }
+    }
 }
 
 /// Plain text.
@@ -129,6 +221,9 @@ fn streamed(head: StreamHead, stream: Stream) -> Response<Answer> {
     let status = u16::try_from(head.status).ok().and_then(|code| StatusCode::from_u16(code).ok());
     // Informational codes are no answers.
     *response.status_mut() = status.filter(|status| !status.is_informational()).unwrap_or(StatusCode::BAD_GATEWAY);
+    append(&mut response, &head);
+    // It is a promise of this connection, and this one is not upgraded.
+    response.headers_mut().remove(UPGRADE);
     for (name, value) in &head.headers {
         // Framing is this connection's own: of the edge's headers only what says how to read the bytes goes through.
         if name.eq_ignore_ascii_case("content-type")
@@ -145,13 +240,44 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_logs_of_a_named_pod_are_served() {
-        let pod = |path| pod_of(&Method::GET, path).map_err(|(status, _)| status.as_u16());
+    fn only_what_a_kubelet_serves_of_a_named_pod_is_served() {
+        let pod = |path| pod_of(&Method::GET, path, false).map_err(|(status, _)| status.as_u16());
         assert_eq!(pod("/containerLogs/ns/p/c"), Ok(ObjectKey::new("ns", "p")));
         assert_eq!(pod("/containerLogs/ns/p"), Err(404));
-        assert_eq!(pod("/exec/ns/p/c"), Err(404));
+        assert_eq!(pod("/run/ns/p/c"), Err(404));
         assert_eq!(pod("/containerLogs/../p/c"), Err(400));
         assert_eq!(pod("/containerLogs//p/c"), Err(400));
-        assert_eq!(pod_of(&Method::POST, "/containerLogs/ns/p/c").unwrap_err().0, StatusCode::METHOD_NOT_ALLOWED);
+        // Without an upgrade there is nothing to relay.
+        assert_eq!(pod("/exec/ns/p/c"), Err(400));
+        let method = |method, path| pod_of(&method, path, true).map_err(|(status, _)| status.as_u16());
+        assert_eq!(method(Method::POST, "/containerLogs/ns/p/c"), Err(405));
+        for path in ["/exec/ns/p/c", "/attach/ns/p/c", "/portForward/ns/p"] {
+            assert_eq!(method(Method::POST, path), Ok(ObjectKey::new("ns", "p")));
+            assert_eq!(method(Method::GET, path), Ok(ObjectKey::new("ns", "p")));
+            assert_eq!(method(Method::PUT, path), Err(405));
+        }
+        assert_eq!(method(Method::POST, "/portForward/ns/p/c"), Err(404));
+        assert_eq!(method(Method::POST, "/exec/ns/p"), Err(404));
+    }
+
+    #[test]
+    fn an_upgrade_goes_over_the_link_with_its_headers_and_within_bounds() {
+        let request = |path: &str, connection: &str| {
+            let request = http::Request::post(path).header("connection", connection).header("upgrade", "SPDY/3.1");
+            let request = request.header("authorization", "Bearer secret");
+            request.header("x-stream-protocol-version", "v4.channel.k8s.io").body(()).unwrap()
+        };
+        let open = request_of(&request("/exec/ns/p/c?command=ls", "keep-alive, Upgrade")).unwrap();
+        assert!(open.upgrade && open.method == "POST" && open.path_and_query == "/exec/ns/p/c?command=ls");
+        let mut headers: Vec<_> = open.headers.keys().map(String::as_str).collect();
+        headers.sort_unstable();
+        assert_eq!(headers, ["upgrade", "x-stream-protocol-version"]);
+        let plain = request_of(&request("/exec/ns/p/c", "keep-alive")).unwrap();
+        assert!(!plain.upgrade && plain.headers.is_empty());
+        let long = request(&format!("/exec/ns/p/c?command={}", "x".repeat(MAX_PATH)), "Upgrade");
+        assert_eq!(request_of(&long).unwrap_err().0, StatusCode::URI_TOO_LONG);
+        let heavy = http::Request::get("/exec/ns/p/c").header("connection", "Upgrade");
+        let heavy = heavy.header("upgrade", "x".repeat(upgrade::MAX_HEADER_BYTES)).body(()).unwrap();
+        assert_eq!(request_of(&heavy).unwrap_err().0, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
     }
 }

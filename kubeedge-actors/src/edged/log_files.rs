@@ -4,7 +4,7 @@ use std::path::Path;
 
 use actix::{Handler, ResponseFuture};
 use k8s_openapi::api::core::v1::Pod;
-use kubeedge_proto::v1::{ContainerLog, LocateContainerLog};
+use kubeedge_proto::v1::{ContainerLog, LocateContainerLog, ObjectKey};
 
 use super::{
     Edged,
@@ -13,21 +13,22 @@ use super::{
 };
 use crate::system::Context;
 
+impl Edged {
+    /// The pod with its uid. Of two pods of one name the old one is on its way out.
+    pub(super) fn pod_of_name(&self, key: &ObjectKey) -> Option<(&str, &Pod)> {
+        let of_name = |pod: &Pod| {
+            pod.metadata.name.as_deref() == Some(&key.name) && pod.metadata.namespace.as_deref() == Some(&key.namespace)
+        };
+        let pods = self.book.pods().filter(|(_, pod)| of_name(pod));
+        pods.min_by_key(|(_, pod)| pod.metadata.deletion_timestamp.is_some())
+    }
+}
+
 impl Handler<LocateContainerLog> for Edged {
     type Result = ResponseFuture<ContainerLog>;
 
     fn handle(&mut self, wanted: LocateContainerLog, _: &mut Context<Self>) -> Self::Result {
-        let key = wanted.pod.clone().unwrap_or_default();
-        let of_name = |pod: &Pod| {
-            pod.metadata.name.as_deref() == Some(&key.name) && pod.metadata.namespace.as_deref() == Some(&key.namespace)
-        };
-        // Of two pods of one name the old one is on its way out.
-        let found = self
-            .book
-            .pods()
-            .filter(|(_, pod)| of_name(pod))
-            .min_by_key(|(_, pod)| pod.metadata.deletion_timestamp.is_some());
-        let Some((uid, pod)) = found else {
+        let Some((uid, pod)) = self.pod_of_name(&wanted.pod.clone().unwrap_or_default()) else {
             return Box::pin(std::future::ready(refused(404, "pod does not exist".into())));
         };
         let (uid, pod) = (uid.to_owned(), pod.clone());

@@ -2,7 +2,7 @@
 //!
 //! | | |
 //! |---|---|
-//! | answers | `QueryProgress` (EdgeHub), `LocateContainerLog` (EdgeStream) |
+//! | answers | `QueryProgress` (EdgeHub), `LocateContainerLog`, `OpenContainerStream` (EdgeStream) |
 //! | listens | `ObjectsChanged`, `KindCompleted`, `ObjectsReloaded` (MetaManager), in order and none lost; `LinkStateChanged`, the newest, where there is an EdgeHub |
 //! | asks | `ReadObjects`, `ReportStatus` (MetaManager); `CallCloud`, `PublishEvent` where there is an EdgeHub |
 //! | stores | nothing of its own: what is wanted is MetaManager's, what is there is the container runtime's |
@@ -42,6 +42,7 @@ pub mod resources;
 pub mod runtime;
 pub mod source;
 pub mod status;
+mod streams;
 pub mod volumes;
 pub mod worker;
 
@@ -58,7 +59,8 @@ use kubeedge_proto::{
     resource,
     v1::{
         CallCloud, KindCompleted, KubeObject, LinkStateChanged, LocateContainerLog, ObjectKey, ObjectList,
-        ObjectsChanged, ObjectsReloaded, Progress, PublishEvent, QueryProgress, ReadObjects, ReportStatus,
+        ObjectsChanged, ObjectsReloaded, OpenContainerStream, Progress, PublishEvent, QueryProgress, ReadObjects,
+        ReportStatus,
     },
 };
 use tokio::sync::{Semaphore, watch};
@@ -463,6 +465,7 @@ impl Component for Edged {
         contract.may_listen::<LinkStateChanged>(Overflow::newest_per_key(1, |_| ()));
         contract.answers::<QueryProgress>();
         contract.answers::<LocateContainerLog>();
+        contract.answers::<OpenContainerStream>();
         contract.asks::<ReadObjects>();
         contract.asks::<ReportStatus>();
         contract.may_ask::<CallCloud>();

@@ -207,6 +207,17 @@ pub struct ExecOutput {
     pub exit_code: i32,
 }
 
+/// A stream that the runtime is asked for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum StreamRequest {
+    /// A command in a container.
+    Exec(cri::ExecRequest),
+    /// The container's own process.
+    Attach(cri::AttachRequest),
+    /// Ports in a sandbox's network.
+    PortForward(cri::PortForwardRequest),
+}
+
 /// The answer of a call to the runtime.
 pub type Answer<'a, T> = BoxFuture<'a, Result<T, RuntimeError>>;
 
@@ -243,6 +254,9 @@ pub trait Runtime: Send + Sync {
     fn exec_sync<'a>(&'a self, id: &'a str, command: &'a [String], timeout: Duration) -> Answer<'a, ExecOutput>;
     /// Removes a container that has ended.
     fn remove_container<'a>(&'a self, id: &'a str) -> Answer<'a, ()>;
+
+    /// Prepares a stream; answers the URL at the runtime's streaming server, good for one request.
+    fn stream_url(&self, request: StreamRequest) -> Answer<'_, String>;
 
     /// Looks for an image on the node.
     fn image<'a>(&'a self, image: &'a str) -> Answer<'a, Option<LocalImage>>;

@@ -3,40 +3,55 @@
 //! | | |
 //! |---|---|
 //! | answers | `ServeStream` (EdgeHub) |
-//! | asks | `LocateContainerLog` (Edged) |
+//! | asks | `LocateContainerLog`, `OpenContainerStream` (Edged) |
 //! | stores | nothing |
 //! | offline | nothing to do: streams end with the link |
 //!
 //! It serves what a kubelet serves: `GET /containerLogs/<namespace>/<pod>/<container>`. [`options`] reads the query,
 //! [`log_lines`] the container runtime's lines, `reader` the file. A log that is followed is looked at four times a
 //! second; that costs nothing on the link. As many requests are served at a time as a connection has streams.
+//!
+//! And `/exec/<namespace>/<pod>/<container>`, `/attach/<namespace>/<pod>/<container>`, `/portForward/<namespace>/<pod>`,
+//! with an HTTP upgrade: [`upgrades`] reads the request, Edged asks the runtime for a stream, `runtime` dials the
+//! runtime's streaming server, which must be on the loopback interface. From there bytes are relayed and not read, a
+//! refusal of the runtime included. Bounds: a text of a refusal 16 KiB, an answer 10 s, headers as
+//! [`crate::upgrade`] has them; a stream lasts as long as both its ends.
 
 pub mod log_lines;
 pub mod options;
 mod reader;
+mod runtime;
+pub mod upgrades;
 
 use actix::{Actor, Handler};
 use bytes::Bytes;
-use kubeedge_proto::v1::{LocateContainerLog, StreamHead};
+use kubeedge_proto::v1::{LocateContainerLog, OpenContainerStream, StreamHead};
 use tokio::task::JoinSet;
 
 use self::options::LogRequest;
 use crate::{
-    link::streams::{Request, ServeStream, Stream, StreamError, connection::REQUESTS},
+    link::streams::{Request, ServeStream, Stream, StreamError, connection::REQUESTS, relay::RelayError},
     system::{Component, Context, Contract, Port, Ports, Stage},
 };
 
 /// The component. See the module's page.
 pub struct EdgeStream {
-    locate: Port<LocateContainerLog>,
+    ports: Asks,
     /// Dropped with this value, which gives their streams up.
     serving: JoinSet<()>,
+}
+
+/// Whom it asks.
+#[derive(Clone)]
+struct Asks {
+    log: Port<LocateContainerLog>,
+    stream: Port<OpenContainerStream>,
 }
 
 impl EdgeStream {
     /// Ready to serve.
     pub fn new(ports: &Ports) -> Self {
-        Self { locate: ports.port(), serving: JoinSet::new() }
+        Self { ports: Asks { log: ports.port(), stream: ports.port() }, serving: JoinSet::new() }
     }
 }
 
@@ -51,6 +66,7 @@ impl Component for EdgeStream {
     fn contract(contract: &mut Contract<Self>) {
         contract.answers::<ServeStream>();
         contract.asks::<LocateContainerLog>();
+        contract.asks::<OpenContainerStream>();
     }
 }
 
@@ -64,20 +80,29 @@ impl Handler<ServeStream> for EdgeStream {
             tracing::warn!(limit = REQUESTS, "a stream of the cloud is refused: too many are served");
             return;
         }
-        let locate = self.locate.clone();
+        let ports = self.ports.clone();
         self.serving.spawn_local(async move {
-            let path = request.open.path_and_query.clone();
-            if let Err(error) = serve(request, locate).await {
+            let path = path_of(&request.open.path_and_query);
+            if let Err(error) = serve(request, ports).await {
                 tracing::info!(path, "a stream was given up: {error}");
             }
         });
     }
 }
 
-async fn serve(Request { open, mut stream }: Request, locate: Port<LocateContainerLog>) -> Result<(), StreamError> {
-    match LogRequest::parse(&open) {
-        Ok(request) => reader::send_log(request, locate, &mut stream).await?,
-        Err(refusal) => refuse(&mut stream, refusal.code, refusal.message).await?,
+/// Without the query: commands may hold secrets.
+fn path_of(path_and_query: &str) -> String {
+    path_and_query.split('?').next().unwrap_or_default().to_owned()
+}
+
+async fn serve(Request { open, mut stream }: Request, ports: Asks) -> Result<(), RelayError> {
+    match upgrades::parse(&open) {
+        Some(Ok(wanted)) => runtime::serve(&open, wanted, ports.stream, &mut stream).await?,
+        Some(Err(refusal)) => refuse(&mut stream, refusal.code, refusal.message).await?,
+        None => match LogRequest::parse(&open) {
+            Ok(request) => reader::send_log(request, ports.log, &mut stream).await?,
+            Err(refusal) => refuse(&mut stream, refusal.code, refusal.message).await?,
+        },
     }
     stream.finish();
     Ok(())

@@ -25,6 +25,8 @@ mod lifecycle;
 mod link;
 #[cfg(feature = "apiserver")]
 mod pages;
+#[cfg(all(feature = "apiserver", feature = "cloudstream", feature = "edgestream"))]
+mod relay;
 #[cfg(feature = "apiserver")]
 mod services;
 #[cfg(all(

@@ -17,15 +17,15 @@ use tokio::{net::TcpListener, sync::mpsc, task::JoinHandle, time::timeout};
 const LONG: Duration = Duration::from_secs(30);
 
 /// The cloud's connection, the requests at the edge, and the tasks that run them.
-struct Joined {
-    cloud: Connection,
-    requests: mpsc::Receiver<Request>,
-    edge_task: JoinHandle<String>,
-    cloud_task: JoinHandle<String>,
-    _server: tokio_util::task::AbortOnDropHandle<()>,
+pub(crate) struct Joined {
+    pub(crate) cloud: Connection,
+    pub(crate) requests: mpsc::Receiver<Request>,
+    pub(crate) edge_task: JoinHandle<String>,
+    pub(crate) cloud_task: JoinHandle<String>,
+    pub(crate) server: tokio_util::task::AbortOnDropHandle<()>,
 }
 
-async fn join() -> Joined {
+pub(crate) async fn join() -> Joined {
     let folder = tempfile::tempdir().unwrap();
     let now = SystemTime::now();
     let ca = CertificateAuthority::load_or_create(folder.path(), now).unwrap();
@@ -59,7 +59,7 @@ async fn join() -> Joined {
         drop(open);
         why
     });
-    Joined { cloud, requests, edge_task, cloud_task, _server: server }
+    Joined { cloud, requests, edge_task, cloud_task, server }
 }
 
 fn get(path: &str) -> StreamOpen {

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use serde_json::Value;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{Answer, existing};
 use crate::apiserver::Api;
-use crate::apiserver::kubelet::{self, Answered};
+use crate::apiserver::kubelet::{self, Answered, Kubelet};
 use crate::apiserver::object::Key;
 use crate::apiserver::request::{Query, Target};
 use crate::apiserver::status::{FieldCause, FieldError, Status};
@@ -20,22 +21,33 @@ pub(super) async fn log(api: &Arc<Api>, query: &Query, target: &Target, name: &s
         // Nobody has it yet, and nothing is its log.
         return Ok(Answer::Text(None));
     }
-    let nodes = api.storage.core("nodes").ok_or_else(Status::no_such_resource)?;
-    let kind = api.storage.kind(nodes);
-    let node = api.storage.get(nodes, &Key::new("", node_name)).ok_or_else(|| Status::not_found(kind, node_name))?;
-    let (host, port) = kubelet::endpoint(&node.value(kind)).map_err(Status::internal)?;
-    let Some(tls) = &api.kubelet_client else {
-        return Err(Status::internal("this API server was started without a client certificate for kubelets"));
-    };
-    let permit = Arc::clone(&api.logs).try_acquire_owned();
-    let permit = permit.map_err(|_| Status::too_many("too many logs are read at the same time", 1))?;
+    let kubelet = kubelet_of(api, node_name)?;
+    let permit = permit(api)?;
     let closing = api.storage.closing().clone();
-    match kubelet::get(tls, &host, port, &path, permit, closing).await.map_err(Status::internal)? {
+    match kubelet.get(&path, permit, closing).await.map_err(Status::internal)? {
         Answered::Body(body) => Ok(Answer::Text(Some(body))),
         Answered::Refused(400, text) => Err(Status::bad_request(text)),
         Answered::Refused(500, text) => Err(Status::internal(text)),
         Answered::Refused(code, text) => Err(Status::new(code, reason(code), text)),
     }
+}
+
+/// How the kubelet of a node is reached.
+pub(super) fn kubelet_of<'a>(api: &'a Api, node_name: &str) -> Result<Kubelet<'a>, Status> {
+    let nodes = api.storage.core("nodes").ok_or_else(Status::no_such_resource)?;
+    let kind = api.storage.kind(nodes);
+    let node = api.storage.get(nodes, &Key::new("", node_name)).ok_or_else(|| Status::not_found(kind, node_name))?;
+    let (host, port) = kubelet::endpoint(&node.value(kind)).map_err(Status::internal)?;
+    match &api.kubelet_client {
+        Some(tls) => Ok(Kubelet { tls, host, port }),
+        None => Err(Status::internal("this API server was started without a client certificate for kubelets")),
+    }
+}
+
+/// Counts a stream among those that are open.
+pub(super) fn permit(api: &Api) -> Result<OwnedSemaphorePermit, Status> {
+    let permit = Arc::clone(&api.streams).try_acquire_owned();
+    permit.map_err(|_| Status::too_many("too many logs and streams are open at the same time", 1))
 }
 
 fn reason(code: u16) -> &'static str {
@@ -60,7 +72,7 @@ fn kubelet_path(pod: &Value, namespace: &str, name: &str, query: &Query) -> Resu
 }
 
 /// The container that is named, or the only one.
-fn container(pod: &Value, name: &str, wanted: &str) -> Result<String, Status> {
+pub(super) fn container(pod: &Value, name: &str, wanted: &str) -> Result<String, Status> {
     let names = |list: &str| -> Vec<String> {
         let list = pod.pointer(&format!("/spec/{list}")).and_then(Value::as_array);
         list.into_iter().flatten().filter_map(|one| one["name"].as_str()).map(str::to_owned).collect()

@@ -20,6 +20,7 @@ use super::storage::{Change, KindId, Writer};
 use super::table::{Include, View};
 
 pub(crate) mod bind;
+pub(crate) mod connect;
 pub(crate) mod create;
 pub(crate) mod delete;
 mod list;
@@ -199,9 +200,9 @@ async fn subresource_verb(
         ("namespaces", "finalize", _)
         | ("pods", "binding" | "eviction" | "log", _)
         | ("serviceaccounts", "token", _) => Err(Status::method_not_allowed()),
-        ("pods" | "services" | "nodes", "proxy", _) | ("pods", "exec" | "attach" | "portforward", _) => {
-            Err(Status::not_implemented(kind, subresource))
-        }
+        ("pods" | "services" | "nodes", "proxy", _) => Err(Status::not_implemented(kind, subresource)),
+        // With GET and POST they were taken before the body is read.
+        ("pods", subresource, _) if connect::is_stream(subresource) => Err(Status::method_not_allowed()),
         _ => Err(Status::no_such_resource()),
     }
 }

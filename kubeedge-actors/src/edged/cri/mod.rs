@@ -20,6 +20,7 @@ use super::{
     labels,
     runtime::{
         Answer, ExecOutput, LocalImage, ObservedPod, PodSummary, Runtime, RuntimeError, RuntimeHealth, RuntimeVersion,
+        StreamRequest,
     },
 };
 
@@ -260,6 +261,19 @@ impl Runtime for CriRuntime {
         Box::pin(async move {
             let request = cri::RemoveContainerRequest { container_id: id.to_owned() };
             gone_is_done(self.call("RemoveContainer", QUICK, self.runtime.clone().remove_container(request)).await)
+        })
+    }
+
+    fn stream_url(&self, request: StreamRequest) -> Answer<'_, String> {
+        Box::pin(async move {
+            let mut client = self.runtime.clone();
+            Ok(match request {
+                StreamRequest::Exec(request) => self.call("Exec", QUICK, client.exec(request)).await?.url,
+                StreamRequest::Attach(request) => self.call("Attach", QUICK, client.attach(request)).await?.url,
+                StreamRequest::PortForward(request) => {
+                    self.call("PortForward", QUICK, client.port_forward(request)).await?.url
+                }
+            })
         })
     }
 

@@ -16,7 +16,7 @@ use super::{
     labels,
     runtime::{
         Answer, ExecOutput, InstanceState, LocalImage, ObservedPod, PodSummary, Runtime, RuntimeError, RuntimeHealth,
-        RuntimeVersion,
+        RuntimeVersion, StreamRequest,
     },
 };
 
@@ -333,6 +333,12 @@ impl Runtime for FakeRuntime {
             self.begin("remove_container", id)?.model.remove_container(id);
             Ok(())
         })
+    }
+
+    /// It has no processes to stream from.
+    fn stream_url(&self, _: StreamRequest) -> Answer<'_, String> {
+        let message = "a runtime in memory has no streams".to_owned();
+        Box::pin(std::future::ready(Err(RuntimeError::Failed { call: "stream_url", message })))
     }
 
     fn image<'a>(&'a self, image: &'a str) -> Answer<'a, Option<LocalImage>> {

@@ -38,7 +38,7 @@ struct Shared {
 #[derive(Debug)]
 struct Inner {
     mux: Mux,
-    wakes: HashMap<u64, Arc<Notify>>,
+    wakes: HashMap<u64, Arc<Wakes>>,
     /// Why it has ended.
     ended: Option<String>,
     /// The owner wants it to end.
@@ -47,34 +47,50 @@ struct Inner {
     idle_since: Option<Instant>,
 }
 
+/// Who waits on a stream: one reader and one writer.
+#[derive(Debug, Default)]
+struct Wakes {
+    read: Notify,
+    write: Notify,
+}
+
+impl Wakes {
+    fn both(&self) {
+        self.read.notify_one();
+        self.write.notify_one();
+    }
+}
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn stream(self: &Arc<Self>, inner: &mut Inner, id: u64) -> Stream {
-        let wake = Arc::new(Notify::new());
-        inner.wakes.insert(id, Arc::clone(&wake));
+        let wakes = Arc::new(Wakes::default());
+        inner.wakes.insert(id, Arc::clone(&wakes));
         inner.idle_since = None;
-        Stream { id, shared: Arc::clone(self), wake }
+        Stream { id, shared: Arc::clone(self), wakes }
     }
 }
 
 impl Inner {
     fn wake(&self, event: &Event) {
-        if let Event::Readable(id) | Event::Writable(id) = event
-            && let Some(wake) = self.wakes.get(id)
-        {
-            // Reader and writer of a stream are one task: whoever waits looks at both.
-            wake.notify_one();
+        let (Event::Readable(id) | Event::Writable(id)) = event else { return };
+        let Some(wakes) = self.wakes.get(id) else { return };
+        match event {
+            Event::Writable(_) => wakes.write.notify_one(),
+            // Who waits for room must hear of the end, too.
+            _ if self.mux.aborted(*id).is_some() => wakes.both(),
+            _ => wakes.read.notify_one(),
         }
     }
 
     fn end(&mut self, why: &str) {
         self.ended.get_or_insert_with(|| why.to_owned());
         self.mux.disconnect(why);
-        for wake in self.wakes.values() {
-            wake.notify_one();
+        for wakes in self.wakes.values() {
+            wakes.both();
         }
     }
 }
@@ -250,7 +266,34 @@ pub struct Request {
 pub struct Stream {
     id: u64,
     shared: Arc<Shared>,
-    wake: Arc<Notify>,
+    wakes: Arc<Wakes>,
+}
+
+/// The bytes that come, while [`OutgoingBytes`] takes those that go.
+#[derive(Debug)]
+pub struct IncomingBytes<'a>(&'a Stream);
+
+/// The bytes that go.
+#[derive(Debug)]
+pub struct OutgoingBytes<'a>(&'a Stream);
+
+impl IncomingBytes<'_> {
+    /// As [`Stream::read`].
+    pub async fn read(&mut self) -> Result<Option<Bytes>, StreamError> {
+        self.0.next().await
+    }
+}
+
+impl OutgoingBytes<'_> {
+    /// As [`Stream::write`].
+    pub async fn write(&mut self, bytes: Bytes) -> Result<(), StreamError> {
+        self.0.put(bytes).await
+    }
+
+    /// As [`Stream::finish`].
+    pub fn finish(&mut self) {
+        self.0.end();
+    }
 }
 
 impl Stream {
@@ -266,7 +309,7 @@ impl Stream {
                     return Err(error);
                 }
             }
-            self.wake.notified().await;
+            self.wakes.read.notified().await;
         }
     }
 
@@ -276,8 +319,22 @@ impl Stream {
         self.shared.work.notify_one();
     }
 
+    /// Both directions at once.
+    pub fn split(&mut self) -> (IncomingBytes<'_>, OutgoingBytes<'_>) {
+        (IncomingBytes(self), OutgoingBytes(self))
+    }
+
     /// What has arrived; `None` when the peer has sent everything. May be dropped and called again.
     pub async fn read(&mut self) -> Result<Option<Bytes>, StreamError> {
+        self.next().await
+    }
+
+    /// Writes all of it, waiting for room.
+    pub async fn write(&mut self, bytes: Bytes) -> Result<(), StreamError> {
+        self.put(bytes).await
+    }
+
+    async fn next(&self) -> Result<Option<Bytes>, StreamError> {
         loop {
             {
                 let mut inner = self.shared.lock();
@@ -292,12 +349,11 @@ impl Stream {
                     Read::Pending => {}
                 }
             }
-            self.wake.notified().await;
+            self.wakes.read.notified().await;
         }
     }
 
-    /// Writes all of it, waiting for room.
-    pub async fn write(&mut self, mut bytes: Bytes) -> Result<(), StreamError> {
+    async fn put(&self, mut bytes: Bytes) -> Result<(), StreamError> {
         loop {
             {
                 let mut inner = self.shared.lock();
@@ -308,7 +364,7 @@ impl Stream {
             if bytes.is_empty() {
                 return Ok(());
             }
-            self.wake.notified().await;
+            self.wakes.write.notified().await;
         }
     }
 
@@ -318,7 +374,7 @@ impl Stream {
             let failed = failure(&self.shared.lock(), self.id);
             match failed {
                 Some(error) => return error,
-                None => self.wake.notified().await,
+                None => self.wakes.read.notified().await,
             }
         }
     }
@@ -326,6 +382,10 @@ impl Stream {
     /// Half close: nothing more will be written; what was is still sent, also after the drop of this value if the peer
     /// has finished too.
     pub fn finish(&mut self) {
+        self.end();
+    }
+
+    fn end(&self) {
         self.shared.lock().mux.finish(self.id);
         self.shared.work.notify_one();
     }

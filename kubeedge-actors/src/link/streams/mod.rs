@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | [`mux`] | one end: which frames may come, what is buffered, whose turn it is | none |
 //! | [`connection`] | runs an end over a transport and gives out [`Stream`]s | channels |
+//! | [`relay`] | a stream and a socket become one | the socket |
 //!
 //! The cloud opens streams, each with a request; the edge answers with a head and bytes. Bounds, at each end: so many
 //! streams ([`OPEN_STREAMS`]), and for each of them [`WINDOW`] bytes received and not read and [`SEND_BUFFER`] bytes not
@@ -12,6 +13,7 @@
 
 pub mod connection;
 pub mod mux;
+pub mod relay;
 #[cfg(test)]
 mod tests;
 
@@ -23,7 +25,7 @@ pub use connection::{Connection, Request, Stream};
 pub use mux::{Mux, Side};
 
 /// Streams of one node that may be open at a time. The edge allows twice as many, for ends that cross on their way.
-pub const OPEN_STREAMS: usize = 32;
+pub const OPEN_STREAMS: usize = 128;
 /// Bytes that a stream's peer may send before they are read.
 pub const WINDOW: usize = 64 * 1024;
 /// Bytes of a stream that wait to be sent; whoever writes more waits.

@@ -261,7 +261,7 @@ impl Mux {
         }
     }
 
-    /// The owner is done with the stream. Unless it had said and heard everything, that gives the stream up. At the
+    /// `P-STREAM-FREED`. The owner is done with the stream. Unless it had said and heard everything, that gives the stream up. At the
     /// acceptor, having said everything is enough: the rest of the request is of no interest then.
     pub fn release(&mut self, stream: u64, why: &str) {
         let Some(state) = self.streams.get_mut(&stream) else { return };

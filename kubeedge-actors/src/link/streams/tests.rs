@@ -205,6 +205,7 @@ fn streams_take_turns_frame_by_frame() {
     }
 }
 
+/// `P-STREAM-FREED`
 #[test]
 fn giving_a_stream_up_frees_both_ends_at_once() {
     let mut pair = Pair::new();
