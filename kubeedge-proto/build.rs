@@ -9,6 +9,7 @@ const FILES: &[&str] = &[
     "kubeedge/v1/enrolment.proto",
     "kubeedge/v1/actors.proto",
     "kubeedge/v1/edge_store.proto",
+    "kubeedge/v1/kubelet.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -14,7 +14,7 @@
 //! | `link` | the cloud-edge link: a pure state machine and its gRPC shell |
 //! | `autonomy` | which pods stay on a node that nobody hears from |
 //! | `admission` `cloudhub` `cloudstream` `edgecontroller` `apiserver` | the cloud's components |
-//! | `edgehub` `edgestream` `metamanager` `edged` | the edge's components |
+//! | `edgehub` `edgestream` `metamanager` `edged` `kubeletapi` | the edge's components |
 
 pub mod audit;
 pub mod system;
@@ -63,5 +63,7 @@ pub mod edged;
 pub mod edgehub;
 #[cfg(feature = "edgestream")]
 pub mod edgestream;
+#[cfg(feature = "kubeletapi")]
+pub mod kubeletapi;
 #[cfg(feature = "metamanager")]
 pub mod metamanager;

@@ -10,6 +10,7 @@ use kubeedge_actors::{
     edgehub::{EdgeHub, EdgeHubConfig, renewal::Renewal},
     edgestream::EdgeStream,
     identity::{FlooredClock, JoinToken, NodeCredentials, NodeIdentity},
+    kubeletapi::{KubeletApi, KubeletApiConfig, Observed},
     link::{self, backoff},
     metamanager::{MetaManager, Tables},
     program::{StopSignals, abort_when_blocked},
@@ -93,6 +94,7 @@ async fn start(config: &EdgeCore, runtime: Runtime) -> Result<Running> {
     let store = opened.store;
     let tables = Tables::open(store.clone()).await?;
 
+    let observed = Observed::default();
     let mut builder = System::builder("edgecore")
         .when_blocked(abort_when_blocked)
         .component(move |ports: &Ports| MetaManager::new(tables.clone(), ports));
@@ -122,11 +124,16 @@ async fn start(config: &EdgeCore, runtime: Runtime) -> Result<Running> {
             Runtime::InMemory => Prepared::with_runtime(settings, edged::in_memory()).await?,
         };
         builder = builder.component(move |ports: &Ports| Edged::new(prepared.clone(), ports));
+        let kubelet = &config.modules.edged.tailored_kubelet_config;
+        let listen = (kubelet.read_only_port != 0).then(|| (kubelet.address, kubelet.read_only_port).into());
+        let api = KubeletApiConfig { listen, observed: observed.clone() };
+        builder = builder.component(move |ports: &Ports| KubeletApi::new(api.clone(), ports));
         if config.modules.edge_stream.enable {
             builder = builder.component(EdgeStream::new);
         }
     }
     let system = builder.start()?;
+    observed.set(&system);
     tracing::info!(%node, store = %folder.display(), "edgecore runs");
     Ok(Running { system, store })
 }

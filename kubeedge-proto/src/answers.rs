@@ -34,6 +34,9 @@ answers! {
     LinkStateChanged => ();
     QueryProgress => v1::Progress;
     LocateContainerLog => v1::ContainerLog;
+    ListPods => v1::PodListing;
+    QueryStats => v1::NodeStats;
+    ReadKubelet => v1::KubeletAnswer;
     // cloud
     QueryCluster => v1::Cluster;
     QueryDesired => v1::DesiredState;

@@ -2,7 +2,7 @@
 //!
 //! | | |
 //! |---|---|
-//! | listens | HTTPS, as a kubelet does: `GET /containerLogs/<namespace>/<pod>/<container>` |
+//! | listens | HTTPS, as a kubelet does: `GET /containerLogs/<namespace>/<pod>/<container>`; of a node as a whole `GET /nodes/<node>/stats/summary`, `.../metrics/resource`, `.../healthz` |
 //! | asks | `LocatePod` (EdgeController), `ConnectStreams` (CloudHub) |
 //! | stores | nothing |
 //! | a node offline | 503 at once, with the node's name |

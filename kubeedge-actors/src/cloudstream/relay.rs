@@ -45,25 +45,31 @@ async fn relay(request: &http::Request<Incoming>, asks: &Asks) -> Result<(Stream
     if path_and_query.len() > MAX_PATH {
         return Err((StatusCode::URI_TOO_LONG, format!("the path is longer than {MAX_PATH} bytes")));
     }
-    let key = pod_of(request.method(), request.uri().path())?;
-    let pod = asks.locate.ask(LocatePod { pod: Some(key.clone()) }, LOCATE_WITHIN).await;
-    let pod = pod.map_err(|error| (StatusCode::SERVICE_UNAVAILABLE, format!("EdgeController: {error}")))?;
-    if pod.code != 200 {
-        let status = u16::try_from(pod.code).ok().and_then(|code| StatusCode::from_u16(code).ok());
-        return Err((status.unwrap_or(StatusCode::BAD_GATEWAY), pod.message));
-    }
-    let node: NodeName = pod
-        .node
-        .parse()
-        .map_err(|_| (StatusCode::BAD_REQUEST, format!("pod {key} is not bound to a node of this cloud")))?;
-    let stream = open(&node, path_and_query, asks).await?;
-    let mut stream = stream;
+    let (node, path_and_query) = match target(request.method(), request.uri().path())? {
+        Target::Pod(key) => (locate(key, asks).await?, path_and_query.to_owned()),
+        Target::Node(node, path) => {
+            let query = request.uri().query().map_or_else(String::new, |query| format!("?{query}"));
+            (node, format!("/{path}{query}"))
+        }
+    };
+    let mut stream = open(&node, &path_and_query, asks).await?;
     stream.finish();
     match tokio::time::timeout(HEAD_WITHIN, stream.head()).await {
         Ok(Ok(head)) => Ok((head, stream)),
         Ok(Err(error)) => Err((StatusCode::BAD_GATEWAY, format!("node {node}: {error}"))),
         Err(_) => Err((StatusCode::GATEWAY_TIMEOUT, format!("node {node} did not answer within {HEAD_WITHIN:?}"))),
     }
+}
+
+/// The node that a pod is bound to.
+async fn locate(key: ObjectKey, asks: &Asks) -> Result<NodeName, Refused> {
+    let pod = asks.locate.ask(LocatePod { pod: Some(key.clone()) }, LOCATE_WITHIN).await;
+    let pod = pod.map_err(|error| (StatusCode::SERVICE_UNAVAILABLE, format!("EdgeController: {error}")))?;
+    if pod.code != 200 {
+        let status = u16::try_from(pod.code).ok().and_then(|code| StatusCode::from_u16(code).ok());
+        return Err((status.unwrap_or(StatusCode::BAD_GATEWAY), pod.message));
+    }
+    pod.node.parse().map_err(|_| (StatusCode::BAD_REQUEST, format!("pod {key} is not bound to a node of this cloud")))
 }
 
 async fn open(node: &NodeName, path_and_query: &str, asks: &Asks) -> Result<Stream, Refused> {
@@ -90,20 +96,42 @@ async fn open(node: &NodeName, path_and_query: &str, asks: &Asks) -> Result<Stre
     })
 }
 
-/// The pod that a path is about.
-fn pod_of(method: &Method, path: &str) -> Result<ObjectKey, Refused> {
+/// What of a node as a whole is relayed. A kubelet's pods and its own metrics are for whoever is at the node.
+const OF_NODES: [&str; 3] = ["stats/summary", "metrics/resource", "healthz"];
+
+/// What a path is about.
+#[derive(Debug, PartialEq, Eq)]
+enum Target {
+    /// A pod.
+    Pod(ObjectKey),
+    /// A node, and the path there.
+    Node(NodeName, String),
+}
+
+fn target(method: &Method, path: &str) -> Result<Target, Refused> {
+    let of_node = path.strip_prefix("/nodes/").and_then(|rest| rest.split_once('/'));
     let parts: Vec<&str> = path.split('/').collect();
-    let ["", "containerLogs", namespace, pod, _container] = parts.as_slice() else {
-        return Err((StatusCode::NOT_FOUND, format!("{path:?} is not served here: only /containerLogs is")));
+    let target = match (of_node, parts.as_slice()) {
+        (Some((node, rest)), _) if OF_NODES.contains(&rest) => {
+            let node: NodeName = node.parse().map_err(|error| (StatusCode::BAD_REQUEST, format!("{error}")))?;
+            Target::Node(node, rest.to_owned())
+        }
+        (None, ["", "containerLogs", namespace, pod, _container]) => {
+            let key = ObjectKey::new(namespace.to_string(), pod.to_string());
+            if key.namespace.is_empty() || !key.is_valid() {
+                return Err((StatusCode::BAD_REQUEST, format!("{namespace:?}, {pod:?} is not the name of a pod")));
+            }
+            Target::Pod(key)
+        }
+        _ => {
+            let served = "only /containerLogs and /nodes/<node>/ with stats/summary, metrics/resource or healthz are";
+            return Err((StatusCode::NOT_FOUND, format!("{path:?} is not served here: {served}")));
+        }
     };
     if method != Method::GET {
-        return Err((StatusCode::METHOD_NOT_ALLOWED, format!("{method} is not allowed: logs are read with GET")));
+        return Err((StatusCode::METHOD_NOT_ALLOWED, format!("{method} is not allowed: only GET is served")));
     }
-    let key = ObjectKey::new(namespace.to_string(), pod.to_string());
-    if key.namespace.is_empty() || !key.is_valid() {
-        return Err((StatusCode::BAD_REQUEST, format!("{namespace:?}, {pod:?} is not the name of a pod")));
-    }
-    Ok(key)
+    Ok(target)
 }
 
 /// Plain text.
@@ -145,13 +173,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_logs_of_a_named_pod_are_served() {
-        let pod = |path| pod_of(&Method::GET, path).map_err(|(status, _)| status.as_u16());
-        assert_eq!(pod("/containerLogs/ns/p/c"), Ok(ObjectKey::new("ns", "p")));
-        assert_eq!(pod("/containerLogs/ns/p"), Err(404));
-        assert_eq!(pod("/exec/ns/p/c"), Err(404));
-        assert_eq!(pod("/containerLogs/../p/c"), Err(400));
-        assert_eq!(pod("/containerLogs//p/c"), Err(400));
-        assert_eq!(pod_of(&Method::POST, "/containerLogs/ns/p/c").unwrap_err().0, StatusCode::METHOD_NOT_ALLOWED);
+    fn only_logs_of_a_named_pod_and_figures_of_a_named_node_are_served() {
+        let target = |path| super::target(&Method::GET, path).map_err(|(status, _)| status.as_u16());
+        assert_eq!(target("/containerLogs/ns/p/c"), Ok(Target::Pod(ObjectKey::new("ns", "p"))));
+        for (path, code) in [
+            ("/containerLogs/ns/p", 404),
+            ("/exec/ns/p/c", 404),
+            ("/containerLogs/../p/c", 400),
+            ("/containerLogs//p/c", 400),
+            ("/stats/summary", 404),
+            ("/nodes/edge-1", 404),
+            ("/nodes/edge-1/pods", 404),
+            ("/nodes/edge-1/containerLogs/ns/p/c", 404),
+            ("/nodes/../stats/summary", 400),
+        ] {
+            assert_eq!(target(path), Err(code), "{path}");
+        }
+        let node = Target::Node("edge-1".parse().unwrap(), "stats/summary".into());
+        assert_eq!(target("/nodes/edge-1/stats/summary"), Ok(node));
+        assert_eq!(
+            super::target(&Method::POST, "/containerLogs/ns/p/c").unwrap_err().0,
+            StatusCode::METHOD_NOT_ALLOWED
+        );
     }
 }

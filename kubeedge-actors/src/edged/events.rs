@@ -67,6 +67,10 @@ pub enum Reason {
     InspectFailed,
     /// An image is not on the node and may not be fetched.
     ErrImageNeverPull,
+    /// The images that could be removed were not enough.
+    FreeDiskSpaceFailed,
+    /// Images could not be removed.
+    ImageGcFailed,
 }
 
 impl Reason {
@@ -84,6 +88,8 @@ impl Reason {
             Self::FailedCreatePodSandBox => "FailedCreatePodSandBox",
             Self::InspectFailed => "InspectFailed",
             Self::ErrImageNeverPull => "ErrImageNeverPull",
+            Self::FreeDiskSpaceFailed => "FreeDiskSpaceFailed",
+            Self::ImageGcFailed => "ImageGCFailed",
         }
     }
 
@@ -98,7 +104,9 @@ impl Reason {
             | Self::FailedMount
             | Self::FailedCreatePodSandBox
             | Self::InspectFailed
-            | Self::ErrImageNeverPull => Severity::Warning,
+            | Self::ErrImageNeverPull
+            | Self::FreeDiskSpaceFailed
+            | Self::ImageGcFailed => Severity::Warning,
         }
     }
 }
@@ -106,11 +114,11 @@ impl Reason {
 /// What an event is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Involved {
-    /// The pod's namespace.
+    /// The pod's namespace; empty for the node itself.
     pub namespace: String,
     /// Its name.
     pub name: String,
-    /// Its uid.
+    /// Its uid; of the node its name, as a kubelet has it.
     pub uid: String,
     /// The version of its object; empty when there is none.
     pub resource_version: String,
@@ -119,6 +127,22 @@ pub struct Involved {
 }
 
 impl Involved {
+    /// The node.
+    pub fn node(name: &str) -> Self {
+        Self {
+            namespace: String::new(),
+            name: name.to_owned(),
+            uid: name.to_owned(),
+            resource_version: String::new(),
+            field_path: String::new(),
+        }
+    }
+
+    /// The namespace of its events: a node has none, its events are in `default`.
+    pub fn event_namespace(&self) -> &str {
+        if self.namespace.is_empty() { "default" } else { &self.namespace }
+    }
+
     /// A pod, or one of its containers.
     pub fn of(plan: &PodPlan, pod: Option<&Pod>, container: Option<&str>) -> Self {
         let known = container.and_then(|name| plan.containers.iter().find(|known| known.name == name));
@@ -194,11 +218,13 @@ impl Event {
         let EventRecord { involved, reason, message, at } = &self.record;
         let mut about = json!({
             "apiVersion": "v1",
-            "kind": "Pod",
-            "namespace": involved.namespace,
+            "kind": if involved.namespace.is_empty() { "Node" } else { "Pod" },
             "name": involved.name,
             "uid": involved.uid,
         });
+        if !involved.namespace.is_empty() {
+            about["namespace"] = involved.namespace.as_str().into();
+        }
         for (field, value) in [("resourceVersion", &involved.resource_version), ("fieldPath", &involved.field_path)] {
             if !value.is_empty() {
                 about[field] = value.as_str().into();
@@ -207,7 +233,7 @@ impl Event {
         json!({
             "apiVersion": "v1",
             "kind": "Event",
-            "metadata": {"namespace": involved.namespace, "name": self.name},
+            "metadata": {"namespace": involved.event_namespace(), "name": self.name},
             "involvedObject": about,
             "type": reason.severity().as_str(),
             "reason": reason.as_str(),
@@ -277,6 +303,19 @@ mod tests {
             })
         );
         serde_json::from_value::<k8s_openapi::api::core::v1::Event>(event.to_json("edge-1")).unwrap();
+    }
+
+    #[test]
+    fn an_event_about_the_node_is_in_the_default_namespace() {
+        let at = Timestamp::UNIX_EPOCH;
+        let record = EventRecord::new(Involved::node("edge-1"), Reason::ImageGcFailed, "m".into(), at);
+        let value = Event { name: record.name(), record, first: at, count: 1 }.to_json("edge-1");
+        assert_eq!(
+            value["involvedObject"],
+            json!({"apiVersion": "v1", "kind": "Node", "name": "edge-1", "uid": "edge-1"})
+        );
+        assert_eq!((&value["metadata"]["namespace"], &value["reason"]), (&json!("default"), &json!("ImageGCFailed")));
+        assert!(value["metadata"]["name"].as_str().unwrap().starts_with("edge-1."));
     }
 
     #[test]

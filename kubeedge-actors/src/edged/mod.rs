@@ -2,7 +2,7 @@
 //!
 //! | | |
 //! |---|---|
-//! | answers | `QueryProgress` (EdgeHub), `LocateContainerLog` (EdgeStream) |
+//! | answers | `QueryProgress` (EdgeHub), `LocateContainerLog` (EdgeStream), `ListPods` and `QueryStats` (KubeletApi) |
 //! | listens | `ObjectsChanged`, `KindCompleted`, `ObjectsReloaded` (MetaManager), in order and none lost; `LinkStateChanged`, the newest, where there is an EdgeHub |
 //! | asks | `ReadObjects`, `ReportStatus` (MetaManager); `CallCloud`, `PublishEvent` where there is an EdgeHub |
 //! | stores | nothing of its own: what is wanted is MetaManager's, what is there is the container runtime's |
@@ -23,11 +23,13 @@ mod expansion;
 pub mod facts;
 #[cfg(any(test, feature = "fake-runtime"))]
 pub mod fake;
+pub mod housekeeping;
 pub mod image_name;
 pub mod labels;
 pub mod lifecycle;
 mod log_files;
 pub mod node;
+mod node_api;
 pub mod objects;
 mod prepare;
 pub mod provision;
@@ -39,6 +41,7 @@ mod reporter;
 pub mod resources;
 pub mod runtime;
 pub mod source;
+pub mod stats;
 pub mod status;
 pub mod volumes;
 pub mod worker;
@@ -55,26 +58,29 @@ use k8s_openapi::api::core::v1::Pod;
 use kubeedge_proto::{
     resource,
     v1::{
-        CallCloud, KindCompleted, KubeObject, LinkStateChanged, LocateContainerLog, ObjectKey, ObjectList,
-        ObjectsChanged, ObjectsReloaded, Progress, PublishEvent, QueryProgress, ReadObjects, ReportStatus,
+        CallCloud, KindCompleted, KubeObject, LinkStateChanged, ListPods, LocateContainerLog, ObjectKey, ObjectList,
+        ObjectsChanged, ObjectsReloaded, Progress, PublishEvent, QueryProgress, QueryStats, ReadObjects, ReportStatus,
     },
 };
 use tokio::sync::{Semaphore, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 pub use expansion::expand;
+pub use node_api::StatusBoard;
 pub use prepare::{EdgedConfig, PrepareError, Prepared};
 pub use reporter::PortReporter;
 
 use self::{
     book::{Book, Effect},
     events::sender::EventSender,
+    housekeeping::{Housekeeper, ImageCollector},
     lifecycle::PodPlan,
     provision::NodeProvision,
     registrar::Registrar,
     relist::Relist,
     runtime::{PodSummary, RuntimeError},
     source::PortObjects,
+    stats::Sampler,
     status::NodeFacts,
     worker::{Bell, Order, Report, Shared},
 };
@@ -102,6 +108,9 @@ pub struct Edged {
     shared: Arc<Shared>,
     provision: Arc<NodeProvision>,
     reporter: PortReporter,
+    /// The statuses that went through the reporter.
+    board: StatusBoard,
+    sampler: Sampler,
     read: Port<ReadObjects>,
     /// Without EdgeHub there is no cloud to register with.
     call: Option<Port<CallCloud>>,
@@ -121,6 +130,8 @@ pub struct Edged {
     workers: HashMap<String, Worker>,
     /// Dropped with this value: an Edged that is built again begins anew and adopts what it finds.
     registrar: Option<AbortOnDropHandle<()>>,
+    housekeeper: Option<AbortOnDropHandle<()>>,
+    images: Arc<ImageCollector>,
     /// Whether directories that pods of earlier lives left were looked for.
     swept: bool,
 }
@@ -142,7 +153,11 @@ impl Edged {
         let publish = ports.optional().filter(|_| prepared.report_events);
         let events = publish.map(|port| events::sender::channel(prepared.setup.node_name.clone(), port));
         let (sink, sender) = events.unzip();
-        let reporter = PortReporter::new(Port::clone(&report), sink);
+        let board = StatusBoard::default();
+        let reporter = PortReporter::new(Port::clone(&report), sink).noting(board.clone());
+        let (name, runtime) = (prepared.setup.node_name.clone(), Arc::clone(&prepared.runtime));
+        let sampler = Sampler::new(name, runtime, prepared.paths.clone());
+        let images = Arc::new(ImageCollector::new(Arc::clone(&prepared.runtime), prepared.housekeeping.images.clone()));
         let host_ips = prepared.setup.host_ips.iter().map(ToString::to_string).collect();
         let (node, facts) = watch::channel(NodeFacts { host_ips, runtime_name: String::new() });
         let shared = Arc::new(Shared {
@@ -158,6 +173,8 @@ impl Edged {
             shared,
             provision,
             reporter,
+            board,
+            sampler,
             read,
             call,
             report,
@@ -172,6 +189,8 @@ impl Edged {
             relist: Relist::default(),
             workers: HashMap::new(),
             registrar: None,
+            housekeeper: None,
+            images,
             swept: false,
         }
     }
@@ -377,6 +396,7 @@ impl Edged {
         ctx.spawn(ended.into_actor(self).map(move |ended, this, ctx| match ended {
             Ok(()) => {
                 this.workers.remove(&uid);
+                this.board.forget(&uid);
                 let effects = this.book.worker_ended(&uid);
                 this.apply(ctx, effects);
             }
@@ -415,6 +435,15 @@ impl Actor for Edged {
         self.load(ctx);
         let heartbeat = ctx.heartbeat("the list of what runs", relist::WITHIN);
         self.keep_listing(ctx, heartbeat);
+        let housekeeper = Housekeeper {
+            runtime: Arc::clone(&self.shared.runtime),
+            log_dir: self.prepared.setup.log_dir.clone(),
+            policy: self.prepared.housekeeping.clone(),
+            images: Arc::clone(&self.images),
+            reporter: Arc::new(self.reporter.clone()),
+            node: self.prepared.setup.node_name.clone(),
+        };
+        self.housekeeper = Some(AbortOnDropHandle::new(tokio::spawn(housekeeper.run())));
         ctx.run_interval(TOKENS_EVERY, |this, _| this.refresh_where(references::has_token));
         let Some(call) = self.call.clone() else {
             return tracing::info!("there is no EdgeHub: this node registers with no cloud");
@@ -444,6 +473,8 @@ impl Component for Edged {
         contract.may_listen::<LinkStateChanged>(Overflow::newest_per_key(1, |_| ()));
         contract.answers::<QueryProgress>();
         contract.answers::<LocateContainerLog>();
+        contract.answers::<ListPods>();
+        contract.answers::<QueryStats>();
         contract.asks::<ReadObjects>();
         contract.asks::<ReportStatus>();
         contract.may_ask::<CallCloud>();

@@ -13,6 +13,7 @@ use thiserror::Error;
 use super::{
     cri::{CriRuntime, InvalidEndpoint},
     env::KubernetesService,
+    housekeeping::HousekeepingPolicy,
     node::{
         NodeSettings, allocatable, node_limits,
         readings::{MachinePaths, MachineReadings, ReadingError},
@@ -56,6 +57,8 @@ pub struct EdgedConfig {
     pub parallel_pulls: usize,
     /// Whether Kubernetes Events are made.
     pub report_events: bool,
+    /// How large logs and images may become.
+    pub housekeeping: HousekeepingPolicy,
 }
 
 impl EdgedConfig {
@@ -78,6 +81,7 @@ impl EdgedConfig {
             // kubelet's serializeImagePulls
             parallel_pulls: 1,
             report_events: true,
+            housekeeping: HousekeepingPolicy::default(),
         }
     }
 }
@@ -121,6 +125,7 @@ pub struct Prepared {
     pub(super) runtime: Arc<dyn Runtime>,
     pub(super) parallel_pulls: usize,
     pub(super) report_events: bool,
+    pub(super) housekeeping: HousekeepingPolicy,
 }
 
 impl Prepared {
@@ -190,6 +195,7 @@ impl Prepared {
             runtime,
             parallel_pulls: config.parallel_pulls.max(1),
             report_events: config.report_events,
+            housekeeping: config.housekeeping,
         })
     }
 }

@@ -10,6 +10,7 @@ use kubeedge_proto::{
 };
 
 use super::{
+    StatusBoard,
     events::{EventRecord, sender::EventSink},
     lifecycle::PodPlan,
     worker::{Report, Reporter},
@@ -24,12 +25,19 @@ const KEEP_WITHIN: Duration = Duration::from_secs(30);
 pub struct PortReporter {
     port: Port<ReportStatus>,
     events: Option<EventSink>,
+    board: StatusBoard,
 }
 
 impl PortReporter {
     /// Reports through `port`; without `events` those are told to nobody.
     pub fn new(port: Port<ReportStatus>, events: Option<EventSink>) -> Self {
-        Self { port, events }
+        Self { port, events, board: StatusBoard::default() }
+    }
+
+    /// Notes every status of a pod there, too.
+    #[must_use]
+    pub fn noting(self, board: StatusBoard) -> Self {
+        Self { board, ..self }
     }
 
     /// Reports about a pod; `Ok` when the report is on disk.
@@ -61,6 +69,8 @@ fn json(status: &PodStatus) -> Result<bytes::Bytes, String> {
 
 impl Reporter for PortReporter {
     fn report<'a>(&'a self, plan: &'a PodPlan, report: Report) -> BoxFuture<'a, Result<(), String>> {
+        let (Report::Status(status) | Report::Terminated(status)) = &report;
+        self.board.note(&plan.uid, status);
         Box::pin(self.send(ObjectKey::new(&plan.namespace, &plan.name), plan.uid.clone(), report))
     }
 

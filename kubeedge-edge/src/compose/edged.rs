@@ -4,10 +4,15 @@ use std::net::ToSocketAddrs;
 
 use anyhow::{Result, ensure};
 use k8s_openapi::api::core::v1::Taint;
-use kubeedge_actors::edged::{EdgedConfig, node::NodeSettings, resources::CgroupDriver};
+use kubeedge_actors::edged::{
+    EdgedConfig,
+    housekeeping::{HousekeepingPolicy, ImagePolicy, LogPolicy},
+    node::NodeSettings,
+    resources::CgroupDriver,
+};
 use kubeedge_proto::NodeName;
 
-use crate::config::{self, EdgeCore};
+use crate::config::{self, EdgeCore, KubeletConfig};
 
 /// What the file says about pods, for the node that the certificate names.
 pub(super) fn settings(config: &EdgeCore, node: &NodeName) -> Result<EdgedConfig> {
@@ -51,8 +56,27 @@ pub(super) fn settings(config: &EdgeCore, node: &NodeName) -> Result<EdgedConfig
         cluster_domain: kubelet.cluster_domain.clone(),
         resolv_conf: kubelet.resolv_conf.clone(),
         report_events: edged.report_event,
+        housekeeping: housekeeping(kubelet),
         ..EdgedConfig::new(node)
     })
+}
+
+/// How large logs and images may become.
+fn housekeeping(kubelet: &KubeletConfig) -> HousekeepingPolicy {
+    let max_age = Some(kubelet.image_maximum_gc_age.duration()).filter(|age| !age.is_zero());
+    HousekeepingPolicy {
+        logs: LogPolicy {
+            max_size: kubelet.container_log_max_size.0,
+            max_files: usize::try_from(kubelet.container_log_max_files).unwrap_or(usize::MAX),
+            interval: kubelet.container_log_monitor_interval.duration(),
+        },
+        images: ImagePolicy {
+            high_percent: kubelet.image_gc_high_threshold_percent,
+            low_percent: kubelet.image_gc_low_threshold_percent.min(kubelet.image_gc_high_threshold_percent),
+            min_age: kubelet.image_minimum_gc_age.duration(),
+            max_age,
+        },
+    }
 }
 
 /// A container runtime in memory that has every image.
