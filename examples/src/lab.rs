@@ -243,6 +243,13 @@ impl Lab {
         let path = self.folder.join("edge/edgecore.yaml");
         let mut text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
         ensure!(text.contains("\n    tailoredKubeletConfig:\n"), "{} has no kubelet's settings", path.display());
+        // Not twice: a later setting takes the place of an earlier one.
+        let name = setting.split(':').next().unwrap_or_default();
+        text = text
+            .lines()
+            .filter(|line| !line.starts_with(&format!("      {name}:")))
+            .map(|line| format!("{line}\n"))
+            .collect();
         text.push_str(&format!("      {setting}\n"));
         fs::write(&path, text).with_context(|| format!("write {}", path.display()))
     }

@@ -37,6 +37,7 @@ answers! {
     ListPods => v1::PodListing;
     QueryStats => v1::NodeStats;
     ReadKubelet => v1::KubeletAnswer;
+    ShutDownPods => ();
     // cloud
     QueryCluster => v1::Cluster;
     QueryDesired => v1::DesiredState;

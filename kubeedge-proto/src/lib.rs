@@ -2,6 +2,7 @@
 //!
 //! - [`v1`]: the wire and actor types, generated from `proto/kubeedge/v1`.
 //! - [`cri`] (feature `cri`): the client side of the Kubernetes Container Runtime Interface v1.
+//! - [`deviceplugin`] (feature `device-plugin`): the kubelet device plugin API v1beta1.
 //! - [`NodeName`], [`digest`], [`body`]: the rules that belong to the types.
 //!
 //! Nothing here does I/O.
@@ -25,4 +26,11 @@ pub mod v1 {
 #[allow(missing_docs, clippy::all, clippy::unwrap_used, clippy::expect_used)]
 pub mod cri {
     include!(concat!(env!("OUT_DIR"), "/runtime.v1.rs"));
+}
+
+/// Generated from `proto/deviceplugin/v1beta1/api.proto`: the kubelet device plugin API.
+#[cfg(feature = "device-plugin")]
+#[allow(missing_docs, clippy::all, clippy::unwrap_used, clippy::expect_used)]
+pub mod deviceplugin {
+    include!(concat!(env!("OUT_DIR"), "/deviceplugin/v1beta1.rs"));
 }

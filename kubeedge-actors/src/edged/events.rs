@@ -71,6 +71,22 @@ pub enum Reason {
     FreeDiskSpaceFailed,
     /// Images could not be removed.
     ImageGcFailed,
+    /// The node runs short and makes room.
+    EvictionThresholdMet,
+    /// A pod ends because the node runs short, or because it has more than it may have.
+    Evicted,
+    /// A manifest makes no pod.
+    FailedValidation,
+    /// A pod is not taken up; the name is the status' reason.
+    Rejected(&'static str),
+}
+
+/// The names under which a pod that is not taken up is told of. Extended resources have names without end, and one
+/// event's name.
+pub fn rejection(reason: &str) -> &'static str {
+    let known =
+        ["OutOfcpu", "OutOfmemory", "OutOfephemeral-storage", "OutOfpods", "Evicted", "UnexpectedAdmissionError"];
+    known.into_iter().find(|known| *known == reason).unwrap_or("OutOfResource")
 }
 
 impl Reason {
@@ -90,6 +106,10 @@ impl Reason {
             Self::ErrImageNeverPull => "ErrImageNeverPull",
             Self::FreeDiskSpaceFailed => "FreeDiskSpaceFailed",
             Self::ImageGcFailed => "ImageGCFailed",
+            Self::EvictionThresholdMet => "EvictionThresholdMet",
+            Self::Evicted => "Evicted",
+            Self::FailedValidation => "FailedValidation",
+            Self::Rejected(name) => name,
         }
     }
 
@@ -106,7 +126,11 @@ impl Reason {
             | Self::InspectFailed
             | Self::ErrImageNeverPull
             | Self::FreeDiskSpaceFailed
-            | Self::ImageGcFailed => Severity::Warning,
+            | Self::ImageGcFailed
+            | Self::EvictionThresholdMet
+            | Self::Evicted
+            | Self::FailedValidation
+            | Self::Rejected(_) => Severity::Warning,
         }
     }
 }

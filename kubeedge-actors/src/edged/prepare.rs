@@ -11,11 +11,12 @@ use std::{
 use thiserror::Error;
 
 use super::{
+    admission::Room,
     cri::{CriRuntime, InvalidEndpoint},
     env::KubernetesService,
     housekeeping::HousekeepingPolicy,
     node::{
-        NodeSettings, allocatable, node_limits,
+        NodeSettings, allocatable, allocatable_resources, node_limits,
         readings::{MachinePaths, MachineReadings, ReadingError},
     },
     provision::NodeSetup,
@@ -59,6 +60,10 @@ pub struct EdgedConfig {
     pub report_events: bool,
     /// How large logs and images may become.
     pub housekeeping: HousekeepingPolicy,
+    /// Processes and threads that one pod may have; `None`: as many as the node.
+    pub pod_pids_limit: Option<u64>,
+    /// The folder of manifests of static pods; need not be there.
+    pub static_pods: Option<PathBuf>,
 }
 
 impl EdgedConfig {
@@ -82,6 +87,8 @@ impl EdgedConfig {
             parallel_pulls: 1,
             report_events: true,
             housekeeping: HousekeepingPolicy::default(),
+            pod_pids_limit: None,
+            static_pods: None,
         }
     }
 }
@@ -126,6 +133,9 @@ pub struct Prepared {
     pub(super) parallel_pulls: usize,
     pub(super) report_events: bool,
     pub(super) housekeeping: HousekeepingPolicy,
+    /// What the node has for pods.
+    pub(super) room: Room,
+    pub(super) static_pods: Option<PathBuf>,
 }
 
 impl Prepared {
@@ -145,6 +155,7 @@ impl Prepared {
             ("the root directory", &config.root_dir),
             ("the log directory", &config.log_dir),
             ("resolvConf", &config.resolv_conf),
+            ("staticPodPath", config.static_pods.as_ref().unwrap_or(&config.root_dir)),
         ] {
             let none = what == "resolvConf" && path.as_os_str().is_empty();
             if !none && !path.is_absolute() {
@@ -174,6 +185,7 @@ impl Prepared {
         } else {
             BTreeMap::new()
         };
+        let room = allocatable_resources(&config.node, &readings);
         let setup = NodeSetup {
             node_name: config.node.name.to_string(),
             host_ips: vec![address],
@@ -187,6 +199,7 @@ impl Prepared {
             limits: node_limits(&readings, unified),
             allocatable: allocatable(&config.node, &readings),
             service: config.service,
+            pod_pids_limit: config.pod_pids_limit,
         };
         Ok(Self {
             settings: config.node,
@@ -196,6 +209,8 @@ impl Prepared {
             parallel_pulls: config.parallel_pulls.max(1),
             report_events: config.report_events,
             housekeeping: config.housekeeping,
+            room,
+            static_pods: config.static_pods,
         })
     }
 }

@@ -13,6 +13,7 @@ use super::{
     StatusBoard,
     events::{EventRecord, sender::EventSink},
     lifecycle::PodPlan,
+    static_pods::Mirrors,
     worker::{Report, Reporter},
 };
 use crate::system::Port;
@@ -26,18 +27,25 @@ pub struct PortReporter {
     port: Port<ReportStatus>,
     events: Option<EventSink>,
     board: StatusBoard,
+    mirrors: Mirrors,
 }
 
 impl PortReporter {
     /// Reports through `port`; without `events` those are told to nobody.
     pub fn new(port: Port<ReportStatus>, events: Option<EventSink>) -> Self {
-        Self { port, events, board: StatusBoard::default() }
+        Self { port, events, board: StatusBoard::default(), mirrors: Mirrors::default() }
     }
 
     /// Notes every status of a pod there, too.
     #[must_use]
     pub fn noting(self, board: StatusBoard) -> Self {
         Self { board, ..self }
+    }
+
+    /// Reports static pods as their mirrors.
+    #[must_use]
+    pub fn mirroring(self, mirrors: Mirrors) -> Self {
+        Self { mirrors, ..self }
     }
 
     /// Reports about a pod; `Ok` when the report is on disk.
@@ -71,7 +79,11 @@ impl Reporter for PortReporter {
     fn report<'a>(&'a self, plan: &'a PodPlan, report: Report) -> BoxFuture<'a, Result<(), String>> {
         let (Report::Status(status) | Report::Terminated(status)) = &report;
         self.board.note(&plan.uid, status);
-        Box::pin(self.send(ObjectKey::new(&plan.namespace, &plan.name), plan.uid.clone(), report))
+        let Some(uid) = self.mirrors.reported_as(&plan.uid) else {
+            // A static pod that the API does not know yet: its worker is asked again when it does.
+            return Box::pin(std::future::ready(Ok(())));
+        };
+        Box::pin(self.send(ObjectKey::new(&plan.namespace, &plan.name), uid, report))
     }
 
     fn event(&self, event: EventRecord) {

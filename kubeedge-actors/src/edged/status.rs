@@ -33,8 +33,8 @@ pub struct NodeFacts {
 /// keep their times.
 pub fn pod_status(input: &Input<'_>, facts: &NodeFacts, previous: Option<&PodStatus>) -> PodStatus {
     let Input { plan, observed, history, .. } = *input;
-    let ended =
-        matches!(input.want, Want::End { .. }) && !observed.instances.iter().any(|instance| instance.state.may_run());
+    let alive = observed.instances.iter().any(|instance| instance.state.may_run());
+    let ended = (matches!(input.want, Want::End { .. }) || history.failed.is_some()) && !alive;
     let view = View { input, facts, ended, initialization: initialization(plan, observed, history, input.now) };
 
     let statuses = |wanted: fn(Role) -> bool| -> Vec<ContainerStatus> {
@@ -50,11 +50,16 @@ pub fn pod_status(input: &Input<'_>, facts: &NodeFacts, previous: Option<&PodSta
     let conditions = view.conditions(&apps, phase, previous);
     let in_sandbox = current_sandbox(observed).is_some() || !observed.instances.is_empty();
     let ips = if plan.host_network && in_sandbox { facts.host_ips.clone() } else { history.ips.clone() };
+    let failed = history.failed.as_deref();
+    // Of a pod that was never let in there is nothing to say but why.
+    let never_let_in = failed.is_some() && observed.instances.is_empty() && observed.sandboxes.is_empty();
     PodStatus {
         phase: Some(phase.to_owned()),
-        conditions: Some(conditions),
-        init_container_statuses: (!init.is_empty()).then_some(init),
-        container_statuses: Some(apps),
+        reason: failed.map(|failed| failed.reason.clone()),
+        message: failed.map(|failed| failed.message.clone()),
+        conditions: Some(conditions).filter(|_| !never_let_in),
+        init_container_statuses: Some(init).filter(|init| !init.is_empty() && !never_let_in),
+        container_statuses: Some(apps).filter(|_| !never_let_in),
         host_ip: facts.host_ips.first().cloned(),
         host_ips: some_list(facts.host_ips.iter().map(|ip| HostIP { ip: ip.clone() })),
         pod_ip: ips.first().cloned(),
@@ -196,6 +201,9 @@ impl View<'_> {
                 waiting += 1;
             }
         }
+        if self.ended && self.input.history.failed.is_some() {
+            return "Failed";
+        }
         let policy = self.input.plan.restart_policy;
         match self.initialization {
             Initialization::Failed(_) => return "Failed",
@@ -257,6 +265,9 @@ impl View<'_> {
             .filter_map(|instance| instance.finished_at)
             .max()
             .unwrap_or(taken_up);
+        let disruption = history.failed.as_deref().filter(|failed| failed.disruption);
+        let disruption = disruption
+            .map(|failed| ("DisruptionTarget", true, Some(("TerminationByKubelet", failed.message.clone())), now));
         [
             ("PodReadyToStartContainers", sandbox.is_some(), None, sandbox.map_or(now, |sandbox| sandbox.created_at)),
             ("Initialized", initialized, not_initialized, since_initialized),
@@ -264,6 +275,7 @@ impl View<'_> {
             ("ContainersReady", ready, not_ready, since_ready),
         ]
         .into_iter()
+        .chain(disruption)
         .map(|(type_, holds, why, since)| {
             let status = if holds { "True" } else { "False" };
             let kept = previous

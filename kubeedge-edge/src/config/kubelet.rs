@@ -1,11 +1,12 @@
 //! `modules.edged.tailoredKubeletConfig`: settings by the names and with the defaults that kubelet's configuration has.
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
     path::PathBuf,
 };
 
-use kubeedge_actors::config::{Bytes, GoDuration, Taint, UnixEndpoint, optional, or_default, parsed};
+use kubeedge_actors::config::{Bytes, GoDuration, Taint, Threshold, UnixEndpoint, optional, or_default, parsed};
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 /// The port of the node's own API.
@@ -60,6 +61,42 @@ pub struct KubeletConfig {
     /// An image that was not used for this long goes; 0: never for that.
     #[serde(rename = "imageMaximumGCAge")]
     pub image_maximum_gc_age: GoDuration,
+    /// What must be left of memory, disk and process ids, by the names of signals: below it pods end at once. A map
+    /// takes the place of all defaults.
+    pub eviction_hard: Option<BTreeMap<String, Threshold>>,
+    /// The same, below which pods end after a while.
+    #[serde(deserialize_with = "or_default")]
+    pub eviction_soft: BTreeMap<String, Threshold>,
+    /// That while.
+    #[serde(deserialize_with = "or_default")]
+    pub eviction_soft_grace_period: BTreeMap<String, GoDuration>,
+    /// How much more has to be left until it is over.
+    #[serde(deserialize_with = "or_default")]
+    pub eviction_minimum_reclaim: BTreeMap<String, Threshold>,
+    /// How long a condition of the node stays after its threshold was last met.
+    pub eviction_pressure_transition_period: GoDuration,
+    /// The longest time that a pod which is evicted over a soft threshold gets, seconds.
+    pub eviction_max_pod_grace_period: u32,
+    /// Kept from pods for KubeEdge, by the names of resources.
+    #[serde(deserialize_with = "or_default")]
+    pub kube_reserved: BTreeMap<String, String>,
+    /// Kept from pods for the system.
+    #[serde(deserialize_with = "or_default")]
+    pub system_reserved: BTreeMap<String, String>,
+    /// Processes and threads that one pod may have; -1: as many as the node.
+    #[serde(deserialize_with = "pids_limit")]
+    pub pod_pids_limit: i64,
+    /// Whether images are fetched one after the other.
+    pub serialize_image_pulls: bool,
+    /// How many images are fetched at the same time otherwise.
+    #[serde(deserialize_with = "some_pulls")]
+    pub max_parallel_image_pulls: Option<u32>,
+    /// How long pods may take to end when the machine goes down, all together; 0: they are not ended.
+    pub shutdown_grace_period: GoDuration,
+    /// How much of that is the critical pods'.
+    pub shutdown_grace_period_critical_pods: GoDuration,
+    /// The folder of static pods' manifests; need not be there. Empty: none.
+    pub static_pod_path: PathBuf,
 }
 
 impl Default for KubeletConfig {
@@ -82,6 +119,20 @@ impl Default for KubeletConfig {
             image_gc_low_threshold_percent: 80,
             image_minimum_gc_age: GoDuration::seconds(120),
             image_maximum_gc_age: GoDuration::seconds(0),
+            eviction_hard: None,
+            eviction_soft: BTreeMap::new(),
+            eviction_soft_grace_period: BTreeMap::new(),
+            eviction_minimum_reclaim: BTreeMap::new(),
+            eviction_pressure_transition_period: GoDuration::seconds(300),
+            eviction_max_pod_grace_period: 0,
+            kube_reserved: BTreeMap::new(),
+            system_reserved: BTreeMap::new(),
+            pod_pids_limit: -1,
+            serialize_image_pulls: true,
+            max_parallel_image_pulls: None,
+            shutdown_grace_period: GoDuration::seconds(0),
+            shutdown_grace_period_critical_pods: GoDuration::seconds(0),
+            static_pod_path: "/etc/kubeedge/manifests".into(),
         }
     }
 }
@@ -110,6 +161,22 @@ fn log_files<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error
             Err(D::Error::custom(format!("{files} is not valid, expected a number of files of at least 2")))
         }
         files => Ok(files),
+    }
+}
+
+fn pids_limit<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
+    match i64::deserialize(deserializer)? {
+        limit if limit == -1 || limit > 0 => Ok(limit),
+        limit => {
+            Err(D::Error::custom(format!("{limit} is not valid, expected -1 or a number of processes of at least 1")))
+        }
+    }
+}
+
+fn some_pulls<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    match Option::<u32>::deserialize(deserializer)? {
+        Some(0) => Err(D::Error::custom("0 is not valid, expected a number of images of at least 1")),
+        pulls => Ok(pulls),
     }
 }
 

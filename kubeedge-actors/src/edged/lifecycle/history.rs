@@ -5,11 +5,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
 use jiff::{SignedDuration, Timestamp};
 
+use super::failure::PodFailure;
 use crate::edged::runtime::{Instance, InstanceState, ObservedPod};
 
 /// First delay between the end of a container and its restart (kubelet's).
@@ -125,6 +127,8 @@ pub struct History {
     pub released: BTreeSet<String>,
     /// Instances that ended for their successor: they are followed by one whatever the restart policy.
     pub replaced: BTreeSet<String>,
+    /// The pod has failed as a whole and runs no more.
+    pub failed: Option<Arc<PodFailure>>,
     /// When this node took up the pod.
     pub started_at: Option<Timestamp>,
     /// The pod's addresses, which a stopped sandbox no longer tells.

@@ -15,6 +15,7 @@ use kubeedge_proto::cri;
 use super::{ContainerRequest, Provide, Provided, Provision, logs::LogDirs};
 use crate::edged::{
     credentials,
+    devices::{DeviceManager, Given},
     env::{KubernetesService, container_env},
     facts::{Allocatable, PodFacts},
     image_name::ImageName,
@@ -23,8 +24,8 @@ use crate::edged::{
     objects::ObjectSource,
     resources::{
         self, CgroupDriver, NodeDns, NodeLimits, ResolvConf, cgroup_parent, container_resources, container_security,
-        pod_dns, pod_hostname, pod_sysctls, port_mappings, qos_class, remove_pod_cgroups, sandbox_resources,
-        sandbox_security,
+        limit_processes, pod_dns, pod_hostname, pod_sysctls, port_mappings, qos_class, remove_pod_cgroups,
+        sandbox_resources, sandbox_security,
     },
     runtime::{ImageUser, Instance},
     volumes::{MountedVolumes, PodUid, Volumes},
@@ -62,6 +63,8 @@ pub struct NodeSetup {
     pub allocatable: Allocatable,
     /// The API server's service as pods see it.
     pub service: Option<KubernetesService>,
+    /// Processes and threads that one pod may have; `None`: as many as the node.
+    pub pod_pids_limit: Option<u64>,
 }
 
 /// [`Provision`] on a Linux node.
@@ -70,6 +73,7 @@ pub struct NodeProvision {
     objects: Arc<dyn ObjectSource>,
     volumes: Volumes,
     logs: LogDirs,
+    devices: Option<DeviceManager>,
     /// Volumes that are set up, by pod uid; gone with the pod.
     mounted: Mutex<HashMap<String, MountedVolumes>>,
 }
@@ -82,8 +86,15 @@ impl NodeProvision {
             logs: LogDirs::new(setup.log_dir.clone()),
             setup,
             objects,
+            devices: None,
             mounted: Mutex::default(),
         }
+    }
+
+    /// With the devices of plugins.
+    #[must_use]
+    pub fn with_devices(self, devices: DeviceManager) -> Self {
+        Self { devices: Some(devices), ..self }
     }
 
     /// The node's volumes.
@@ -228,6 +239,17 @@ impl NodeProvision {
         let directory = (plan.clone(), name.clone());
         self.files("the log directory cannot be made", move |logs| logs.prepare(&directory.0, &directory.1)).await?;
 
+        let given = match &self.devices {
+            Some(devices) => devices.allocate(pod, container).await?,
+            None => Given::default(),
+        };
+        let pid_limit = (self.setup.cgroup_driver, self.setup.pod_pids_limit, qos_class(pod).provide()?);
+        let uid: PodUid = plan.uid.parse().provide()?;
+        self.files("the limit of processes cannot be set", move |_| {
+            let (driver, limit, qos) = pid_limit;
+            limit_processes(driver, Path::new(CGROUP_ROOT), qos, &uid, limit)
+        })
+        .await?;
         let mut labels = Self::labels(plan);
         labels.insert(labels::CONTAINER_NAME.to_owned(), name.clone());
         let mut annotations: HashMap<String, String> = [
@@ -240,6 +262,9 @@ impl NodeProvision {
         .collect();
         let words = container.termination_message_path.as_deref().unwrap_or("/dev/termination-log");
         annotations.insert(labels::TERMINATION_MESSAGE_PATH.to_owned(), words.to_owned());
+        annotations.extend(given.annotations);
+        // The container's own come later, which lets them win.
+        let envs = given.envs.into_iter().chain(env.vars.clone());
         Ok(cri::ContainerConfig {
             metadata: Some(cri::ContainerMetadata { name: name.clone(), attempt }),
             // By content: a tag that moves between the pull and here changes nothing.
@@ -251,8 +276,9 @@ impl NodeProvision {
             command: env.expand_all(container.command.as_ref()),
             args: env.expand_all(container.args.as_ref()),
             working_dir: container.working_dir.clone().unwrap_or_default(),
-            envs: env.vars.into_iter().map(|(key, value)| cri::KeyValue { key, value }).collect(),
-            mounts: mounts.into_iter().map(Into::into).collect(),
+            envs: envs.map(|(key, value)| cri::KeyValue { key, value }).collect(),
+            mounts: mounts.into_iter().map(Into::into).chain(given.mounts).collect(),
+            devices: given.devices,
             labels,
             annotations,
             log_path: LogDirs::relative(&name, attempt),
@@ -260,7 +286,6 @@ impl NodeProvision {
             stdin_once: container.stdin_once.unwrap_or(false),
             tty: container.tty.unwrap_or(false),
             linux: Some(cri::LinuxContainerConfig { resources: Some(limits), security_context: Some(security) }),
-            ..Default::default()
         })
     }
 

@@ -1,8 +1,13 @@
 //! Where a pod is in the node's cgroups.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
-use super::qos::QosClass;
+use k8s_openapi::api::core::v1::Pod;
+
+use super::qos::{QosClass, qos_class};
 use crate::edged::volumes::PodUid;
 
 /// Who manages the node's cgroups; runtime and node have to agree.
@@ -29,6 +34,52 @@ pub fn cgroup_parent(driver: CgroupDriver, qos: QosClass, uid: &PodUid) -> Strin
         (CgroupDriver::Systemd, None) => format!("kubepods-pod{}.slice", uid.as_str().replace('-', "_")),
         (CgroupDriver::Systemd, Some(class)) => {
             format!("kubepods-{class}-pod{}.slice", uid.as_str().replace('-', "_"))
+        }
+    }
+}
+
+/// Where cgroups are.
+const ROOT: &str = "/sys/fs/cgroup";
+
+/// How many processes and threads a pod has, as far as its cgroup tells; 0 where it does not.
+pub fn pod_processes(driver: CgroupDriver, uid: &str, pod: &Pod) -> u64 {
+    let (Ok(uid), Ok(qos)) = (uid.parse::<PodUid>(), qos_class(pod)) else { return 0 };
+    let Some(parent) = cgroup_folder(driver, qos, &uid) else { return 0 };
+    let found = ["pids", ""].into_iter().find_map(|tree| {
+        let file = Path::new(ROOT).join(tree).join(&parent).join("pids.current");
+        fs::read_to_string(file).ok()?.trim().parse().ok()
+    });
+    found.unwrap_or(0)
+}
+
+/// Sets how many processes and threads a pod may have. Its cgroup is there once its sandbox is; where the node does not
+/// count processes there is none.
+pub fn limit_processes(
+    driver: CgroupDriver,
+    root: &Path,
+    qos: QosClass,
+    uid: &PodUid,
+    limit: Option<u64>,
+) -> io::Result<()> {
+    let (Some(limit), Some(folder)) = (limit, cgroup_folder(driver, qos, uid)) else { return Ok(()) };
+    for tree in ["pids", ""] {
+        let file = root.join(tree).join(&folder).join("pids.max");
+        if file.exists() {
+            let written = fs::write(&file, limit.to_string());
+            return written.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", file.display())));
+        }
+    }
+    Ok(())
+}
+
+/// The folder of a pod below a tree's root; slices are nested by their names.
+fn cgroup_folder(driver: CgroupDriver, qos: QosClass, uid: &PodUid) -> Option<PathBuf> {
+    let parent = cgroup_parent(driver, qos, uid);
+    match driver {
+        CgroupDriver::Cgroupfs => Some(parent.trim_start_matches('/').into()),
+        CgroupDriver::Systemd => {
+            let levels: Vec<&str> = parent.strip_suffix(".slice")?.split('-').collect();
+            Some((1..=levels.len()).map(|depth| format!("{}.slice", levels[..depth].join("-"))).collect())
         }
     }
 }
@@ -87,6 +138,30 @@ mod tests {
         // A container is still in it: the pod has not ended.
         fs::create_dir(folder("cpu", QosClass::Guaranteed, &stays).join("container")).unwrap();
         assert!(remove(&stays).unwrap_err().to_string().contains("cpu/kubepods/poda-c"));
+    }
+
+    #[test]
+    fn a_pods_processes_are_limited_where_they_are_counted() {
+        let root = tempfile::tempdir().unwrap();
+        let uid: PodUid = "a-b".parse().unwrap();
+        let limit = |limit| limit_processes(CgroupDriver::Cgroupfs, root.path(), QosClass::Burstable, &uid, limit);
+        limit(Some(5)).unwrap();
+        let folder = root.path().join("pids/kubepods/burstable/poda-b");
+        fs::create_dir_all(&folder).unwrap();
+        fs::write(folder.join("pids.max"), "max").unwrap();
+        limit(None).unwrap();
+        assert_eq!(fs::read_to_string(folder.join("pids.max")).unwrap(), "max");
+        limit(Some(5)).unwrap();
+        assert_eq!(fs::read_to_string(folder.join("pids.max")).unwrap(), "5");
+    }
+
+    #[test]
+    fn a_slice_is_in_the_slices_that_its_name_says() {
+        let uid: PodUid = "a-b".parse().unwrap();
+        let folder = |driver, qos| cgroup_folder(driver, qos, &uid).unwrap();
+        let nested = Path::new("kubepods.slice/kubepods-burstable.slice/kubepods-burstable-poda_b.slice");
+        assert_eq!(folder(CgroupDriver::Systemd, QosClass::Burstable), nested);
+        assert_eq!(folder(CgroupDriver::Cgroupfs, QosClass::Guaranteed), Path::new("kubepods/poda-b"));
     }
 
     #[test]
