@@ -235,6 +235,8 @@ impl Lab {
         // The usual port may be another edgecore's on this machine.
         let [port] = free_ports()?;
         self.set_kubelet(&format!("readOnlyPort: {port}"))?;
+        // How full this machine is is not what a lab is for.
+        self.set_kubelet("evictionHard: {}")?;
         self.settings.iter().try_for_each(|setting| self.set_kubelet(setting))
     }
 

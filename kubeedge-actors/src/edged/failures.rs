@@ -83,6 +83,11 @@ impl Failures {
         self.until_restart.remove(uid);
     }
 
+    /// These pods are all that there are. What is on disk of others goes with the next write.
+    pub fn retain(&mut self, known: impl Fn(&str) -> bool) {
+        self.pods.retain(|uid, _| known(uid));
+    }
+
     /// Writes what is known now; an older write that comes later does nothing.
     fn save(&mut self) -> impl FnOnce() -> io::Result<()> + Send + use<> {
         self.version += 1;

@@ -357,6 +357,8 @@ impl Edged {
                 let mut known: HashSet<&str> = this.book.uids().collect();
                 known.extend(pods.iter().map(|pod| pod.uid.as_str()));
                 found.retain(|uid| !known.contains(uid.as_str()));
+                this.devices.retain(|uid| known.contains(uid));
+                this.failures.retain(|uid| known.contains(uid));
                 found
             });
             let remove = async move {

@@ -162,12 +162,15 @@ async fn bench_with(pods: &[Value], complete: bool, change: impl FnOnce(&mut Edg
     let name: NodeName = "edge-1".parse().unwrap();
     let resolv_conf = folder.path().join("resolv.conf");
     std::fs::write(&resolv_conf, "nameserver 192.0.2.53\n").unwrap();
+    let mut node = NodeSettings::new(name);
+    // How full this machine is is not what is tested.
+    node.thresholds.all.clear();
     let mut config = EdgedConfig {
         resolv_conf,
         root_dir: folder.path().join("kubelet"),
         log_dir: folder.path().join("log"),
         node_ip: Some("192.0.2.7".parse().unwrap()),
-        ..EdgedConfig::new(NodeSettings::new(name))
+        ..EdgedConfig::new(node)
     };
     change(&mut config);
     let prepared = Prepared::with_runtime(config, Arc::new(runtime.clone())).await.unwrap();

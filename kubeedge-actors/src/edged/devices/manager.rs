@@ -274,6 +274,15 @@ impl DeviceManager {
         Ok(given)
     }
 
+    /// These pods are all that there are: what others had is free.
+    pub fn retain(&self, known: impl Fn(&str) -> bool) {
+        let gone: Vec<String> = {
+            let state = self.lock();
+            state.pools.checkpoint().given.into_keys().filter(|uid| !known(uid)).collect()
+        };
+        gone.iter().for_each(|uid| self.release(uid));
+    }
+
     /// A pod has ended.
     pub fn release(&self, pod_uid: &str) {
         let save = {

@@ -202,7 +202,7 @@ mod tests {
             (looked.pressure.memory, looked.starved.map(|starved| starved.hard))
         };
         assert_eq!(look(500, 0), (true, None));
-        assert_eq!(look(700, 10), (true, None), "a transition period of five minutes");
+        assert_eq!(look(701, 10), (true, None), "a transition period of five minutes");
         assert_eq!(look(500, 20), (true, None), "it begins anew");
         assert_eq!(look(500, 49), (true, None));
         assert_eq!(look(500, 50), (true, Some(false)));

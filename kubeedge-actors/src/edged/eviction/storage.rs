@@ -144,7 +144,8 @@ pub fn over_its_limits(pod: &Pod, disk: &PodDisk, layers: &[ContainerStats]) -> 
     // Only when every container is limited is the pod as a whole.
     let limit = total_limit.filter(|limit| *limit > Quantity::ZERO)?;
     (Quantity::bytes(total) > limit).then(|| {
-        format!("Pod ephemeral local storage usage exceeds the total limit of containers {}. ", limit.to_api().0)
+        let limit = Quantity::bytes(u64::try_from(limit.value()).unwrap_or(0)).to_api().0;
+        format!("Pod ephemeral local storage usage exceeds the total limit of containers {limit}. ")
     })
 }
 

@@ -167,16 +167,16 @@ impl ImageCollector {
         };
         let reading = tokio::task::spawn_blocking(look).await??;
         let excess = self.policy.excess(&reading);
-        let done = self.remove(excess, self.policy.min_age).await?;
+        let done = self.remove(excess).await?;
         Ok(Some(done).filter(|done| done.wanted > 0 || done.removed > 0))
     }
 
-    /// Removes every image that nobody uses: the node is short of disk.
+    /// Removes every image that nobody uses and that is old enough: the node is short of disk.
     pub async fn remove_unused(&self) -> Result<Collected, CollectError> {
-        self.remove(Some(u64::MAX), Duration::ZERO).await
+        self.remove(Some(u64::MAX)).await
     }
 
-    async fn remove(&self, wanted: Option<u64>, min_age: Duration) -> Result<Collected, CollectError> {
+    async fn remove(&self, wanted: Option<u64>) -> Result<Collected, CollectError> {
         // One at a time: two would count the same images.
         let mut record = self.record.lock().await;
         let images = self.runtime.images().await?;
@@ -186,7 +186,7 @@ impl ImageCollector {
         record.observe(&images, &used, now);
         let mut done = Collected { wanted: wanted.unwrap_or(0), freed: 0, removed: 0 };
         let (mut failed, mut first) = (0, String::new());
-        for image in record.candidates(&images, &used, min_age, now) {
+        for image in record.candidates(&images, &used, self.policy.min_age, now) {
             let stale = self.policy.max_age.is_some_and(|age| record.is_stale(image, age, self.started, now));
             if done.freed >= done.wanted && !stale {
                 continue;

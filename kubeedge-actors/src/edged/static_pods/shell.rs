@@ -53,7 +53,11 @@ impl StaticPods {
     fn may_ask(&mut self, what: &str) -> bool {
         let now = Instant::now();
         self.asked.retain(|_, at| now.duration_since(*at) < ASK_AGAIN);
-        self.asked.insert(what.to_owned(), now).is_none()
+        if self.asked.contains_key(what) {
+            return false;
+        }
+        self.asked.insert(what.to_owned(), now);
+        true
     }
 }
 
@@ -192,6 +196,8 @@ impl Edged {
             ctx.spawn(made.into_actor(self).map(move |made, this, ctx| match made {
                 // The cloud tells of it as of any pod; so that its status is not late, what it answered counts already.
                 Ok(mirror) => {
+                    // Should it go, it is made again at once.
+                    this.static_pods.asked.remove(&uid);
                     this.mirror_seen(ctx, &mirror);
                 }
                 Err((pod, error)) => {

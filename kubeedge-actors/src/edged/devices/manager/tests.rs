@@ -174,7 +174,13 @@ async fn a_plugin_registers_gives_devices_goes_and_comes_back() {
     plugin.abort();
     let _ = plugin.await;
     until(&node.manager, (3, 0)).await;
-    node.manager.release("q");
+    node.manager.retain(|uid| uid != "q");
+    let path = root.path().join("device-plugins").join(CHECKPOINT);
+    let began = Instant::now();
+    while fs::read_to_string(&path).unwrap().contains("\"q\"") {
+        assert!(began.elapsed() < Duration::from_secs(20), "what was freed is not on disk");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     assert!(allocate(&node.manager, &pod("r", "1".into())).await.is_err());
     node.stop(client).await;
 
