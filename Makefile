@@ -7,7 +7,7 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)/$(if $(filter dev,$(PROFILE)),deb
 FEATURES := config program store identity link admission cloudhub cloudstream edgecontroller apiserver edgehub edgestream kubeletapi metamanager edged cloud edge standalone test-kit metrics
 
 .DEFAULT_GOAL := help
-.PHONY: help build size quickstart test sim crash faults powercut mutants fuzz lint features bench docs packages kubectl
+.PHONY: help build size pods quickstart test sim crash faults powercut mutants fuzz lint features bench docs packages kubectl
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ build: ## cloudcore and edgecore as they are meant to run: release
 
 size: packages build ## edgecore's file and memory, and whether both are below 15 MB
 	$(CARGO) run -p kubeedge-examples --bin size -- --programs $(or $(CARGO_TARGET_DIR),target)/release
+
+pods: packages build ## what pods take: times beside the bare CRI calls, memory, processor time (PODS='--rounds 20')
+	$(CARGO) run -p kubeedge-examples --bin pods -- --programs $(or $(CARGO_TARGET_DIR),target)/release $(PODS)
 
 quickstart: packages ## a cloud, an edge node and a pod on this machine (ONCE=1: check and leave)
 	$(CARGO) build --profile $(PROFILE) --workspace --all-features --bin cloudcore --bin edgecore --bin quickstart

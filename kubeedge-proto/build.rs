@@ -20,6 +20,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     if env::var_os("CARGO_FEATURE_CRI").is_some() {
         files.push("runtime/v1/api.proto");
     }
+    if env::var_os("CARGO_FEATURE_HEALTH").is_some() {
+        files.push("grpc/health/v1/health.proto");
+    }
     let descriptors = protox::compile(files, [&root])?;
     let grpc = env::var_os("CARGO_FEATURE_GRPC").is_some();
     tonic_prost_build::configure()

@@ -17,6 +17,7 @@ use anyhow::{Context, Result, bail, ensure};
 use kubeedge_proto::cri::{
     ListPodSandboxRequest, RemovePodSandboxRequest, StopPodSandboxRequest, runtime_service_client::RuntimeServiceClient,
 };
+use rustix::process::Signal;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::{
@@ -91,6 +92,12 @@ pub struct PrivateContainerd {
     process: Process,
 }
 
+const CONFIG: &str = "config.toml";
+
+fn launch(tools: &Tools, folder: &Path) -> Launch {
+    Launch::new("containerd", &tools.containerd, folder.join("containerd.log")).arg("--config").arg(folder.join(CONFIG))
+}
+
 impl PrivateContainerd {
     /// Starts containerd with everything it keeps below `folder`, which it shares with nobody else.
     /// Pods of an earlier run in the same folder are removed first.
@@ -119,12 +126,9 @@ impl PrivateContainerd {
             // Without it the runtime cannot lower a sandbox's OOM score, and sandboxes fail to start.
             restrict_oom_score: !config::has_capability(config::CAP_SYS_RESOURCE)?,
         };
-        let path = folder.join("config.toml");
+        let path = folder.join(CONFIG);
         fs::write(&path, config.render()?).with_context(|| format!("write {}", path.display()))?;
-        let process = Launch::new("containerd", &tools.containerd, folder.join("containerd.log"))
-            .arg("--config")
-            .arg(&path)
-            .spawn()?;
+        let process = launch(&tools, &folder).spawn()?;
         let mut containerd = Self { folder, socket, network, snapshotter, tools, process };
         containerd.answering().await?;
         containerd.remove_all_pods().await?;
@@ -224,6 +228,14 @@ impl PrivateContainerd {
     /// Ends containerd with SIGKILL, as a crash would: pods and mounts stay until the next start in this folder.
     pub async fn kill(self) -> Result<()> {
         self.process.kill().await
+    }
+
+    /// Kills it as a crash would and starts it again: pods and mounts are still there. Waits until CRI answers.
+    pub async fn crash(&mut self) -> Result<()> {
+        self.process.signal(Signal::KILL)?;
+        self.process.ended().await?;
+        self.process = launch(&self.tools, &self.folder).spawn()?;
+        self.answering().await
     }
 
     /// Waits until CRI answers. containerd tells nobody that its CRI service is up, so it is asked until it is.

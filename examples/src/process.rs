@@ -227,6 +227,17 @@ impl Process {
         Ok(Memory { resident: bytes("VmRSS")?, anonymous: bytes("RssAnon")? })
     }
 
+    /// The processor time that it has used, all threads together.
+    pub fn processor_time(&self) -> Result<Duration> {
+        let pid = self.child.id().with_context(|| format!("{} has ended", self.name))?;
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))
+            .with_context(|| format!("{}: read its times", self.name))?;
+        // Its name may hold anything; what follows are numbers, utime the 12th and stime the 13th.
+        let numbers = stat.rsplit_once(')').map(|(_, numbers)| numbers.split_ascii_whitespace().skip(11).take(2));
+        let ticks: u64 = numbers.into_iter().flatten().filter_map(|number| number.parse::<u64>().ok()).sum();
+        Ok(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
+    }
+
     /// Sends a signal; nothing happens once the child was waited for.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let Some(pid) = self.child.id().and_then(|id| Pid::from_raw(id.cast_signed())) else { return Ok(()) };

@@ -20,15 +20,36 @@ pub fn projection_hash(projection: &Value) -> u64 {
 
 /// Makes the projection of an object in place: drops `status`, `metadata.managedFields`, `metadata.resourceVersion`.
 ///
+/// Of a pod with readiness gates the conditions that they name stay, type and status: others set them in the API, and
+/// the node has to know them.
+///
 /// The resource version travels beside the object, in its own field.
 pub fn project(object: &mut Value) {
+    let gates = gate_conditions(object);
     if let Some(fields) = object.as_object_mut() {
         fields.remove("status");
+        if !gates.is_empty() {
+            fields.insert("status".to_owned(), serde_json::json!({ "conditions": gates }));
+        }
         if let Some(metadata) = fields.get_mut("metadata").and_then(Value::as_object_mut) {
             metadata.remove("managedFields");
             metadata.remove("resourceVersion");
         }
     }
+}
+
+/// The conditions that readiness gates name, in the order of the gates.
+fn gate_conditions(object: &Value) -> Vec<Value> {
+    let gates = object.pointer("/spec/readinessGates").and_then(Value::as_array);
+    let conditions = object.pointer("/status/conditions").and_then(Value::as_array);
+    let (Some(gates), Some(conditions)) = (gates, conditions) else { return Vec::new() };
+    let found = gates.iter().filter_map(|gate| {
+        let wanted = gate.get("conditionType").and_then(Value::as_str)?;
+        let of = |condition: &&Value| condition.get("type").and_then(Value::as_str) == Some(wanted);
+        let status = conditions.iter().find(of)?.get("status").and_then(Value::as_str)?;
+        Some(serde_json::json!({ "type": wanted, "status": status }))
+    });
+    found.collect()
 }
 
 fn write_canonical(value: &Value, out: &mut Vec<u8>) {
@@ -104,6 +125,20 @@ mod tests {
             projection_hash: hash,
             resource_version: String::new(),
         }
+    }
+
+    #[test]
+    fn what_readiness_gates_wait_for_stays_in_the_projection() {
+        let mut pod = json!({
+            "spec": {"readinessGates": [{"conditionType": "lb"}, {"conditionType": "absent"}]},
+            "status": {"phase": "Running", "conditions": [
+                {"type": "Ready", "status": "True"}, {"type": "lb", "status": "False", "reason": "x"}]},
+        });
+        project(&mut pod);
+        assert_eq!(pod["status"], json!({"conditions": [{"type": "lb", "status": "False"}]}));
+        let again = pod.clone();
+        project(&mut pod);
+        assert_eq!(pod, again, "a projection is its own projection");
     }
 
     #[test]

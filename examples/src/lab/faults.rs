@@ -87,6 +87,11 @@ impl Lab {
         self.edge.as_ref().context("the edge does not run")?.memory()
     }
 
+    /// The processor time that edgecore has used.
+    pub fn edge_processor_time(&self) -> Result<Duration> {
+        self.edge.as_ref().context("the edge does not run")?.processor_time()
+    }
+
     /// Where the edge keeps what it has to remember.
     pub fn edge_store(&self) -> PathBuf {
         self.folder.join("edge/edgecore.store")

@@ -19,6 +19,7 @@ use k8s_openapi::{
 };
 use kubeedge_actors::edged::{
     cri::CriRuntime,
+    events::EventRecord,
     lifecycle::PodPlan,
     objects::MemoryObjects,
     provision::{NodeProvision, NodeSetup},
@@ -40,6 +41,11 @@ use tokio::{
 };
 
 use crate::report::{Outcome, Report};
+
+mod bombs;
+mod hooks;
+mod outage;
+mod probes;
 
 const ALL: [&str; 1] = ["edged::pods_run_survive_edgecore_and_leave_nothing_behind"];
 
@@ -64,14 +70,24 @@ async fn pods_run_survive_edgecore_and_leave_nothing_behind(tools: Tools) -> Res
         .unwrap();
     let registry = Registry::start(catalogue, 0).unwrap();
     let pause = registry.image("test/pause", "1");
-    let containerd = PrivateContainerd::start(tools, &folder.path().join("c"), &pause).await.unwrap();
+    let mut containerd = PrivateContainerd::start(tools, &folder.path().join("c"), &pause).await.unwrap();
 
     let node = Node::new(&containerd, &registry, folder.path());
     let story = AssertUnwindSafe(async {
-        node.runs_adopts_restarts_and_ends().await;
-        node.says_what_is_wrong().await;
-        node.ended_pods_stay_ended().await;
-        node.host_ports_and_limits().await;
+        let one_after_the_other = async {
+            node.runs_adopts_restarts_and_ends().await;
+            node.says_what_is_wrong().await;
+            node.ended_pods_stay_ended().await;
+            node.host_ports_and_limits().await;
+        };
+        tokio::join!(
+            one_after_the_other,
+            node.probes_decide_who_is_ready_and_who_is_restarted(),
+            node.sidecars_and_hooks_keep_their_order(),
+            node.a_failed_hook_and_a_deadline_are_said(),
+            node.a_fork_bomb_stays_within_its_pod(),
+        );
+        node.a_runtime_that_dies_under_load_costs_no_pod(&mut containerd).await;
     });
     let story = story.catch_unwind().await;
     drop(node);
@@ -88,6 +104,8 @@ async fn pods_run_survive_edgecore_and_leave_nothing_behind(tools: Tools) -> Res
 #[derive(Default)]
 struct Reports {
     last: Mutex<Option<(bool, Value)>>,
+    /// As `field path reason: message`.
+    told: Mutex<Vec<String>>,
     news: Notify,
 }
 
@@ -100,6 +118,12 @@ impl Reporter for Reports {
         *self.last.lock().unwrap() = Some((ended, serde_json::to_value(status).unwrap()));
         self.news.notify_one();
         Box::pin(async { Ok(()) })
+    }
+
+    fn event(&self, event: EventRecord) {
+        let told = format!("{} {}: {}", event.involved.field_path, event.reason.as_str(), event.message);
+        self.told.lock().unwrap().push(told);
+        self.news.notify_one();
     }
 }
 
@@ -134,6 +158,7 @@ impl Node {
             host_ips: vec!["192.0.2.1".parse().unwrap()],
             root_dir: root.clone(),
             log_dir: logs.clone(),
+            pod_pids: Some(bombs::PIDS),
             ..NodeSetup::default()
         };
         Self {
@@ -326,9 +351,11 @@ impl Node {
         let observed = self.runtime.observe(uid).await.unwrap();
         assert!(observed.sandboxes.is_empty() && observed.instances.is_empty(), "{observed:?}");
         assert!(!self.root.join("pods").join(uid).exists());
-        let entries = |path: PathBuf| std::fs::read_dir(path).unwrap().map(|e| e.unwrap().path()).collect::<Vec<_>>();
+        let name = format!("{}_", pod.metadata.name.as_deref().unwrap());
         for folder in ["pods", "containers"] {
-            let left = entries(self.logs.join(folder));
+            let entries = std::fs::read_dir(self.logs.join(folder)).unwrap().map(|entry| entry.unwrap().file_name());
+            let left: Vec<String> = entries.map(|entry| entry.into_string().unwrap()).collect();
+            let left: Vec<&String> = left.iter().filter(|n| n.contains(uid) || n.starts_with(&name)).collect();
             assert!(left.is_empty(), "{left:?}");
         }
     }
@@ -347,6 +374,16 @@ impl Looked {
             }
         });
         found.await.unwrap_or_else(|_| panic!("not within {LIMIT:?}: {:#?}", self.reports.last.lock().unwrap()))
+    }
+
+    /// Waits for an event that reads so.
+    async fn hears(&self, fits: impl Fn(&str) -> bool) {
+        let found = tokio::time::timeout(LIMIT, async {
+            while !self.reports.told.lock().unwrap().iter().any(|told| fits(told)) {
+                self.reports.news.notified().await;
+            }
+        });
+        found.await.unwrap_or_else(|_| panic!("not told: {:#?}", self.reports.told.lock().unwrap()));
     }
 
     async fn delete(mut self, pod: &Pod, grace: i64) {

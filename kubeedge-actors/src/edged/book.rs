@@ -74,6 +74,13 @@ impl Book {
         self.take_in(pod, plan)
     }
 
+    /// A pod is to be deleted whose new version cannot be understood: the one that is known ends, and that is reported.
+    pub fn delete(&mut self, uid: &str) -> Vec<Effect> {
+        let Some(entry) = self.entries.get_mut(uid).filter(|entry| !entry.gone) else { return Vec::new() };
+        entry.order.want = Want::End { grace_seconds: entry.order.plan.grace_seconds };
+        vec![Effect::Order { uid: uid.to_owned(), order: entry.order.clone() }]
+    }
+
     /// A pod's object is gone.
     pub fn gone(&mut self, key: &Key, uid: &str) -> Vec<Effect> {
         if let Some(early) = &mut self.early {
@@ -149,6 +156,8 @@ impl Book {
                 grace_seconds,
                 deletion_grace_seconds: Some(grace_seconds),
                 host_network: false,
+                active_deadline: None,
+                readiness_gates: Vec::new(),
                 containers: Vec::new(),
             };
             let want = Want::End { grace_seconds };
@@ -353,6 +362,19 @@ mod tests {
         assert!(book.upsert(object, plan).is_empty());
         assert!(gone(&mut book, "a", "1").is_empty());
         assert!(matches!(&upsert(&mut book, "a", "2")[..], [Effect::Start { .. }]));
+    }
+
+    #[test]
+    fn a_version_that_cannot_be_understood_ends_a_pod_only_when_it_is_deleted_and_then_with_a_report() {
+        let mut book = Book::new();
+        loaded(&mut book, Vec::new(), true);
+        assert!(book.delete("1").is_empty());
+        upsert(&mut book, "a", "1");
+        let effects = book.delete("1");
+        assert!(matches!(&effects[..], [Effect::Order { order, .. }]
+                if order.want == Want::End { grace_seconds: 9 } && order.report_end));
+        assert!(matches!(&gone(&mut book, "a", "1")[..], [Effect::Order { order, .. }] if !order.report_end));
+        assert!(book.delete("1").is_empty(), "it is gone already");
     }
 
     #[derive(Clone, Debug)]

@@ -8,6 +8,7 @@ pub mod sender;
 
 use jiff::{Timestamp, Unit};
 use k8s_openapi::api::core::v1::Pod;
+use kubeedge_proto::v1::KubeObject;
 use serde_json::json;
 
 use super::lifecycle::{PodPlan, Role};
@@ -79,6 +80,18 @@ pub enum Reason {
     FailedValidation,
     /// A pod is not taken up; the name is the status' reason.
     Rejected(&'static str),
+    /// A probe has failed, or could not be made.
+    Unhealthy,
+    /// A probe went well, with something to know.
+    ProbeWarning,
+    /// The hook after a container's start has failed: the container is ended.
+    FailedPostStartHook,
+    /// The hook before a container's end has failed.
+    FailedPreStopHook,
+    /// The pod was active for longer than it may be.
+    DeadlineExceeded,
+    /// What came as a pod cannot be run here as it is.
+    InvalidPod,
 }
 
 /// The names under which a pod that is not taken up is told of. Extended resources have names without end, and one
@@ -110,15 +123,25 @@ impl Reason {
             Self::Evicted => "Evicted",
             Self::FailedValidation => "FailedValidation",
             Self::Rejected(name) => name,
+            Self::Unhealthy => "Unhealthy",
+            Self::ProbeWarning => "ProbeWarning",
+            Self::FailedPostStartHook => "FailedPostStartHook",
+            Self::FailedPreStopHook => "FailedPreStopHook",
+            Self::DeadlineExceeded => "DeadlineExceeded",
+            Self::InvalidPod => "InvalidPod",
         }
     }
 
     /// Kubelet's type for it.
     pub fn severity(self) -> Severity {
         match self {
-            Self::Pulling | Self::Pulled | Self::Created | Self::Started | Self::Killing | Self::BackOffPull => {
-                Severity::Normal
-            }
+            Self::Pulling
+            | Self::Pulled
+            | Self::Created
+            | Self::Started
+            | Self::Killing
+            | Self::BackOffPull
+            | Self::DeadlineExceeded => Severity::Normal,
             Self::BackOffRestart
             | Self::Failed
             | Self::FailedMount
@@ -130,7 +153,12 @@ impl Reason {
             | Self::EvictionThresholdMet
             | Self::Evicted
             | Self::FailedValidation
-            | Self::Rejected(_) => Severity::Warning,
+            | Self::Rejected(_)
+            | Self::Unhealthy
+            | Self::ProbeWarning
+            | Self::FailedPostStartHook
+            | Self::FailedPreStopHook
+            | Self::InvalidPod => Severity::Warning,
         }
     }
 }
@@ -162,6 +190,18 @@ impl Involved {
         }
     }
 
+    /// What came as a pod and may be none.
+    pub fn object(object: &KubeObject) -> Self {
+        let key = object.key.clone().unwrap_or_default();
+        Self {
+            namespace: key.namespace,
+            name: key.name,
+            uid: object.uid.clone(),
+            resource_version: object.resource_version.clone(),
+            field_path: String::new(),
+        }
+    }
+
     /// The namespace of its events: a node has none, its events are in `default`.
     pub fn event_namespace(&self) -> &str {
         if self.namespace.is_empty() { "default" } else { &self.namespace }
@@ -173,6 +213,7 @@ impl Involved {
         let field_path = known.map_or_else(String::new, |container| {
             let list = match container.role {
                 Role::App => "containers",
+                Role::Ephemeral => "ephemeralContainers",
                 Role::Init | Role::Sidecar => "initContainers",
             };
             format!("spec.{list}{{{}}}", container.name)

@@ -28,6 +28,7 @@ pub mod failures;
 #[cfg(any(test, feature = "fake-runtime"))]
 pub mod fake;
 pub mod hold;
+pub mod hooks;
 pub mod housekeeping;
 pub mod image_name;
 pub mod labels;
@@ -38,6 +39,7 @@ pub mod node;
 mod node_api;
 pub mod objects;
 mod prepare;
+pub mod probes;
 pub mod provision;
 pub mod quantity;
 mod references;
@@ -82,7 +84,7 @@ pub use reporter::PortReporter;
 use self::{
     book::{Book, Effect},
     devices::DeviceManager,
-    events::sender::EventSender,
+    events::{EventRecord, Involved, sender::EventSender},
     eviction::Pressure,
     failures::Failures,
     housekeeping::{Housekeeper, ImageCollector},
@@ -95,7 +97,7 @@ use self::{
     static_pods::{Mirrors, StaticPods},
     stats::Sampler,
     status::NodeFacts,
-    worker::{Bell, Order, Report, Shared},
+    worker::{Bell, Order, Report, Reporter, Shared},
 };
 use crate::system::{Component, Context, Contract, Heartbeat, Overflow, Port, Ports, Stage};
 
@@ -384,7 +386,7 @@ impl Edged {
             Ok(pod) => pod,
             Err(error) => {
                 let key = object.key.clone().unwrap_or_default();
-                self.refuse(ctx, object, false, &format!("pod {key} is not a Pod: {error}"));
+                self.refuse(ctx, object, is_deleted(object), &format!("pod {key} is not a Pod: {error}"));
                 return None;
             }
         };
@@ -403,7 +405,18 @@ impl Edged {
 
     fn refuse(&self, ctx: &mut Context<Self>, object: &KubeObject, deleted: bool, why: &str) {
         tracing::warn!("refused: {why}");
-        let status = Box::new(status::rejected("InvalidPod", why, (self.shared.clock)()));
+        let now = (self.shared.clock)();
+        self.reporter.event(EventRecord::new(
+            Involved::object(object),
+            events::Reason::InvalidPod,
+            why.to_owned(),
+            now,
+        ));
+        if self.book.order(&object.uid).is_some() {
+            // It runs in an earlier version, and goes on so: its worker reports, its end as well.
+            return;
+        }
+        let status = Box::new(status::rejected("InvalidPod", why, now));
         let report = if deleted { Report::Terminated(status) } else { Report::Status(status) };
         let (reporter, key, uid) = (self.reporter.clone(), object.key.clone().unwrap_or_default(), object.uid.clone());
         ctx.spawn(
@@ -480,6 +493,12 @@ impl Edged {
             }
         }
     }
+}
+
+/// Whether a deletion was asked for, of what may be no pod at all.
+fn is_deleted(object: &KubeObject) -> bool {
+    let value = serde_json::from_slice::<serde_json::Value>(&object.json);
+    value.is_ok_and(|value| value.pointer("/metadata/deletionTimestamp").is_some_and(|at| !at.is_null()))
 }
 
 impl Actor for Edged {

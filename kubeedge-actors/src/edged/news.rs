@@ -11,6 +11,7 @@ use super::{
     Edged, REASSERT_AFTER, admission,
     book::Effect,
     events::{EventRecord, Involved, Reason, rejection},
+    is_deleted,
     lifecycle::{PodFailure, Want},
     quantity::Quantity,
     references,
@@ -72,6 +73,7 @@ impl Handler<ObjectsChanged> for Edged {
             let effects = match &message.object {
                 Some(object) => match self.understand(ctx, object) {
                     Some((pod, plan)) => self.book.upsert(pod, plan),
+                    None if is_deleted(object) => self.book.delete(&object.uid),
                     None => Vec::new(),
                 },
                 None => {

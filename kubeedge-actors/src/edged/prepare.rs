@@ -52,6 +52,8 @@ pub struct EdgedConfig {
     pub resolv_conf: PathBuf,
     /// Kernel parameters beyond the safe ones that pods may set.
     pub allowed_sysctls: Vec<String>,
+    /// Processes that one pod may have; no limit when unset.
+    pub pod_pids: Option<u32>,
     /// The API server's service as pods see it.
     pub service: Option<KubernetesService>,
     /// Images that are pulled at the same time.
@@ -60,8 +62,6 @@ pub struct EdgedConfig {
     pub report_events: bool,
     /// How large logs and images may become.
     pub housekeeping: HousekeepingPolicy,
-    /// Processes and threads that one pod may have; `None`: as many as the node.
-    pub pod_pids_limit: Option<u64>,
     /// The folder of manifests of static pods; need not be there.
     pub static_pods: Option<PathBuf>,
 }
@@ -82,12 +82,12 @@ impl EdgedConfig {
             cluster_domain: String::new(),
             resolv_conf: "/etc/resolv.conf".into(),
             allowed_sysctls: Vec::new(),
+            pod_pids: None,
             service: None,
             // kubelet's serializeImagePulls
             parallel_pulls: 1,
             report_events: true,
             housekeeping: HousekeepingPolicy::default(),
-            pod_pids_limit: None,
             static_pods: None,
         }
     }
@@ -196,10 +196,10 @@ impl Prepared {
             cluster_domain: config.cluster_domain,
             resolv_conf: config.resolv_conf,
             allowed_sysctls: config.allowed_sysctls,
+            pod_pids: config.pod_pids,
             limits: node_limits(&readings, unified),
             allocatable: allocatable(&config.node, &readings),
             service: config.service,
-            pod_pids_limit: config.pod_pids_limit,
         };
         Ok(Self {
             settings: config.node,

@@ -42,6 +42,8 @@ pub struct ContainerRequest<'a> {
     pub attempt: u32,
     /// The image it runs, on the node.
     pub image: &'a LocalImage,
+    /// The instance whose processes it sees, for an ephemeral container that names one.
+    pub target: Option<&'a str>,
     /// The pod's addresses.
     pub pod_ips: &'a [String],
 }

@@ -240,6 +240,17 @@ pub struct ImageDisk {
     pub used_bytes: u64,
 }
 
+/// What a command in a container left.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExecOutput {
+    /// What it printed.
+    pub stdout: Vec<u8>,
+    /// What it complained of.
+    pub stderr: Vec<u8>,
+    /// Its exit code.
+    pub exit_code: i32,
+}
+
 /// The answer of a call to the runtime.
 pub type Answer<'a, T> = BoxFuture<'a, Result<T, RuntimeError>>;
 
@@ -271,6 +282,9 @@ pub trait Runtime: Send + Sync {
     fn start_container<'a>(&'a self, id: &'a str) -> Answer<'a, ()>;
     /// Asks a container to end and kills it after `grace`; returns when it has ended.
     fn stop_container<'a>(&'a self, id: &'a str, grace: Duration) -> Answer<'a, ()>;
+    /// Runs a command in a running container until it ends; [`RuntimeError::Timeout`] when that takes too long. A
+    /// timeout of 0 is none.
+    fn exec_sync<'a>(&'a self, id: &'a str, command: &'a [String], timeout: Duration) -> Answer<'a, ExecOutput>;
     /// Removes a container that has ended.
     fn remove_container<'a>(&'a self, id: &'a str) -> Answer<'a, ()>;
 

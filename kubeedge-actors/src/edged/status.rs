@@ -11,14 +11,19 @@ use k8s_openapi::{
 
 use super::{
     lifecycle::{
-        ContainerPlan, Failure, Initialization, Input, Reason, RestartPolicy, Role, Step, Verdict, Want,
-        current_sandbox, initialization, instances, verdict,
+        ContainerPlan, Failure, Initialization, Input, ReadinessGate, Reason, RestartPolicy, Role, Step, Verdict, Want,
+        current_sandbox, initialization, instances, is_expired, verdict,
     },
     runtime::{Instance, InstanceState},
 };
 
 /// Exit code of a container that is gone without a trace, or was never started when its pod ended (kubelet's).
 const UNKNOWN_EXIT_CODE: i32 = 137;
+
+/// The reason of a pod that was active for longer than it may be.
+pub const DEADLINE_EXCEEDED: &str = "DeadlineExceeded";
+/// The same for a person, in kubelet's words.
+pub const DEADLINE_MESSAGE: &str = "Pod was active on the node longer than the specified deadline";
 
 /// What a status says of the node.
 #[derive(Clone, Debug, Default)]
@@ -33,9 +38,11 @@ pub struct NodeFacts {
 /// keep their times.
 pub fn pod_status(input: &Input<'_>, facts: &NodeFacts, previous: Option<&PodStatus>) -> PodStatus {
     let Input { plan, observed, history, .. } = *input;
-    let alive = observed.instances.iter().any(|instance| instance.state.may_run());
-    let ended = (matches!(input.want, Want::End { .. }) || history.failed.is_some()) && !alive;
-    let view = View { input, facts, ended, initialization: initialization(plan, observed, history, input.now) };
+    let expired = is_expired(plan, observed, history, input.now);
+    let ended = (expired || matches!(input.want, Want::End { .. }) || history.failed.is_some())
+        && !observed.instances.iter().any(|instance| instance.state.may_run());
+    let initialization = initialization(plan, observed, history, input.now);
+    let view = View { input, facts, ended, expired, initialization };
 
     let statuses = |wanted: fn(Role) -> bool| -> Vec<ContainerStatus> {
         plan.containers
@@ -44,10 +51,13 @@ pub fn pod_status(input: &Input<'_>, facts: &NodeFacts, previous: Option<&PodSta
             .map(|container| view.container(container))
             .collect()
     };
-    let init = statuses(|role| role != Role::App);
+    let init = statuses(|role| matches!(role, Role::Init | Role::Sidecar));
+    let ephemeral = statuses(|role| role == Role::Ephemeral);
     let apps = statuses(|role| role == Role::App);
     let phase = view.phase(&apps);
-    let conditions = view.conditions(&apps, phase, previous);
+    let sidecars = plan.role(Role::Sidecar).filter_map(|plan| init.iter().find(|status| status.name == plan.name));
+    let asked: Vec<&ContainerStatus> = sidecars.chain(&apps).collect();
+    let conditions = view.conditions(&asked, phase, previous);
     let in_sandbox = current_sandbox(observed).is_some() || !observed.instances.is_empty();
     let ips = if plan.host_network && in_sandbox { facts.host_ips.clone() } else { history.ips.clone() };
     let failed = history.failed.as_deref();
@@ -55,11 +65,12 @@ pub fn pod_status(input: &Input<'_>, facts: &NodeFacts, previous: Option<&PodSta
     let never_let_in = failed.is_some() && observed.instances.is_empty() && observed.sandboxes.is_empty();
     PodStatus {
         phase: Some(phase.to_owned()),
-        reason: failed.map(|failed| failed.reason.clone()),
-        message: failed.map(|failed| failed.message.clone()),
+        reason: failed.map(|failed| failed.reason.clone()).or_else(|| expired.then(|| DEADLINE_EXCEEDED.to_owned())),
+        message: failed.map(|failed| failed.message.clone()).or_else(|| expired.then(|| DEADLINE_MESSAGE.to_owned())),
         conditions: Some(conditions).filter(|_| !never_let_in),
         init_container_statuses: Some(init).filter(|init| !init.is_empty() && !never_let_in),
         container_statuses: Some(apps).filter(|_| !never_let_in),
+        ephemeral_container_statuses: Some(ephemeral).filter(|all| !all.is_empty() && !never_let_in),
         host_ip: facts.host_ips.first().cloned(),
         host_ips: some_list(facts.host_ips.iter().map(|ip| HostIP { ip: ip.clone() })),
         pod_ip: ips.first().cloned(),
@@ -75,6 +86,17 @@ pub fn rejected(reason: &str, message: &str, now: Timestamp) -> PodStatus {
         phase: Some("Failed".to_owned()),
         reason: Some(reason.to_owned()),
         message: Some(message.to_owned()),
+        conditions: Some(
+            ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady"]
+                .map(|type_| PodCondition {
+                    type_: type_.to_owned(),
+                    status: "False".to_owned(),
+                    reason: Some("PodFailed".to_owned()),
+                    last_transition_time: Some(Time(now)),
+                    ..PodCondition::default()
+                })
+                .into(),
+        ),
         start_time: Some(Time(now)),
         ..PodStatus::default()
     }
@@ -89,6 +111,7 @@ struct View<'a> {
     input: &'a Input<'a>,
     facts: &'a NodeFacts,
     ended: bool,
+    expired: bool,
     initialization: Initialization,
 }
 
@@ -109,7 +132,9 @@ impl View<'_> {
         };
 
         let (state, last_state) = match (&verdict, newest) {
-            (Verdict::Running(instance) | Verdict::Replace(instance), _) => (running(instance), ended(before)),
+            (Verdict::Running(instance) | Verdict::Replace(instance) | Verdict::Unhealthy(instance, _), _) => {
+                (running(instance), ended(before))
+            }
             (Verdict::Unclear(_), _) => (waiting("ContainerStatusUnknown", None), ended(before)),
             (_, None) if self.ended => (never_ran(), None),
             (_, Some(newest)) if self.ended => (terminated(self.terminated(newest)), ended(before)),
@@ -123,12 +148,17 @@ impl View<'_> {
             }
             (Verdict::Due { .. }, _) => (self.not_yet(container), None),
         };
-        let runs = state.running.is_some();
+        let runs = newest.filter(|_| state.running.is_some());
+        let checked = runs.map(|instance| history.checked(instance));
         let done = |state: &ContainerState| state.terminated.as_ref().is_some_and(|end| end.exit_code == 0);
         ContainerStatus {
             name: container.name.clone(),
-            ready: if container.role == Role::Init { done(&state) } else { runs },
-            started: Some(runs),
+            ready: match container.role {
+                Role::Init => done(&state),
+                Role::App | Role::Sidecar => checked.is_some_and(|checked| checked.is_ready(&container.probes)),
+                Role::Ephemeral => false,
+            },
+            started: Some(checked.is_some_and(|checked| checked.has_started(&container.probes))),
             restart_count: newest.map_or(0, |instance| i32::try_from(instance.attempt).unwrap_or(i32::MAX)),
             image: newest.map_or_else(|| container.image.clone(), |instance| instance.image.clone()),
             image_id: newest.map_or_else(String::new, |instance| instance.image_id.clone()),
@@ -205,6 +235,9 @@ impl View<'_> {
             return "Failed";
         }
         let policy = self.input.plan.restart_policy;
+        if self.expired {
+            return "Failed";
+        }
         match self.initialization {
             Initialization::Failed(_) => return "Failed",
             Initialization::At(_) if !self.ended && running == 0 => return "Pending",
@@ -226,7 +259,8 @@ impl View<'_> {
         }
     }
 
-    fn conditions(&self, apps: &[ContainerStatus], phase: &str, previous: Option<&PodStatus>) -> Vec<PodCondition> {
+    /// `asked`: the containers that must be ready for the pod to be ready.
+    fn conditions(&self, asked: &[&ContainerStatus], phase: &str, previous: Option<&PodStatus>) -> Vec<PodCondition> {
         let Input { plan, observed, history, now, .. } = *self.input;
         let taken_up = history.started_at.unwrap_or(now);
         let last = |time: fn(&Instance) -> Option<Timestamp>| {
@@ -235,29 +269,42 @@ impl View<'_> {
         let completed = phase == "Succeeded";
 
         let unready: Vec<&str> =
-            apps.iter().filter(|status| !status.ready).map(|status| status.name.as_str()).collect();
+            asked.iter().filter(|status| !status.ready).map(|status| status.name.as_str()).collect();
         let initialized = matches!(self.initialization, Initialization::Done);
         let sandbox = current_sandbox(observed);
-        let ready = unready.is_empty() && initialized;
+        let containers_ready = unready.is_empty() && initialized;
 
-        let not_ready = match (ready, completed) {
-            (true, _) => None,
-            (_, true) => Some(("PodCompleted", String::new())),
+        let containers_not_ready = match (containers_ready, completed, phase) {
+            (true, ..) => None,
+            (_, true, _) => Some(("PodCompleted", String::new())),
+            (.., "Failed") => Some(("PodFailed", String::new())),
             _ => Some(("ContainersNotReady", format!("containers with unready status: [{}]", unready.join(" ")))),
         };
         let not_initialized = (!initialized).then(|| {
             let left: Vec<&str> = match self.initialization {
                 Initialization::At(at) | Initialization::Failed(at) => plan.containers[at..]
                     .iter()
-                    .filter(|container| container.role != Role::App)
+                    .filter(|container| matches!(container.role, Role::Init | Role::Sidecar))
                     .map(|container| container.name.as_str())
                     .collect(),
                 Initialization::Done => Vec::new(),
             };
             ("ContainersNotInitialized", format!("containers with incomplete status: [{}]", left.join(" ")))
         });
+        let closed: Vec<String> = plan.readiness_gates.iter().filter_map(closed_gate).collect();
+        let ready = containers_ready && closed.is_empty();
+        let not_ready = match &containers_not_ready {
+            None if !ready => Some(("ReadinessGatesNotReady", closed.join(", "))),
+            why => why.clone(),
+        };
         // The times follow from what was observed, so that a restart of edgecore does not change them.
-        let since_ready = last(if ready { |i| i.started_at } else { |i| i.finished_at });
+        // A probe's word counts from when it was heard.
+        let probed =
+            previous.is_some() && plan.containers.iter().any(|container| container.probes.iter().next().is_some());
+        let since_containers =
+            if probed { now } else { last(if containers_ready { |i| i.started_at } else { |i| i.finished_at }) };
+        let gated = previous.is_some() && !plan.readiness_gates.is_empty();
+        let since_ready = if gated { now } else { since_containers };
         let since_initialized = observed
             .instances
             .iter()
@@ -271,8 +318,8 @@ impl View<'_> {
         [
             ("PodReadyToStartContainers", sandbox.is_some(), None, sandbox.map_or(now, |sandbox| sandbox.created_at)),
             ("Initialized", initialized, not_initialized, since_initialized),
-            ("Ready", ready, not_ready.clone(), since_ready),
-            ("ContainersReady", ready, not_ready, since_ready),
+            ("Ready", ready, not_ready, since_ready),
+            ("ContainersReady", containers_ready, containers_not_ready, since_containers),
         ]
         .into_iter()
         .chain(disruption)
@@ -293,6 +340,16 @@ impl View<'_> {
             }
         })
         .collect()
+    }
+}
+
+/// What a readiness gate that is closed says.
+fn closed_gate(gate: &ReadinessGate) -> Option<String> {
+    let name = &gate.condition;
+    match gate.status.as_deref() {
+        Some("True") => None,
+        Some(status) => Some(format!("the status of pod readiness gate {name:?} is not \"True\", but {status}")),
+        None => Some(format!("corresponding condition of pod readiness gate {name:?} does not exist.")),
     }
 }
 

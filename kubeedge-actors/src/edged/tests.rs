@@ -24,6 +24,7 @@ use super::{
 };
 use crate::system::System;
 
+mod hostile;
 mod node;
 
 const LIMIT: Duration = Duration::from_secs(30);

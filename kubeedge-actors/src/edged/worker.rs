@@ -16,18 +16,28 @@ use tokio::sync::{Notify, watch};
 
 use super::{
     events::{EventRecord, Involved, Reason as Told},
-    lifecycle::{Action, History, Input, PodFailure, PodPlan, Reason, Step, VolumeState, Wait, Want, decide, later},
+    lifecycle::{
+        Action, History, Input, PodFailure, PodPlan, Reason, Step, VolumeState, Wait, Want, decide, later, newest,
+    },
     provision::Provision,
     runtime::{InstanceState, ObservedPod, Runtime},
-    status::{NodeFacts, pod_status},
+    status::{DEADLINE_EXCEEDED, DEADLINE_MESSAGE, NodeFacts, pod_status},
 };
 
+mod prober;
 mod steps;
+mod stops;
+
+use prober::{Prober, Target, Targets};
 
 /// Without any news a pod is looked at this often: what a missed change could cost at most (kubelet's).
 pub const RESYNC: Duration = Duration::from_secs(60);
 /// Pause after a failed look at the runtime or a failed report.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// After a restart of edgecore a pod's first status waits this long for what its readiness probes say: a pod that is
+/// ready all the time should not be told to be unready in between.
+const ADOPT_WITHIN: Duration = Duration::from_secs(3);
 
 /// So often the same is done about the same things without a pause.
 const MAX_IN_VAIN: u32 = 3;
@@ -141,6 +151,10 @@ struct Worker {
     in_vain: u32,
     /// Until when containers wait, as far as that was told.
     waits: BTreeMap<String, Timestamp>,
+    /// Only for a pod that has probes.
+    prober: Option<Prober>,
+    /// When this worker began: what ran before it is adopted.
+    began: Timestamp,
 }
 
 /// Looks after a pod until it has ended. Dropping the future leaves the pod as it is.
@@ -150,6 +164,7 @@ pub async fn run(shared: Arc<Shared>, orders: watch::Receiver<Order>, bell: Arc<
     if node.wait_for(|facts| !facts.runtime_name.is_empty()).await.is_err() {
         tracing::debug!("the runtime's name will not be known any more");
     }
+    let began = (shared.clock)();
     let worker = Worker {
         shared,
         orders,
@@ -161,6 +176,8 @@ pub async fn run(shared: Arc<Shared>, orders: watch::Receiver<Order>, bell: Arc<
         last: None,
         in_vain: 0,
         waits: BTreeMap::new(),
+        prober: None,
+        began,
     };
     worker.run().await;
 }
@@ -207,6 +224,7 @@ impl Worker {
         self.history.observe(&observed, now);
         self.history.failed.clone_from(&order.failed);
         let node = self.shared.node.borrow().clone();
+        let adopting = self.probe(order, &observed);
         let input = Input {
             plan: &plan,
             want: order.want,
@@ -219,6 +237,10 @@ impl Worker {
         let status = pod_status(&input, &node, self.status.as_ref());
         self.status = Some(status.clone());
 
+        let stops = decision.actions.iter().any(|action| matches!(action, Action::StopContainer { .. }));
+        if stops && order.want == Want::Run && status.reason.as_deref() == Some(DEADLINE_EXCEEDED) {
+            self.tell(order, None, Told::DeadlineExceeded, DEADLINE_MESSAGE);
+        }
         if decision.actions.contains(&Action::Finish) {
             return self.finish(order, status).await;
         }
@@ -228,7 +250,10 @@ impl Worker {
             wake_at = wake_at.min(at);
         }
         // A pod without an object has nobody to report to.
-        if order.pod.is_some() && !self.report(&plan, status).await {
+        let open_until = later(self.began, ADOPT_WITHIN);
+        if adopting && self.reported.is_none() && now < open_until {
+            wake_at = wake_at.min(open_until);
+        } else if order.pod.is_some() && !self.report(&plan, status).await {
             wake_at = wake_at.min(later(now, RETRY));
         }
         if decision.actions.is_empty() {
@@ -246,10 +271,54 @@ impl Worker {
         (self.shared.clock)()
     }
 
+    /// Has probed what runs and takes in what the probes say. True when something that was running before this worker
+    /// began has not said yet whether it is ready.
+    fn probe(&mut self, order: &Order, observed: &ObservedPod) -> bool {
+        let plan = &order.plan;
+        let instances: Vec<Target> = plan
+            .containers
+            .iter()
+            .filter(|container| container.probes.iter().next().is_some())
+            .filter_map(|container| {
+                let running = newest(container, observed, &self.history)?;
+                let started_at = running.started_at.filter(|_| running.state == InstanceState::Running)?;
+                Some(Target {
+                    id: running.id.clone(),
+                    container: container.name.clone(),
+                    probes: container.probes.clone(),
+                    started_at,
+                    adopted: started_at < self.began,
+                })
+            })
+            .collect();
+        if instances.is_empty() && self.prober.is_none() {
+            return false;
+        }
+        let targets = Targets {
+            order: order.clone(),
+            address: self.address(order),
+            instances: instances.clone(),
+            ends: order.want != Want::Run,
+        };
+        match &self.prober {
+            Some(prober) => prober.look_at(targets),
+            None => self.prober = Some(Prober::start(Arc::clone(&self.shared), Arc::clone(&self.bell), targets)),
+        }
+        self.history.checks = self.prober.as_ref().map(Prober::said).unwrap_or_default();
+        let checked = |target: &Target| self.history.checks.get(&target.id).copied().unwrap_or_default();
+        instances.iter().any(|target| target.adopted && checked(target).is_open(&target.probes))
+    }
+
+    /// The pod's address; empty when it has none.
+    fn address(&self, order: &Order) -> String {
+        let node = self.shared.node.borrow();
+        let ips = if order.plan.host_network { &node.host_ips } else { &self.history.ips };
+        ips.first().cloned().unwrap_or_default()
+    }
+
     /// Makes an event about the pod or one of its containers.
     fn tell(&self, order: &Order, container: Option<&str>, reason: Told, message: impl Into<String>) {
-        let involved = Involved::of(&order.plan, order.pod.as_deref(), container);
-        self.shared.reporter.event(EventRecord::new(involved, reason, message.into(), self.now()));
+        tell(&self.shared, order, container, reason, message.into());
     }
 
     /// Makes an event of each wait that is new.
@@ -362,6 +431,12 @@ impl Worker {
             }
         }
     }
+}
+
+/// Makes an event about the pod or one of its containers.
+fn tell(shared: &Shared, order: &Order, container: Option<&str>, reason: Told, message: String) {
+    let involved = Involved::of(&order.plan, order.pod.as_deref(), container);
+    shared.reporter.event(EventRecord::new(involved, reason, message, (shared.clock)()));
 }
 
 enum Next {

@@ -64,9 +64,9 @@ pub(super) fn settings(config: &EdgeCore, node: &NodeName) -> Result<EdgedConfig
         cluster_dns: kubelet.cluster_dns.clone(),
         cluster_domain: kubelet.cluster_domain.clone(),
         resolv_conf: kubelet.resolv_conf.clone(),
+        pod_pids: kubelet.pod_pids_limit,
         report_events: edged.report_event,
         housekeeping: housekeeping(kubelet),
-        pod_pids_limit: u64::try_from(kubelet.pod_pids_limit).ok(),
         parallel_pulls: match kubelet.max_parallel_image_pulls.filter(|_| !kubelet.serialize_image_pulls) {
             Some(pulls) => usize::try_from(pulls).unwrap_or(PARALLEL_PULLS),
             None if kubelet.serialize_image_pulls => 1,

@@ -84,8 +84,8 @@ pub struct KubeletConfig {
     #[serde(deserialize_with = "or_default")]
     pub system_reserved: BTreeMap<String, String>,
     /// Processes and threads that one pod may have; -1: as many as the node.
-    #[serde(deserialize_with = "pids_limit")]
-    pub pod_pids_limit: i64,
+    #[serde(deserialize_with = "pod_pids")]
+    pub pod_pids_limit: Option<u32>,
     /// Whether images are fetched one after the other.
     pub serialize_image_pulls: bool,
     /// How many images are fetched at the same time otherwise.
@@ -127,7 +127,7 @@ impl Default for KubeletConfig {
             eviction_max_pod_grace_period: 0,
             kube_reserved: BTreeMap::new(),
             system_reserved: BTreeMap::new(),
-            pod_pids_limit: -1,
+            pod_pids_limit: None,
             serialize_image_pulls: true,
             max_parallel_image_pulls: None,
             shutdown_grace_period: GoDuration::seconds(0),
@@ -164,12 +164,13 @@ fn log_files<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error
     }
 }
 
-fn pids_limit<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
+fn pod_pids<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
     match i64::deserialize(deserializer)? {
-        limit if limit == -1 || limit > 0 => Ok(limit),
-        limit => {
-            Err(D::Error::custom(format!("{limit} is not valid, expected -1 or a number of processes of at least 1")))
-        }
+        -1 => Ok(None),
+        limit => match u32::try_from(limit).ok().filter(|limit| *limit > 0) {
+            Some(limit) => Ok(Some(limit)),
+            None => Err(D::Error::custom(format!("{limit} is not valid, expected a number of processes, or -1"))),
+        },
     }
 }
 

@@ -23,8 +23,8 @@ use tonic::{
 use super::{
     labels,
     runtime::{
-        Answer, ContainerStats, ImageDisk, LocalImage, ObservedPod, PodSummary, Runtime, RuntimeError, RuntimeHealth,
-        RuntimeVersion,
+        Answer, ContainerStats, ExecOutput, ImageDisk, LocalImage, ObservedPod, PodSummary, Runtime, RuntimeError,
+        RuntimeHealth, RuntimeVersion,
     },
 };
 
@@ -36,6 +36,8 @@ const SLOW: Duration = Duration::from_secs(240);
 const PULL: Duration = Duration::from_secs(3600);
 /// What stopping may take beyond the grace period: the kill and the clean-up after it.
 const STOP_MARGIN: Duration = Duration::from_secs(60);
+/// What a command may take beyond its timeout: the runtime ends it first and says so.
+const EXEC_MARGIN: Duration = Duration::from_secs(1);
 /// Largest answer, bytes: a list of some thousand containers with their labels.
 const MAX_ANSWER: usize = 16 * 1024 * 1024;
 
@@ -238,6 +240,24 @@ impl Runtime for CriRuntime {
             let request = cri::StopContainerRequest { container_id: id.to_owned(), timeout };
             let deadline = grace.saturating_add(STOP_MARGIN);
             gone_is_done(self.call("StopContainer", deadline, self.runtime.clone().stop_container(request)).await)
+        })
+    }
+
+    fn exec_sync<'a>(&'a self, id: &'a str, command: &'a [String], timeout: Duration) -> Answer<'a, ExecOutput> {
+        Box::pin(async move {
+            let seconds = i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX);
+            let request = cri::ExecSyncRequest { container_id: id.to_owned(), cmd: command.to_vec(), timeout: seconds };
+            let late = RuntimeError::Timeout { call: "ExecSync", after: timeout };
+            let deadline = if timeout.is_zero() { Duration::MAX } else { timeout.saturating_add(EXEC_MARGIN) };
+            match tokio::time::timeout(deadline, self.runtime.clone().exec_sync(request)).await {
+                Err(_) => Err(late),
+                Ok(Err(status)) if status.code() == Code::DeadlineExceeded => Err(late),
+                Ok(Err(status)) => Err(self.error("ExecSync", &status)),
+                Ok(Ok(answer)) => {
+                    let cri::ExecSyncResponse { stdout, stderr, exit_code } = answer.into_inner();
+                    Ok(ExecOutput { stdout: stdout.into(), stderr: stderr.into(), exit_code })
+                }
+            }
         })
     }
 

@@ -15,8 +15,8 @@ use self::model::{Model, TERMINATED};
 use super::{
     labels,
     runtime::{
-        Answer, ContainerStats, ImageDisk, InstanceState, LocalImage, ObservedPod, PodSummary, Runtime, RuntimeError,
-        RuntimeHealth, RuntimeVersion,
+        Answer, ContainerStats, ExecOutput, ImageDisk, InstanceState, LocalImage, ObservedPod, PodSummary, Runtime,
+        RuntimeError, RuntimeHealth, RuntimeVersion,
     },
 };
 
@@ -34,10 +34,23 @@ struct State {
     sandbox_configs: Vec<cri::PodSandboxConfig>,
     /// Containers of this name do not end before their grace period has passed.
     stubborn: BTreeSet<String>,
+    /// How commands in containers of this name end; exit code 0 when nothing is said.
+    commands: BTreeMap<String, Command>,
     /// Removals are answered and not done.
     lying: bool,
     /// Every image is to be had.
     every_image: bool,
+}
+
+/// How commands in a container end.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// With an exit code.
+    Ends(i32),
+    /// Not before its time is over.
+    Hangs,
+    /// The runtime cannot say.
+    Fails(String),
 }
 
 /// A container runtime in memory. Clones share their state.
@@ -81,6 +94,11 @@ impl FakeRuntime {
     /// Containers of this name take their whole grace period to end.
     pub fn make_stubborn(&self, container: &str) {
         self.state().stubborn.insert(container.to_owned());
+    }
+
+    /// How commands in containers of this name end from now on.
+    pub fn commands_end(&self, container: &str, how: Command) {
+        self.state().commands.insert(container.to_owned(), how);
     }
 
     /// Removals of sandboxes are answered and not done.
@@ -283,6 +301,30 @@ impl Runtime for FakeRuntime {
             let code = if stubborn { model::KILLED } else { TERMINATED };
             self.state().model.exit(id, code, (self.clock)());
             Ok(())
+        })
+    }
+
+    fn exec_sync<'a>(&'a self, id: &'a str, command: &'a [String], timeout: Duration) -> Answer<'a, ExecOutput> {
+        Box::pin(async move {
+            let how = {
+                let state = self.begin("exec", &format!("{id} {}", command.join(" ")))?;
+                let running = state.model.instances.iter().find(|i| i.id == id && i.state == InstanceState::Running);
+                let Some(instance) = running else {
+                    let message = format!("container {id} does not run");
+                    return Err(RuntimeError::NotFound { call: "exec", message });
+                };
+                state.commands.get(&instance.name).cloned()
+            };
+            match how.unwrap_or(Command::Ends(0)) {
+                Command::Ends(exit_code) => {
+                    Ok(ExecOutput { stdout: b"out ".to_vec(), stderr: b"err".to_vec(), exit_code })
+                }
+                Command::Hangs => {
+                    tokio::time::sleep(if timeout.is_zero() { Duration::MAX } else { timeout }).await;
+                    Err(RuntimeError::Timeout { call: "exec", after: timeout })
+                }
+                Command::Fails(message) => Err(RuntimeError::Failed { call: "exec", message }),
+            }
         })
     }
 

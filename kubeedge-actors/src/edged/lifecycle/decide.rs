@@ -1,13 +1,18 @@
 //! The decision: from what is wanted, what is there and what happened before to what to do next.
 
+use std::cmp::Reverse;
+
 use jiff::Timestamp;
 
 use super::{
     history::{History, Reason, Step},
-    plan::{PodPlan, Role},
-    verdict::{Initialization, Verdict, current_sandbox, initialization, instances, is_over, verdict},
+    plan::{PodPlan, RestartPolicy, Role},
+    verdict::{Initialization, Verdict, current_sandbox, deadline, initialization, instances, is_over, verdict},
 };
-use crate::edged::runtime::{Instance, InstanceState, ObservedPod, Sandbox};
+use crate::edged::{
+    probes::ProbeKind,
+    runtime::{Instance, InstanceState, ObservedPod, Sandbox},
+};
 
 /// What is wanted of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,8 +66,10 @@ pub enum Action {
         container: String,
         /// Seconds it may take.
         grace_seconds: u32,
-        /// Whether it ends to make place for its successor, whatever its restart policy.
-        replaced: bool,
+        /// Why.
+        why: StopCause,
+        /// Instances that end before this one is asked to, as long as there is time.
+        after: Vec<String>,
     },
     /// Remove a container that does not run, and its log.
     RemoveContainer {
@@ -87,6 +94,45 @@ pub enum Action {
     TearDownVolumes,
     /// Nothing of the pod is left: say so and end.
     Finish,
+}
+
+/// Why a container is stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopCause {
+    /// Its pod ends, or it is in nobody's plan.
+    Ends,
+    /// Its image in the spec is another one by now.
+    Changed,
+    /// The hook after its start failed.
+    PostStart,
+    /// A probe failed.
+    Probe {
+        /// Which.
+        kind: ProbeKind,
+        /// Whether it is started again.
+        restarts: bool,
+    },
+}
+
+impl StopCause {
+    /// Whether the instance is followed by another one, whatever the restart policy says about how it ended.
+    pub fn is_replaced(self) -> bool {
+        matches!(self, Self::Changed | Self::Probe { restarts: true, .. })
+    }
+
+    /// Kubelet's words for it.
+    pub fn message(self, container: &str) -> String {
+        match self {
+            Self::Ends => format!("Stopping container {container}"),
+            Self::Changed => format!("Container {container} definition changed, will be restarted"),
+            Self::PostStart => "FailedPostStartHook".to_owned(),
+            Self::Probe { kind, restarts } => {
+                let which = if kind == ProbeKind::Startup { "startup" } else { "liveness" };
+                let then = if restarts { ", will be restarted" } else { "" };
+                format!("Container {container} failed {which} probe{then}")
+            }
+        }
+    }
 }
 
 /// Everything a decision depends on.
@@ -156,7 +202,16 @@ pub fn decide(input: &Input<'_>) -> Decision {
         return Decision { wake_at: Some(failed.until), ..Decision::default() };
     }
     match input.want {
-        Want::Run => run(input),
+        Want::Run => {
+            let mut decision = run(input);
+            let deadline = deadline(input.plan, input.history).filter(|deadline| *deadline > input.now);
+            if let Some(deadline) = deadline
+                && !is_over(input.plan, input.observed, input.history, input.now)
+            {
+                decision.wait_until(deadline);
+            }
+            decision
+        }
         Want::End { grace_seconds } => end(input, grace_seconds),
     }
 }
@@ -183,8 +238,20 @@ fn run(input: &Input<'_>) -> Decision {
                 id: instance.id.clone(),
                 container: instance.name.clone(),
                 grace_seconds: plan.grace_seconds,
-                replaced: true,
+                why: StopCause::Changed,
+                after: Vec::new(),
             }),
+            Verdict::Unhealthy(instance, kind) => {
+                let own = container.probes.get(kind).and_then(|probe| probe.grace_seconds);
+                let restarts = container.role == Role::Sidecar || plan.restart_policy != RestartPolicy::Never;
+                decision.actions.push(Action::StopContainer {
+                    id: instance.id.clone(),
+                    container: instance.name.clone(),
+                    grace_seconds: own.unwrap_or(plan.grace_seconds),
+                    why: StopCause::Probe { kind, restarts },
+                    after: Vec::new(),
+                });
+            }
             Verdict::Unclear(instance) => decision.actions.push(stop(instance, plan.grace_seconds)),
             _ => {}
         }
@@ -255,15 +322,10 @@ fn strays(input: &Input<'_>, current: Option<&Sandbox>) -> Vec<Action> {
     unstarted.chain(unreleased).collect()
 }
 
-/// The pod is over or has failed: what runs ends, the sandbox's network is released; containers stay for their logs and status.
+/// The pod is over or has failed: what runs ends, the sandbox's network is released; containers stay for their logs and
+/// status.
 fn wind_up(input: &Input<'_>, current: Option<&Sandbox>, grace_seconds: u32) -> Vec<Action> {
-    let alive: Vec<Action> = input
-        .observed
-        .instances
-        .iter()
-        .filter(|instance| instance.state.may_run())
-        .map(|instance| stop(instance, grace_seconds))
-        .collect();
+    let alive = stop_all(input, grace_seconds);
     if !alive.is_empty() {
         return alive;
     }
@@ -280,6 +342,7 @@ fn startable(input: &Input<'_>, decision: &mut Decision) -> Vec<(String, u32, Op
     let mut due = Vec::new();
     for (at, container) in plan.containers.iter().enumerate() {
         let its_turn = match (container.role, initialization) {
+            (Role::Ephemeral, _) => current_sandbox(observed).is_some(),
             (Role::App, Initialization::Done) => true,
             (Role::App, _) => false,
             (Role::Sidecar, Initialization::Done) => true,
@@ -301,7 +364,11 @@ fn startable(input: &Input<'_>, decision: &mut Decision) -> Vec<(String, u32, Op
                 let (container, until) = (container.name.clone(), failure.until);
                 decision.waits.push(Wait::Failed { container, until, reason: failure.reason });
             }
-            Verdict::Running(_) | Verdict::Replace(_) | Verdict::Unclear(_) | Verdict::Ended(_) => {}
+            Verdict::Running(_)
+            | Verdict::Replace(_)
+            | Verdict::Unhealthy(..)
+            | Verdict::Unclear(_)
+            | Verdict::Ended(_) => {}
         }
     }
     due
@@ -335,18 +402,10 @@ fn garbage(input: &Input<'_>, current: Option<&Sandbox>) -> Vec<Action> {
 
 /// Orderly end: app containers, then sidecars, then networks, containers, sandboxes, volumes.
 fn end(input: &Input<'_>, grace_seconds: u32) -> Decision {
-    let Input { plan, observed, history, .. } = *input;
-    let sidecar = |instance: &Instance| plan.role(Role::Sidecar).any(|container| container.name == instance.name);
-    for beside in [false, true] {
-        let alive: Vec<Action> = observed
-            .instances
-            .iter()
-            .filter(|instance| instance.state.may_run() && sidecar(instance) == beside)
-            .map(|instance| stop(instance, grace_seconds))
-            .collect();
-        if !alive.is_empty() {
-            return Decision::act(alive);
-        }
+    let Input { observed, history, .. } = *input;
+    let alive = stop_all(input, grace_seconds);
+    if !alive.is_empty() {
+        return Decision::act(alive);
     }
     let stops: Vec<Action> = observed
         .sandboxes
@@ -370,9 +429,27 @@ fn end(input: &Input<'_>, grace_seconds: u32) -> Decision {
     Decision::act(vec![Action::Finish])
 }
 
+/// Everything that may run: sidecars after the others, the one that started last first.
+fn stop_all(input: &Input<'_>, grace_seconds: u32) -> Vec<Action> {
+    let Input { plan, observed, .. } = *input;
+    let place = |instance: &Instance| plan.role(Role::Sidecar).position(|container| container.name == instance.name);
+    let mut alive: Vec<&Instance> = observed.instances.iter().filter(|instance| instance.state.may_run()).collect();
+    // Sorts are stable, and what is no sidecar comes first.
+    alive.sort_by_key(|instance| place(instance).map(Reverse));
+    let mut actions: Vec<Action> = Vec::new();
+    for (at, instance) in alive.iter().enumerate() {
+        let before = alive[..at].iter().filter(|before| place(before) != place(instance));
+        let after =
+            if place(instance).is_some() { before.map(|before| before.id.clone()).collect() } else { Vec::new() };
+        let (id, container) = (instance.id.clone(), instance.name.clone());
+        actions.push(Action::StopContainer { id, container, grace_seconds, why: StopCause::Ends, after });
+    }
+    actions
+}
+
 fn stop(instance: &Instance, grace_seconds: u32) -> Action {
     let (id, container) = (instance.id.clone(), instance.name.clone());
-    Action::StopContainer { id, container, grace_seconds, replaced: false }
+    Action::StopContainer { id, container, grace_seconds, why: StopCause::Ends, after: Vec::new() }
 }
 
 fn remove(instance: &Instance) -> Action {

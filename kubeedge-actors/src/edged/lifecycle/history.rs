@@ -12,7 +12,10 @@ use std::{
 use jiff::{SignedDuration, Timestamp};
 
 use super::failure::PodFailure;
-use crate::edged::runtime::{Instance, InstanceState, ObservedPod};
+use crate::edged::{
+    probes::Checked,
+    runtime::{Instance, InstanceState, ObservedPod},
+};
 
 /// First delay between the end of a container and its restart (kubelet's).
 pub const CRASH_FIRST: Duration = Duration::from_secs(10);
@@ -40,6 +43,8 @@ pub enum Reason {
     Create,
     /// `RunContainerError`: the runtime would not start it.
     Run,
+    /// `PostStartHookError`: its hook failed, and it was ended.
+    PostStartHook,
 }
 
 impl Reason {
@@ -52,6 +57,7 @@ impl Reason {
             Self::Config => "CreateContainerConfigError",
             Self::Create => "CreateContainerError",
             Self::Run => "RunContainerError",
+            Self::PostStartHook => "PostStartHookError",
         }
     }
 }
@@ -129,6 +135,10 @@ pub struct History {
     pub replaced: BTreeSet<String>,
     /// The pod has failed as a whole and runs no more.
     pub failed: Option<Arc<PodFailure>>,
+    /// Instances whose hook before their end has run.
+    pub hooked: BTreeSet<String>,
+    /// What probes say of instances that run.
+    pub checks: BTreeMap<String, Checked>,
     /// When this node took up the pod.
     pub started_at: Option<Timestamp>,
     /// The pod's addresses, which a stopped sandbox no longer tells.
@@ -151,6 +161,12 @@ impl History {
             self.ips.clone_from(&sandbox.ips);
         }
         self.released.retain(|id| observed.sandboxes.iter().any(|sandbox| sandbox.id == *id));
+        let remembered = |id: &str| {
+            let last = |known: &ContainerHistory| known.last_ended.as_ref().is_some_and(|last| last.id == id);
+            observed.instances.iter().any(|instance| instance.id == id) || self.containers.values().any(last)
+        };
+        self.replaced.retain(|id| remembered(id));
+        self.hooked.retain(|id| remembered(id));
         for instance in &observed.instances {
             let known = self.containers.entry(instance.name.clone()).or_default();
             if instance.state != InstanceState::Created {
@@ -166,6 +182,11 @@ impl History {
     /// What is remembered of a container.
     pub fn container(&self, name: &str) -> Option<&ContainerHistory> {
         self.containers.get(name)
+    }
+
+    /// What probes say of an instance.
+    pub fn checked(&self, instance: &Instance) -> Checked {
+        self.checks.get(&instance.id).copied().unwrap_or_default()
     }
 
     /// The failure of the last try to start a container with this image.

@@ -17,10 +17,15 @@ mod plan;
 mod tests;
 mod verdict;
 
-pub use decide::{Action, Decision, Input, VolumeState, Wait, Want, decide};
+pub use decide::{Action, Decision, Input, StopCause, VolumeState, Wait, Want, decide};
 pub use failure::PodFailure;
 pub use history::{
     CRASH_FIRST, CRASH_MAX, CRASH_RESET, ContainerHistory, Failure, History, Reason, Step, StepFailure, later,
 };
-pub use plan::{ContainerPlan, DEFAULT_GRACE_SECONDS, InvalidPod, PodPlan, RestartPolicy, Role, container};
-pub use verdict::{Initialization, Verdict, current_sandbox, initialization, instances, is_over, newest, verdict};
+pub use plan::{
+    ContainerPlan, DEFAULT_GRACE_SECONDS, InvalidPod, PodPlan, ReadinessGate, RestartPolicy, Role, container,
+    ephemeral_target,
+};
+pub use verdict::{
+    Initialization, Verdict, current_sandbox, deadline, initialization, instances, is_expired, is_over, newest, verdict,
+};

@@ -1,7 +1,11 @@
 //! What a pod's spec asks of its containers, checked once where it comes in.
 
-use k8s_openapi::api::core::v1::{Container, Pod};
+use std::{borrow::Cow, time::Duration};
+
+use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod};
 use thiserror::Error;
+
+use crate::edged::probes::Probes;
 
 /// Grace period when neither the deletion nor the spec names one: the API's default, in seconds.
 pub const DEFAULT_GRACE_SECONDS: u32 = 30;
@@ -66,6 +70,8 @@ pub enum Role {
     Sidecar,
     /// One of `spec.containers`.
     App,
+    /// One of `spec.ephemeralContainers`: added to a pod that runs, started once, of no weight for the pod's state.
+    Ephemeral,
 }
 
 /// One container of a pod.
@@ -77,6 +83,17 @@ pub struct ContainerPlan {
     pub image: String,
     /// Its place.
     pub role: Role,
+    /// What it is asked while it runs; nothing for an init container.
+    pub probes: Probes,
+}
+
+/// A condition that somebody else sets and that has to hold before the pod is ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReadinessGate {
+    /// Its type.
+    pub condition: String,
+    /// Its status in the API; `None` while nobody has set it.
+    pub status: Option<String>,
 }
 
 /// What decisions need of a pod's spec.
@@ -96,7 +113,11 @@ pub struct PodPlan {
     pub deletion_grace_seconds: Option<u32>,
     /// Whether it is on the node's own network.
     pub host_network: bool,
-    /// Init containers and sidecars in order, then app containers.
+    /// How long it may be active at all, counted from when this node took it up.
+    pub active_deadline: Option<Duration>,
+    /// What others have to say before it is ready.
+    pub readiness_gates: Vec<ReadinessGate>,
+    /// Init containers and sidecars in order, then app containers, then ephemeral ones.
     pub containers: Vec<ContainerPlan>,
 }
 
@@ -123,13 +144,18 @@ impl PodPlan {
             let sidecar = container.restart_policy.as_deref() == Some("Always");
             (container, if sidecar { Role::Sidecar } else { Role::Init })
         });
-        for (container, role) in init.chain(spec.containers.iter().map(|container| (container, Role::App))) {
+        let ephemeral: Vec<Container> = spec.ephemeral_containers.iter().flatten().filter_map(as_container).collect();
+        let apps = spec.containers.iter().map(|container| (container, Role::App));
+        let ephemeral = ephemeral.iter().map(|container| (container, Role::Ephemeral));
+        for (container, role) in init.chain(apps).chain(ephemeral) {
             check_name(&shown, "container name", &container.name)?;
             if containers.iter().any(|known| known.name == container.name) {
                 return Err(InvalidPod::DuplicateContainer { pod: shown, name: container.name.clone() });
             }
             let image = container.image.clone().unwrap_or_default();
-            containers.push(ContainerPlan { name: container.name.clone(), image, role });
+            let probed = matches!(role, Role::App | Role::Sidecar);
+            let probes = if probed { Probes::of(container) } else { Probes::default() };
+            containers.push(ContainerPlan { name: container.name.clone(), image, role, probes });
         }
         if spec.containers.is_empty() {
             return Err(InvalidPod::NoContainers { pod: shown });
@@ -147,6 +173,9 @@ impl PodPlan {
             grace_seconds,
             deletion_grace_seconds,
             host_network: spec.host_network.unwrap_or(false),
+            active_deadline: seconds(spec.active_deadline_seconds.filter(|seconds| *seconds > 0))
+                .map(|seconds| Duration::from_secs(seconds.into())),
+            readiness_gates: readiness_gates(pod),
             containers,
         })
     }
@@ -158,9 +187,35 @@ impl PodPlan {
 }
 
 /// The container of this name in a pod's spec.
-pub fn container<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {
+pub fn container<'a>(pod: &'a Pod, name: &str) -> Option<Cow<'a, Container>> {
     let spec = pod.spec.as_ref()?;
-    spec.init_containers.iter().flatten().chain(&spec.containers).find(|container| container.name == name)
+    let lasting = spec.init_containers.iter().flatten().chain(&spec.containers);
+    if let Some(found) = lasting.into_iter().find(|container| container.name == name) {
+        return Some(Cow::Borrowed(found));
+    }
+    let found = spec.ephemeral_containers.iter().flatten().find(|container| container.name == name)?;
+    as_container(found).map(Cow::Owned)
+}
+
+/// The container whose processes an ephemeral container sees.
+pub fn ephemeral_target<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
+    let found = pod.spec.as_ref()?.ephemeral_containers.iter().flatten().find(|container| container.name == name)?;
+    found.target_container_name.as_deref().filter(|target| !target.is_empty())
+}
+
+/// An ephemeral container as the container that it becomes. `None` is not to be had: their fields are the same.
+fn as_container(ephemeral: &EphemeralContainer) -> Option<Container> {
+    serde_json::from_value(serde_json::to_value(ephemeral).ok()?).ok()
+}
+
+fn readiness_gates(pod: &Pod) -> Vec<ReadinessGate> {
+    let gates = pod.spec.iter().flat_map(|spec| spec.readiness_gates.iter().flatten());
+    let status = |wanted: &str| {
+        let conditions = pod.status.as_ref()?.conditions.as_ref()?;
+        Some(conditions.iter().find(|condition| condition.type_ == wanted)?.status.clone())
+    };
+    let gate = |condition: &String| ReadinessGate { status: status(condition), condition: condition.clone() };
+    gates.map(|known| gate(&known.condition_type)).collect()
 }
 
 fn seconds(value: Option<i64>) -> Option<u32> {

@@ -5,15 +5,18 @@ use std::{collections::BTreeMap, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
-use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
 use crate::edged::{
     fake::model::{Model, TERMINATED},
-    runtime::InstanceState,
+    probes::{Checked, ProbeKind},
+    runtime::{Instance, InstanceState},
     status::{NodeFacts, pod_status},
 };
+
+mod faults;
+mod health;
 
 const START: i64 = 1_800_000_000;
 
@@ -22,12 +25,24 @@ fn at(second: u64) -> Timestamp {
 }
 
 fn pod(policy: &str, init: &[&str], sidecars: &[&str], apps: &[&str]) -> Pod {
+    probed_pod(policy, init, sidecars, apps, &json!({}))
+}
+
+/// A pod whose sidecars and app containers have these probes.
+fn probed_pod(policy: &str, init: &[&str], sidecars: &[&str], apps: &[&str], probes: &serde_json::Value) -> Pod {
+    let with = |name: &&str, more: serde_json::Value| {
+        let mut container = json!({"name": name, "image": "i"});
+        for part in [probes, &more] {
+            container.as_object_mut().unwrap().extend(part.as_object().unwrap().clone());
+        }
+        container
+    };
     let init: Vec<_> = init
         .iter()
         .map(|name| json!({"name": name, "image": "i"}))
-        .chain(sidecars.iter().map(|name| json!({"name": name, "image": "i", "restartPolicy": "Always"})))
+        .chain(sidecars.iter().map(|name| with(name, json!({"restartPolicy": "Always"}))))
         .collect();
-    let apps: Vec<_> = apps.iter().map(|name| json!({"name": name, "image": "i"})).collect();
+    let apps: Vec<_> = apps.iter().map(|name| with(name, json!({}))).collect();
     serde_json::from_value(json!({
         "metadata": {"namespace": "ns", "name": "p", "uid": "u"},
         "spec": {"restartPolicy": policy, "terminationGracePeriodSeconds": 5, "initContainers": init,
@@ -113,8 +128,10 @@ impl Sim {
                     self.started.entry(container.clone()).or_default().push((now, *ended_at));
                 }
             }
-            Action::StopContainer { id, replaced, .. } => {
-                if *replaced {
+            Action::StopContainer { id, why, after, .. } => {
+                let alive = |id: &String| self.model.instances.iter().any(|i| i.id == *id && i.state.may_run());
+                assert!(!after.iter().any(alive), "{id} ends before {after:?}");
+                if why.is_replaced() {
                     self.history.replaced.insert(id.clone());
                 }
                 self.exit(id, TERMINATED);
@@ -266,7 +283,14 @@ fn init_containers_run_in_order_and_block_the_rest() {
     // Sidecars end after the others.
     sim.want = Want::End { grace_seconds: 1 };
     let stops = sim.decide().actions;
-    assert_eq!(stops.len(), 1);
+    let order: Vec<(&str, usize)> = stops
+        .iter()
+        .map(|stop| match stop {
+            Action::StopContainer { container, after, .. } => (container.as_str(), after.len()),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(order, [("a", 0), ("side", 1)]);
     sim.apply(&stops[0]);
     assert!(!sim.running("a") && sim.running("side"));
     sim.settle();
@@ -308,7 +332,7 @@ fn another_image_replaces_the_container_whatever_the_policy() {
     sim.settle();
     sim.plan.containers[0].image = "other".into();
     let decision = sim.decide();
-    assert!(matches!(&decision.actions[..], [Action::StopContainer { replaced: true, .. }]), "{decision:?}");
+    assert!(matches!(&decision.actions[..], [Action::StopContainer { why: StopCause::Changed, .. }]), "{decision:?}");
     let id = sim.live_id("a").unwrap();
     sim.history.replaced.insert(id.clone());
     sim.model.exit(&id, 0, at(sim.now));
@@ -359,222 +383,6 @@ fn a_pull_that_fails_again_backs_off() {
         assert_eq!(sim.app_state(0)["state"]["waiting"]["reason"], reason);
         assert_eq!(wake, at(sim.now + delay));
         sim.now += delay;
-    }
-}
-
-#[derive(Clone, Debug)]
-enum Fault {
-    /// The next action fails without effect.
-    ActionFails,
-    /// Half of it happens: a container is made and not started; a call timed out and came true.
-    HalfDone,
-    Restart,
-    Exit(prop::sample::Index, i32),
-    LoseSandbox,
-    Forget(prop::sample::Index),
-    Unknown(prop::sample::Index),
-    Image(prop::sample::Index),
-    Pass(u64),
-    Step,
-}
-
-fn fault() -> impl Strategy<Value = Fault> {
-    prop_oneof![
-        2 => Just(Fault::ActionFails),
-        2 => Just(Fault::HalfDone),
-        1 => Just(Fault::Restart),
-        4 => (any::<prop::sample::Index>(), prop_oneof![Just(0), Just(1)]).prop_map(|(i, c)| Fault::Exit(i, c)),
-        1 => Just(Fault::LoseSandbox),
-        1 => any::<prop::sample::Index>().prop_map(Fault::Forget),
-        1 => any::<prop::sample::Index>().prop_map(Fault::Unknown),
-        1 => any::<prop::sample::Index>().prop_map(Fault::Image),
-        4 => (1_u64..400).prop_map(Fault::Pass),
-        8 => Just(Fault::Step),
-    ]
-}
-
-/// Restart policy, number of init containers, of sidecars, of app containers.
-fn pods() -> impl Strategy<Value = (&'static str, usize, usize, usize)> {
-    (prop_oneof![Just("Always"), Just("OnFailure"), Just("Never")], 0..3_usize, 0..2_usize, 1..3_usize)
-}
-
-impl Sim {
-    fn suffer(&mut self, fault: &Fault) {
-        match fault {
-            Fault::ActionFails => {
-                let decision = self.decide();
-                match decision.actions.first() {
-                    Some(Action::SetUpVolumes) => {
-                        self.history.step_failed(Step::Volumes, "no".into(), at(self.now));
-                    }
-                    Some(Action::RunSandbox { .. }) => {
-                        self.history.step_failed(Step::Sandbox, "no".into(), at(self.now));
-                    }
-                    Some(Action::Start { container, .. }) => {
-                        let container = container.clone();
-                        self.history.start_failed(&container, "i", Reason::ImagePull, "no".into(), at(self.now));
-                    }
-                    Some(_) => self.history.step_failed(Step::CleanUp, "no".into(), at(self.now)),
-                    None => {}
-                }
-            }
-            Fault::HalfDone => {
-                let decision = self.decide();
-                match decision.actions.first() {
-                    Some(Action::Start { container, attempt, sandbox_id, .. }) => {
-                        self.model.create(sandbox_id, container, *attempt, "i", at(self.now));
-                        let container = container.clone();
-                        self.history.start_failed(&container, "i", Reason::Run, "timeout".into(), at(self.now));
-                    }
-                    // Edgecore is killed in the middle of the decision's actions.
-                    Some(action) => {
-                        self.apply(action);
-                        self.restart();
-                    }
-                    None => {}
-                }
-            }
-            Fault::Restart => self.restart(),
-            Fault::Exit(which, code) => {
-                let live: Vec<String> =
-                    self.model.instances.iter().filter(|i| i.state.may_run()).map(|i| i.id.clone()).collect();
-                if !live.is_empty() {
-                    self.exit(&live[which.index(live.len())], *code);
-                }
-            }
-            Fault::LoseSandbox => {
-                if let Some(id) = self.model.sandboxes.iter().find(|known| known.sandbox.ready) {
-                    let id = id.sandbox.id.clone();
-                    let live: Vec<String> =
-                        self.model.instances.iter().filter(|i| i.state.may_run()).map(|i| i.id.clone()).collect();
-                    for container in live {
-                        self.exit(&container, 137);
-                    }
-                    self.model.lose_sandbox(&id, at(self.now));
-                }
-            }
-            // Somebody removes an ended container by hand while edgecore runs.
-            Fault::Forget(which) => {
-                self.decide();
-                let ended: Vec<(String, String)> = self
-                    .model
-                    .instances
-                    .iter()
-                    .filter(|i| i.state == InstanceState::Exited)
-                    .map(|i| (i.id.clone(), i.name.clone()))
-                    .collect();
-                if !ended.is_empty() {
-                    let (id, name) = &ended[which.index(ended.len())];
-                    self.model.remove_container(id);
-                    self.forgotten.push(name.clone());
-                }
-            }
-            Fault::Unknown(which) => {
-                let count = self.model.instances.len();
-                if count > 0 {
-                    let instance = &mut self.model.instances[which.index(count)];
-                    if instance.state == InstanceState::Running {
-                        instance.state = InstanceState::Unknown;
-                    }
-                }
-            }
-            Fault::Image(which) => {
-                if self.plan.restart_policy == RestartPolicy::Always {
-                    let at = which.index(self.plan.containers.len());
-                    let other = if self.plan.containers[at].image == "i" { "i2" } else { "i" };
-                    self.plan.containers[at].image = other.into();
-                }
-            }
-            Fault::Pass(seconds) => self.now += seconds,
-            Fault::Step => {
-                for action in self.decide().actions {
-                    self.apply(&action);
-                }
-            }
-        }
-        assert!(self.model.violations.is_empty(), "{:?} by {fault:?}", self.model.violations);
-    }
-
-    /// Edgecore restarts. What the runtime forgot before that is forgotten for good, so the promise that a container
-    /// stays ended holds for what the runtime still has.
-    fn restart(&mut self) {
-        self.history = History::default();
-        if self.volumes == VolumeState::Ready {
-            self.volumes = VolumeState::Unknown;
-        }
-        self.done_for_good.retain(|name| !self.forgotten.contains(name));
-    }
-
-    /// Until the pod rests: containers that end by themselves do so.
-    fn calm_down(&mut self) {
-        for container in &mut self.plan.containers {
-            container.image = "i".into();
-        }
-        for _ in 0..200 {
-            let wake = self.settle();
-            let init = self
-                .model
-                .instances
-                .iter()
-                .find(|i| i.state == InstanceState::Running && i.name.starts_with('i'))
-                .map(|i| i.id.clone());
-            match (init, wake) {
-                (Some(id), _) => self.exit(&id, 0),
-                (None, Some(wake)) => {
-                    let wake = u64::try_from(wake.as_second() - START).unwrap();
-                    assert!(wake > self.now, "to be woken now, with nothing to do now, is a busy loop");
-                    self.now = wake;
-                }
-                (None, None) => return,
-            }
-        }
-        panic!("the pod does not come to rest");
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(600))]
-
-    #[test]
-    fn whatever_happens_rules_hold_and_the_pod_comes_to_rest(
-        (policy, init, sidecars, apps) in pods(),
-        faults in prop::collection::vec(fault(), 0..60),
-        end in any::<bool>(),
-        more in prop::collection::vec(fault(), 0..15),
-    ) {
-        let mut sim =
-            Sim::new(&pod(policy, &["i1", "i2"][..init], &["s1"][..sidecars], &["a1", "a2"][..apps]));
-        for fault in &faults {
-            sim.suffer(fault);
-        }
-        sim.calm_down();
-        let over = matches!(sim.phase(), "Succeeded" | "Failed");
-        for (place, container) in sim.plan.role(Role::App).enumerate() {
-            let ended = sim.app_state(place)["state"]["terminated"].is_object();
-            prop_assert!(over || ended || sim.running(&container.name), "{} neither runs nor ended", container.name);
-        }
-        prop_assert!(over || sim.phase() == "Running", "{}", sim.phase());
-        prop_assert!(sim.plan.restart_policy != RestartPolicy::Always || !over);
-        let settled = sim.decide();
-        prop_assert_eq!(settled, Decision::default());
-        prop_assert!(sim.model.instances.len() <= 2 * sim.plan.containers.len());
-        prop_assert!(sim.model.sandboxes.len() <= 1 + 2 * sim.plan.containers.len());
-
-        if end {
-            sim.want = Want::End { grace_seconds: 1 };
-            for fault in &more {
-                if !sim.finished {
-                    sim.suffer(fault);
-                }
-            }
-            while !sim.finished {
-                if let Some(wake) = sim.settle() {
-                    sim.now = u64::try_from(wake.as_second() - START).unwrap();
-                }
-            }
-            prop_assert!(sim.model.instances.is_empty() && sim.model.sandboxes.is_empty());
-            prop_assert!(matches!(sim.phase(), "Succeeded" | "Failed"), "{}", sim.phase());
-        }
     }
 }
 

@@ -5,10 +5,13 @@ use std::cmp::Reverse;
 use jiff::Timestamp;
 
 use super::{
-    history::{Failure, History},
+    history::{Failure, History, later},
     plan::{ContainerPlan, PodPlan, RestartPolicy, Role},
 };
-use crate::edged::runtime::{Instance, InstanceState, ObservedPod, Sandbox};
+use crate::edged::{
+    probes::ProbeKind,
+    runtime::{Instance, InstanceState, ObservedPod, Sandbox},
+};
 
 /// What is to happen to one container.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +20,8 @@ pub enum Verdict<'a> {
     Running(&'a Instance),
     /// It runs with another image than the spec asks for: stop it, then start it anew.
     Replace(&'a Instance),
+    /// It runs, and this probe says that it should not: stop it, then start it anew unless that is never done.
+    Unhealthy(&'a Instance, ProbeKind),
     /// Nobody knows whether it runs: stop it to make sure.
     Unclear(&'a Instance),
     /// It may start now.
@@ -80,6 +85,7 @@ pub fn newest<'a>(container: &ContainerPlan, observed: &'a ObservedPod, history:
 fn ended_for_good(plan: &PodPlan, role: Role, instance: &Instance) -> bool {
     match (role, plan.restart_policy) {
         (Role::Sidecar, _) => false,
+        (Role::Ephemeral, _) => true,
         (Role::Init, _) if instance.exit_code == 0 => true,
         (_, RestartPolicy::Never) => true,
         (_, RestartPolicy::OnFailure) => instance.exit_code == 0,
@@ -101,7 +107,11 @@ pub fn verdict<'a>(
         match instance.state {
             InstanceState::Running => {
                 let asked = instance.spec_image.as_ref().is_none_or(|image| *image == container.image);
-                return if asked { Verdict::Running(instance) } else { Verdict::Replace(instance) };
+                return match history.checked(instance).failed(&container.probes) {
+                    _ if !asked => Verdict::Replace(instance),
+                    Some(kind) => Verdict::Unhealthy(instance, kind),
+                    None => Verdict::Running(instance),
+                };
             }
             InstanceState::Unknown => return Verdict::Unclear(instance),
             InstanceState::Created | InstanceState::Exited => {}
@@ -109,8 +119,13 @@ pub fn verdict<'a>(
         if ended_for_good(plan, container.role, instance) && !history.replaced.contains(&instance.id) {
             return Verdict::Ended(instance);
         }
-        let ended_at = instance.finished_at.unwrap_or(instance.created_at);
-        until_crash = history.crash_until(&container.name, &container.image, ended_at).filter(|until| *until > now);
+        let ended_at = end_of(instance);
+        let crash_until = |ended_at| history.crash_until(&container.name, &container.image, ended_at);
+        // One that was ended for its successor is followed at once, if the one before it ended long enough ago.
+        let before = instances(observed, &container.name).into_iter().find(|other| other.attempt < instance.attempt);
+        let at_once = history.replaced.contains(&instance.id)
+            && before.and_then(|before| crash_until(end_of(before))).is_none_or(|until| until <= ended_at);
+        until_crash = crash_until(ended_at).filter(|until| *until > now && !at_once);
     }
     if let Some(failure) = history.failure(&container.name, &container.image)
         && failure.until > now
@@ -129,8 +144,12 @@ pub fn verdict<'a>(
         .map(|instance| instance.attempt.saturating_add(1))
         .max()
         .unwrap_or(0);
-    let ended_at = newest.map(|instance| instance.finished_at.unwrap_or(instance.created_at));
+    let ended_at = newest.map(end_of);
     Verdict::Due { attempt: remembered.max(seen), ended_at }
+}
+
+fn end_of(instance: &Instance) -> Timestamp {
+    instance.finished_at.unwrap_or(instance.created_at)
 }
 
 /// How far the init containers are.
@@ -151,7 +170,8 @@ pub fn initialization(plan: &PodPlan, observed: &ObservedPod, history: &History,
     }
     let sandbox = current_sandbox(observed);
     // Once a later container was started in this sandbox, the earlier ones are done, whatever became of their traces.
-    let reached = plan.containers.iter().rposition(|container| {
+    let lasting = plan.containers.iter().filter(|container| container.role != Role::Ephemeral).count();
+    let reached = plan.containers[..lasting].iter().rposition(|container| {
         let here = |instance: &&Instance| sandbox.is_some_and(|sandbox| sandbox.id == instance.sandbox_id);
         instances(observed, &container.name).iter().any(here)
     });
@@ -163,7 +183,8 @@ pub fn initialization(plan: &PodPlan, observed: &ObservedPod, history: &History,
             continue;
         }
         match (container.role, verdict(plan, container, observed, history, now)) {
-            (Role::Sidecar, Verdict::Running(_)) => {}
+            (Role::Sidecar, Verdict::Running(instance)) if history.checked(instance).has_started(&container.probes) => {
+            }
             (Role::Init, Verdict::Ended(instance)) if instance.exit_code == 0 => {}
             (Role::Init, Verdict::Ended(_)) => return Initialization::Failed(at),
             _ => return Initialization::At(at),
@@ -176,8 +197,21 @@ fn apps_ended(plan: &PodPlan, observed: &ObservedPod, history: &History, now: Ti
     plan.role(Role::App).all(|container| matches!(verdict(plan, container, observed, history, now), Verdict::Ended(_)))
 }
 
+/// When the time of a pod is over that may be active for so long only.
+pub fn deadline(plan: &PodPlan, history: &History) -> Option<Timestamp> {
+    Some(later(history.started_at?, plan.active_deadline?))
+}
+
+/// Whether its time is over, and it had not ended by itself before.
+pub fn is_expired(plan: &PodPlan, observed: &ObservedPod, history: &History, now: Timestamp) -> bool {
+    let Some(deadline) = deadline(plan, history).filter(|deadline| *deadline <= now) else { return false };
+    let in_time = |container| newest(container, observed, history).is_some_and(|last| end_of(last) < deadline);
+    !(apps_ended(plan, observed, history, now) && plan.role(Role::App).all(in_time))
+}
+
 /// Whether nothing of the pod will run again.
 pub fn is_over(plan: &PodPlan, observed: &ObservedPod, history: &History, now: Timestamp) -> bool {
-    apps_ended(plan, observed, history, now)
+    is_expired(plan, observed, history, now)
+        || apps_ended(plan, observed, history, now)
         || matches!(initialization(plan, observed, history, now), Initialization::Failed(_))
 }

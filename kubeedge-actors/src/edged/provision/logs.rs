@@ -149,6 +149,8 @@ mod tests {
             grace_seconds: 1,
             deletion_grace_seconds: None,
             host_network: false,
+            active_deadline: None,
+            readiness_gates: Vec::new(),
             containers: Vec::new(),
         }
     }

@@ -24,7 +24,7 @@ use crate::edged::{
     objects::ObjectSource,
     resources::{
         self, CgroupDriver, NodeDns, NodeLimits, ResolvConf, cgroup_parent, container_resources, container_security,
-        limit_processes, pod_dns, pod_hostname, pod_sysctls, port_mappings, qos_class, remove_pod_cgroups,
+        limit_pod_pids, pod_dns, pod_hostname, pod_sysctls, port_mappings, qos_class, remove_pod_cgroups,
         sandbox_resources, sandbox_security,
     },
     runtime::{ImageUser, Instance},
@@ -57,14 +57,14 @@ pub struct NodeSetup {
     pub resolv_conf: PathBuf,
     /// Kernel parameters beyond the safe ones that pods may set.
     pub allowed_sysctls: Vec<String>,
+    /// Processes that one pod may have, all of its containers together; no limit when unset.
+    pub pod_pids: Option<u32>,
     /// What the machine says about limits.
     pub limits: NodeLimits,
     /// What pods may use of the node.
     pub allocatable: Allocatable,
     /// The API server's service as pods see it.
     pub service: Option<KubernetesService>,
-    /// Processes and threads that one pod may have; `None`: as many as the node.
-    pub pod_pids_limit: Option<u64>,
 }
 
 /// [`Provision`] on a Linux node.
@@ -182,6 +182,7 @@ impl NodeProvision {
         for (reason, message) in &dns.warnings {
             tracing::debug!(pod = plan.name, reason, "{message}");
         }
+        sandbox_can_be_kept(pod)?;
         let uid = plan.uid.parse().provide()?;
         let qos = qos_class(pod).provide()?;
         let spec = pod.spec.clone().unwrap_or_default();
@@ -220,7 +221,7 @@ impl NodeProvision {
     }
 
     async fn container_config(&self, request: ContainerRequest<'_>) -> Result<cri::ContainerConfig, String> {
-        let ContainerRequest { pod, plan, container, attempt, image, pod_ips } = request;
+        let ContainerRequest { pod, plan, container, attempt, image, target, pod_ips } = request;
         let facts = self.facts(pod_ips);
         let env = container_env(pod, container, &facts, self.setup.service.as_ref(), &*self.objects).await.provide()?;
         for skipped in &env.skipped {
@@ -233,8 +234,13 @@ impl NodeProvision {
             ImageUser::Uid(uid) => resources::ImageUser::Uid(*uid),
             ImageUser::Name(name) => resources::ImageUser::Name(name.clone()),
         };
-        let security = container_security(pod, container, &user, &self.setup.root_dir).provide()?;
+        let mut security = container_security(pod, container, &user, &self.setup.root_dir).provide()?;
+        if let (Some(target), Some(namespaces)) = (target, &mut security.namespace_options) {
+            namespaces.pid = cri::NamespaceMode::Target.into();
+            target.clone_into(&mut namespaces.target_id);
+        }
         let limits = container_resources(pod, container, &self.setup.limits).provide()?;
+        self.limit_pids(pod, plan).await?;
         let name = container.name.clone();
         let directory = (plan.clone(), name.clone());
         self.files("the log directory cannot be made", move |logs| logs.prepare(&directory.0, &directory.1)).await?;
@@ -243,13 +249,6 @@ impl NodeProvision {
             Some(devices) => devices.allocate(pod, container).await?,
             None => Given::default(),
         };
-        let pid_limit = (self.setup.cgroup_driver, self.setup.pod_pids_limit, qos_class(pod).provide()?);
-        let uid: PodUid = plan.uid.parse().provide()?;
-        self.files("the limit of processes cannot be set", move |_| {
-            let (driver, limit, qos) = pid_limit;
-            limit_processes(driver, Path::new(CGROUP_ROOT), qos, &uid, limit)
-        })
-        .await?;
         let mut labels = Self::labels(plan);
         labels.insert(labels::CONTAINER_NAME.to_owned(), name.clone());
         let mut annotations: HashMap<String, String> = [
@@ -289,6 +288,17 @@ impl NodeProvision {
         })
     }
 
+    /// Before each container: the sandbox may be a new one, and one of an edgecore with another setting.
+    async fn limit_pids(&self, pod: &Pod, plan: &PodPlan) -> Result<(), String> {
+        let Some(limit) = self.setup.pod_pids else { return Ok(()) };
+        let (driver, qos) = (self.setup.cgroup_driver, qos_class(pod).provide()?);
+        let uid: PodUid = plan.uid.parse().provide()?;
+        self.files("the pod's processes cannot be limited", move |_| {
+            limit_pod_pids(driver, Path::new(CGROUP_ROOT), qos, &uid, limit)
+        })
+        .await
+    }
+
     async fn pull_secrets(&self, pod: &Pod, image: &str) -> Result<Vec<cri::AuthConfig>, String> {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         let image = ImageName::parse(image).provide()?;
@@ -310,7 +320,7 @@ impl NodeProvision {
 
     async fn read_last_words(&self, pod: &Pod, plan: &PodPlan, instance: &Instance) -> Result<String, String> {
         let spec = container(pod, &instance.name);
-        let policy = spec.and_then(|spec| spec.termination_message_policy.as_deref()).unwrap_or_default();
+        let policy = spec.as_deref().and_then(|spec| spec.termination_message_policy.as_deref()).unwrap_or_default();
         let log_counts = policy == "FallbackToLogsOnError" && instance.exit_code != 0;
         let (file, plan) = (instance.termination_log.clone(), plan.clone());
         let (name, attempt) = (instance.name.clone(), instance.attempt);
@@ -325,6 +335,22 @@ impl NodeProvision {
             Ok(String::from_utf8_lossy(&words).into_owned())
         })
         .await
+    }
+}
+
+/// What would be less than the pod asks for is refused, not left out: it is about its rights on this machine.
+fn sandbox_can_be_kept(pod: &Pod) -> Result<(), String> {
+    let Some(spec) = &pod.spec else { return Ok(()) };
+    if spec.host_users == Some(false) {
+        return Err("hostUsers: false is not supported: expected true, or none".to_owned());
+    }
+    let policy = spec.security_context.as_ref().and_then(|context| context.supplemental_groups_policy.as_deref());
+    match policy {
+        None | Some("" | "Merge") => Ok(()),
+        Some(other) => {
+            let other: String = other.chars().take(100).collect();
+            Err(format!("securityContext.supplementalGroupsPolicy {other:?} is not supported: expected Merge, or none"))
+        }
     }
 }
 

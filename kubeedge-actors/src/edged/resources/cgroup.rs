@@ -52,26 +52,6 @@ pub fn pod_processes(driver: CgroupDriver, uid: &str, pod: &Pod) -> u64 {
     found.unwrap_or(0)
 }
 
-/// Sets how many processes and threads a pod may have. Its cgroup is there once its sandbox is; where the node does not
-/// count processes there is none.
-pub fn limit_processes(
-    driver: CgroupDriver,
-    root: &Path,
-    qos: QosClass,
-    uid: &PodUid,
-    limit: Option<u64>,
-) -> io::Result<()> {
-    let (Some(limit), Some(folder)) = (limit, cgroup_folder(driver, qos, uid)) else { return Ok(()) };
-    for tree in ["pids", ""] {
-        let file = root.join(tree).join(&folder).join("pids.max");
-        if file.exists() {
-            let written = fs::write(&file, limit.to_string());
-            return written.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", file.display())));
-        }
-    }
-    Ok(())
-}
-
 /// The folder of a pod below a tree's root; slices are nested by their names.
 fn cgroup_folder(driver: CgroupDriver, qos: QosClass, uid: &PodUid) -> Option<PathBuf> {
     let parent = cgroup_parent(driver, qos, uid);
@@ -110,6 +90,34 @@ pub fn remove_pod_cgroups(driver: CgroupDriver, root: &Path, uid: &PodUid) -> io
     Ok(())
 }
 
+/// Limits the processes of a pod, all of its containers together. Its control group has been made by the runtime, with
+/// the sandbox: one that is not there is an error, since the pod would have no limit.
+pub fn limit_pod_pids(driver: CgroupDriver, root: &Path, qos: QosClass, uid: &PodUid, limit: u32) -> io::Result<()> {
+    let parent = cgroup_parent(driver, qos, uid);
+    let below = match driver {
+        CgroupDriver::Cgroupfs => PathBuf::from(parent.trim_start_matches('/')),
+        CgroupDriver::Systemd => slice_path(&parent),
+    };
+    // The controller's own tree (version 1), or the one tree that there is.
+    let group =
+        [root.join("pids").join(&below), root.join(&below)].into_iter().find(|group| group.join("pids.max").exists());
+    let Some(group) = group else {
+        let message =
+            format!("no control group {} with a limit of processes below {}", below.display(), root.display());
+        return Err(io::Error::new(io::ErrorKind::NotFound, message));
+    };
+    let file = group.join("pids.max");
+    fs::write(&file, limit.to_string())
+        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", file.display())))
+}
+
+/// The folder of a slice: `a-b.slice` is `a.slice/a-b.slice`.
+fn slice_path(name: &str) -> PathBuf {
+    let stem = name.trim_end_matches(".slice");
+    let levels = stem.match_indices('-').map(|(at, _)| at).chain([stem.len()]);
+    levels.map(|end| format!("{}.slice", &stem[..end])).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,27 +149,31 @@ mod tests {
     }
 
     #[test]
-    fn a_pods_processes_are_limited_where_they_are_counted() {
-        let root = tempfile::tempdir().unwrap();
-        let uid: PodUid = "a-b".parse().unwrap();
-        let limit = |limit| limit_processes(CgroupDriver::Cgroupfs, root.path(), QosClass::Burstable, &uid, limit);
-        limit(Some(5)).unwrap();
-        let folder = root.path().join("pids/kubepods/burstable/poda-b");
-        fs::create_dir_all(&folder).unwrap();
-        fs::write(folder.join("pids.max"), "max").unwrap();
-        limit(None).unwrap();
-        assert_eq!(fs::read_to_string(folder.join("pids.max")).unwrap(), "max");
-        limit(Some(5)).unwrap();
-        assert_eq!(fs::read_to_string(folder.join("pids.max")).unwrap(), "5");
-    }
-
-    #[test]
     fn a_slice_is_in_the_slices_that_its_name_says() {
         let uid: PodUid = "a-b".parse().unwrap();
         let folder = |driver, qos| cgroup_folder(driver, qos, &uid).unwrap();
         let nested = Path::new("kubepods.slice/kubepods-burstable.slice/kubepods-burstable-poda_b.slice");
         assert_eq!(folder(CgroupDriver::Systemd, QosClass::Burstable), nested);
         assert_eq!(folder(CgroupDriver::Cgroupfs, QosClass::Guaranteed), Path::new("kubepods/poda-b"));
+    }
+
+    #[test]
+    fn the_processes_of_a_pod_are_limited_in_either_version() {
+        let uid: PodUid = "a-b".parse().unwrap();
+        for (driver, below) in [
+            (CgroupDriver::Cgroupfs, "pids/kubepods/burstable/poda-b"),
+            (CgroupDriver::Cgroupfs, "kubepods/burstable/poda-b"),
+            (CgroupDriver::Systemd, "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-poda_b.slice"),
+        ] {
+            let root = tempfile::tempdir().unwrap();
+            let limit = || limit_pod_pids(driver, root.path(), QosClass::Burstable, &uid, 64);
+            assert_eq!(limit().unwrap_err().kind(), io::ErrorKind::NotFound);
+            fs::create_dir_all(root.path().join(below)).unwrap();
+            let file = root.path().join(below).join("pids.max");
+            fs::write(&file, "max").unwrap();
+            limit().unwrap();
+            assert_eq!(fs::read_to_string(file).unwrap(), "64");
+        }
     }
 
     #[test]

@@ -1,8 +1,7 @@
 //! Doing what was decided.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use futures_util::{StreamExt, stream::FuturesUnordered};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kubeedge_proto::cri;
@@ -10,10 +9,11 @@ use tokio::sync::watch;
 
 use super::{Order, Told, Worker, show};
 use crate::edged::{
+    hooks::{self, Hook, HookTarget},
     image_name::ImageName,
-    lifecycle::{Action, Reason, Step, VolumeState, container},
+    lifecycle::{Action, PodPlan, Reason, Step, StopCause, VolumeState, container, ephemeral_target},
     provision::ContainerRequest,
-    runtime::LocalImage,
+    runtime::{Instance, InstanceState, LocalImage},
 };
 
 /// Why a container did not start.
@@ -93,7 +93,10 @@ impl Worker {
                             matches!(reason, Reason::ImagePull | Reason::ImageNeverPull | Reason::InvalidImageName);
                         // What is wrong with the image was told where it was found.
                         let why = if about_image { reason.as_str() } else { message.as_str() };
-                        self.tell(order, Some(&start.container), Told::Failed, format!("Error: {why}"));
+                        // So was a hook that failed.
+                        if reason != Reason::PostStartHook {
+                            self.tell(order, Some(&start.container), Told::Failed, format!("Error: {why}"));
+                        }
                         let now = self.now();
                         let image = order.image(&start.container).unwrap_or_default();
                         self.history.start_failed(&start.container, image, reason, message, now);
@@ -135,39 +138,6 @@ impl Worker {
         }
     }
 
-    /// Stops containers side by side. Ends early when something else is wanted: a shorter grace period counts at once.
-    async fn stop_containers(&mut self, order: &Order, stops: Vec<Action>) -> bool {
-        let runtime = Arc::clone(&self.shared.runtime);
-        let mut under_way = FuturesUnordered::new();
-        for stop in stops {
-            let Action::StopContainer { id, container, grace_seconds, replaced } = stop else { continue };
-            let message = if replaced {
-                self.history.replaced.insert(id.clone());
-                format!("Container {container} definition changed, will be restarted")
-            } else {
-                format!("Stopping container {container}")
-            };
-            self.tell(order, Some(&container), Told::Killing, message);
-            let runtime = Arc::clone(&runtime);
-            under_way.push(async move {
-                tracing::info!(container = id, grace_seconds, "stopping");
-                runtime.stop_container(&id, Duration::from_secs(grace_seconds.into())).await
-            });
-        }
-        let mut failed = None;
-        loop {
-            tokio::select! {
-                stopped = under_way.next() => match stopped {
-                    None => break,
-                    Some(Ok(())) => {}
-                    Some(Err(error)) => failed = Some(error.to_string()),
-                },
-                () = other_order(&self.orders, |new| new.want != order.want) => return false,
-            }
-        }
-        self.step_done(&order.plan, Step::CleanUp, failed.map_or(Ok(()), Err))
-    }
-
     async fn run_sandbox(&mut self, order: &Order, pod: &Pod, attempt: u32) -> Result<(), String> {
         let started_at = self.history.started_at.unwrap_or_else(|| self.now());
         let config = self.shared.provision.sandbox(pod, &order.plan, attempt, started_at).await?;
@@ -185,6 +155,7 @@ impl Worker {
             reason: Reason::Config,
             message: format!("the pod has no container {name:?}"),
         })?;
+        let spec = &*spec;
         let given = spec.image.as_deref().unwrap_or_default();
         let image_name = ImageName::parse(given).map_err(|error| {
             self.tell(order, Some(name), Told::InspectFailed, format!("Failed to inspect image \"{given}\": {error}"));
@@ -197,12 +168,17 @@ impl Worker {
 
         let policy = spec.image_pull_policy.as_deref();
         let image = self.ensure_image(order, pod, (name, given), &image_name, policy, &sandbox).await?;
+        let target = match ephemeral_target(pod, name) {
+            Some(target) => Some(self.target(plan, target).await?),
+            None => None,
+        };
         let request = ContainerRequest {
             pod,
             plan,
             container: spec,
             attempt: start.attempt,
             image: &image,
+            target: target.as_deref(),
             pod_ips: &self.history.ips,
         };
         let config = provision.container(request).await.map_err(NotStarted::because(Reason::Config))?;
@@ -219,7 +195,40 @@ impl Worker {
         if let Err(error) = provision.container_started(plan, name, start.attempt, &id).await {
             tracing::warn!(pod = %show(plan), container = name, "its log is not linked: {error}");
         }
-        Ok(())
+        match hooks::post_start(spec) {
+            Some(hook) => self.after_start(order, name, id, &hook).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The instance that an ephemeral container is to look into.
+    async fn target(&self, plan: &PodPlan, container: &str) -> Result<String, NotStarted> {
+        let observed = self.shared.runtime.observe(&plan.uid).await.map_err(NotStarted::because(Reason::Config))?;
+        let running = |instance: &Instance| instance.name == container && instance.state == InstanceState::Running;
+        observed.instances.into_iter().find(running).map(|instance| instance.id).ok_or_else(|| NotStarted::Failed {
+            reason: Reason::Config,
+            message: format!("unable to find target container {container:?}"),
+        })
+    }
+
+    /// Runs the hook after a container's start. When it fails, the container ends.
+    async fn after_start(&mut self, order: &Order, name: &str, id: String, hook: &Hook) -> Result<(), NotStarted> {
+        let (runtime, address) = (Arc::clone(&self.shared.runtime), self.address(order));
+        let target = HookTarget { runtime: &*runtime, id: &id, container: name, address: &address };
+        let other = other_order(&self.orders, |new| new.want != order.want || new.image(name) != order.image(name));
+        let message = tokio::select! {
+            done = hooks::run(hook, target) => match done {
+                Ok(()) => return Ok(()),
+                Err(message) => message,
+            },
+            () = other => return Err(NotStarted::GivenUp),
+        };
+        // Without the reason, which may hold what a server said.
+        self.tell(order, Some(name), Told::FailedPostStartHook, "PostStartHook failed");
+        let (container, grace_seconds) = (name.to_owned(), order.plan.grace_seconds);
+        let stop = Action::StopContainer { id, container, grace_seconds, why: StopCause::PostStart, after: Vec::new() };
+        self.stop_containers(order, vec![stop]).await;
+        Err(NotStarted::Failed { reason: Reason::PostStartHook, message })
     }
 
     /// The image on the node, fetched if the policy says so.
@@ -307,7 +316,7 @@ impl Worker {
 }
 
 /// Resolves when an order has come that matters. What does not matter stays to be seen.
-async fn other_order(orders: &watch::Receiver<Order>, matters: impl Fn(&Order) -> bool) {
+pub(super) async fn other_order(orders: &watch::Receiver<Order>, matters: impl Fn(&Order) -> bool) {
     let mut orders = orders.clone();
     loop {
         if matters(&orders.borrow_and_update()) {

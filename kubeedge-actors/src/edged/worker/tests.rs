@@ -15,6 +15,9 @@ use crate::edged::{
     runtime::Instance,
 };
 
+mod hooks;
+mod probes;
+
 #[derive(Default)]
 struct Reports {
     made: Mutex<Vec<(bool, Value)>>,
