@@ -9,6 +9,7 @@ const FILES: &[&str] = &[
     "kubeedge/v1/enrolment.proto",
     "kubeedge/v1/actors.proto",
     "kubeedge/v1/edge_store.proto",
+    "kubeedge/v1/kubelet.proto",
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -32,5 +33,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         // A frame is moved a dozen times between a socket and a session: not half a kilobyte each time.
         .boxed(".kubeedge.v1.Data.payload.envelope")
         .compile_fds(descriptors)?;
+    if env::var_os("CARGO_FEATURE_DEVICE_PLUGIN").is_some() {
+        // By itself and to a folder of its own: its package's name is that of other protocols, too.
+        let folder = PathBuf::from(env::var("OUT_DIR")?).join("deviceplugin");
+        std::fs::create_dir_all(&folder)?;
+        let descriptors = protox::compile(["deviceplugin/v1beta1/api.proto"], [&root])?;
+        tonic_prost_build::configure().out_dir(folder).compile_fds(descriptors)?;
+    }
     Ok(())
 }

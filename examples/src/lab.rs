@@ -29,7 +29,7 @@ use tokio::process::Command;
 pub use crate::containerd::Container;
 use crate::{
     containerd::{PrivateContainerd, Tools},
-    image::BusyboxImages,
+    image::{BusyboxImages, Image},
     leftovers::{self, Leftover},
     process::{Launch, Process},
     registry::{Catalogue, Registry},
@@ -41,6 +41,8 @@ pub use up::node_ready;
 /// The edge node's name.
 pub const NODE: &str = "edge-1";
 const BUSYBOX: (&str, &str) = ("quickstart/busybox", "1");
+/// The same under another name and with another configuration: another image to a runtime.
+const OTHER: (&str, &str) = ("quickstart/other", "1");
 const PAUSE: (&str, &str) = ("quickstart/pause", "1");
 /// From the start of cloudcore to an API that answers.
 const CLOUD_LIMIT: Duration = Duration::from_secs(30);
@@ -59,6 +61,8 @@ pub struct Lab {
     edge: Option<Process>,
     enrolment: Option<SocketAddr>,
     client: Option<Client>,
+    /// Settings of the edge's kubelet, a line each, for the next [`join`](Self::join).
+    pub settings: Vec<String>,
     pods: Vec<String>,
     /// Cloud and edge keep what they keep on disks of their own.
     small_disks: bool,
@@ -95,6 +99,7 @@ impl Lab {
             edge: None,
             enrolment: None,
             client: None,
+            settings: Vec::new(),
             pods: Vec::new(),
             small_disks: false,
             _lock: lock,
@@ -121,6 +126,11 @@ impl Lab {
         Ok(self.registry.as_ref().context("the registry does not run")?.image(BUSYBOX.0, BUSYBOX.1))
     }
 
+    /// The full name of an image that nothing uses.
+    pub fn other_image(&self) -> Result<String> {
+        Ok(self.registry.as_ref().context("the registry does not run")?.image(OTHER.0, OTHER.1))
+    }
+
     /// Nothing of this pod may be left at the end.
     pub fn watch_for_leftovers(&mut self, pod_uid: String) {
         self.pods.push(pod_uid);
@@ -141,8 +151,12 @@ impl Lab {
     /// Builds the images and serves them.
     pub fn start_registry(&mut self) -> Result<SocketAddr> {
         let images = BusyboxImages::build()?;
-        let catalogue =
-            Catalogue::default().with(BUSYBOX.0, BUSYBOX.1, &images.busybox)?.with(PAUSE.0, PAUSE.1, &images.pause)?;
+        let layer = images.busybox.blobs.get(1).context("an image has a layer")?;
+        let other = Image::new(layer, &["/bin/sh"], &["PATH=/bin", "OTHER=1"])?;
+        let catalogue = Catalogue::default()
+            .with(BUSYBOX.0, BUSYBOX.1, &images.busybox)?
+            .with(OTHER.0, OTHER.1, &other)?
+            .with(PAUSE.0, PAUSE.1, &images.pause)?;
         let registry = Registry::start(catalogue, 0)?;
         Ok(self.registry.insert(registry).address())
     }
@@ -217,7 +231,36 @@ impl Lab {
     pub async fn join(&self) -> Result<()> {
         self.make_folder(Side::Edge).await?;
         let token = self.token(&["--node", NODE]).await?;
-        succeeded(self.join_as(NODE, &token, &self.folder.join("edge")).await?).map(drop)
+        succeeded(self.join_as(NODE, &token, &self.folder.join("edge")).await?)?;
+        // The usual port may be another edgecore's on this machine.
+        let [port] = free_ports()?;
+        self.set_kubelet(&format!("readOnlyPort: {port}"))?;
+        // How full this machine is is not what a lab is for.
+        self.set_kubelet("evictionHard: {}")?;
+        self.settings.iter().try_for_each(|setting| self.set_kubelet(setting))
+    }
+
+    /// Adds a setting to the edge's `tailoredKubeletConfig`; counts from its next start on.
+    pub fn set_kubelet(&self, setting: &str) -> Result<()> {
+        let path = self.folder.join("edge/edgecore.yaml");
+        let mut text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        ensure!(text.contains("\n    tailoredKubeletConfig:\n"), "{} has no kubelet's settings", path.display());
+        // Not twice: a later setting takes the place of an earlier one.
+        let name = setting.split(':').next().unwrap_or_default();
+        text = text
+            .lines()
+            .filter(|line| !line.starts_with(&format!("      {name}:")))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        text.push_str(&format!("      {setting}\n"));
+        fs::write(&path, text).with_context(|| format!("write {}", path.display()))
+    }
+
+    /// Where the edge serves the node's own API.
+    pub fn node_api(&self) -> Result<SocketAddr> {
+        let text = fs::read_to_string(self.folder.join("edge/edgecore.yaml"))?;
+        let port = text.lines().find_map(|line| line.trim().strip_prefix("readOnlyPort: "));
+        Ok((Ipv4Addr::LOCALHOST, port.context("readOnlyPort is not set")?.parse()?).into())
     }
 
     /// `edgecore join` at this cloud under any name, with any token, into any folder; it may well be refused.

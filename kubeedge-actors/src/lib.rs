@@ -15,7 +15,7 @@
 //! | `upgrade` | which headers of an HTTP upgrade go along with a stream |
 //! | `autonomy` | which pods stay on a node that nobody hears from |
 //! | `admission` `cloudhub` `cloudstream` `edgecontroller` `apiserver` | the cloud's components |
-//! | `edgehub` `edgestream` `metamanager` `edged` | the edge's components |
+//! | `edgehub` `edgestream` `metamanager` `edged` `kubeletapi` | the edge's components |
 
 pub mod audit;
 pub mod system;
@@ -67,5 +67,7 @@ pub mod edged;
 pub mod edgehub;
 #[cfg(feature = "edgestream")]
 pub mod edgestream;
+#[cfg(feature = "kubeletapi")]
+pub mod kubeletapi;
 #[cfg(feature = "metamanager")]
 pub mod metamanager;

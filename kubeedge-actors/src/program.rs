@@ -28,16 +28,32 @@ fn usual() -> Targets {
     Targets::new().with_default(tracing::Level::INFO).with_target("actix_server", tracing::Level::WARN)
 }
 
-/// SIGTERM and SIGINT, caught from the moment this is made.
+/// The number of SIGPWR on Linux' usual architectures.
+const SIGPWR: i32 = 30;
+/// The name of the signal that says that the power goes: the machine goes down.
+pub const POWER_FAILURE: &str = "SIGPWR";
+
+/// What init systems make when the machine goes down: systemd's note of the shutdown, and the one that keeps people out.
+const GOING_DOWN: [&str; 2] = ["/run/systemd/shutdown/scheduled", "/run/nologin"];
+
+/// Whether the machine is going down, as far as its init system says; a signal that asks a program to end is part of that
+/// then.
+pub fn machine_goes_down() -> bool {
+    GOING_DOWN.iter().any(|path| std::path::Path::new(path).exists())
+}
+
+/// SIGTERM, SIGINT and SIGPWR, caught from the moment this is made.
 pub struct StopSignals {
     terminate: Signal,
     interrupt: Signal,
+    power: Signal,
 }
 
 impl StopSignals {
     /// Catches them from now on. Needs a tokio runtime.
     pub fn listen() -> io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        Ok(Self { terminate, interrupt, power: signal(SignalKind::from_raw(SIGPWR))? })
     }
 
     /// The next one, by name. Call it again while stopping: a second signal means that the person is in a hurry.
@@ -45,6 +61,7 @@ impl StopSignals {
         tokio::select! {
             Some(()) = self.terminate.recv() => "SIGTERM",
             Some(()) = self.interrupt.recv() => "SIGINT",
+            Some(()) = self.power.recv() => POWER_FAILURE,
             // The runtime is ending: nobody is left to be told.
             else => pending().await,
         }

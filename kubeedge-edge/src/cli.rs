@@ -8,7 +8,10 @@ use std::{
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
-use kubeedge_actors::config::{HostPort, Loaded, UnixEndpoint, load};
+use kubeedge_actors::{
+    config::{HostPort, Loaded, UnixEndpoint, load},
+    edged::hold,
+};
 use kubeedge_proto::NodeName;
 
 use crate::{
@@ -45,6 +48,11 @@ pub struct Cli {
 enum Command {
     /// Read the configuration strictly and say what is wrong with it
     Check,
+    /// Release a pod that is held by its annotation edge.kubeedge.io/hold-upgrade
+    UnholdUpgrade {
+        /// The pod: NAMESPACE/NAME
+        pod: String,
+    },
     /// Make this box a node: get its certificate and write its configuration file
     Join(JoinArgs),
 }
@@ -109,6 +117,14 @@ fn run(cli: Cli) -> Result<()> {
                 text.push_str(&format!("without effect here: {}\n", without_effect.join(" ")));
             }
             print(&text)
+        }
+        Some(Command::UnholdUpgrade { pod }) => {
+            let Loaded { value, .. } = read(cli.config.as_deref(), false)?;
+            let (namespace, name) = pod.split_once('/').context("expected a pod as NAMESPACE/NAME")?;
+            let root = &value.modules.edged.root_directory;
+            hold::release(root, namespace, name)
+                .with_context(|| format!("release pod {pod}, in {}", hold::folder(root).display()))?;
+            print(&format!("pod {pod} is released\n"))
         }
         Some(Command::Join(args)) => {
             let join = Join::new(args.cloud, &args.token, args.node_name, args.data_dir.as_deref(), cli.config)?

@@ -10,12 +10,14 @@ use kubeedge_actors::{
     edgehub::{EdgeHub, EdgeHubConfig, renewal::Renewal},
     edgestream::EdgeStream,
     identity::{FlooredClock, JoinToken, NodeCredentials, NodeIdentity},
+    kubeletapi::{KubeletApi, KubeletApiConfig, Observed},
     link::{self, backoff},
     metamanager::{MetaManager, Tables},
-    program::{StopSignals, abort_when_blocked},
+    program::{POWER_FAILURE, StopSignals, abort_when_blocked, machine_goes_down},
     store::{Options, Store},
     system::{Exit, Ports, System},
 };
+use kubeedge_proto::v1::ShutDownPods;
 
 use crate::{config::EdgeCore, join};
 
@@ -47,6 +49,9 @@ pub fn run(config: EdgeCore, runtime: Runtime) -> Result<()> {
         let outcome = tokio::select! {
             signal = signals.next() => {
                 tracing::info!(signal, "stopping");
+                if signal == POWER_FAILURE || machine_goes_down() {
+                    running.end_pods(&config, &mut signals).await;
+                }
                 Ok(())
             }
             (component, exit) = running.system.failed() => {
@@ -93,6 +98,7 @@ async fn start(config: &EdgeCore, runtime: Runtime) -> Result<Running> {
     let store = opened.store;
     let tables = Tables::open(store.clone()).await?;
 
+    let observed = Observed::default();
     let mut builder = System::builder("edgecore")
         .when_blocked(abort_when_blocked)
         .component(move |ports: &Ports| MetaManager::new(tables.clone(), ports));
@@ -122,16 +128,45 @@ async fn start(config: &EdgeCore, runtime: Runtime) -> Result<Running> {
             Runtime::InMemory => Prepared::with_runtime(settings, edged::in_memory()).await?,
         };
         builder = builder.component(move |ports: &Ports| Edged::new(prepared.clone(), ports));
+        builder = builder.asks::<ShutDownPods>();
+        let kubelet = &config.modules.edged.tailored_kubelet_config;
+        let listen = (kubelet.read_only_port != 0).then(|| (kubelet.address, kubelet.read_only_port).into());
+        let api = KubeletApiConfig { listen, observed: observed.clone() };
+        builder = builder.component(move |ports: &Ports| KubeletApi::new(api.clone(), ports));
         if config.modules.edge_stream.enable {
             builder = builder.component(EdgeStream::new);
         }
     }
     let system = builder.start()?;
+    observed.set(&system);
     tracing::info!(%node, store = %folder.display(), "edgecore runs");
     Ok(Running { system, store })
 }
 
 impl Running {
+    /// The machine goes down: pods end, if the file says how long they may take. A second signal ends the wait.
+    async fn end_pods(&self, config: &EdgeCore, signals: &mut StopSignals) {
+        let kubelet = &config.modules.edged.tailored_kubelet_config;
+        let grace = kubelet.shutdown_grace_period.duration();
+        if grace.is_zero() || !config.modules.edged.enable {
+            return;
+        }
+        let seconds = |duration: Duration| u32::try_from(duration.as_secs()).unwrap_or(u32::MAX);
+        let message = ShutDownPods {
+            grace_seconds: seconds(grace),
+            critical_seconds: seconds(kubelet.shutdown_grace_period_critical_pods.duration()),
+        };
+        let port = self.system.port::<ShutDownPods>();
+        tokio::select! {
+            ended = port.ask(message, grace.saturating_add(STOP_LIMIT)) => {
+                if let Err(error) = ended {
+                    tracing::error!("pods did not end in order: {error}");
+                }
+            }
+            signal = signals.next() => tracing::warn!(signal, "pods are not waited for any longer"),
+        }
+    }
+
     /// Stops in order: no new work, queues drained, the store last.
     async fn stop(self) -> Result<()> {
         let exits = self.system.stop(STOP_LIMIT).await;

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use kubeedge_actors::config::{Document, HostPort, Seconds, Taint, UnixEndpoint, optional, or_default, parsed};
+use kubeedge_actors::config::{Document, HostPort, Seconds, UnixEndpoint, optional, or_default, parsed};
 use kubeedge_actors::edgehub::outbox::Bounds;
 use kubeedge_proto::NodeName;
 use serde::{Deserialize, Deserializer, de::Error as _};
@@ -145,79 +145,6 @@ impl Edged {
             .as_ref()
             .or(self.remote_runtime_endpoint.as_ref())
             .map_or_else(|| "/run/containerd/containerd.sock".into(), |endpoint| endpoint.path().to_owned())
-    }
-}
-
-/// `modules.edged.tailoredKubeletConfig`.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-pub struct KubeletConfig {
-    /// The container runtime's CRI socket.
-    #[serde(deserialize_with = "optional")]
-    pub container_runtime_endpoint: Option<UnixEndpoint>,
-    /// How the runtime names control groups; must be as in the runtime's own configuration.
-    pub cgroup_driver: CgroupDriver,
-    /// How many pods this node takes.
-    #[serde(deserialize_with = "max_pods")]
-    pub max_pods: u32,
-    /// Where the containers' logs are written: a folder with the name `pods`.
-    pub pod_logs_dir: PathBuf,
-    /// Taints that the node registers with.
-    #[serde(deserialize_with = "or_default")]
-    pub register_with_taints: Vec<Taint>,
-    /// Name servers for pods with DNS policy ClusterFirst.
-    #[serde(rename = "clusterDNS", deserialize_with = "or_default")]
-    pub cluster_dns: Vec<IpAddr>,
-    /// The cluster's domain, searched first by such pods.
-    pub cluster_domain: String,
-    /// The name server configuration that pods with DNS policy Default inherit; empty: none.
-    pub resolv_conf: PathBuf,
-    /// Processes that one pod may have, all of its containers together; -1: no limit.
-    #[serde(deserialize_with = "pod_pids")]
-    pub pod_pids_limit: Option<u32>,
-}
-
-impl Default for KubeletConfig {
-    fn default() -> Self {
-        Self {
-            container_runtime_endpoint: None,
-            cgroup_driver: CgroupDriver::Cgroupfs,
-            max_pods: 110,
-            pod_logs_dir: "/var/log/pods".into(),
-            register_with_taints: Vec::new(),
-            cluster_dns: Vec::new(),
-            cluster_domain: String::new(),
-            resolv_conf: "/etc/resolv.conf".into(),
-            pod_pids_limit: None,
-        }
-    }
-}
-
-/// How control groups are named.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum CgroupDriver {
-    /// As folders.
-    #[default]
-    Cgroupfs,
-    /// As systemd slices and scopes.
-    Systemd,
-}
-
-fn max_pods<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
-    match u32::deserialize(deserializer)? {
-        0 => Err(D::Error::custom("0 is not valid, expected a number of pods of at least 1")),
-        pods => Ok(pods),
-    }
-}
-
-fn pod_pids<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
-    match i64::deserialize(deserializer)? {
-        -1 => Ok(None),
-        limit => match u32::try_from(limit).ok().filter(|limit| *limit > 0) {
-            Some(limit) => Ok(Some(limit)),
-            None => Err(D::Error::custom(format!("{limit} is not valid, expected a number of processes, or -1"))),
-        },
     }
 }
 
@@ -389,9 +316,13 @@ impl std::fmt::Debug for Token {
     }
 }
 
-// Its path is said because the fuzz target includes this file: it needs no more of this crate than the document.
+// Their paths are said because the fuzz target includes this file: it needs no more of this crate than the document.
+#[path = "config/kubelet.rs"]
+mod kubelet;
 #[path = "config/without_effect.rs"]
 mod without_effect;
+
+pub use kubelet::{CgroupDriver, KubeletConfig};
 
 #[cfg(test)]
 mod tests;

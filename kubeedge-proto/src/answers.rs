@@ -35,6 +35,10 @@ answers! {
     QueryProgress => v1::Progress;
     LocateContainerLog => v1::ContainerLog;
     OpenContainerStream => v1::StreamLocation;
+    ListPods => v1::PodListing;
+    QueryStats => v1::NodeStats;
+    ReadKubelet => v1::KubeletAnswer;
+    ShutDownPods => ();
     // cloud
     QueryCluster => v1::Cluster;
     QueryDesired => v1::DesiredState;

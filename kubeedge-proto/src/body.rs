@@ -25,6 +25,7 @@ impl Body {
             | Body::RegisterNode(_)
             | Body::RequestToken(_)
             | Body::SignCertificate(_)
+            | Body::CreateMirrorPod(_)
             | Body::ApiRequest(_)
             | Body::CallReply(_) => TrafficClass::Call,
         }
@@ -37,6 +38,7 @@ impl Body {
             | Body::ObjectQuery(_)
             | Body::RegisterNode(_)
             | Body::RequestToken(_)
+            | Body::CreateMirrorPod(_)
             | Body::SignCertificate(_) => Priority::Control,
             Body::ObjectUpsert(_) | Body::ObjectTombstone(_) | Body::StatusUpdate(_) | Body::PodTerminated(_) => {
                 Priority::Config

@@ -2,6 +2,7 @@
 //!
 //! - [`v1`]: the wire and actor types, generated from `proto/kubeedge/v1`.
 //! - [`cri`] (feature `cri`): the client side of the Kubernetes Container Runtime Interface v1.
+//! - [`deviceplugin`] (feature `device-plugin`): the kubelet device plugin API v1beta1.
 //! - [`health`] (feature `health`): the gRPC Health Checking Protocol.
 //! - [`NodeName`], [`digest`], [`body`]: the rules that belong to the types.
 //!
@@ -28,6 +29,13 @@ pub mod v1 {
 #[allow(missing_docs, clippy::all, clippy::unwrap_used, clippy::expect_used)]
 pub mod cri {
     include!(concat!(env!("OUT_DIR"), "/runtime.v1.rs"));
+}
+
+/// Generated from `proto/deviceplugin/v1beta1/api.proto`: the kubelet device plugin API.
+#[cfg(feature = "device-plugin")]
+#[allow(missing_docs, clippy::all, clippy::unwrap_used, clippy::expect_used)]
+pub mod deviceplugin {
+    include!(concat!(env!("OUT_DIR"), "/deviceplugin/v1beta1.rs"));
 }
 
 /// Generated from `proto/grpc/health/v1/health.proto`.

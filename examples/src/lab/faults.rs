@@ -43,6 +43,16 @@ impl Lab {
         stop(self.edge.take().context("the edge does not run")?).await
     }
 
+    /// Tells edgecore that the power goes, and waits until it has ended.
+    pub async fn power_failure(&mut self) -> Result<()> {
+        let mut edge = self.edge.take().context("the edge does not run")?;
+        edge.signal(Signal::POWER)?;
+        let ended = tokio::time::timeout(STOP_LIMIT, edge.ended()).await;
+        let status = ended.with_context(|| format!("edgecore did not end within {STOP_LIMIT:?}"))??;
+        ensure!(status.success(), "edgecore ended with {status}");
+        Ok(())
+    }
+
     /// Ends edgecore with SIGKILL.
     pub async fn kill_edge(&mut self) -> Result<()> {
         self.edge.take().context("the edge does not run")?.kill().await

@@ -21,6 +21,7 @@ mod enrolment;
 mod faults;
 mod kubectl;
 mod logs;
+mod node;
 mod pods;
 mod quickstart;
 mod report;
@@ -47,6 +48,7 @@ async fn main() -> ExitCode {
     pods::stage(&mut report, &tools).await;
     apps::stage(&mut report, &tools).await;
     logs::stage(&mut report, &tools).await;
+    node::stage(&mut report, &tools).await;
     restarts::stage(&mut report, &tools).await;
     autonomy::stage(&mut report, &tools).await;
     disks::stage(&mut report, &tools).await;

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::kind::Kind;
 use super::kinds;
 
+pub(crate) mod measured;
 pub(crate) mod write_only;
 
 pub use write_only::{WRITE_ONLY, WriteOnly};

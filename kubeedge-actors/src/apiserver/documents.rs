@@ -57,22 +57,38 @@ pub(super) fn public(api: &Api, http: &HttpRequest) -> Option<HttpResponse> {
 /// Discovery below `/api` and `/apis`; `None` for the path of a resource.
 pub(super) fn discover(api: &Api, path: &Path, http: &HttpRequest, address: &str) -> Option<HttpResponse> {
     let served = &api.served();
+    // Nodes are measured where they can be asked.
+    let measured = api.kubelet_client.is_some();
     let accept = header(http, &ACCEPT).unwrap_or_default();
     let aggregated = discovery::aggregated_version(accept);
     let document = match path {
         Path::Root { legacy } => {
             if let Some(version) = aggregated {
-                let all = if *legacy {
+                let mut all = if *legacy {
                     discovery::aggregated_core(served, version)
                 } else {
                     discovery::aggregated_groups(served, version)
                 };
+                if let Some(items) = all["items"].as_array_mut().filter(|_| measured && !*legacy) {
+                    items.push(discovery::measured::aggregated());
+                }
                 let content_type = discovery::aggregated_content_type(version);
                 let body = all.to_string();
                 let etag = discovery::etag(body.as_bytes());
                 return Some(tagged(http, &content_type, &etag, body));
             }
-            Some(if *legacy { discovery::versions(address) } else { discovery::groups(served) })
+            let mut all = if *legacy { discovery::versions(address) } else { discovery::groups(served) };
+            if let Some(groups) = all["groups"].as_array_mut().filter(|_| measured) {
+                groups.push(discovery::measured::entry());
+            }
+            Some(all)
+        }
+        Path::Group(group) if measured && group == discovery::measured::GROUP => Some(discovery::measured::group()),
+        Path::Version { group, version }
+            if measured
+                && (group.as_str(), version.as_str()) == (discovery::measured::GROUP, discovery::measured::VERSION) =>
+        {
+            Some(discovery::measured::resources())
         }
         Path::Group(group) => discovery::group(served, group),
         Path::Version { group, version } => discovery::resources(served, group, version),

@@ -5,8 +5,8 @@
 //! - **Stored**: every object, and the resourceVersion, in the store; on disk before the client has its answer.
 //! - **Bounds**: bodies 3 MiB; the event log of each kind 4096 events and 16 MiB; open watches [`Config::max_watches`];
 //!   a watch holds a position and not a queue, and ends with `410 Expired` when the log has left it behind.
-//! - **Not kept**: `pods/log` is read from the node's kubelet, or what stands for it; `pods/exec`, `pods/attach` and
-//!   `pods/portforward` are upgraded connections, relayed to it; 512 of these at a time.
+//! - **Not kept**: `pods/log` and `metrics.k8s.io` are read from the nodes' kubelets, or what stands for them; 256 at a time.
+//!   `pods/exec`, `pods/attach` and `pods/portforward` are upgraded connections, relayed to them; 512 of these at a time.
 //! - **Not served**: server-side apply (415); proxy (501). Answers are JSON; bodies are JSON, or protobuf for Kubernetes'
 //!   own kinds.
 //!

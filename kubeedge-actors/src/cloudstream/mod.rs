@@ -2,7 +2,7 @@
 //!
 //! | | |
 //! |---|---|
-//! | listens | HTTPS, as a kubelet does: `GET /containerLogs/<namespace>/<pod>/<container>`; with an upgrade `/exec/<namespace>/<pod>/<container>`, `/attach/<namespace>/<pod>/<container>`, `/portForward/<namespace>/<pod>` |
+//! | listens | HTTPS, as a kubelet does: `GET /containerLogs/<namespace>/<pod>/<container>`; with an upgrade `/exec/<namespace>/<pod>/<container>`, `/attach/<namespace>/<pod>/<container>`, `/portForward/<namespace>/<pod>`; of a node as a whole `GET /nodes/<node>/stats/summary`, `.../metrics/resource`, `.../healthz` |
 //! | asks | `LocatePod` (EdgeController), `ConnectStreams` (CloudHub) |
 //! | stores | nothing |
 //! | a node offline | 503 at once, with the node's name |

@@ -73,19 +73,16 @@ pub(super) async fn answer(mut request: http::Request<Incoming>, asks: &Asks) ->
 }
 
 async fn ask(request: &http::Request<Incoming>, asks: &Asks) -> Result<(StreamHead, Stream), Refused> {
-    let open = request_of(request)?;
-    let key = pod_of(request.method(), request.uri().path(), open.upgrade)?;
+    let mut open = request_of(request)?;
     let upgrades = open.upgrade;
-    let pod = asks.locate.ask(LocatePod { pod: Some(key.clone()) }, LOCATE_WITHIN).await;
-    let pod = pod.map_err(|error| (StatusCode::SERVICE_UNAVAILABLE, format!("EdgeController: {error}")))?;
-    if pod.code != 200 {
-        let status = u16::try_from(pod.code).ok().and_then(|code| StatusCode::from_u16(code).ok());
-        return Err((status.unwrap_or(StatusCode::BAD_GATEWAY), pod.message));
-    }
-    let node: NodeName = pod
-        .node
-        .parse()
-        .map_err(|_| (StatusCode::BAD_REQUEST, format!("pod {key} is not bound to a node of this cloud")))?;
+    let node = match target(request.method(), request.uri().path(), upgrades)? {
+        Target::Pod(key) => locate(key, asks).await?,
+        Target::Node(node, path) => {
+            let query = request.uri().query().map_or_else(String::new, |query| format!("?{query}"));
+            open.path_and_query = format!("/{path}{query}");
+            node
+        }
+    };
     let mut stream = open_at(&node, open, asks).await?;
     if !upgrades {
         stream.finish();
@@ -98,6 +95,17 @@ async fn ask(request: &http::Request<Incoming>, asks: &Asks) -> Result<(StreamHe
         Ok(Err(error)) => Err((StatusCode::BAD_GATEWAY, format!("node {node}: {error}"))),
         Err(_) => Err((StatusCode::GATEWAY_TIMEOUT, format!("node {node} did not answer within {HEAD_WITHIN:?}"))),
     }
+}
+
+/// The node that a pod is bound to.
+async fn locate(key: ObjectKey, asks: &Asks) -> Result<NodeName, Refused> {
+    let pod = asks.locate.ask(LocatePod { pod: Some(key.clone()) }, LOCATE_WITHIN).await;
+    let pod = pod.map_err(|error| (StatusCode::SERVICE_UNAVAILABLE, format!("EdgeController: {error}")))?;
+    if pod.code != 200 {
+        let status = u16::try_from(pod.code).ok().and_then(|code| StatusCode::from_u16(code).ok());
+        return Err((status.unwrap_or(StatusCode::BAD_GATEWAY), pod.message));
+    }
+    pod.node.parse().map_err(|_| (StatusCode::BAD_REQUEST, format!("pod {key} is not bound to a node of this cloud")))
 }
 
 /// The request as it goes over the link.
@@ -146,6 +154,31 @@ async fn open_at(node: &NodeName, open: StreamOpen, asks: &Asks) -> Result<Strea
     })
 }
 
+/// What of a node as a whole is relayed. A kubelet's pods and its own metrics are for whoever is at the node.
+const OF_NODES: [&str; 3] = ["stats/summary", "metrics/resource", "healthz"];
+
+/// What a path is about.
+#[derive(Debug, PartialEq, Eq)]
+enum Target {
+    /// A pod.
+    Pod(ObjectKey),
+    /// A node, and the path there.
+    Node(NodeName, String),
+}
+
+fn target(method: &Method, path: &str, upgrade: bool) -> Result<Target, Refused> {
+    let of_node = path.strip_prefix("/nodes/").and_then(|rest| rest.split_once('/'));
+    let Some((node, rest)) = of_node.filter(|(_, rest)| OF_NODES.contains(rest)) else {
+        return pod_of(method, path, upgrade).map(Target::Pod);
+    };
+    let node: NodeName = node.parse().map_err(|error| (StatusCode::BAD_REQUEST, format!("{error}")))?;
+    if method != Method::GET || upgrade {
+        let why = format!("{method} is not allowed: figures of a node are read with GET");
+        return Err((StatusCode::METHOD_NOT_ALLOWED, why));
+    }
+    Ok(Target::Node(node, rest.to_owned()))
+}
+
 /// The pod that a path is about.
 fn pod_of(method: &Method, path: &str, upgrade: bool) -> Result<ObjectKey, Refused> {
     let parts: Vec<&str> = path.split('/').collect();
@@ -170,7 +203,7 @@ fn pod_of(method: &Method, path: &str, upgrade: bool) -> Result<ObjectKey, Refus
             (*namespace, *pod)
         }
         _ => {
-            let served = "/containerLogs, /exec, /attach and /portForward";
+            let served = "/containerLogs, /exec, /attach, /portForward and figures of /nodes/<node>";
             return Err((StatusCode::NOT_FOUND, format!("{path:?} is not served here: only {served} are")));
         }
     };
@@ -258,6 +291,25 @@ mod tests {
         }
         assert_eq!(method(Method::POST, "/portForward/ns/p/c"), Err(404));
         assert_eq!(method(Method::POST, "/exec/ns/p"), Err(404));
+    }
+
+    #[test]
+    fn figures_of_a_named_node_are_served_and_nothing_else_of_it() {
+        let target = |path| super::target(&Method::GET, path, false).map_err(|(status, _)| status.as_u16());
+        for (path, code) in [
+            ("/stats/summary", 404),
+            ("/nodes/edge-1", 404),
+            ("/nodes/edge-1/pods", 404),
+            ("/nodes/edge-1/containerLogs/ns/p/c", 404),
+            ("/nodes/../stats/summary", 400),
+        ] {
+            assert_eq!(target(path), Err(code), "{path}");
+        }
+        let node = Target::Node("edge-1".parse().unwrap(), "stats/summary".into());
+        assert_eq!(target("/nodes/edge-1/stats/summary"), Ok(node));
+        let refused = |method, upgrade| super::target(&method, "/nodes/edge-1/healthz", upgrade).unwrap_err().0;
+        assert_eq!(refused(Method::POST, false), StatusCode::METHOD_NOT_ALLOWED);
+        assert_eq!(refused(Method::GET, true), StatusCode::METHOD_NOT_ALLOWED);
     }
 
     #[test]

@@ -14,7 +14,10 @@ use std::{fs::File, io::Read, path::Path};
 use serde::de::{DeserializeOwned, Error as _};
 use thiserror::Error;
 
-pub use values::{HostPort, InvalidValue, Seconds, Taint, TaintEffect, UnixEndpoint, optional, or_default, parsed};
+pub use values::{
+    Bytes, GoDuration, HostPort, InvalidValue, Seconds, Taint, TaintEffect, Threshold, UnixEndpoint, optional,
+    or_default, parsed,
+};
 
 /// Larger files are refused: real ones have some 10 KiB.
 pub const MAX_FILE: u64 = 1024 * 1024;

@@ -211,6 +211,136 @@ impl TaintEffect {
     }
 }
 
+/// A span of time as Go writes it: `2m0s`, `1h30m`, `500ms`, `0s`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GoDuration(Duration);
+
+impl GoDuration {
+    const EXPECTED: &'static str = "a span of time such as \"2m0s\", \"1h30m\" or \"500ms\"";
+
+    /// That many seconds.
+    pub const fn seconds(seconds: u64) -> Self {
+        Self(Duration::from_secs(seconds))
+    }
+
+    /// As a duration.
+    pub const fn duration(self) -> Duration {
+        self.0
+    }
+}
+
+impl FromStr for GoDuration {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let invalid = || InvalidValue::new(text, Self::EXPECTED);
+        let mut rest = text;
+        if rest == "0" {
+            return Ok(Self(Duration::ZERO));
+        }
+        let mut total: u128 = 0;
+        while !rest.is_empty() {
+            let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+            let number: u64 = rest.get(..digits).and_then(|number| number.parse().ok()).ok_or_else(invalid)?;
+            let unit_from = rest.get(digits..).ok_or_else(invalid)?;
+            // The longer names first: "ms" is not "m" and something.
+            let units: [(&str, u128); 7] = [
+                ("ns", 1),
+                ("us", 1_000),
+                ("ms", 1_000_000),
+                ("s", 1_000_000_000),
+                ("m", 60 * 1_000_000_000),
+                ("h", 3600 * 1_000_000_000),
+                ("d", 0),
+            ];
+            let unit = units.iter().find(|(name, _)| unit_from.starts_with(name)).filter(|(_, size)| *size > 0);
+            let (name, size) = unit.ok_or_else(invalid)?;
+            total = total.checked_add(u128::from(number) * size).ok_or_else(invalid)?;
+            rest = unit_from.get(name.len()..).ok_or_else(invalid)?;
+        }
+        // A century is more than anybody means.
+        if text.is_empty() || total > 100 * 366 * 24 * 3600 * 1_000_000_000 {
+            return Err(invalid());
+        }
+        let nanoseconds = u64::try_from(total).map_err(|_| invalid())?;
+        Ok(Self(Duration::from_nanos(nanoseconds)))
+    }
+}
+
+impl<'de> Deserialize<'de> for GoDuration {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        parsed(deserializer)
+    }
+}
+
+/// A number of bytes as Kubernetes writes it: `10Mi`, `1G`, `4096`. Whole numbers only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Bytes(pub u64);
+
+impl FromStr for Bytes {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let invalid = || InvalidValue::new(text, "a number of bytes such as \"10Mi\", \"1G\" or \"4096\"");
+        let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, unit) = text.split_at(digits);
+        let number: u64 = number.parse().map_err(|_| invalid())?;
+        let size: u64 = match unit {
+            "" => 1,
+            "Ki" => 1 << 10,
+            "Mi" => 1 << 20,
+            "Gi" => 1 << 30,
+            "Ti" => 1 << 40,
+            "k" => 1_000,
+            "M" => 1_000_000,
+            "G" => 1_000_000_000,
+            "T" => 1_000_000_000_000,
+            _ => return Err(invalid()),
+        };
+        number.checked_mul(size).map(Self).ok_or_else(invalid)
+    }
+}
+
+impl<'de> Deserialize<'de> for Bytes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        parsed(deserializer)
+    }
+}
+
+/// How little of something may be left: an amount, or a share of all of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Threshold {
+    /// Bytes, or a count of what is not measured in bytes.
+    Amount(u64),
+    /// Tenths of a percent.
+    PerMille(u16),
+}
+
+impl FromStr for Threshold {
+    type Err = InvalidValue;
+
+    fn from_str(text: &str) -> Result<Self, InvalidValue> {
+        let invalid = || InvalidValue::new(text, "an amount such as \"100Mi\" or a share such as \"10%\"");
+        let Some(percent) = text.strip_suffix('%') else {
+            return text.parse().map(|Bytes(amount)| Self::Amount(amount)).map_err(|_| invalid());
+        };
+        let (whole, tenths) = percent.split_once('.').unwrap_or((percent, "0"));
+        let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+        let valid = digits(whole) && digits(tenths) && tenths.len() == 1;
+        let (whole, tenths) = (whole.parse::<u16>().map_err(|_| invalid())?, tenths.parse::<u16>());
+        match (valid, whole.checked_mul(10), tenths) {
+            (true, Some(whole), Ok(tenths)) if whole + tenths <= 1000 => Ok(Self::PerMille(whole + tenths)),
+            _ => Err(invalid()),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Threshold {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        parsed(deserializer)
+    }
+}
+
 /// For `deserialize_with`: a string that is parsed.
 pub fn parsed<'de, D: Deserializer<'de>, T: FromStr<Err: fmt::Display>>(deserializer: D) -> Result<T, D::Error> {
     String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
@@ -272,7 +402,44 @@ mod tests {
         assert!("".parse::<UnixEndpoint>().is_err());
     }
 
+    #[test]
+    fn spans_of_time_are_gos() {
+        let span = |text: &str| text.parse::<GoDuration>().map(GoDuration::duration);
+        for (text, millis) in
+            [("2m0s", 120_000), ("1h30m", 5_400_000), ("500ms", 500), ("0s", 0), ("0", 0), ("1m1s1ms", 61_001)]
+        {
+            assert_eq!(span(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+        for bad in ["", "5", "-1s", "1.5h", "s", "1 s", "1x", "1d", "99999999999999999999s", "999999999h", "1sm"] {
+            assert!(span(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn amounts_are_kubernetes_and_shares_are_of_a_hundred() {
+        let threshold = |text: &str| text.parse::<Threshold>().ok();
+        assert_eq!(threshold("100Mi"), Some(Threshold::Amount(100 << 20)));
+        assert_eq!(threshold("5000"), Some(Threshold::Amount(5000)));
+        assert_eq!(
+            (threshold("10%"), threshold("2.5%")),
+            (Some(Threshold::PerMille(100)), Some(Threshold::PerMille(25)))
+        );
+        for bad in ["", "%", "101%", "100.1%", "1.25%", "-1", "1.5Gi", "1Xi", "99999999999999999999Ki", "70000%", "+5%"]
+        {
+            assert_eq!(threshold(bad), None, "{bad}");
+        }
+        assert_eq!("1G".parse(), Ok(Bytes(1_000_000_000)));
+    }
+
     proptest! {
+        #[test]
+        fn any_text_is_a_value_or_refused(text in "\\PC{0,12}|[0-9.%hmsKi]{0,24}") {
+            let _ = (text.parse::<GoDuration>(), text.parse::<Bytes>());
+            if let Ok(Threshold::PerMille(share)) = text.parse::<Threshold>() {
+                prop_assert!(share <= 1000);
+            }
+        }
+
         #[test]
         fn any_text_is_parsed_or_refused_and_what_is_parsed_reads_back(text in "\\PC{0,40}|[a-z0-9.:\\[\\]-]{0,24}") {
             if let Ok(parsed) = text.parse::<HostPort>() {

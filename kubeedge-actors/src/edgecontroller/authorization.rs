@@ -69,6 +69,7 @@ fn about(body: &Body) -> (&'static str, Option<String>) {
             named(query.r#type.as_ref().map(ToString::to_string), query.key.as_ref().map(ToString::to_string)),
         ),
         Body::RegisterNode(_) => ("RegisterNode", None),
+        Body::CreateMirrorPod(_) => ("CreateMirrorPod", None),
         Body::RequestToken(wanted) => (
             "RequestToken",
             Some(format!("serviceaccount {}/{} for pod {}", wanted.namespace, wanted.service_account, wanted.pod_name)),
@@ -113,6 +114,66 @@ pub(super) fn may_have_token(node: &str, wanted: &RequestToken, pod: &Value) -> 
     }
 }
 
+/// The annotation that makes a pod the mirror of a static pod.
+const MIRROR: &str = "/metadata/annotations/kubernetes.io~1config.mirror";
+
+/// Whether a pod of the API is the mirror of a static pod.
+pub(super) fn is_mirror(pod: &Value) -> bool {
+    mirror_of(pod).is_some()
+}
+
+/// The static pod that a pod stands for.
+pub(super) fn mirror_of(pod: &Value) -> Option<&str> {
+    pod.pointer(MIRROR)?.as_str().filter(|of| !of.is_empty())
+}
+
+/// Whether a node may make this mirror pod: it is one, bound to the node, under a name that ends with the node's, and it
+/// gives no access to anything: no service account, no object of the API. What is wrong otherwise.
+pub(super) fn may_mirror(node: &str, pod: &Value) -> Result<(), String> {
+    let text = |pointer: &str| pod.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+    if !is_mirror(pod) {
+        return Err("a node makes no pods but mirrors of its static pods".to_owned());
+    }
+    if text("/spec/nodeName") != node {
+        return Err(format!("the mirror pod is not bound to node {node}"));
+    }
+    let name = text("/metadata/name");
+    if !name.strip_suffix(node).is_some_and(|stem| stem.len() > 1 && stem.ends_with('-')) {
+        return Err(format!("the name {name:?} of a mirror pod does not end with -{node}"));
+    }
+    for field in ["/spec/serviceAccountName", "/spec/serviceAccount"] {
+        if !text(field).is_empty() {
+            return Err(format!("a mirror pod may not have {field}"));
+        }
+    }
+    match refers(pod.get("spec").unwrap_or(&Value::Null)) {
+        Some(field) => Err(format!("a mirror pod may not refer to objects of the API, and has {field}")),
+        None => Ok(()),
+    }
+}
+
+/// A field somewhere below that names a ConfigMap, a Secret, a claim or a token.
+fn refers(value: &Value) -> Option<&str> {
+    const FIELDS: [&str; 9] = [
+        "configMap",
+        "secret",
+        "persistentVolumeClaim",
+        "serviceAccountToken",
+        "configMapRef",
+        "secretRef",
+        "configMapKeyRef",
+        "secretKeyRef",
+        "resourceClaims",
+    ];
+    match value {
+        Value::Object(fields) => fields.iter().find_map(|(name, value)| {
+            FIELDS.contains(&name.as_str()).then_some(name.as_str()).or_else(|| refers(value))
+        }),
+        Value::Array(items) => items.iter().find_map(refers),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -127,6 +188,43 @@ mod tests {
             pod_uid: uid.into(),
             audiences: audiences.iter().map(|audience| (*audience).to_owned()).collect(),
             expiration_seconds: 3600,
+        }
+    }
+
+    #[test]
+    fn a_node_makes_mirrors_of_its_static_pods_and_no_other_pods() {
+        let pod = |name: &str, node: &str, annotation: &str, spec: Value| {
+            let mut pod = json!({"metadata": {"name": name, "annotations": {annotation: "hash"}}, "spec": spec});
+            pod["spec"]["nodeName"] = node.into();
+            may_mirror("e1", &pod)
+        };
+        let mirror = "kubernetes.io/config.mirror";
+        assert_eq!(pod("web-e1", "e1", mirror, json!({"containers": [{"env": [{"value": "x"}]}]})), Ok(()));
+        for (name, node, annotation, spec, why) in [
+            ("web-e1", "e1", "other", json!({}), "no pods but mirrors"),
+            ("web-e1", "e2", mirror, json!({}), "not bound"),
+            ("web", "e1", mirror, json!({}), "does not end"),
+            ("-e1", "e1", mirror, json!({}), "does not end"),
+            ("webe1", "e1", mirror, json!({}), "does not end"),
+            ("web-e1", "e1", mirror, json!({"serviceAccountName": "admin"}), "serviceAccountName"),
+            ("web-e1", "e1", mirror, json!({"volumes": [{"secret": {"secretName": "s"}}]}), "has secret"),
+            (
+                "web-e1",
+                "e1",
+                mirror,
+                json!({"containers": [{"env": [{"valueFrom": {"secretKeyRef": {"name": "s"}}}]}]}),
+                "has secretKeyRef",
+            ),
+            (
+                "web-e1",
+                "e1",
+                mirror,
+                json!({"volumes": [{"projected": {"sources": [{"serviceAccountToken": {}}]}}]}),
+                "has serviceAccountToken",
+            ),
+        ] {
+            let said = pod(name, node, annotation, spec).unwrap_err();
+            assert!(said.contains(why), "{said}");
         }
     }
 

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::{
     EdgeController, PROGRESS_WITHIN, RENEW_EVERY, WRITE_WITHIN,
-    authorization::{Asked, may_have_token},
+    authorization::{Asked, may_have_token, may_mirror},
     events::events_dropped,
     ownership::may_tell,
     ready,
@@ -116,6 +116,15 @@ impl EdgeController {
         match message.envelope.and_then(|envelope| envelope.body) {
             Some(Body::RegisterNode(register)) => {
                 Box::pin(async move { upstream.register_node(&node, &register.node_json).await })
+            }
+            Some(Body::CreateMirrorPod(wanted)) => {
+                let Ok(pod) = serde_json::from_slice::<Value>(&wanted.pod_json) else {
+                    return ready(CallReply::error(400, "BadRequest", "the mirror pod is not JSON"));
+                };
+                match may_mirror(node.as_str(), &pod) {
+                    Ok(()) => Box::pin(async move { upstream.create_mirror(&node, pod).await }),
+                    Err(why) => ready(CallReply::error(403, "Forbidden", why)),
+                }
             }
             Some(Body::RequestToken(wanted)) => {
                 let key = ObjectKey::new(&wanted.namespace, &wanted.pod_name);

@@ -32,6 +32,7 @@ const POD_CONDITIONS: &[&str] = &[
     "Ready",
     "PodResizePending",
     "PodResizeInProgress",
+    "HeldUpgrade",
 ];
 
 /// Fields of a node's status that a kubelet owns.
@@ -91,7 +92,11 @@ pub fn status_patch(owner: Owner, uid: &str, reported: &Value) -> Value {
         .into_iter()
         .flatten()
         .filter(|condition| {
-            condition.get("type").and_then(Value::as_str).is_some_and(|type_| conditions.contains(&type_))
+            let text = |field| condition.get(field).and_then(Value::as_str).unwrap_or_default();
+            // A kubelet says itself that it takes a pod's place away; every other disruption is somebody else's to tell.
+            let own_disruption =
+                owner == Owner::Pod && (text("type"), text("reason")) == ("DisruptionTarget", "TerminationByKubelet");
+            conditions.contains(&text("type")) || own_disruption
         })
         .cloned()
         .collect();

@@ -20,6 +20,7 @@ use tokio::sync::Semaphore;
 
 use super::{
     StreamGateway,
+    authorization::mirror_of,
     events::update,
     ownership::registration,
     writes::{Bound, Refused, Request, Step, Write},
@@ -131,6 +132,55 @@ impl Upstream {
                 }
             }
         }
+    }
+
+    /// Creates the mirror pod of a static pod; the caller has checked that the node may. Another mirror of that name, of a
+    /// manifest that has changed, gives way.
+    pub async fn create_mirror(&self, node: &NodeName, mut pod: Value) -> CallReply {
+        let key = ObjectKey::new(text(&pod, "/metadata/namespace"), text(&pod, "/metadata/name"));
+        if key.namespace.is_empty() || !key.is_valid() {
+            return CallReply::error(400, "BadRequest", format!("{key:?} is not the name of a pod"));
+        }
+        let of = mirror_of(&pod).unwrap_or_default().to_owned();
+        // As NodeRestriction wants it: the pod goes with the node.
+        let own = match self.request(Request::Get(resource::nodes(), ObjectKey::new("", node.as_str()))).await {
+            Ok(own) => own,
+            Err(failed) => return failed.reply(),
+        };
+        pod["metadata"]["ownerReferences"] = json!([{"apiVersion": "v1", "kind": "Node", "name": node.as_str(),
+            "uid": text(&own, "/metadata/uid"), "controller": true}]);
+        let path = resource::pods().path(&key.namespace, None);
+        let bytes = pod.to_string().into_bytes();
+        for _ in 0..CONFLICTS {
+            match self.send(|| HttpRequests::new(&path).create(&post(), bytes.clone())).await {
+                Ok(made) => return object_reply(resource::pods(), &made),
+                Err(failed) if failed.code() != 409 => return failed.reply(),
+                Err(_) => {}
+            }
+            let existing = match self.request(Request::Get(resource::pods(), key.clone())).await {
+                Ok(existing) => existing,
+                Err(failed) if failed.code() == 404 => continue,
+                Err(failed) => return failed.reply(),
+            };
+            let bound = text(&existing, "/spec/nodeName");
+            match mirror_of(&existing) {
+                Some(known) if bound == node.as_str() && known == of => {
+                    return object_reply(resource::pods(), &existing);
+                }
+                Some(_) if bound == node.as_str() => {}
+                _ => {
+                    let why = format!("pod {key} is there and is no mirror pod of node {node}");
+                    return CallReply::error(409, "AlreadyExists", why);
+                }
+            }
+            let uid = text(&existing, "/metadata/uid").to_owned();
+            match self.request(Request::DeletePod(key.clone(), uid)).await {
+                Ok(_) => {}
+                Err(failed) if matches!(failed.code(), 404 | 409) => {}
+                Err(failed) => return failed.reply(),
+            }
+        }
+        CallReply::error(503, "ServiceUnavailable", format!("others make and delete pod {key} at the same time"))
     }
 
     async fn request(&self, request: Request) -> Result<Value, Failed> {

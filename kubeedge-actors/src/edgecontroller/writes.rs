@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::{
     StreamGateway,
+    authorization::is_mirror,
     ownership::{Owner, status_patch},
 };
 
@@ -205,7 +206,9 @@ impl Write {
         match (self.phase, answer) {
             (Phase::Finding, Ok(pod)) => self.checked(&Bound::of(&pod)),
             (Phase::Patching, Ok(object)) => {
-                if !self.terminated || object.pointer("/metadata/deletionTimestamp").is_none() {
+                // A mirror pod goes with what it stands for, whether somebody asked for that or not.
+                let may_go = object.pointer("/metadata/deletionTimestamp").is_some() || is_mirror(&object);
+                if !self.terminated || !may_go {
                     return Step::Done(Settled::applied());
                 }
                 self.phase = Phase::Deleting;

@@ -161,7 +161,7 @@ impl Book {
                 containers: Vec::new(),
             };
             let want = Want::End { grace_seconds };
-            let order = Order { pod: None, plan: Arc::new(plan), want, report_end: false };
+            let order = Order { pod: None, plan: Arc::new(plan), want, report_end: false, failed: None };
             self.entries.insert(pod.uid.clone(), Entry { order: order.clone(), gone: true });
             effects.push(Effect::Start { uid: pod.uid.clone(), order });
         }
@@ -181,6 +181,11 @@ impl Book {
     /// What is wanted of a pod that is looked after.
     pub fn order(&self, uid: &str) -> Option<&Order> {
         self.entries.get(uid).map(|entry| &entry.order)
+    }
+
+    /// What is wanted of each pod that is looked after.
+    pub fn orders(&self) -> impl Iterator<Item = (&str, &Order)> {
+        self.entries.iter().map(|(uid, entry)| (uid.as_str(), &entry.order))
     }
 
     /// The uids of all pods that are here or will be.

@@ -68,6 +68,18 @@ pub enum Reason {
     InspectFailed,
     /// An image is not on the node and may not be fetched.
     ErrImageNeverPull,
+    /// The images that could be removed were not enough.
+    FreeDiskSpaceFailed,
+    /// Images could not be removed.
+    ImageGcFailed,
+    /// The node runs short and makes room.
+    EvictionThresholdMet,
+    /// A pod ends because the node runs short, or because it has more than it may have.
+    Evicted,
+    /// A manifest makes no pod.
+    FailedValidation,
+    /// A pod is not taken up; the name is the status' reason.
+    Rejected(&'static str),
     /// A probe has failed, or could not be made.
     Unhealthy,
     /// A probe went well, with something to know.
@@ -80,6 +92,14 @@ pub enum Reason {
     DeadlineExceeded,
     /// What came as a pod cannot be run here as it is.
     InvalidPod,
+}
+
+/// The names under which a pod that is not taken up is told of. Extended resources have names without end, and one
+/// event's name.
+pub fn rejection(reason: &str) -> &'static str {
+    let known =
+        ["OutOfcpu", "OutOfmemory", "OutOfephemeral-storage", "OutOfpods", "Evicted", "UnexpectedAdmissionError"];
+    known.into_iter().find(|known| *known == reason).unwrap_or("OutOfResource")
 }
 
 impl Reason {
@@ -97,6 +117,12 @@ impl Reason {
             Self::FailedCreatePodSandBox => "FailedCreatePodSandBox",
             Self::InspectFailed => "InspectFailed",
             Self::ErrImageNeverPull => "ErrImageNeverPull",
+            Self::FreeDiskSpaceFailed => "FreeDiskSpaceFailed",
+            Self::ImageGcFailed => "ImageGCFailed",
+            Self::EvictionThresholdMet => "EvictionThresholdMet",
+            Self::Evicted => "Evicted",
+            Self::FailedValidation => "FailedValidation",
+            Self::Rejected(name) => name,
             Self::Unhealthy => "Unhealthy",
             Self::ProbeWarning => "ProbeWarning",
             Self::FailedPostStartHook => "FailedPostStartHook",
@@ -122,6 +148,12 @@ impl Reason {
             | Self::FailedCreatePodSandBox
             | Self::InspectFailed
             | Self::ErrImageNeverPull
+            | Self::FreeDiskSpaceFailed
+            | Self::ImageGcFailed
+            | Self::EvictionThresholdMet
+            | Self::Evicted
+            | Self::FailedValidation
+            | Self::Rejected(_)
             | Self::Unhealthy
             | Self::ProbeWarning
             | Self::FailedPostStartHook
@@ -134,11 +166,11 @@ impl Reason {
 /// What an event is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Involved {
-    /// The pod's namespace.
+    /// The pod's namespace; empty for the node itself.
     pub namespace: String,
     /// Its name.
     pub name: String,
-    /// Its uid.
+    /// Its uid; of the node its name, as a kubelet has it.
     pub uid: String,
     /// The version of its object; empty when there is none.
     pub resource_version: String,
@@ -147,6 +179,17 @@ pub struct Involved {
 }
 
 impl Involved {
+    /// The node.
+    pub fn node(name: &str) -> Self {
+        Self {
+            namespace: String::new(),
+            name: name.to_owned(),
+            uid: name.to_owned(),
+            resource_version: String::new(),
+            field_path: String::new(),
+        }
+    }
+
     /// What came as a pod and may be none.
     pub fn object(object: &KubeObject) -> Self {
         let key = object.key.clone().unwrap_or_default();
@@ -157,6 +200,11 @@ impl Involved {
             resource_version: object.resource_version.clone(),
             field_path: String::new(),
         }
+    }
+
+    /// The namespace of its events: a node has none, its events are in `default`.
+    pub fn event_namespace(&self) -> &str {
+        if self.namespace.is_empty() { "default" } else { &self.namespace }
     }
 
     /// A pod, or one of its containers.
@@ -235,11 +283,13 @@ impl Event {
         let EventRecord { involved, reason, message, at } = &self.record;
         let mut about = json!({
             "apiVersion": "v1",
-            "kind": "Pod",
-            "namespace": involved.namespace,
+            "kind": if involved.namespace.is_empty() { "Node" } else { "Pod" },
             "name": involved.name,
             "uid": involved.uid,
         });
+        if !involved.namespace.is_empty() {
+            about["namespace"] = involved.namespace.as_str().into();
+        }
         for (field, value) in [("resourceVersion", &involved.resource_version), ("fieldPath", &involved.field_path)] {
             if !value.is_empty() {
                 about[field] = value.as_str().into();
@@ -248,7 +298,7 @@ impl Event {
         json!({
             "apiVersion": "v1",
             "kind": "Event",
-            "metadata": {"namespace": involved.namespace, "name": self.name},
+            "metadata": {"namespace": involved.event_namespace(), "name": self.name},
             "involvedObject": about,
             "type": reason.severity().as_str(),
             "reason": reason.as_str(),
@@ -318,6 +368,19 @@ mod tests {
             })
         );
         serde_json::from_value::<k8s_openapi::api::core::v1::Event>(event.to_json("edge-1")).unwrap();
+    }
+
+    #[test]
+    fn an_event_about_the_node_is_in_the_default_namespace() {
+        let at = Timestamp::UNIX_EPOCH;
+        let record = EventRecord::new(Involved::node("edge-1"), Reason::ImageGcFailed, "m".into(), at);
+        let value = Event { name: record.name(), record, first: at, count: 1 }.to_json("edge-1");
+        assert_eq!(
+            value["involvedObject"],
+            json!({"apiVersion": "v1", "kind": "Node", "name": "edge-1", "uid": "edge-1"})
+        );
+        assert_eq!((&value["metadata"]["namespace"], &value["reason"]), (&json!("default"), &json!("ImageGCFailed")));
+        assert!(value["metadata"]["name"].as_str().unwrap().starts_with("edge-1."));
     }
 
     #[test]

@@ -2,10 +2,10 @@
 //!
 //! | | |
 //! |---|---|
-//! | answers | `QueryProgress` (EdgeHub), `LocateContainerLog`, `OpenContainerStream` (EdgeStream) |
+//! | answers | `QueryProgress` (EdgeHub), `LocateContainerLog`, `OpenContainerStream` (EdgeStream), `ListPods` and `QueryStats` (KubeletApi), `ShutDownPods` (the program) |
 //! | listens | `ObjectsChanged`, `KindCompleted`, `ObjectsReloaded` (MetaManager), in order and none lost; `LinkStateChanged`, the newest, where there is an EdgeHub |
 //! | asks | `ReadObjects`, `ReportStatus` (MetaManager); `CallCloud`, `PublishEvent` where there is an EdgeHub |
-//! | stores | nothing of its own: what is wanted is MetaManager's, what is there is the container runtime's |
+//! | stores | in files of the root directory: which pods have failed ([`failures`]), who has which devices ([`devices`]), which held pods were released ([`hold`]); what is wanted is MetaManager's, what is there is the container runtime's |
 //! | offline | everything works but new tokens and pulls; what is reported waits with MetaManager, [`events`] are dropped |
 //!
 //! It is a reconciler. One [`worker`] looks after one pod: it looks at the runtime, [`lifecycle::decide`]s, acts,
@@ -13,22 +13,30 @@
 //! edgecore the workers find containers by their pod's uid and go on from there. Nothing is stopped because its object
 //! is absent until the set of pods is known to be complete.
 
+pub mod admission;
 pub mod book;
 pub mod credentials;
 pub mod cri;
+pub mod devices;
 pub mod downward;
 pub mod env;
 pub mod events;
+pub mod eviction;
 mod expansion;
 pub mod facts;
+pub mod failures;
 #[cfg(any(test, feature = "fake-runtime"))]
 pub mod fake;
+pub mod hold;
 pub mod hooks;
+pub mod housekeeping;
 pub mod image_name;
 pub mod labels;
 pub mod lifecycle;
 mod log_files;
+mod news;
 pub mod node;
+mod node_api;
 pub mod objects;
 mod prepare;
 pub mod probes;
@@ -40,7 +48,10 @@ pub mod relist;
 mod reporter;
 pub mod resources;
 pub mod runtime;
+mod shutdown;
 pub mod source;
+pub mod static_pods;
+pub mod stats;
 pub mod status;
 mod streams;
 pub mod volumes;
@@ -52,33 +63,40 @@ use std::{
     time::Duration,
 };
 
-use actix::{Actor, ActorFutureExt, AsyncContext, Handler, MessageResult, WrapFuture};
+use actix::{Actor, ActorFutureExt, AsyncContext, WrapFuture};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kubeedge_proto::{
     resource,
     v1::{
-        CallCloud, KindCompleted, KubeObject, LinkStateChanged, LocateContainerLog, ObjectKey, ObjectList,
-        ObjectsChanged, ObjectsReloaded, OpenContainerStream, Progress, PublishEvent, QueryProgress, ReadObjects,
-        ReportStatus,
+        CallCloud, KindCompleted, KubeObject, LinkStateChanged, ListPods, LocateContainerLog, ObjectList,
+        ObjectsChanged, ObjectsReloaded, OpenContainerStream, PublishEvent, QueryProgress, QueryStats, ReadObjects,
+        ReportStatus, ShutDownPods,
     },
 };
 use tokio::sync::{Semaphore, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 pub use expansion::expand;
+pub use node_api::StatusBoard;
 pub use prepare::{EdgedConfig, PrepareError, Prepared};
 pub use reporter::PortReporter;
 
 use self::{
     book::{Book, Effect},
+    devices::DeviceManager,
     events::{EventRecord, Involved, sender::EventSender},
+    eviction::Pressure,
+    failures::Failures,
+    housekeeping::{Housekeeper, ImageCollector},
     lifecycle::PodPlan,
     provision::NodeProvision,
     registrar::Registrar,
     relist::Relist,
     runtime::{PodSummary, RuntimeError},
     source::PortObjects,
+    static_pods::{Mirrors, StaticPods},
+    stats::Sampler,
     status::NodeFacts,
     worker::{Bell, Order, Report, Reporter, Shared},
 };
@@ -106,6 +124,9 @@ pub struct Edged {
     shared: Arc<Shared>,
     provision: Arc<NodeProvision>,
     reporter: PortReporter,
+    /// The statuses that went through the reporter.
+    board: StatusBoard,
+    sampler: Sampler,
     read: Port<ReadObjects>,
     /// Without EdgeHub there is no cloud to register with.
     call: Option<Port<CallCloud>>,
@@ -125,6 +146,20 @@ pub struct Edged {
     workers: HashMap<String, Worker>,
     /// Dropped with this value: an Edged that is built again begins anew and adopts what it finds.
     registrar: Option<AbortOnDropHandle<()>>,
+    housekeeper: Option<AbortOnDropHandle<()>>,
+    images: Arc<ImageCollector>,
+    eviction: eviction::State,
+    /// What the node is short of, for its status.
+    pressure: watch::Sender<Pressure>,
+    failures: Failures,
+    /// The machine goes down: nobody is let in, and the node is not ready.
+    going_down: watch::Sender<bool>,
+    mirrors: Mirrors,
+    static_pods: StaticPods,
+    held: hold::Held,
+    devices: DeviceManager,
+    /// Dropped, no device plugin can register.
+    plugins: Option<AbortOnDropHandle<()>>,
     /// Whether directories that pods of earlier lives left were looked for.
     swept: bool,
 }
@@ -141,12 +176,19 @@ impl Edged {
     pub fn new(prepared: Prepared, ports: &Ports) -> Self {
         let (read, call, report) = (ports.port(), ports.optional(), ports.port());
         let objects = Arc::new(PortObjects::new(Port::clone(&read), call.clone()));
-        let provision = Arc::new(NodeProvision::new(prepared.setup.clone(), objects));
+        let devices = DeviceManager::load(&prepared.setup.root_dir);
+        let provision = NodeProvision::new(prepared.setup.clone(), objects).with_devices(devices.clone());
+        let provision = Arc::new(provision);
         // One queue for as long as this value lives; without EdgeHub there is nobody to tell.
         let publish = ports.optional().filter(|_| prepared.report_events);
         let events = publish.map(|port| events::sender::channel(prepared.setup.node_name.clone(), port));
         let (sink, sender) = events.unzip();
-        let reporter = PortReporter::new(Port::clone(&report), sink);
+        let (board, mirrors) = (StatusBoard::default(), Mirrors::default());
+        let reporter = PortReporter::new(Port::clone(&report), sink).noting(board.clone()).mirroring(mirrors.clone());
+        let (name, runtime) = (prepared.setup.node_name.clone(), Arc::clone(&prepared.runtime));
+        let sampler = Sampler::new(name, runtime, prepared.paths.clone());
+        let failures = Failures::load(&prepared.setup.root_dir);
+        let images = Arc::new(ImageCollector::new(Arc::clone(&prepared.runtime), prepared.housekeeping.images.clone()));
         let host_ips = prepared.setup.host_ips.iter().map(ToString::to_string).collect();
         let (node, facts) = watch::channel(NodeFacts { host_ips, runtime_name: String::new() });
         let shared = Arc::new(Shared {
@@ -162,6 +204,8 @@ impl Edged {
             shared,
             provision,
             reporter,
+            board,
+            sampler,
             read,
             call,
             report,
@@ -176,6 +220,17 @@ impl Edged {
             relist: Relist::default(),
             workers: HashMap::new(),
             registrar: None,
+            housekeeper: None,
+            images,
+            eviction: eviction::State::default(),
+            pressure: watch::channel(Pressure::default()).0,
+            failures,
+            going_down: watch::channel(false).0,
+            mirrors,
+            static_pods: StaticPods::default(),
+            held: hold::Held::default(),
+            devices,
+            plugins: None,
             swept: false,
         }
     }
@@ -198,7 +253,8 @@ impl Edged {
             .map(|list: ObjectList, this, ctx| {
                 let pods = list.objects.iter().filter_map(|object| this.understand(ctx, object)).collect::<Vec<_>>();
                 tracing::info!(pods = pods.len(), complete = list.complete, "pods read from disk");
-                let uids = list.objects.iter().map(|object| object.uid.as_str()).collect();
+                let of_folder = this.static_pods.uids();
+                let uids = list.objects.iter().map(|object| object.uid.as_str()).chain(of_folder).collect();
                 let effects = this.book.loaded(pods, &uids, list.complete);
                 this.apply(ctx, effects);
                 this.absent_ones(ctx);
@@ -276,6 +332,10 @@ impl Edged {
 
     /// Ends pods that nobody wants, when that is known.
     fn absent_ones(&mut self, ctx: &mut Context<Self>) {
+        // What the folder has is wanted, too.
+        if !self.static_pods.ready {
+            return;
+        }
         let effects = self.book.seen(self.relist.pods());
         self.apply(ctx, effects);
         if self.book.may_end_for_absence() && !self.swept {
@@ -300,6 +360,8 @@ impl Edged {
                 let mut known: HashSet<&str> = this.book.uids().collect();
                 known.extend(pods.iter().map(|pod| pod.uid.as_str()));
                 found.retain(|uid| !known.contains(uid.as_str()));
+                this.devices.retain(|uid| known.contains(uid));
+                this.failures.retain(|uid| known.contains(uid));
                 found
             });
             let remove = async move {
@@ -320,7 +382,7 @@ impl Edged {
     }
 
     /// A pod and its plan; one that cannot be run is refused, where it can be said.
-    fn understand(&self, ctx: &mut Context<Self>, object: &KubeObject) -> Option<(Arc<Pod>, PodPlan)> {
+    fn understand(&mut self, ctx: &mut Context<Self>, object: &KubeObject) -> Option<(Arc<Pod>, PodPlan)> {
         let pod = match serde_json::from_slice::<Pod>(&object.json) {
             Ok(pod) => pod,
             Err(error) => {
@@ -329,6 +391,9 @@ impl Edged {
                 return None;
             }
         };
+        if self.mirror_seen(ctx, &pod) {
+            return None;
+        }
         let deleted = pod.metadata.deletion_timestamp.is_some();
         match PodPlan::of(&pod) {
             Ok(plan) => Some((Arc::new(pod), plan)),
@@ -368,18 +433,25 @@ impl Edged {
     fn apply(&mut self, ctx: &mut Context<Self>, effects: Vec<Effect>) {
         for effect in effects {
             match effect {
+                Effect::Start { uid, order } if self.hold(ctx, &uid, &order) => {}
                 Effect::Start { uid, order } => self.start(ctx, uid, order),
+                Effect::Order { uid, order } if self.order_held(ctx, &uid, &order) => {}
                 Effect::Order { uid, order } => {
                     if let Some(worker) = self.workers.get(&uid) {
-                        worker.orders.send_replace(order);
+                        worker.orders.send_replace(self.judged(order));
                     }
                 }
             }
         }
     }
 
+    /// The order, with what is known of the pod's failure.
+    fn judged(&self, order: Order) -> Order {
+        Order { failed: self.failures.of(&order.plan.uid), ..order }
+    }
+
     fn start(&mut self, ctx: &mut Context<Self>, uid: String, order: Order) {
-        let (orders, received) = watch::channel(order);
+        let (orders, received) = watch::channel(self.judged(order));
         let bell = Arc::new(Bell::default());
         let (done, ended) = tokio::sync::oneshot::channel();
         let run = worker::run(Arc::clone(&self.shared), received, Arc::clone(&bell));
@@ -392,7 +464,12 @@ impl Edged {
         ctx.spawn(ended.into_actor(self).map(move |ended, this, ctx| match ended {
             Ok(()) => {
                 this.workers.remove(&uid);
+                this.board.forget(&uid);
+                this.failures.forget(&uid);
+                this.devices.release(&uid);
+                this.forget_release(&uid);
                 let effects = this.book.worker_ended(&uid);
+                this.static_pod_ended(ctx, &uid);
                 this.apply(ctx, effects);
             }
             // The worker panicked; the pod is as it was. What is wanted of it stands in the book.
@@ -433,10 +510,22 @@ impl Actor for Edged {
             self.telling = Some(AbortOnDropHandle::new(tokio::spawn(sender.run())));
         }
         self.introduce(ctx);
+        self.watch_manifests(ctx);
         self.load(ctx);
         let heartbeat = ctx.heartbeat("the list of what runs", relist::WITHIN);
         self.keep_listing(ctx, heartbeat);
+        let housekeeper = Housekeeper {
+            runtime: Arc::clone(&self.shared.runtime),
+            log_dir: self.prepared.setup.log_dir.clone(),
+            policy: self.prepared.housekeeping.clone(),
+            images: Arc::clone(&self.images),
+            reporter: Arc::new(self.reporter.clone()),
+            node: self.prepared.setup.node_name.clone(),
+        };
+        self.housekeeper = Some(AbortOnDropHandle::new(tokio::spawn(housekeeper.run())));
         ctx.run_interval(TOKENS_EVERY, |this, _| this.refresh_where(references::has_token));
+        self.begin_to_watch_pressure(ctx);
+        self.plugins = Some(AbortOnDropHandle::new(tokio::spawn(self.devices.clone().run())));
         let Some(call) = self.call.clone() else {
             return tracing::info!("there is no EdgeHub: this node registers with no cloud");
         };
@@ -448,6 +537,10 @@ impl Actor for Edged {
             call,
             self.report.clone(),
         );
+        let registrar = registrar
+            .pressed(self.pressure.subscribe())
+            .with_devices(self.devices.clone())
+            .going_down(self.going_down.subscribe());
         let run = registrar.noting(self.progress.clone()).run(self.connected.subscribe());
         self.registrar = Some(AbortOnDropHandle::new(tokio::task::spawn_local(run)));
     }
@@ -466,90 +559,13 @@ impl Component for Edged {
         contract.answers::<QueryProgress>();
         contract.answers::<LocateContainerLog>();
         contract.answers::<OpenContainerStream>();
+        contract.answers::<ListPods>();
+        contract.answers::<QueryStats>();
+        contract.answers::<ShutDownPods>();
         contract.asks::<ReadObjects>();
         contract.asks::<ReportStatus>();
         contract.may_ask::<CallCloud>();
         contract.may_ask::<PublishEvent>();
-    }
-}
-
-impl Handler<ObjectsChanged> for Edged {
-    type Result = ();
-
-    fn handle(&mut self, message: ObjectsChanged, ctx: &mut Context<Self>) {
-        let (Some(type_), Some(key)) = (message.r#type, message.key) else { return };
-        if type_ == resource::pods() {
-            let effects = match &message.object {
-                Some(object) => match self.understand(ctx, object) {
-                    Some((pod, plan)) => self.book.upsert(pod, plan),
-                    None if is_deleted(object) => self.book.delete(&object.uid),
-                    None => Vec::new(),
-                },
-                None => self.book.gone(&(key.namespace, key.name), &message.uid),
-            };
-            self.apply(ctx, effects);
-            return;
-        }
-        let ObjectKey { namespace, name } = key;
-        let in_namespace = |pod: &Pod| pod.metadata.namespace.as_deref() == Some(namespace.as_str());
-        if type_ == resource::config_maps() {
-            self.refresh_where(|pod| in_namespace(pod) && references::names_config_map(pod, &name));
-        } else if type_ == resource::secrets() {
-            self.refresh_where(|pod| in_namespace(pod) && references::names_secret(pod, &name));
-        }
-    }
-}
-
-impl Handler<ObjectsReloaded> for Edged {
-    type Result = ();
-
-    fn handle(&mut self, _: ObjectsReloaded, ctx: &mut Context<Self>) {
-        self.reload(ctx);
-        self.refresh_where(|_| true);
-    }
-}
-
-impl Handler<KindCompleted> for Edged {
-    type Result = ();
-
-    fn handle(&mut self, message: KindCompleted, ctx: &mut Context<Self>) {
-        let Some(type_) = message.r#type else { return };
-        if type_ == resource::pods() {
-            if self.book.completed() {
-                self.reload(ctx);
-            }
-            self.absent_ones(ctx);
-        } else if type_ == resource::config_maps() || type_ == resource::secrets() {
-            // What is absent is now known to be: optional references can do without.
-            self.refresh_where(|_| true);
-        }
-    }
-}
-
-impl Handler<LinkStateChanged> for Edged {
-    type Result = ();
-
-    fn handle(&mut self, message: LinkStateChanged, _: &mut Context<Self>) {
-        self.connected.send_replace(message.connected);
-        if !message.connected {
-            self.down_since.get_or_insert_with(tokio::time::Instant::now);
-            return;
-        }
-        if self.down_since.take().is_some_and(|since| since.elapsed() >= REASSERT_AFTER) {
-            for worker in self.workers.values() {
-                worker.bell.report();
-            }
-        }
-        // Tokens that could not be had may be had now.
-        self.refresh_where(references::has_token);
-    }
-}
-
-impl Handler<QueryProgress> for Edged {
-    type Result = MessageResult<QueryProgress>;
-
-    fn handle(&mut self, _: QueryProgress, _: &mut Context<Self>) -> Self::Result {
-        MessageResult(Progress { age_ms: u64::try_from(self.progress.age().as_millis()).unwrap_or(u64::MAX) })
     }
 }
 

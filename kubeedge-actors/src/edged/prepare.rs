@@ -11,10 +11,12 @@ use std::{
 use thiserror::Error;
 
 use super::{
+    admission::Room,
     cri::{CriRuntime, InvalidEndpoint},
     env::KubernetesService,
+    housekeeping::HousekeepingPolicy,
     node::{
-        NodeSettings, allocatable, node_limits,
+        NodeSettings, allocatable, allocatable_resources, node_limits,
         readings::{MachinePaths, MachineReadings, ReadingError},
     },
     provision::NodeSetup,
@@ -58,6 +60,10 @@ pub struct EdgedConfig {
     pub parallel_pulls: usize,
     /// Whether Kubernetes Events are made.
     pub report_events: bool,
+    /// How large logs and images may become.
+    pub housekeeping: HousekeepingPolicy,
+    /// The folder of manifests of static pods; need not be there.
+    pub static_pods: Option<PathBuf>,
 }
 
 impl EdgedConfig {
@@ -81,6 +87,8 @@ impl EdgedConfig {
             // kubelet's serializeImagePulls
             parallel_pulls: 1,
             report_events: true,
+            housekeeping: HousekeepingPolicy::default(),
+            static_pods: None,
         }
     }
 }
@@ -124,6 +132,10 @@ pub struct Prepared {
     pub(super) runtime: Arc<dyn Runtime>,
     pub(super) parallel_pulls: usize,
     pub(super) report_events: bool,
+    pub(super) housekeeping: HousekeepingPolicy,
+    /// What the node has for pods.
+    pub(super) room: Room,
+    pub(super) static_pods: Option<PathBuf>,
 }
 
 impl Prepared {
@@ -143,6 +155,7 @@ impl Prepared {
             ("the root directory", &config.root_dir),
             ("the log directory", &config.log_dir),
             ("resolvConf", &config.resolv_conf),
+            ("staticPodPath", config.static_pods.as_ref().unwrap_or(&config.root_dir)),
         ] {
             let none = what == "resolvConf" && path.as_os_str().is_empty();
             if !none && !path.is_absolute() {
@@ -172,6 +185,7 @@ impl Prepared {
         } else {
             BTreeMap::new()
         };
+        let room = allocatable_resources(&config.node, &readings);
         let setup = NodeSetup {
             node_name: config.node.name.to_string(),
             host_ips: vec![address],
@@ -194,6 +208,9 @@ impl Prepared {
             runtime,
             parallel_pulls: config.parallel_pulls.max(1),
             report_events: config.report_events,
+            housekeeping: config.housekeeping,
+            room,
+            static_pods: config.static_pods,
         })
     }
 }

@@ -21,11 +21,13 @@ use thiserror::Error;
 use tokio::sync::watch;
 
 use super::{
+    devices::DeviceManager,
+    eviction::Pressure,
     node::{
         ImageFacts, NodeSettings, RuntimeFacts, differs, node_object, node_status,
-        pressure::{Pressure, PressureHistory},
         readings::{MachinePaths, MachineReadings, ReadingError},
     },
+    quantity::Quantity,
     runtime::{Runtime, RuntimeError},
 };
 use crate::system::Port;
@@ -87,7 +89,9 @@ pub struct Registrar {
     call: Port<CallCloud>,
     report: Port<ReportStatus>,
     progress: Progress,
-    pressure: PressureHistory,
+    pressure: watch::Receiver<Pressure>,
+    devices: Option<DeviceManager>,
+    going_down: watch::Receiver<bool>,
     uid: Option<String>,
     /// What was reported last, and when.
     reported: Option<(NodeStatus, Instant)>,
@@ -111,7 +115,9 @@ impl Registrar {
             call,
             report,
             progress: Progress::default(),
-            pressure: PressureHistory::default(),
+            pressure: watch::channel(Pressure::default()).1,
+            devices: None,
+            going_down: watch::channel(false).1,
             uid: None,
             reported: None,
         }
@@ -121,6 +127,24 @@ impl Registrar {
     #[must_use]
     pub fn noting(self, progress: Progress) -> Self {
         Self { progress, ..self }
+    }
+
+    /// Reports what the node is short of from there.
+    #[must_use]
+    pub fn pressed(self, pressure: watch::Receiver<Pressure>) -> Self {
+        Self { pressure, ..self }
+    }
+
+    /// Reports the node as not ready when the machine goes down.
+    #[must_use]
+    pub fn going_down(self, going_down: watch::Receiver<bool>) -> Self {
+        Self { going_down, ..self }
+    }
+
+    /// Reports the devices of plugins as extended resources.
+    #[must_use]
+    pub fn with_devices(self, devices: DeviceManager) -> Self {
+        Self { devices: Some(devices), ..self }
     }
 
     /// Runs until `connected` is gone: registers at every connection, and reports.
@@ -141,6 +165,7 @@ impl Registrar {
                     }
                 }
                 _ = tick.tick() => self.look().await,
+                Ok(()) = self.going_down.changed() => self.look().await,
             }
         }
     }
@@ -230,11 +255,20 @@ impl Registrar {
     }
 
     async fn status(&mut self, readings: &MachineReadings) -> NodeStatus {
-        let runtime = self.runtime_facts().await;
+        let mut runtime = self.runtime_facts().await;
+        if *self.going_down.borrow() {
+            runtime.not_ready.push("node is shutting down".to_owned());
+        }
         let now = Timestamp::now();
-        let pressure = self.pressure.observe(Pressure::now(readings, &self.settings.thresholds), now);
+        let pressure = *self.pressure.borrow();
         let last = self.reported.as_ref().map(|(status, _)| status);
-        node_status(&self.settings, readings, &self.addresses, &runtime, pressure, last, now)
+        let mut status = node_status(&self.settings, readings, &self.addresses, &runtime, pressure, last, now);
+        for (name, all, healthy) in self.devices.iter().flat_map(DeviceManager::amounts) {
+            let amount = |count: usize| Quantity::units(i64::try_from(count).unwrap_or(i64::MAX)).to_api();
+            status.capacity.get_or_insert_default().insert(name.clone(), amount(all));
+            status.allocatable.get_or_insert_default().insert(name, amount(healthy));
+        }
+        status
     }
 
     async fn runtime_facts(&self) -> RuntimeFacts {

@@ -10,8 +10,10 @@ use kubeedge_proto::{
 };
 
 use super::{
+    StatusBoard,
     events::{EventRecord, sender::EventSink},
     lifecycle::PodPlan,
+    static_pods::Mirrors,
     worker::{Report, Reporter},
 };
 use crate::system::Port;
@@ -24,12 +26,26 @@ const KEEP_WITHIN: Duration = Duration::from_secs(30);
 pub struct PortReporter {
     port: Port<ReportStatus>,
     events: Option<EventSink>,
+    board: StatusBoard,
+    mirrors: Mirrors,
 }
 
 impl PortReporter {
     /// Reports through `port`; without `events` those are told to nobody.
     pub fn new(port: Port<ReportStatus>, events: Option<EventSink>) -> Self {
-        Self { port, events }
+        Self { port, events, board: StatusBoard::default(), mirrors: Mirrors::default() }
+    }
+
+    /// Notes every status of a pod there, too.
+    #[must_use]
+    pub fn noting(self, board: StatusBoard) -> Self {
+        Self { board, ..self }
+    }
+
+    /// Reports static pods as their mirrors.
+    #[must_use]
+    pub fn mirroring(self, mirrors: Mirrors) -> Self {
+        Self { mirrors, ..self }
     }
 
     /// Reports about a pod; `Ok` when the report is on disk.
@@ -61,7 +77,13 @@ fn json(status: &PodStatus) -> Result<bytes::Bytes, String> {
 
 impl Reporter for PortReporter {
     fn report<'a>(&'a self, plan: &'a PodPlan, report: Report) -> BoxFuture<'a, Result<(), String>> {
-        Box::pin(self.send(ObjectKey::new(&plan.namespace, &plan.name), plan.uid.clone(), report))
+        let (Report::Status(status) | Report::Terminated(status)) = &report;
+        self.board.note(&plan.uid, status);
+        let Some(uid) = self.mirrors.reported_as(&plan.uid) else {
+            // A static pod that the API does not know yet: its worker is asked again when it does.
+            return Box::pin(std::future::ready(Ok(())));
+        };
+        Box::pin(self.send(ObjectKey::new(&plan.namespace, &plan.name), uid, report))
     }
 
     fn event(&self, event: EventRecord) {

@@ -3,7 +3,11 @@
 //! [`Runtime`] is implemented by the CRI client ([`super::cri`]) and by a fake for tests. What to create is said in
 //! CRI's own types; what is seen comes back in small types of our own, all that a decision may depend on.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    time::Duration,
+};
 
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
@@ -182,6 +186,8 @@ pub struct LocalImage {
     pub size_bytes: u64,
     /// The user its containers run as unless told otherwise.
     pub user: ImageUser,
+    /// Whether the runtime needs it itself, such as for sandboxes.
+    pub pinned: bool,
 }
 
 /// The user an image names.
@@ -194,6 +200,44 @@ pub enum ImageUser {
     Uid(i64),
     /// By name, which only the image's own `/etc/passwd` can resolve.
     Name(String),
+}
+
+/// What a container uses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ContainerStats {
+    /// The runtime's id.
+    pub id: String,
+    /// The container's name in the pod's spec.
+    pub name: String,
+    /// Uid of the pod; empty for what is no pod's.
+    pub pod_uid: String,
+    /// Processor time since its start, nanoseconds of one core; `None` when it does not run.
+    pub cpu_nano_seconds: Option<u64>,
+    /// Memory, bytes.
+    pub memory_usage: u64,
+    /// Memory without what the kernel can drop at once, bytes.
+    pub memory_working_set: u64,
+    /// Memory that belongs to no file, bytes; not every runtime tells.
+    pub memory_rss: Option<u64>,
+    /// Page faults; not every runtime tells.
+    pub page_faults: Option<u64>,
+    /// Those that had to wait for a disk.
+    pub major_page_faults: Option<u64>,
+    /// What it has written beside its volumes, bytes.
+    pub layer_bytes: u64,
+    /// The same in files.
+    pub layer_inodes: u64,
+    /// When this was read.
+    pub at: Option<Timestamp>,
+}
+
+/// What images take on a disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ImageDisk {
+    /// Where they are.
+    pub mountpoint: PathBuf,
+    /// Bytes that they take.
+    pub used_bytes: u64,
 }
 
 /// What a command in a container left.
@@ -269,4 +313,17 @@ pub trait Runtime: Send + Sync {
         auth: Option<cri::AuthConfig>,
         sandbox: &'a cri::PodSandboxConfig,
     ) -> Answer<'a, ()>;
+
+    /// What every container uses that runs.
+    fn container_stats(&self) -> Answer<'_, Vec<ContainerStats>>;
+    /// Opens the log file of a running container anew, after the one it had was renamed.
+    fn reopen_log<'a>(&'a self, id: &'a str) -> Answer<'a, ()>;
+    /// Removes an image with all its names.
+    fn remove_image<'a>(&'a self, id: &'a str) -> Answer<'a, ()>;
+    /// The images of all containers, whether they run or not: by id, or by a name.
+    fn used_images(&self) -> Answer<'_, BTreeSet<String>>;
+    /// The image that sandboxes are made of, if the runtime tells.
+    fn sandbox_image(&self) -> Answer<'_, Option<String>>;
+    /// Where images are and what they take.
+    fn image_disk(&self) -> Answer<'_, ImageDisk>;
 }

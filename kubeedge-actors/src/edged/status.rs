@@ -41,7 +41,7 @@ pub fn pod_status(input: &Input<'_>, facts: &NodeFacts, previous: Option<&PodSta
     let alive = observed.instances.iter().any(|instance| instance.state.may_run());
     // Said when it is so: what replaces the pod must not begin beside it.
     let expired = !alive && is_expired(plan, observed, history, input.now);
-    let ended = !alive && (expired || matches!(input.want, Want::End { .. }));
+    let ended = !alive && (expired || matches!(input.want, Want::End { .. }) || history.failed.is_some());
     let initialization = initialization(plan, observed, history, input.now);
     let view = View { input, facts, ended, expired, initialization };
 
@@ -61,14 +61,17 @@ pub fn pod_status(input: &Input<'_>, facts: &NodeFacts, previous: Option<&PodSta
     let conditions = view.conditions(&asked, phase, previous);
     let in_sandbox = current_sandbox(observed).is_some() || !observed.instances.is_empty();
     let ips = if plan.host_network && in_sandbox { facts.host_ips.clone() } else { history.ips.clone() };
+    let failed = history.failed.as_deref();
+    // Of a pod that was never let in there is nothing to say but why.
+    let never_let_in = failed.is_some() && observed.instances.is_empty() && observed.sandboxes.is_empty();
     PodStatus {
         phase: Some(phase.to_owned()),
-        reason: expired.then(|| DEADLINE_EXCEEDED.to_owned()),
-        message: expired.then(|| DEADLINE_MESSAGE.to_owned()),
-        conditions: Some(conditions),
-        init_container_statuses: (!init.is_empty()).then_some(init),
-        container_statuses: Some(apps),
-        ephemeral_container_statuses: (!ephemeral.is_empty()).then_some(ephemeral),
+        reason: failed.map(|failed| failed.reason.clone()).or_else(|| expired.then(|| DEADLINE_EXCEEDED.to_owned())),
+        message: failed.map(|failed| failed.message.clone()).or_else(|| expired.then(|| DEADLINE_MESSAGE.to_owned())),
+        conditions: Some(conditions).filter(|_| !never_let_in),
+        init_container_statuses: Some(init).filter(|init| !init.is_empty() && !never_let_in),
+        container_statuses: Some(apps).filter(|_| !never_let_in),
+        ephemeral_container_statuses: Some(ephemeral).filter(|all| !all.is_empty() && !never_let_in),
         host_ip: facts.host_ips.first().cloned(),
         host_ips: some_list(facts.host_ips.iter().map(|ip| HostIP { ip: ip.clone() })),
         pod_ip: ips.first().cloned(),
@@ -229,6 +232,9 @@ impl View<'_> {
                 waiting += 1;
             }
         }
+        if self.ended && self.input.history.failed.is_some() {
+            return "Failed";
+        }
         let policy = self.input.plan.restart_policy;
         if self.expired {
             return "Failed";
@@ -307,6 +313,9 @@ impl View<'_> {
             .filter_map(|instance| instance.finished_at)
             .max()
             .unwrap_or(taken_up);
+        let disruption = history.failed.as_deref().filter(|failed| failed.disruption);
+        let disruption = disruption
+            .map(|failed| ("DisruptionTarget", true, Some(("TerminationByKubelet", failed.message.clone())), now));
         [
             ("PodReadyToStartContainers", sandbox.is_some(), None, sandbox.map_or(now, |sandbox| sandbox.created_at)),
             ("Initialized", initialized, not_initialized, since_initialized),
@@ -314,6 +323,7 @@ impl View<'_> {
             ("ContainersReady", containers_ready, containers_not_ready, since_containers),
         ]
         .into_iter()
+        .chain(disruption)
         .map(|(type_, holds, why, since)| {
             let status = if holds { "True" } else { "False" };
             let kept = previous

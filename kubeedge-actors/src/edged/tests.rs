@@ -8,10 +8,10 @@ use std::{
     },
 };
 
-use actix::ResponseFuture;
+use actix::{Handler, MessageResult, ResponseFuture};
 use kubeedge_proto::{
     NodeName,
-    v1::{CallReply, ReportStatus, ResourceType, Settled, envelope::Body, report_status},
+    v1::{CallReply, ObjectKey, ReportStatus, ResourceType, Settled, envelope::Body, report_status},
 };
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -25,6 +25,7 @@ use super::{
 use crate::system::System;
 
 mod hostile;
+mod node;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -145,25 +146,34 @@ fn system(site: &Arc<Site>, prepared: &Prepared) -> System {
         .announces::<ObjectsChanged>()
         .announces::<KindCompleted>()
         .announces::<LinkStateChanged>()
+        .asks::<ShutDownPods>()
         .component(move |_| Hub(Arc::clone(&hub)))
         .start()
         .unwrap()
 }
 
 async fn bench(pods: &[Value], complete: bool) -> Bench {
+    bench_with(pods, complete, |_| ()).await
+}
+
+async fn bench_with(pods: &[Value], complete: bool, change: impl FnOnce(&mut EdgedConfig)) -> Bench {
     let folder = tempfile::tempdir().unwrap();
     let runtime = FakeRuntime::new(Arc::new(Timestamp::now));
     runtime.add_image("app:1");
     let name: NodeName = "edge-1".parse().unwrap();
     let resolv_conf = folder.path().join("resolv.conf");
     std::fs::write(&resolv_conf, "nameserver 192.0.2.53\n").unwrap();
-    let config = EdgedConfig {
+    let mut node = NodeSettings::new(name);
+    // How full this machine is is not what is tested.
+    node.thresholds.all.clear();
+    let mut config = EdgedConfig {
         resolv_conf,
         root_dir: folder.path().join("kubelet"),
         log_dir: folder.path().join("log"),
         node_ip: Some("192.0.2.7".parse().unwrap()),
-        ..EdgedConfig::new(NodeSettings::new(name))
+        ..EdgedConfig::new(node)
     };
+    change(&mut config);
     let prepared = Prepared::with_runtime(config, Arc::new(runtime.clone())).await.unwrap();
     let site = Arc::new(Site::default());
     lock(&site.objects).extend(pods.iter().map(object));
@@ -261,6 +271,13 @@ impl Bench {
             }
         };
         tokio::time::timeout(LIMIT, look).await.unwrap();
+    }
+
+    async fn event(&self, reason: &str, fits: impl Fn(&Value) -> bool) -> Value {
+        self.until(reason, |site| {
+            lock(&site.events).iter().find(|event| event["reason"] == reason && fits(event)).cloned()
+        })
+        .await
     }
 
     fn made(&self, call: &str) -> usize {
@@ -469,6 +486,7 @@ async fn pods_run_on_a_node_that_talks_to_no_cloud() {
         .announces::<ObjectsChanged>()
         .announces::<KindCompleted>()
         .announces::<LinkStateChanged>()
+        .asks::<ShutDownPods>()
         .start()
         .unwrap();
     bench.tell(&pod("p", "u1")).await;

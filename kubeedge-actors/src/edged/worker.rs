@@ -17,7 +17,7 @@ use tokio::sync::{Notify, watch};
 use super::{
     events::{EventRecord, Involved, Reason as Told},
     lifecycle::{
-        Action, History, Input, PodPlan, Reason, Step, VolumeState, Wait, Want, decide, is_expired, later, newest,
+        Action, History, Input, PodFailure, PodPlan, Reason, Step, VolumeState, Wait, Want, decide, is_expired, later, newest,
     },
     provision::Provision,
     runtime::{InstanceState, ObservedPod, Runtime},
@@ -53,13 +53,15 @@ pub struct Order {
     pub want: Want,
     /// Whether its end is reported to the cloud.
     pub report_end: bool,
+    /// It has failed as a whole.
+    pub failed: Option<Arc<PodFailure>>,
 }
 
 impl Order {
     /// Runs a pod, or ends it when its deletion was asked for.
     pub fn of(pod: Arc<Pod>, plan: Arc<PodPlan>) -> Self {
         let want = plan.deletion_grace_seconds.map_or(Want::Run, |grace_seconds| Want::End { grace_seconds });
-        Self { pod: Some(pod), plan, want, report_end: true }
+        Self { pod: Some(pod), plan, want, report_end: true, failed: None }
     }
 
     /// Ends a pod whose object is gone.
@@ -220,6 +222,7 @@ impl Worker {
         };
         let now = self.now();
         self.history.observe(&observed, now);
+        self.history.failed.clone_from(&order.failed);
         let node = self.shared.node.borrow().clone();
         let adopting = self.probe(order, &observed);
         let input = Input {

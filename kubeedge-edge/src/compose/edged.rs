@@ -1,13 +1,25 @@
 //! Edged's settings out of the configuration file.
 
-use std::net::ToSocketAddrs;
+use std::{collections::BTreeMap, net::ToSocketAddrs};
 
-use anyhow::{Result, ensure};
-use k8s_openapi::api::core::v1::Taint;
-use kubeedge_actors::edged::{EdgedConfig, node::NodeSettings, resources::CgroupDriver};
+use anyhow::{Context, Result, bail, ensure};
+use k8s_openapi::{api::core::v1::Taint, apimachinery::pkg::api::resource::Quantity as ApiQuantity};
+use kubeedge_actors::config::Threshold;
+use kubeedge_actors::edged::{
+    EdgedConfig,
+    eviction::{Amount, ThresholdMaps, Thresholds},
+    facts::Allocatable,
+    housekeeping::{HousekeepingPolicy, ImagePolicy, LogPolicy},
+    node::NodeSettings,
+    quantity::Quantity,
+    resources::CgroupDriver,
+};
 use kubeedge_proto::NodeName;
 
-use crate::config::{self, EdgeCore};
+use crate::config::{self, EdgeCore, KubeletConfig};
+
+/// Images that are fetched at the same time where the file says only that it may be more than one.
+const PARALLEL_PULLS: usize = 10;
 
 /// What the file says about pods, for the node that the certificate names.
 pub(super) fn settings(config: &EdgeCore, node: &NodeName) -> Result<EdgedConfig> {
@@ -24,6 +36,8 @@ pub(super) fn settings(config: &EdgeCore, node: &NodeName) -> Result<EdgedConfig
         taints: kubelet.register_with_taints.iter().map(taint).collect(),
         schedulable: edged.register_schedulable,
         max_pods: kubelet.max_pods,
+        thresholds: thresholds(kubelet)?,
+        reserved: reserved(kubelet)?,
         ..NodeSettings::new(node.clone())
     };
     // Kubelet's layout: `pods` and `containers` side by side.
@@ -52,8 +66,75 @@ pub(super) fn settings(config: &EdgeCore, node: &NodeName) -> Result<EdgedConfig
         resolv_conf: kubelet.resolv_conf.clone(),
         pod_pids: kubelet.pod_pids_limit,
         report_events: edged.report_event,
+        housekeeping: housekeeping(kubelet),
+        parallel_pulls: match kubelet.max_parallel_image_pulls.filter(|_| !kubelet.serialize_image_pulls) {
+            Some(pulls) => usize::try_from(pulls).unwrap_or(PARALLEL_PULLS),
+            None if kubelet.serialize_image_pulls => 1,
+            None => PARALLEL_PULLS,
+        },
+        static_pods: Some(kubelet.static_pod_path.clone()).filter(|path| !path.as_os_str().is_empty()),
         ..EdgedConfig::new(node)
     })
+}
+
+/// From where on the node is short of something.
+fn thresholds(kubelet: &KubeletConfig) -> Result<Thresholds> {
+    let amount = |threshold: &Threshold| match threshold {
+        Threshold::Amount(amount) => Amount::Fixed(*amount),
+        Threshold::PerMille(share) => Amount::PerMille(*share),
+    };
+    let amounts = |map: &BTreeMap<String, Threshold>| -> BTreeMap<String, Amount> {
+        map.iter().map(|(name, threshold)| (name.clone(), amount(threshold))).collect()
+    };
+    let graces = &kubelet.eviction_soft_grace_period;
+    let maps = ThresholdMaps {
+        hard: kubelet.eviction_hard.as_ref().map(amounts),
+        soft: amounts(&kubelet.eviction_soft),
+        soft_grace: graces.iter().map(|(name, grace)| (name.clone(), grace.duration())).collect(),
+        reclaim: amounts(&kubelet.eviction_minimum_reclaim),
+    };
+    let transition = kubelet.eviction_pressure_transition_period.duration();
+    Thresholds::of(&maps, transition, kubelet.eviction_max_pod_grace_period)
+        .context("modules.edged.tailoredKubeletConfig")
+}
+
+/// What is kept from pods for KubeEdge and for the system.
+fn reserved(kubelet: &KubeletConfig) -> Result<Allocatable> {
+    let mut sum = Allocatable::default();
+    for (field, map) in [("kubeReserved", &kubelet.kube_reserved), ("systemReserved", &kubelet.system_reserved)] {
+        for (name, amount) in map {
+            let path = || format!("modules.edged.tailoredKubeletConfig.{field}.{name}");
+            let amount = Quantity::from_api(&ApiQuantity(amount.clone())).with_context(path)?;
+            let kept = match name.as_str() {
+                "cpu" => &mut sum.cpu,
+                "memory" => &mut sum.memory,
+                "ephemeral-storage" => &mut sum.ephemeral_storage,
+                // Process ids are watched, and kept for nobody.
+                "pid" => continue,
+                _ => bail!("{}: expected cpu, memory, ephemeral-storage or pid", path()),
+            };
+            *kept = kept.plus(amount);
+        }
+    }
+    Ok(sum)
+}
+
+/// How large logs and images may become.
+fn housekeeping(kubelet: &KubeletConfig) -> HousekeepingPolicy {
+    let max_age = Some(kubelet.image_maximum_gc_age.duration()).filter(|age| !age.is_zero());
+    HousekeepingPolicy {
+        logs: LogPolicy {
+            max_size: kubelet.container_log_max_size.0,
+            max_files: usize::try_from(kubelet.container_log_max_files).unwrap_or(usize::MAX),
+            interval: kubelet.container_log_monitor_interval.duration(),
+        },
+        images: ImagePolicy {
+            high_percent: kubelet.image_gc_high_threshold_percent,
+            low_percent: kubelet.image_gc_low_threshold_percent.min(kubelet.image_gc_high_threshold_percent),
+            min_age: kubelet.image_minimum_gc_age.duration(),
+            max_age,
+        },
+    }
 }
 
 /// A container runtime in memory that has every image.

@@ -159,6 +159,10 @@ impl Site {
         if !status.success() {
             return Err(join.ended_early(status));
         }
+        // How full this machine is is not what is tried here. The file ends with the kubelet's settings.
+        let config = folder.join("edgecore.yaml");
+        let text = fs::read_to_string(&config)? + "      evictionHard: {}\n";
+        fs::write(&config, text)?;
         Ok(())
     }
 

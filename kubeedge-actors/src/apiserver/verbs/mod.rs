@@ -25,6 +25,7 @@ pub(crate) mod create;
 pub(crate) mod delete;
 mod list;
 mod log;
+mod measured;
 mod patch;
 mod review;
 pub(crate) mod scale;
@@ -207,9 +208,12 @@ async fn subresource_verb(
     }
 }
 
-/// What is served without being stored: `bindings` and reviews. `None` when it is neither.
+/// What is served without being stored: `bindings`, reviews, and what nodes measure. `None` when it is neither.
 pub(crate) async fn serve_virtual(api: &Arc<Api>, request: &Request) -> Option<Result<Answer, Status>> {
     let Path::Resource(path) = &request.path else { return None };
+    if let Some(answer) = measured::serve(api, request, path).await {
+        return Some(answer);
+    }
     if path.name.is_some() {
         return None;
     }

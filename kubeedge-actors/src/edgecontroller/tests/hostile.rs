@@ -6,8 +6,9 @@ use std::{
 };
 
 use kubeedge_proto::v1::{
-    ApiRequest, CallFromNode, CallReply, GapMarker, KubeObject, KubernetesEvent, ObjectQuery, ObjectTombstone,
-    ObjectUpsert, PodTerminated, RegisterNode, RequestToken, ResourceType, SignCertificate, UserMessage, call_reply,
+    ApiRequest, CallFromNode, CallReply, CreateMirrorPod, GapMarker, KubeObject, KubernetesEvent, ObjectQuery,
+    ObjectTombstone, ObjectUpsert, PodTerminated, RegisterNode, RequestToken, ResourceType, SignCertificate,
+    UserMessage, call_reply,
 };
 use tracing::{Event, Subscriber, field::Field, subscriber::set_default};
 use tracing_subscriber::{Layer, layer::SubscriberExt};
@@ -144,10 +145,21 @@ fn refused() -> Vec<(Body, u32, &'static str)> {
         (token("mine", "app", &["https://cloud.example"]), 403, "https://cloud.example"),
         (token("../secrets/x", "app", &[]), 400, "is not the name of a pod"),
         (Body::RegisterNode(RegisterNode { node_json: "not JSON".into() }), 400, "the Node is not JSON"),
+        (Body::CreateMirrorPod(CreateMirrorPod::default()), 400, "the mirror pod is not JSON"),
+        (mirror("web-e2", "e2"), 403, "not bound to node e1"),
+        (mirror("web", "e1"), 403, "does not end with -e1"),
+        (Body::CreateMirrorPod(CreateMirrorPod { pod_json: "{}".into() }), 403, "no pods but mirrors"),
         (Body::SignCertificate(SignCertificate::default()), 501, "SignCertificate"),
         (Body::ApiRequest(ApiRequest { method: "GET".into(), ..ApiRequest::default() }), 501, "ApiRequest"),
         (Body::CallReply(CallReply::default()), 501, "CallReply"),
     ]
+}
+
+fn mirror(name: &str, node: &str) -> Body {
+    let annotations = json!({"kubernetes.io/config.mirror": "hash"});
+    let pod = json!({"metadata": {"namespace": "ns", "name": name, "annotations": annotations},
+        "spec": {"nodeName": node}});
+    Body::CreateMirrorPod(CreateMirrorPod { pod_json: pod.to_string().into() })
 }
 
 /// What its own node sends is done, without a line.

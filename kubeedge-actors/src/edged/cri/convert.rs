@@ -7,7 +7,10 @@ use kubeedge_proto::cri::{self, ContainerState, PodSandboxState};
 
 use crate::edged::{
     labels,
-    runtime::{ImageUser, Instance, InstanceState, LocalImage, PodSummary, RuntimeError, RuntimeHealth, Sandbox},
+    runtime::{
+        ContainerStats, ImageDisk, ImageUser, Instance, InstanceState, LocalImage, PodSummary, RuntimeError,
+        RuntimeHealth, Sandbox,
+    },
 };
 
 /// Nanoseconds since 1970; `None` for 0, which is CRI's "not set".
@@ -124,7 +127,47 @@ pub(super) fn image(image: cri::Image) -> LocalImage {
         (None, name) => ImageUser::Name(name),
     };
     let names = image.repo_digests.into_iter().chain(image.repo_tags).collect();
-    LocalImage { id: image.id, names, size_bytes: image.size, user }
+    LocalImage { id: image.id, names, size_bytes: image.size, user, pinned: image.pinned }
+}
+
+pub(super) fn stats(stats: cri::ContainerStats) -> ContainerStats {
+    let attributes = stats.attributes.unwrap_or_default();
+    let mut labels = attributes.labels;
+    let value = |value: Option<cri::UInt64Value>| value.map(|value| value.value);
+    let cpu = stats.cpu.unwrap_or_default();
+    let memory = stats.memory.unwrap_or_default();
+    let layer = stats.writable_layer.unwrap_or_default();
+    let name = labels.remove(labels::CONTAINER_NAME);
+    ContainerStats {
+        id: attributes.id,
+        name: name.or_else(|| attributes.metadata.map(|metadata| metadata.name)).unwrap_or_default(),
+        pod_uid: labels.remove(labels::POD_UID).unwrap_or_default(),
+        at: time(cpu.timestamp),
+        cpu_nano_seconds: value(cpu.usage_core_nano_seconds),
+        memory_usage: value(memory.usage_bytes).or(value(memory.working_set_bytes)).unwrap_or_default(),
+        memory_working_set: value(memory.working_set_bytes).unwrap_or_default(),
+        memory_rss: value(memory.rss_bytes),
+        page_faults: value(memory.page_faults),
+        major_page_faults: value(memory.major_page_faults),
+        layer_bytes: value(layer.used_bytes).unwrap_or_default(),
+        layer_inodes: value(layer.inodes_used).unwrap_or_default(),
+    }
+}
+
+/// The image of sandboxes out of containerd's configuration, which it tells as JSON.
+pub(super) fn sandbox_image(config: &str) -> Option<String> {
+    let config: serde_json::Value = serde_json::from_str(config).ok()?;
+    config.get("sandboxImage")?.as_str().filter(|image| !image.is_empty()).map(str::to_owned)
+}
+
+/// The file systems of images; of several the first is the one that new images go to.
+pub(super) fn image_disk(info: cri::ImageFsInfoResponse) -> Result<ImageDisk, RuntimeError> {
+    let none = || RuntimeError::BadAnswer { call: "ImageFsInfo", message: "it names no file system".to_owned() };
+    let usage = info.image_filesystems.into_iter().next().ok_or_else(none)?;
+    Ok(ImageDisk {
+        mountpoint: usage.fs_id.unwrap_or_default().mountpoint.into(),
+        used_bytes: usage.used_bytes.map_or(0, |bytes| bytes.value),
+    })
 }
 
 #[cfg(test)]

@@ -5,7 +5,11 @@
 
 mod convert;
 
-use std::{collections::BTreeMap, future::Future, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    time::Duration,
+};
 
 use kubeedge_proto::cri::{
     self, image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient,
@@ -19,8 +23,8 @@ use tonic::{
 use super::{
     labels,
     runtime::{
-        Answer, ExecOutput, LocalImage, ObservedPod, PodSummary, Runtime, RuntimeError, RuntimeHealth, RuntimeVersion,
-        StreamRequest,
+        Answer, ContainerStats, ExecOutput, ImageDisk, LocalImage, ObservedPod, PodSummary, Runtime, RuntimeError,
+        RuntimeHealth, RuntimeVersion, StreamRequest,
     },
 };
 
@@ -305,6 +309,56 @@ impl Runtime for CriRuntime {
                 cri::PullImageRequest { image: image_spec(image), auth, sandbox_config: Some(sandbox.clone()) };
             self.call("PullImage", PULL, self.images.clone().pull_image(request)).await?;
             Ok(())
+        })
+    }
+
+    fn container_stats(&self) -> Answer<'_, Vec<ContainerStats>> {
+        Box::pin(async move {
+            let request = cri::ListContainerStatsRequest::default();
+            let answer =
+                self.call("ListContainerStats", QUICK, self.runtime.clone().list_container_stats(request)).await?;
+            Ok(answer.stats.into_iter().map(convert::stats).collect())
+        })
+    }
+
+    fn reopen_log<'a>(&'a self, id: &'a str) -> Answer<'a, ()> {
+        Box::pin(async move {
+            let request = cri::ReopenContainerLogRequest { container_id: id.to_owned() };
+            self.call("ReopenContainerLog", QUICK, self.runtime.clone().reopen_container_log(request)).await?;
+            Ok(())
+        })
+    }
+
+    fn remove_image<'a>(&'a self, id: &'a str) -> Answer<'a, ()> {
+        Box::pin(async move {
+            let request = cri::RemoveImageRequest { image: image_spec(id) };
+            gone_is_done(self.call("RemoveImage", SLOW, self.images.clone().remove_image(request)).await)
+        })
+    }
+
+    fn used_images(&self) -> Answer<'_, BTreeSet<String>> {
+        Box::pin(async move {
+            let request = cri::ListContainersRequest::default();
+            let list = self.call("ListContainers", QUICK, self.runtime.clone().list_containers(request)).await?;
+            let images = list.containers.into_iter().flat_map(|container| {
+                [container.image_ref, container.image.map(|image| image.image).unwrap_or_default()]
+            });
+            Ok(images.filter(|image| !image.is_empty()).collect())
+        })
+    }
+
+    fn sandbox_image(&self) -> Answer<'_, Option<String>> {
+        Box::pin(async move {
+            let request = cri::StatusRequest { verbose: true };
+            let answer = self.call("Status", QUICK, self.runtime.clone().status(request)).await?;
+            Ok(answer.info.get("config").and_then(|config| convert::sandbox_image(config)))
+        })
+    }
+
+    fn image_disk(&self) -> Answer<'_, ImageDisk> {
+        Box::pin(async move {
+            let request = cri::ImageFsInfoRequest {};
+            convert::image_disk(self.call("ImageFsInfo", QUICK, self.images.clone().image_fs_info(request)).await?)
         })
     }
 }

@@ -102,7 +102,7 @@ impl EventSender {
     fn envelope(&self, event: &Event) -> Envelope {
         let object = KubeObject {
             r#type: Some(resource::events()),
-            key: Some(ObjectKey::new(&event.record.involved.namespace, &event.name)),
+            key: Some(ObjectKey::new(event.record.involved.event_namespace(), &event.name)),
             uid: String::new(),
             resource_version: String::new(),
             json: event.to_json(&self.node).to_string().into(),

@@ -15,8 +15,8 @@ use self::model::{Model, TERMINATED};
 use super::{
     labels,
     runtime::{
-        Answer, ExecOutput, InstanceState, LocalImage, ObservedPod, PodSummary, Runtime, RuntimeError, RuntimeHealth,
-        RuntimeVersion, StreamRequest,
+        Answer, ContainerStats, ExecOutput, ImageDisk, InstanceState, LocalImage, ObservedPod, PodSummary, Runtime,
+        RuntimeError, RuntimeHealth, RuntimeVersion, StreamRequest,
     },
 };
 
@@ -351,7 +351,10 @@ impl Runtime for FakeRuntime {
     fn images(&self) -> Answer<'_, Vec<LocalImage>> {
         Box::pin(async move {
             let images = self.state().images.clone();
-            Ok(images.into_iter().map(|name| LocalImage { names: vec![name], ..LocalImage::default() }).collect())
+            Ok(images
+                .into_iter()
+                .map(|name| LocalImage { id: format!("sha256:{name}"), names: vec![name], ..LocalImage::default() })
+                .collect())
         })
     }
 
@@ -370,5 +373,61 @@ impl Runtime for FakeRuntime {
             state.images.insert(image.to_owned());
             Ok(())
         })
+    }
+
+    fn container_stats(&self) -> Answer<'_, Vec<ContainerStats>> {
+        Box::pin(async move {
+            let now = (self.clock)();
+            let state = self.state();
+            let uids: BTreeSet<String> = state.model.sandboxes.iter().map(|known| known.pod.2.clone()).collect();
+            let running = uids.into_iter().flat_map(|uid| {
+                let instances = state.model.observe(&uid).instances;
+                instances.into_iter().map(move |instance| (uid.clone(), instance))
+            });
+            // What each uses: a tenth of a core, ten megabytes.
+            let stats =
+                running.filter(|(_, instance)| instance.state == InstanceState::Running).map(|(uid, instance)| {
+                    let up = instance.started_at.map_or(0, |started| now.duration_since(started).as_millis());
+                    ContainerStats {
+                        id: instance.id,
+                        name: instance.name,
+                        pod_uid: uid,
+                        cpu_nano_seconds: Some(u64::try_from(up).unwrap_or(0) * 100_000),
+                        memory_usage: 12 << 20,
+                        memory_working_set: 10 << 20,
+                        at: Some(now),
+                        ..ContainerStats::default()
+                    }
+                });
+            Ok(stats.collect())
+        })
+    }
+
+    fn reopen_log<'a>(&'a self, id: &'a str) -> Answer<'a, ()> {
+        Box::pin(async move { self.begin("reopen_log", id).map(drop) })
+    }
+
+    fn remove_image<'a>(&'a self, id: &'a str) -> Answer<'a, ()> {
+        Box::pin(async move {
+            let name = id.strip_prefix("sha256:").unwrap_or(id);
+            self.begin("remove_image", name)?.images.remove(name);
+            Ok(())
+        })
+    }
+
+    fn used_images(&self) -> Answer<'_, BTreeSet<String>> {
+        Box::pin(async {
+            let state = self.state();
+            let instances = state.model.instances.iter();
+            Ok(instances.map(|instance| format!("sha256:{}", instance.image)).collect())
+        })
+    }
+
+    fn sandbox_image(&self) -> Answer<'_, Option<String>> {
+        Box::pin(async { Ok(None) })
+    }
+
+    fn image_disk(&self) -> Answer<'_, ImageDisk> {
+        Box::pin(async { Ok(ImageDisk { mountpoint: "/".into(), used_bytes: 0 }) })
     }
 }

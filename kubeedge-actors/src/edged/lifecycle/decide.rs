@@ -224,8 +224,11 @@ fn run(input: &Input<'_>) -> Decision {
     if !strays.is_empty() {
         return Decision::act(strays);
     }
+    if let Some(failed) = &history.failed {
+        return Decision::act(wind_up(input, current, failed.grace_seconds));
+    }
     if is_over(plan, observed, history, now) {
-        return Decision::act(wind_up(input, current));
+        return Decision::act(wind_up(input, current, plan.grace_seconds));
     }
 
     let mut decision = Decision::default();
@@ -319,9 +322,10 @@ fn strays(input: &Input<'_>, current: Option<&Sandbox>) -> Vec<Action> {
     unstarted.chain(unreleased).collect()
 }
 
-/// The pod is over: sidecars end, the sandbox's network is released; containers stay for their logs and status.
-fn wind_up(input: &Input<'_>, current: Option<&Sandbox>) -> Vec<Action> {
-    let alive = stop_all(input, input.plan.grace_seconds);
+/// The pod is over or has failed: what runs ends, the sandbox's network is released; containers stay for their logs and
+/// status.
+fn wind_up(input: &Input<'_>, current: Option<&Sandbox>, grace_seconds: u32) -> Vec<Action> {
+    let alive = stop_all(input, grace_seconds);
     if !alive.is_empty() {
         return alive;
     }

@@ -5,11 +5,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
 use jiff::{SignedDuration, Timestamp};
 
+use super::failure::PodFailure;
 use crate::edged::{
     probes::Checked,
     runtime::{Instance, InstanceState, ObservedPod},
@@ -131,6 +133,8 @@ pub struct History {
     pub released: BTreeSet<String>,
     /// Instances that ended for their successor: they are followed by one whatever the restart policy.
     pub replaced: BTreeSet<String>,
+    /// The pod has failed as a whole and runs no more.
+    pub failed: Option<Arc<PodFailure>>,
     /// Instances whose hook before their end has run.
     pub hooked: BTreeSet<String>,
     /// What probes say of instances that run.

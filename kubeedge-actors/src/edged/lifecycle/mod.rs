@@ -10,6 +10,7 @@
 //! - with a runtime that works again, every pod comes to run, to its end, or to nothing.
 
 mod decide;
+mod failure;
 mod history;
 mod plan;
 #[cfg(test)]
@@ -17,6 +18,7 @@ mod tests;
 mod verdict;
 
 pub use decide::{Action, Decision, Input, StopCause, VolumeState, Wait, Want, decide};
+pub use failure::PodFailure;
 pub use history::{
     CRASH_FIRST, CRASH_MAX, CRASH_RESET, ContainerHistory, Failure, History, Reason, Step, StepFailure, later,
 };

@@ -3,7 +3,6 @@
 //! The status is the kubelet's field by field: capacity and allocatable, conditions, addresses, node info, images.
 //! Fields that belong to others (`NetworkUnavailable`, attached volumes, users' labels and taints) are not written.
 
-pub mod pressure;
 pub mod readings;
 
 use std::{collections::BTreeMap, net::IpAddr};
@@ -21,11 +20,14 @@ use k8s_openapi::{
 };
 use kubeedge_proto::NodeName;
 
-use self::{
-    pressure::{Pressure, Thresholds},
-    readings::MachineReadings,
+use self::readings::MachineReadings;
+use super::{
+    admission::Room,
+    eviction::{Pressure, Signal, Thresholds},
+    facts::Allocatable,
+    quantity::Quantity,
+    resources::NodeLimits,
 };
-use super::{facts::Allocatable, quantity::Quantity, resources::NodeLimits};
 
 /// The version that is told as the kubelet's: that of the Kubernetes release whose rules are followed, and ours.
 pub const KUBELET_VERSION: &str = concat!("v1.32.10-kubeedge-v", env!("CARGO_PKG_VERSION"));
@@ -199,12 +201,11 @@ fn capacity(readings: &MachineReadings) -> Allocatable {
 /// What pods may use: the machine without what is reserved, what is kept free, and memory set aside as huge pages.
 pub fn allocatable(settings: &NodeSettings, readings: &MachineReadings) -> Allocatable {
     let all = capacity(readings);
-    let Thresholds { memory_bytes, disk_percent, .. } = settings.thresholds;
+    let kept_memory = settings.thresholds.kept(Signal::MemoryAvailable, readings.memory);
+    let kept_disk = Quantity::bytes(settings.thresholds.kept(Signal::NodefsAvailable, readings.disk.capacity));
     let huge: u64 = readings.huge_pages.iter().map(|(size, count)| size.saturating_mul(*count)).sum();
-    let kept_disk = u128::from(readings.disk.capacity) * u128::from(disk_percent) / 100;
-    let kept_disk = Quantity::bytes(u64::try_from(kept_disk).unwrap_or(u64::MAX));
     let rest = |all: Quantity, kept: [Quantity; 2]| kept.into_iter().fold(all, Quantity::minus).max(Quantity::bytes(0));
-    let kept_memory = Quantity::bytes(memory_bytes.saturating_add(huge));
+    let kept_memory = Quantity::bytes(kept_memory.saturating_add(huge));
     Allocatable {
         cpu: rest(all.cpu, [settings.reserved.cpu, Quantity::ZERO]),
         memory: rest(all.memory, [settings.reserved.memory, kept_memory]),
@@ -227,17 +228,26 @@ fn resources(
     readings: &MachineReadings,
     amounts: Allocatable,
 ) -> BTreeMap<String, ApiQuantity> {
-    let mut resources = BTreeMap::from([
-        ("cpu".to_owned(), amounts.cpu.to_api()),
-        ("memory".to_owned(), amounts.memory.to_api()),
-        ("ephemeral-storage".to_owned(), amounts.ephemeral_storage.to_api()),
-        ("pods".to_owned(), Quantity::units(i64::from(settings.max_pods)).to_api()),
+    named(settings, readings, amounts).into_iter().map(|(name, amount)| (name, amount.to_api())).collect()
+}
+
+fn named(settings: &NodeSettings, readings: &MachineReadings, amounts: Allocatable) -> Room {
+    let mut resources = Room::from([
+        ("cpu".to_owned(), amounts.cpu),
+        ("memory".to_owned(), amounts.memory),
+        ("ephemeral-storage".to_owned(), amounts.ephemeral_storage),
+        ("pods".to_owned(), Quantity::units(i64::from(settings.max_pods))),
     ]);
     for (size, count) in &readings.huge_pages {
         let name = format!("hugepages-{}", Quantity::bytes(*size));
-        resources.insert(name, Quantity::bytes(size.saturating_mul(*count)).to_api());
+        resources.insert(name, Quantity::bytes(size.saturating_mul(*count)));
     }
     resources
+}
+
+/// What pods may use, by the names of resources.
+pub fn allocatable_resources(settings: &NodeSettings, readings: &MachineReadings) -> Room {
+    named(settings, readings, allocatable(settings, readings))
 }
 
 fn conditions(

@@ -181,7 +181,7 @@ fn pretty_name(text: &str) -> Option<String> {
 }
 
 /// The fill of the file system that holds `path`, or will hold it: its nearest ancestor that exists.
-fn disk(path: &Path) -> Result<DiskReading, ReadingError> {
+pub(crate) fn disk(path: &Path) -> Result<DiskReading, ReadingError> {
     let existing = path.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
     let failed = |errno: rustix::io::Errno| ReadingError { path: existing.to_owned(), source: errno.into() };
     let stat = rustix::fs::statvfs(existing).map_err(failed)?;

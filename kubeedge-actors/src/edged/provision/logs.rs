@@ -61,7 +61,18 @@ impl LogDirs {
     /// Removes a container's log and the link to it.
     pub fn remove(&self, plan: &PodPlan, container: &str, attempt: u32, id: &str) -> io::Result<()> {
         gone(std::fs::remove_file(self.link(plan, container, id)))?;
-        gone(std::fs::remove_file(self.pod(plan).join(Self::relative(container, attempt))))
+        let path = self.pod(plan).join(Self::relative(container, attempt));
+        // What was rotated goes first: by the log itself all of it is found again.
+        let rotated = format!("{attempt}.log.");
+        if let Some(folder) = path.parent().filter(|folder| folder.is_dir()) {
+            for file in std::fs::read_dir(folder)? {
+                let file = file?;
+                if file.file_name().to_string_lossy().starts_with(&rotated) {
+                    gone(std::fs::remove_file(file.path()))?;
+                }
+            }
+        }
+        gone(std::fs::remove_file(path))
     }
 
     /// Removes what is left of a pod's logs.
@@ -157,9 +168,16 @@ mod tests {
         let link = root.path().join("containers/p_ns_c-abc.log");
         assert_eq!(std::fs::read_link(&link).unwrap(), file);
         assert_eq!(logs.tail(&plan, "c", 3, 2048).unwrap(), "one two\n");
+        for name in ["3.log.1", "3.log.2", "33.log", "33.log.1"] {
+            std::fs::write(file.with_file_name(name), "").unwrap();
+        }
         logs.remove(&plan, "c", 3, "abc").unwrap();
         logs.remove(&plan, "c", 3, "abc").unwrap();
         assert!(!file.exists() && std::fs::symlink_metadata(&link).is_err());
+        let mut left: Vec<_> =
+            std::fs::read_dir(file.parent().unwrap()).unwrap().map(|it| it.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["33.log", "33.log.1"], "those of another instance stay");
         logs.remove_pod(&plan).unwrap();
         assert!(!root.path().join("pods/ns_p_u").exists());
     }

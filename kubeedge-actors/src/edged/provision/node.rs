@@ -15,6 +15,7 @@ use kubeedge_proto::cri;
 use super::{ContainerRequest, Provide, Provided, Provision, logs::LogDirs};
 use crate::edged::{
     credentials,
+    devices::{DeviceManager, Given},
     env::{KubernetesService, container_env},
     facts::{Allocatable, PodFacts},
     image_name::ImageName,
@@ -72,6 +73,7 @@ pub struct NodeProvision {
     objects: Arc<dyn ObjectSource>,
     volumes: Volumes,
     logs: LogDirs,
+    devices: Option<DeviceManager>,
     /// Volumes that are set up, by pod uid; gone with the pod.
     mounted: Mutex<HashMap<String, MountedVolumes>>,
 }
@@ -84,8 +86,15 @@ impl NodeProvision {
             logs: LogDirs::new(setup.log_dir.clone()),
             setup,
             objects,
+            devices: None,
             mounted: Mutex::default(),
         }
+    }
+
+    /// With the devices of plugins.
+    #[must_use]
+    pub fn with_devices(self, devices: DeviceManager) -> Self {
+        Self { devices: Some(devices), ..self }
     }
 
     /// The node's volumes.
@@ -236,6 +245,10 @@ impl NodeProvision {
         let directory = (plan.clone(), name.clone());
         self.files("the log directory cannot be made", move |logs| logs.prepare(&directory.0, &directory.1)).await?;
 
+        let given = match &self.devices {
+            Some(devices) => devices.allocate(pod, container).await?,
+            None => Given::default(),
+        };
         let mut labels = Self::labels(plan);
         labels.insert(labels::CONTAINER_NAME.to_owned(), name.clone());
         let mut annotations: HashMap<String, String> = [
@@ -248,6 +261,9 @@ impl NodeProvision {
         .collect();
         let words = container.termination_message_path.as_deref().unwrap_or("/dev/termination-log");
         annotations.insert(labels::TERMINATION_MESSAGE_PATH.to_owned(), words.to_owned());
+        annotations.extend(given.annotations);
+        // The container's own come later, which lets them win.
+        let envs = given.envs.into_iter().chain(env.vars.clone());
         Ok(cri::ContainerConfig {
             metadata: Some(cri::ContainerMetadata { name: name.clone(), attempt }),
             // By content: a tag that moves between the pull and here changes nothing.
@@ -259,8 +275,9 @@ impl NodeProvision {
             command: env.expand_all(container.command.as_ref()),
             args: env.expand_all(container.args.as_ref()),
             working_dir: container.working_dir.clone().unwrap_or_default(),
-            envs: env.vars.into_iter().map(|(key, value)| cri::KeyValue { key, value }).collect(),
-            mounts: mounts.into_iter().map(Into::into).collect(),
+            envs: envs.map(|(key, value)| cri::KeyValue { key, value }).collect(),
+            mounts: mounts.into_iter().map(Into::into).chain(given.mounts).collect(),
+            devices: given.devices,
             labels,
             annotations,
             log_path: LogDirs::relative(&name, attempt),
@@ -268,7 +285,6 @@ impl NodeProvision {
             stdin_once: container.stdin_once.unwrap_or(false),
             tty: container.tty.unwrap_or(false),
             linux: Some(cri::LinuxContainerConfig { resources: Some(limits), security_context: Some(security) }),
-            ..Default::default()
         })
     }
 

@@ -5,7 +5,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::qos::QosClass;
+use k8s_openapi::api::core::v1::Pod;
+
+use super::qos::{QosClass, qos_class};
 use crate::edged::volumes::PodUid;
 
 /// Who manages the node's cgroups; runtime and node have to agree.
@@ -32,6 +34,32 @@ pub fn cgroup_parent(driver: CgroupDriver, qos: QosClass, uid: &PodUid) -> Strin
         (CgroupDriver::Systemd, None) => format!("kubepods-pod{}.slice", uid.as_str().replace('-', "_")),
         (CgroupDriver::Systemd, Some(class)) => {
             format!("kubepods-{class}-pod{}.slice", uid.as_str().replace('-', "_"))
+        }
+    }
+}
+
+/// Where cgroups are.
+const ROOT: &str = "/sys/fs/cgroup";
+
+/// How many processes and threads a pod has, as far as its cgroup tells; 0 where it does not.
+pub fn pod_processes(driver: CgroupDriver, uid: &str, pod: &Pod) -> u64 {
+    let (Ok(uid), Ok(qos)) = (uid.parse::<PodUid>(), qos_class(pod)) else { return 0 };
+    let Some(parent) = cgroup_folder(driver, qos, &uid) else { return 0 };
+    let found = ["pids", ""].into_iter().find_map(|tree| {
+        let file = Path::new(ROOT).join(tree).join(&parent).join("pids.current");
+        fs::read_to_string(file).ok()?.trim().parse().ok()
+    });
+    found.unwrap_or(0)
+}
+
+/// The folder of a pod below a tree's root; slices are nested by their names.
+fn cgroup_folder(driver: CgroupDriver, qos: QosClass, uid: &PodUid) -> Option<PathBuf> {
+    let parent = cgroup_parent(driver, qos, uid);
+    match driver {
+        CgroupDriver::Cgroupfs => Some(parent.trim_start_matches('/').into()),
+        CgroupDriver::Systemd => {
+            let levels: Vec<&str> = parent.strip_suffix(".slice")?.split('-').collect();
+            Some((1..=levels.len()).map(|depth| format!("{}.slice", levels[..depth].join("-"))).collect())
         }
     }
 }
@@ -118,6 +146,15 @@ mod tests {
         // A container is still in it: the pod has not ended.
         fs::create_dir(folder("cpu", QosClass::Guaranteed, &stays).join("container")).unwrap();
         assert!(remove(&stays).unwrap_err().to_string().contains("cpu/kubepods/poda-c"));
+    }
+
+    #[test]
+    fn a_slice_is_in_the_slices_that_its_name_says() {
+        let uid: PodUid = "a-b".parse().unwrap();
+        let folder = |driver, qos| cgroup_folder(driver, qos, &uid).unwrap();
+        let nested = Path::new("kubepods.slice/kubepods-burstable.slice/kubepods-burstable-poda_b.slice");
+        assert_eq!(folder(CgroupDriver::Systemd, QosClass::Burstable), nested);
+        assert_eq!(folder(CgroupDriver::Cgroupfs, QosClass::Guaranteed), Path::new("kubepods/poda-b"));
     }
 
     #[test]

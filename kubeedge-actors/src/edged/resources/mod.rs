@@ -12,11 +12,12 @@ mod qos;
 mod security;
 mod sysctls;
 
-pub use cgroup::{CgroupDriver, cgroup_parent, limit_pod_pids, remove_pod_cgroups};
+pub use cgroup::{CgroupDriver, cgroup_parent, limit_pod_pids, pod_processes, remove_pod_cgroups};
 pub use dns::{DnsError, NodeDns, PodDns, ResolvConf, pod_dns};
 pub use hostname::{HostnameError, PodHostname, hosts_file, node_hosts_file, pod_hostname};
 pub use linux::{NodeLimits, container_resources, sandbox_resources};
 pub use ports::{InvalidPort, port_mappings};
 pub use qos::{InvalidResource, QosClass, qos_class};
+pub(crate) use qos::{limit, request};
 pub use security::{ImageUser, SecurityError, container_security, namespace_options, sandbox_security};
 pub use sysctls::{SysctlForbidden, pod_sysctls};

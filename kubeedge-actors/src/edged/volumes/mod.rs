@@ -168,6 +168,24 @@ impl Volumes {
         Self { root: root.into(), objects, clock, locks: Arc::new(std::array::from_fn(|_| Mutex::new(()))) }
     }
 
+    /// The `emptyDir` volumes of a pod that are on the node's disk: name and directory, which need not be there yet.
+    pub fn empty_dirs_on_disk(&self, pod: &Pod) -> Vec<(String, PathBuf)> {
+        let Some(uid) = pod.metadata.uid.as_deref().and_then(|uid| uid.parse::<PodUid>().ok()) else {
+            return Vec::new();
+        };
+        let directory = PodDir::new(&self.root, &uid);
+        let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+        volumes
+            .filter(|volume| {
+                volume.empty_dir.as_ref().is_some_and(|dir| dir.medium.as_deref().unwrap_or_default().is_empty())
+            })
+            .filter_map(|volume| {
+                let label = layout::Label::parse("volume", &volume.name).ok()?;
+                Some((volume.name.clone(), directory.volume(layout::Plugin::EmptyDir, &label)))
+            })
+            .collect()
+    }
+
     /// Makes all volumes that the pod's containers mount. A second time it brings them up to date.
     ///
     /// # Errors

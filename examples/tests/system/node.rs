@@ -1,0 +1,575 @@
+//! What belongs to the node rather than to one pod. One lab; a scenario that needs other settings restarts edgecore.
+
+use std::{fs, path::PathBuf, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use futures_util::FutureExt;
+use k8s_openapi::api::core::v1::{Event, Node, Pod};
+use kube::{Api, api::ListParams};
+use kubeedge_examples::{
+    containerd::Tools,
+    http,
+    lab::{Lab, NODE},
+};
+use serde_json::Value;
+
+use crate::{
+    cluster::{NAMESPACE, apply, container, delete, poll, running, uid, until_pod},
+    pods::{script, up},
+    report::{Outcome, Report},
+};
+
+const UP: &str = "node::a_lab_comes_up";
+const DOWN: &str = "node::nothing_is_left_on_the_machine";
+const API: &str = "node::its_own_api_shows_pods_and_what_they_use";
+const TOP: &str = "node::kubectl_top_shows_nodes_and_pods";
+const LOGS: &str = "node::a_log_that_grows_is_rotated_and_kubectl_logs_goes_on";
+const IMAGES: &str = "node::images_that_nobody_uses_go_when_the_disk_fills_up";
+const STORAGE: &str = "node::a_pod_that_fills_its_volume_is_evicted";
+const ROOM: &str = "node::a_pod_that_does_not_fit_is_refused_in_a_kubelets_words";
+const PRESSURE: &str = "node::a_node_that_is_short_of_memory_says_so_evicts_and_lets_nobody_in";
+const EVICTED: &str = "node::what_was_evicted_does_not_come_back_by_a_restart";
+const DEVICES: &str = "node::a_device_plugin_gives_a_container_its_device";
+const PIDS: &str = "node::a_pod_that_forks_without_end_meets_its_limit";
+const HELD: &str = "node::a_held_pod_waits_for_its_release";
+const STATIC: &str = "node::static_pods_run_with_the_cloud_away_and_are_mirrored_when_it_is_back";
+const SHUTDOWN: &str = "node::pods_end_in_order_when_the_power_goes";
+const ALL: [&str; 13] =
+    [API, TOP, LOGS, IMAGES, STORAGE, ROOM, DEVICES, PIDS, HELD, STATIC, PRESSURE, EVICTED, SHUTDOWN];
+
+/// Burns processor time, so that there is something to measure.
+const BUSY: &str = "busy";
+
+pub(crate) async fn stage(report: &mut Report, tools: &Result<Tools>) {
+    if !report.begins(&ALL) {
+        return;
+    }
+    let Some(tools) = report.tools(tools, &ALL) else { return };
+    let begin = async |lab: &mut Lab| {
+        lab.settings = vec![
+            // Every second, so that nobody waits for it.
+            "containerLogMaxSize: 4Ki".into(),
+            "containerLogMaxFiles: 3".into(),
+            "containerLogMonitorInterval: 1s".into(),
+            "podPidsLimit: 40".into(),
+            "shutdownGracePeriod: 20s".into(),
+            format!("staticPodPath: {}", lab.folder().join("manifests").display()),
+        ];
+        up(lab, tools).await?;
+        lab.guarded(async |lab| {
+            apply(lab, &script(BUSY, "Always", "while :; do :; done")).await?;
+            running(&lab.client()?, BUSY).await.map(drop)
+        })
+        .await
+    };
+    let Some((mut lab, folder)) = report.lab(UP, begin).await else { return };
+    let ended = lab
+        .guarded(async |lab| {
+            report
+                .together(vec![
+                    (API, api(lab).boxed_local()),
+                    (TOP, top(lab).boxed_local()),
+                    (LOGS, rotated(lab).boxed_local()),
+                    (IMAGES, images(lab).boxed_local()),
+                    (STORAGE, oversized(lab).boxed_local()),
+                    (ROOM, no_room(lab).boxed_local()),
+                    (DEVICES, devices(lab).boxed_local()),
+                    (PIDS, forks(lab).boxed_local()),
+                    (HELD, held(lab).boxed_local()),
+                ])
+                .await;
+            Ok(())
+        })
+        .await;
+    report.run(STATIC, static_pods(&mut lab)).await;
+    report.run(PRESSURE, pressed(&mut lab)).await;
+    report.run(EVICTED, stays_evicted(&mut lab)).await;
+    report.run(SHUTDOWN, power_failure(&mut lab)).await;
+    report.close(DOWN, lab, folder, ended).await;
+}
+
+async fn page(lab: &Lab, path: &str) -> Result<String> {
+    let address = lab.node_api()?;
+    let answer = http::get(address, path).await?;
+    let body = String::from_utf8(answer.body)?;
+    ensure!(answer.status == 200, "{path} answered {}: {body}", answer.status);
+    Ok(body)
+}
+
+async fn api(lab: &Lab) -> Result<Outcome> {
+    ensure!(page(lab, "/healthz").await? == "ok");
+    let pods: Value = serde_json::from_str(&page(lab, "/pods").await?)?;
+    let items = pods["items"].as_array().cloned().unwrap_or_default();
+    let is_busy = |pod: &Value| pod["metadata"]["name"] == BUSY && pod["status"]["phase"] == "Running";
+    ensure!(items.iter().any(is_busy), "/pods: {pods}");
+
+    let own = running(&lab.client()?, BUSY).await?;
+    let uid = uid(&own)?;
+    // A busy loop takes a core, or what a shared machine gives of one.
+    let container = poll("the pod is seen to use a tenth of a core", async || {
+        let summary: Value = serde_json::from_str(&page(lab, "/stats/summary").await?)?;
+        let pods = summary["pods"].as_array().cloned().unwrap_or_default();
+        let pod = pods.into_iter().find(|pod| pod["podRef"]["uid"] == *uid).context("the pod is not in the summary")?;
+        let container = pod["containers"][0].clone();
+        let busy = container["cpu"]["usageNanoCores"].as_u64().is_some_and(|cores| cores > 100_000_000);
+        let node = &summary["node"];
+        ensure!(node["memory"]["workingSetBytes"].as_u64() > Some(1 << 20), "{node}");
+        ensure!(node["fs"]["capacityBytes"].as_u64() > Some(0) && node["runtime"]["imageFs"].is_object(), "{node}");
+        Ok(if busy { Ok(container) } else { Err(container.to_string()) })
+    })
+    .await?;
+    ensure!(container["name"] == "main" && container["memory"]["workingSetBytes"].as_u64() > Some(0), "{container}");
+
+    let resource = page(lab, "/metrics/resource").await?;
+    let labels = format!("{{container=\"main\",namespace=\"{NAMESPACE}\",pod=\"{BUSY}\"}} ");
+    ensure!(resource.contains(&format!("\ncontainer_cpu_usage_seconds_total{labels}")), "{resource}");
+    ensure!(resource.contains("\nresource_scrape_error 0\n"), "{resource}");
+    let metrics = page(lab, "/metrics").await?;
+    ensure!(metrics.contains("kubeedge_actor_running{component=\"edged\"} 1.0"), "{metrics}");
+    let refused = http::request("DELETE", lab.node_api()?, "/pods").await?;
+    ensure!(refused.status == 405, "DELETE /pods answered {}", refused.status);
+    Ok(Outcome::Proved)
+}
+
+async fn kubectl(lab: &Lab, arguments: &[&str]) -> Result<(bool, String)> {
+    let mut kubectl = lab.kubectl().context("kubectl is on PATH")?;
+    let output = kubectl.args(arguments).output().await?;
+    let text = if output.status.success() { output.stdout } else { output.stderr };
+    Ok((output.status.success(), String::from_utf8_lossy(&text).into_owned()))
+}
+
+/// From the API server through the gateway and the node's stream connection to the runtime, and back.
+async fn top(lab: &Lab) -> Result<Outcome> {
+    if lab.kubectl().is_none() {
+        return Ok(Outcome::Skipped("kubectl is not on PATH".to_owned()));
+    }
+    let (done, nodes) = kubectl(lab, &["top", "node"]).await?;
+    let row: Vec<&str> = nodes.lines().nth(1).unwrap_or_default().split_whitespace().collect();
+    let number = |cell: Option<&&str>, unit: &str| cell.and_then(|cell| cell.strip_suffix(unit)?.parse::<u64>().ok());
+    ensure!(done && row.first() == Some(&"edge-1"), "{nodes}");
+    ensure!(number(row.get(1), "m") > Some(0) && number(row.get(3), "Mi") > Some(0), "{nodes}");
+    let (done, pods) = kubectl(lab, &["top", "pod", BUSY, "--containers"]).await?;
+    let row: Vec<&str> = pods.lines().nth(1).unwrap_or_default().split_whitespace().collect();
+    ensure!(done && row.first() == Some(&BUSY) && row.get(1) == Some(&"main"), "{pods}");
+    ensure!(number(row.get(2), "m") > Some(100), "a busy loop takes more than a tenth of a core: {pods}");
+    let (done, none) = kubectl(lab, &["top", "pod", "nobody"]).await?;
+    ensure!(!done && none.contains("\"nobody\" not found"), "{none}");
+    Ok(Outcome::Proved)
+}
+
+async fn rotated(lab: &Lab) -> Result<Outcome> {
+    let name = "verbose";
+    // Some 60 bytes with the runtime's prefix, a thousand lines.
+    let story = "i=0; while [ $i -lt 1000 ]; do i=$((i+1)); echo line $i; [ $((i % 50)) = 0 ] && sleep 0.2; done; \
+                 while :; do sleep 1; done";
+    apply(lab, &script(name, "Always", story)).await?;
+    let pod = running(&lab.client()?, name).await?;
+    let folder = lab.folder().join("edge/logs/pods").join(format!("{NAMESPACE}_{name}_{}", uid(&pod)?)).join("main");
+    let files = || -> Result<Vec<PathBuf>> {
+        let mut files = fs::read_dir(&folder)?.map(|file| Ok(file?.path())).collect::<Result<Vec<_>>>()?;
+        files.sort();
+        Ok(files)
+    };
+    poll("the log is rotated twice", async || {
+        let files = files()?;
+        ensure!(files.len() <= 3, "more files than containerLogMaxFiles: {files:?}");
+        Ok(if files.len() == 3 { Ok(()) } else { Err(format!("{files:?}")) })
+    })
+    .await?;
+    if lab.kubectl().is_none() {
+        return Ok(Outcome::Skipped("kubectl is not on PATH".to_owned()));
+    }
+    // The last line is in the file that is written, or alone behind a rotation.
+    poll("kubectl logs shows the last line", async || {
+        let (done, text) = kubectl(lab, &["logs", name]).await?;
+        let files = files()?;
+        ensure!(files.len() <= 3, "more files than containerLogMaxFiles: {files:?}");
+        let kept = files.iter().any(|file| fs::read_to_string(file).is_ok_and(|text| text.contains("line 1000\n")));
+        Ok(if done && (text.contains("line 1000\n") || kept) { Ok(()) } else { Err(text) })
+    })
+    .await?;
+    // A line is in one file and no other: nothing is written twice.
+    let mut seen = Vec::new();
+    for file in files()? {
+        let text = fs::read_to_string(file)?;
+        seen.extend(text.lines().filter_map(|line| line.rsplit_once("line ")?.1.parse::<u32>().ok()));
+    }
+    let unbroken = seen.windows(2).filter(|pair| pair[1] == pair[0] + 1).count();
+    // By name the newest is `0.log`, the first; behind it the others from old to new.
+    ensure!(unbroken + 2 >= seen.len(), "lines are missing: {seen:?}");
+    Ok(Outcome::Proved)
+}
+
+/// The thresholds are those of the whole machine: what is tried is the rule on a real runtime, with a disk that counts
+/// as full.
+async fn images(lab: &Lab) -> Result<Outcome> {
+    use kubeedge_actors::edged::{
+        cri::CriRuntime,
+        housekeeping::{ImageCollector, ImagePolicy},
+        runtime::Runtime,
+    };
+    use std::sync::Arc;
+    let runtime = Arc::new(CriRuntime::new(&lab.containerd()?.endpoint())?);
+    let before = runtime.images().await?;
+    let unused = lab.other_image()?;
+    runtime.pull_image(&unused, None, &kubeedge_proto::cri::PodSandboxConfig::default()).await?;
+    let with = runtime.images().await?;
+    ensure!(with.len() == before.len() + 1, "{unused} is pulled: {with:?}");
+    let full = ImagePolicy { high_percent: 0, low_percent: 0, min_age: Duration::ZERO, ..ImagePolicy::default() };
+    let collected = ImageCollector::new(runtime.clone(), full).collect().await?.context("the disk counts as full")?;
+    ensure!(collected.removed == 1 && collected.freed < collected.wanted, "{collected:?}");
+    // The pods' image and that of their sandboxes stay.
+    ensure!(runtime.images().await? == before, "{:?}", runtime.images().await?);
+    Ok(Outcome::Proved)
+}
+
+fn failed_for(pod: &Pod, reason: &str) -> bool {
+    let status = pod.status.clone().unwrap_or_default();
+    status.phase.as_deref() == Some("Failed") && status.reason.as_deref() == Some(reason)
+}
+
+fn message(pod: &Pod) -> String {
+    pod.status.as_ref().and_then(|status| status.message.clone()).unwrap_or_default()
+}
+
+/// What was told about an object, by reason.
+async fn told(lab: &Lab, name: &str, reason: &str) -> Result<String> {
+    let events = Api::<Event>::namespaced(lab.client()?, NAMESPACE);
+    let of = ListParams::default().fields(&format!("involvedObject.name={name},reason={reason}"));
+    poll(&format!("an event {reason} about {name}"), async || {
+        let found = events.list(&of).await?.items;
+        Ok(found.first().and_then(|event| event.message.clone()).ok_or_else(|| "none".to_owned()))
+    })
+    .await
+}
+
+async fn oversized(lab: &Lab) -> Result<Outcome> {
+    let name = "oversized";
+    let story = "dd if=/dev/zero of=/work/file bs=1024 count=3000 2>/dev/null; while :; do sleep 1; done";
+    let manifest = script(name, "Always", story).replace("emptyDir: {}", "emptyDir: {sizeLimit: 1Mi}");
+    apply(lab, &manifest).await?;
+    let pod = until_pod(&lab.client()?, name, "Failed, Evicted", |pod| failed_for(pod, "Evicted")).await?;
+    ensure!(message(&pod) == "Usage of EmptyDir volume \"work\" exceeds the limit \"1Mi\". ", "{:?}", pod.status);
+    let conditions = pod.status.unwrap_or_default().conditions.unwrap_or_default();
+    let target = conditions.iter().find(|condition| condition.type_ == "DisruptionTarget");
+    let reason = target.and_then(|target| target.reason.as_deref());
+    ensure!(reason == Some("TerminationByKubelet"), "{conditions:?}");
+    ensure!(told(lab, name, "Evicted").await?.contains("exceeds the limit"));
+    Ok(Outcome::Proved)
+}
+
+async fn no_room(lab: &Lab) -> Result<Outcome> {
+    let name = "greedy";
+    let manifest = script(name, "Always", "sleep 1")
+        .replace("    imagePullPolicy", "    resources: {requests: {cpu: \"1000\"}}\n    imagePullPolicy");
+    apply(lab, &manifest).await?;
+    let pod = until_pod(&lab.client()?, name, "Failed, OutOfcpu", |pod| failed_for(pod, "OutOfcpu")).await?;
+    let why = "Pod was rejected: Node didn't have enough resource: cpu, requested: 1000000, used: 0, capacity: ";
+    ensure!(message(&pod).starts_with(why), "{:?}", pod.status);
+    let (sandboxes, _) = lab.sandboxes(&uid(&pod)?).await?;
+    ensure!(sandboxes.is_empty(), "it was never begun: {sandboxes:?}");
+    if lab.kubectl().is_some() {
+        let (_, row) = kubectl(lab, &["get", "pod", name, "--no-headers"]).await?;
+        ensure!(row.split_whitespace().nth(2) == Some("OutOfcpu"), "{row}");
+    }
+    Ok(Outcome::Proved)
+}
+
+fn memory_pressure(node: &Node) -> Option<String> {
+    let conditions = node.status.as_ref()?.conditions.as_ref()?;
+    Some(conditions.iter().find(|condition| condition.type_ == "MemoryPressure")?.status.clone())
+}
+
+/// No machine has so much free memory as this setting wants.
+async fn pressed(lab: &mut Lab) -> Result<Outcome> {
+    lab.stop_edge().await?;
+    // It would go first, and the next one ten seconds later.
+    delete(&lab.client()?, "verbose", 0).await?;
+    lab.set_kubelet("evictionHard: {memory.available: 99.9%}")?;
+    lab.set_kubelet("evictionPressureTransitionPeriod: 0s")?;
+    lab.start_edge()?;
+    lab.guarded(async |lab| {
+        let client = lab.client()?;
+        let pod = until_pod(&client, BUSY, "Failed, Evicted", |pod| failed_for(pod, "Evicted")).await?;
+        let said = message(&pod);
+        ensure!(said.starts_with("The node was low on resource: memory. Threshold quantity: "), "{said}");
+        ensure!(said.contains("Container main was using "), "{said}");
+        let nodes = Api::<Node>::all(client.clone());
+        poll("the node has MemoryPressure", async || {
+            let pressure = memory_pressure(&nodes.get(NODE).await?);
+            Ok(if pressure.as_deref() == Some("True") { Ok(()) } else { Err(format!("{pressure:?}")) })
+        })
+        .await?;
+        ensure!(told(lab, NODE, "EvictionThresholdMet").await? == "Attempting to reclaim memory");
+        poll("nothing of it runs", async || {
+            let running = lab.containers(&uid(&pod)?).await?.iter().any(|container| container.running);
+            Ok(if running { Err("its container runs".to_owned()) } else { Ok(()) })
+        })
+        .await?;
+        apply(lab, &script("late", "Always", "sleep 1")).await?;
+        let late = until_pod(&client, "late", "Failed, Evicted", |pod| failed_for(pod, "Evicted")).await?;
+        ensure!(message(&late) == "Pod was rejected: The node had condition: [MemoryPressure]. ", "{:?}", late.status);
+        Ok(Outcome::Proved)
+    })
+    .await
+}
+
+async fn stays_evicted(lab: &mut Lab) -> Result<Outcome> {
+    lab.stop_edge().await?;
+    lab.set_kubelet("evictionHard: {memory.available: 1Mi}")?;
+    lab.start_edge()?;
+    lab.guarded(async |lab| {
+        let client = lab.client()?;
+        let nodes = Api::<Node>::all(client.clone());
+        poll("the node has no MemoryPressure", async || {
+            let pressure = memory_pressure(&nodes.get(NODE).await?);
+            Ok(if pressure.as_deref() == Some("False") { Ok(()) } else { Err(format!("{pressure:?}")) })
+        })
+        .await?;
+        // A pod that comes now runs: so the others had their chance, too.
+        apply(lab, &script("after", "Always", "while :; do sleep 1; done")).await?;
+        let after = uid(&running(&client, "after").await?)?;
+        container(lab, &after, "main").await?;
+        for name in [BUSY, "late"] {
+            let pod = until_pod(&client, name, "still Failed", |pod| failed_for(pod, "Evicted")).await?;
+            let left = lab.containers(&uid(&pod)?).await?;
+            ensure!(!left.iter().any(|container| container.running), "{name} runs again: {left:?}");
+        }
+        Ok(Outcome::Proved)
+    })
+    .await
+}
+
+/// A plugin in this test, over the node's real sockets.
+async fn devices(lab: &Lab) -> Result<Outcome> {
+    let folder = lab.folder().join("edge/kubelet/device-plugins");
+    let plugin = plugin::serve(&folder, "test.sock")?;
+    plugin::register(&folder, "test.sock", "example.com/lamp").await?;
+    let nodes = Api::<Node>::all(lab.client()?);
+    poll("the node has two of the resource, one of them to give", async || {
+        let status = nodes.get(NODE).await?.status.unwrap_or_default();
+        let amount =
+            |of: Option<std::collections::BTreeMap<_, k8s_openapi::apimachinery::pkg::api::resource::Quantity>>| {
+                of.and_then(|all: std::collections::BTreeMap<String, _>| Some(all.get("example.com/lamp")?.0.clone()))
+            };
+        let seen = (amount(status.capacity), amount(status.allocatable));
+        Ok(if seen == (Some("2".into()), Some("1".into())) { Ok(()) } else { Err(format!("{seen:?}")) })
+    })
+    .await?;
+    let with_lamp = |name: &str| {
+        let limits = "    resources: {limits: {example.com/lamp: 1}}\n    imagePullPolicy";
+        let story = "echo $LAMP > /work/lamp; [ -c /dev/lamp ] && echo there >> /work/lamp; while :; do sleep 1; done";
+        script(name, "Always", story).replace("    imagePullPolicy", limits)
+    };
+    apply(lab, &with_lamp("lit")).await?;
+    let pod = running(&lab.client()?, "lit").await?;
+    let main = container(lab, &uid(&pod)?, "main").await?;
+    poll("the container has its variable and its device", async || {
+        let said = lab.exec(&main.id, &["cat", "/work/lamp"]).await.unwrap_or_else(|error| format!("{error:#}"));
+        Ok(if said == "good\nthere\n" { Ok(()) } else { Err(said) })
+    })
+    .await?;
+    apply(lab, &with_lamp("dark")).await?;
+    let dark = until_pod(&lab.client()?, "dark", "Failed", |pod| failed_for(pod, "OutOfexample.com/lamp")).await?;
+    ensure!(message(&dark).ends_with("requested: 1, used: 1, capacity: 1"), "{:?}", dark.status);
+    drop(plugin);
+    Ok(Outcome::Proved)
+}
+
+async fn forks(lab: &Lab) -> Result<Outcome> {
+    let name = "forks";
+    apply(lab, &script(name, "Always", "while :; do sleep 1; done")).await?;
+    let pod = running(&lab.client()?, name).await?;
+    let main = container(lab, &uid(&pod)?, "main").await?;
+    let bomb = "i=0; while [ $i -lt 100 ]; do sleep 30 & i=$((i+1)); done; echo all started";
+    let said = match lab.exec(&main.id, &["/bin/sh", "-c", bomb]).await {
+        Ok(said) => said,
+        Err(error) => format!("{error:#}"),
+    };
+    ensure!(!said.contains("all started"), "a hundred processes where forty are allowed: {said}");
+    ensure!(page(lab, "/healthz").await? == "ok", "the node goes on");
+    delete(&lab.client()?, name, 0).await?;
+    Ok(Outcome::Proved)
+}
+
+async fn held(lab: &Lab) -> Result<Outcome> {
+    let annotation = "  annotations: {edge.kubeedge.io/hold-upgrade: \"true\"}\nspec:\n";
+    let client = lab.client()?;
+    for name in ["held-cloud", "held-edge"] {
+        apply(lab, &script(name, "Always", "while :; do sleep 1; done").replace("spec:\n", annotation)).await?;
+        let is_held = |pod: &Pod| {
+            let conditions = pod.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default();
+            conditions.iter().any(|one| one.type_ == "HeldUpgrade" && one.status == "True")
+        };
+        let pod = until_pod(&client, name, "held", is_held).await?;
+        ensure!(lab.sandboxes(&uid(&pod)?).await?.0.is_empty(), "it has a sandbox already");
+    }
+    let released = serde_json::json!({"metadata": {"annotations": {"edge.kubeedge.io/hold-upgrade": "false"}}});
+    let patch = kube::api::Patch::Merge(released);
+    crate::cluster::pods(&client).patch("held-cloud", &kube::api::PatchParams::default(), &patch).await?;
+    running(&client, "held-cloud").await?;
+    let config = lab.folder().join("edge/edgecore.yaml");
+    let config = config.to_str().context("a path of UTF-8")?;
+    let said = lab.command("edgecore", &["unhold-upgrade", "default/held-edge", "--config", config]).await?;
+    ensure!(said.status.success(), "{said:?}");
+    running(&client, "held-edge").await?;
+    for name in ["held-cloud", "held-edge"] {
+        delete(&client, name, 0).await?;
+    }
+    Ok(Outcome::Proved)
+}
+
+async fn static_pods(lab: &mut Lab) -> Result<Outcome> {
+    let manifests = lab.folder().join("manifests");
+    fs::create_dir_all(&manifests)?;
+    let manifest = |word: &str| {
+        let text = script("web", "Always", &format!("echo {word} > /work/word; while :; do sleep 1; done"));
+        Ok::<_, anyhow::Error>(text.replace("IMAGE", &lab.busybox()?))
+    };
+    let (first, second) = (manifest("first")?, manifest("second")?);
+    let in_runtime = async |lab: &Lab, word: &str| -> Result<()> {
+        poll(&format!("the static pod says {word}"), async || {
+            for uid in lab.pods_in_runtime().await? {
+                for container in lab.containers(&uid).await?.into_iter().filter(|one| one.running) {
+                    if lab.exec(&container.id, &["cat", "/work/word"]).await.is_ok_and(|said| said.trim() == word) {
+                        return Ok(Ok(()));
+                    }
+                }
+            }
+            Ok(Err("no container says so".to_owned()))
+        })
+        .await
+    };
+    lab.stop_cloud().await?;
+    fs::write(manifests.join("web.yaml"), first)?;
+    in_runtime(lab, "first").await?;
+    lab.resume_cloud().await?;
+    let client = lab.client()?;
+    let mirror = running(&client, "web-edge-1").await?;
+    ensure!(mirror.metadata.annotations.unwrap_or_default().contains_key("kubernetes.io/config.mirror"));
+    // A mirror is no pod: deleting it ends nothing, and it comes back.
+    delete(&client, "web-edge-1", 0).await?;
+    until_pod(&client, "web-edge-1", "another mirror", |pod| pod.metadata.uid != mirror.metadata.uid).await?;
+    in_runtime(lab, "first").await?;
+    fs::write(manifests.join("web.yaml"), second)?;
+    in_runtime(lab, "second").await?;
+    running(&client, "web-edge-1").await?;
+    fs::write(manifests.join("broken.yaml"), "kind: [")?;
+    ensure!(told(lab, NODE, "FailedValidation").await?.contains("broken.yaml"));
+    fs::remove_file(manifests.join("web.yaml"))?;
+    poll("the mirror is gone", async || {
+        let left = crate::cluster::pods(&client).get_opt("web-edge-1").await?;
+        Ok(if left.is_none() { Ok(()) } else { Err("it is there".to_owned()) })
+    })
+    .await?;
+    Ok(Outcome::Proved)
+}
+
+async fn power_failure(lab: &mut Lab) -> Result<Outcome> {
+    lab.power_failure().await?;
+    let pod = until_pod(&lab.client()?, "after", "Failed, Terminated", |pod| failed_for(pod, "Terminated")).await?;
+    ensure!(message(&pod) == "Pod was terminated in response to imminent node shutdown.", "{:?}", pod.status);
+    let left = lab.containers(&uid(&pod)?).await?;
+    ensure!(!left.iter().any(|container| container.running), "{left:?}");
+    lab.start_edge()?;
+    lab.guarded(async |lab| crate::cluster::node_ready(&lab.client()?).await).await?;
+    Ok(Outcome::Proved)
+}
+
+mod plugin {
+    //! The smallest device plugin there is: two lamps, one of them broken.
+
+    use std::path::Path;
+
+    use anyhow::Result;
+    use futures_util::stream;
+    use hyper_util::{
+        rt::{TokioExecutor, TokioIo},
+        service::TowerToHyperService,
+    };
+    use kubeedge_proto::deviceplugin::{
+        AllocateRequest, AllocateResponse, ContainerAllocateResponse, Device, DevicePluginOptions, DeviceSpec, Empty,
+        ListAndWatchResponse, PreStartContainerRequest, PreStartContainerResponse, PreferredAllocationRequest,
+        PreferredAllocationResponse, RegisterRequest,
+        device_plugin_server::{DevicePlugin, DevicePluginServer},
+        registration_client::RegistrationClient,
+    };
+    use tokio::{net::UnixListener, task::JoinHandle};
+    use tonic::{Request, Response, Status, transport::Endpoint};
+
+    struct Lamps;
+
+    type Answer<T> = Result<Response<T>, Status>;
+
+    #[tonic::async_trait]
+    impl DevicePlugin for Lamps {
+        type ListAndWatchStream = stream::BoxStream<'static, Result<ListAndWatchResponse, Status>>;
+
+        async fn get_device_plugin_options(&self, _: Request<Empty>) -> Answer<DevicePluginOptions> {
+            Ok(Response::new(DevicePluginOptions::default()))
+        }
+
+        async fn list_and_watch(&self, _: Request<Empty>) -> Answer<Self::ListAndWatchStream> {
+            let lamp = |id: &str, health: &str| Device { id: id.into(), health: health.into() };
+            let devices = vec![lamp("broken", "Unhealthy"), lamp("good", "Healthy")];
+            let first = stream::iter([Ok(ListAndWatchResponse { devices })]);
+            Ok(Response::new(Box::pin(stream::StreamExt::chain(first, stream::pending()))))
+        }
+
+        async fn get_preferred_allocation(
+            &self,
+            _: Request<PreferredAllocationRequest>,
+        ) -> Answer<PreferredAllocationResponse> {
+            Err(Status::unimplemented("not offered"))
+        }
+
+        async fn allocate(&self, request: Request<AllocateRequest>) -> Answer<AllocateResponse> {
+            let ids = request.into_inner().container_requests.remove(0).devices_ids;
+            let device = DeviceSpec {
+                container_path: "/dev/lamp".into(),
+                host_path: "/dev/null".into(),
+                permissions: "rw".into(),
+            };
+            let envs = [("LAMP".to_owned(), ids.join(","))].into();
+            let answer = ContainerAllocateResponse { envs, devices: vec![device], ..Default::default() };
+            Ok(Response::new(AllocateResponse { container_responses: vec![answer] }))
+        }
+
+        async fn pre_start_container(&self, _: Request<PreStartContainerRequest>) -> Answer<PreStartContainerResponse> {
+            Ok(Response::new(PreStartContainerResponse {}))
+        }
+    }
+
+    /// Ends with this value.
+    pub(super) struct Serving(JoinHandle<()>);
+
+    impl Drop for Serving {
+        fn drop(&mut self) {
+            self.0.abort();
+        }
+    }
+
+    pub(super) fn serve(folder: &Path, name: &str) -> Result<Serving> {
+        let listener = UnixListener::bind(folder.join(name))?;
+        Ok(Serving(tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                let service = TowerToHyperService::new(DevicePluginServer::new(Lamps));
+                tokio::spawn(http.serve_connection(TokioIo::new(stream), service));
+            }
+        })))
+    }
+
+    pub(super) async fn register(folder: &Path, endpoint: &str, resource: &str) -> Result<()> {
+        let socket = format!("unix://{}", folder.join("kubelet.sock").display());
+        let channel = Endpoint::from_shared(socket)?.connect().await?;
+        let request = RegisterRequest {
+            version: "v1beta1".into(),
+            endpoint: endpoint.into(),
+            resource_name: resource.into(),
+            options: None,
+        };
+        RegistrationClient::new(channel).register(request).await?;
+        Ok(())
+    }
+}

@@ -1,0 +1,192 @@
+//! What belongs to the node: who is let in, who waits, static pods, the end of the machine.
+
+use std::fs;
+
+use kubeedge_proto::v1::ShutDownPods;
+
+use super::*;
+
+fn lowered(pod: &Value, path: &str, value: Value) -> Value {
+    let mut pod = pod.clone();
+    *pod.pointer_mut(path).unwrap() = value;
+    pod
+}
+
+#[actix_rt::test]
+async fn a_pod_that_does_not_fit_fails_and_leaves_nothing_on_the_node() {
+    let bench = bench(&[], true).await;
+    let mut greedy = pod("greedy", "1");
+    greedy["spec"]["containers"][0]["resources"] = json!({"requests": {"cpu": "100000"}});
+    bench.tell(&greedy).await;
+    let status = bench.phase("1", "Failed").await;
+    assert_eq!(status["reason"], "OutOfcpu", "{status}");
+    assert!(status["message"].as_str().unwrap().contains("requested: 100000000, used: 0"), "{status}");
+    assert!(status.get("containerStatuses").is_none(), "{status}");
+    // Others are not kept out by it.
+    bench.tell(&pod("modest", "2")).await;
+    bench.phase("2", "Running").await;
+    assert!(bench.runtime.pod("1").sandboxes.is_empty());
+    // It ends like any other.
+    bench.tell(&deleted(&greedy)).await;
+    bench.ended("1").await;
+    bench.system.stop(LIMIT).await;
+}
+
+fn deleted(pod: &Value) -> Value {
+    let mut pod = pod.clone();
+    pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+    pod["metadata"]["deletionGracePeriodSeconds"] = 1.into();
+    pod
+}
+
+#[actix_rt::test]
+async fn a_pod_that_has_failed_does_not_run_again_after_a_restart() {
+    let bench = bench(&[], true).await;
+    let mut greedy = pod("greedy", "1");
+    greedy["spec"]["containers"][0]["resources"] = json!({"requests": {"memory": "1000Ti"}});
+    bench.tell(&greedy).await;
+    bench.phase("1", "Failed").await;
+    bench.system.stop(LIMIT).await;
+
+    lock(&bench.site.reports).clear();
+    let modest = lowered(&greedy, "/spec/containers/0/resources", json!({}));
+    lock(&bench.site.objects).retain(|object| object.uid != "1");
+    lock(&bench.site.objects).push(object(&modest));
+    let again = system(&bench.site, &bench.prepared);
+    let status = bench.phase("1", "Failed").await;
+    assert_eq!(status["reason"], "OutOfmemory", "{status}");
+    assert!(bench.runtime.pod("1").sandboxes.is_empty());
+    again.stop(LIMIT).await;
+}
+
+fn held(name: &str, uid: &str) -> Value {
+    let mut pod = pod(name, uid);
+    pod["metadata"]["annotations"] = json!({hold::HOLD: "true"});
+    pod
+}
+
+#[actix_rt::test]
+async fn a_held_pod_waits_until_it_is_released_at_the_cloud_or_at_the_edge() {
+    let bench = bench(&[], true).await;
+    for (name, uid) in [("a", "1"), ("b", "2"), ("c", "3")] {
+        bench.tell(&held(name, uid)).await;
+        let status = bench.phase(uid, "Pending").await;
+        assert_eq!(status["conditions"][0]["type"], "HeldUpgrade", "{status}");
+    }
+    assert!(bench.runtime.calls().is_empty(), "{:?}", bench.runtime.calls());
+    bench.tell(&lowered(&held("a", "1"), "/metadata/annotations", json!({hold::HOLD: "false"}))).await;
+    bench.phase("1", "Running").await;
+    hold::release(&bench.prepared.setup.root_dir, "ns", "b").unwrap();
+    bench.phase("2", "Running").await;
+    // One that is deleted while it waits ends at once.
+    bench.tell(&deleted(&held("c", "3"))).await;
+    bench.ended("3").await;
+    assert!(bench.runtime.pod("3").sandboxes.is_empty());
+    bench.system.stop(LIMIT).await;
+
+    // The release holds over a restart, although the annotation is still there.
+    lock(&bench.site.reports).clear();
+    let again = system(&bench.site, &bench.prepared);
+    bench.phase("2", "Running").await;
+    again.stop(LIMIT).await;
+}
+
+fn manifest(image: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: web, namespace: ns}}\nspec:\n  terminationGracePeriodSeconds: 1\n  \
+         containers: [{{name: a, image: \"{image}\"}}]\n"
+    )
+}
+
+/// The uid of the static pod that runs, if one does.
+fn static_uid(bench: &Bench) -> Option<String> {
+    let pods = futures_util::FutureExt::now_or_never(bench.runtime.list_pods())?.ok()?;
+    let running = |pod: &PodSummary| pod.containers.values().any(|state| *state == InstanceState::Running);
+    pods.iter().find(|pod| pod.name == "web-edge-1" && running(pod)).map(|pod| pod.uid.clone())
+}
+
+async fn until(what: &str, mut seen: impl FnMut() -> bool) {
+    let look = async {
+        let mut tick = tokio::time::interval(Duration::from_millis(20));
+        while !seen() {
+            tick.tick().await;
+        }
+    };
+    tokio::time::timeout(LIMIT, look).await.unwrap_or_else(|_| panic!("{what} not within {LIMIT:?}"));
+}
+
+#[actix_rt::test]
+async fn static_pods_run_without_a_cloud_and_survive_its_silence_about_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("web.yaml");
+    fs::write(&path, manifest("app:1")).unwrap();
+    fs::write(folder.path().join("broken.yaml"), "kind: [").unwrap();
+    let manifests = folder.path().to_owned();
+    let bench = bench_with(&[], true, move |config| config.static_pods = Some(manifests)).await;
+    until("the static pod runs", || static_uid(&bench).is_some()).await;
+    let first = static_uid(&bench).unwrap();
+    let broken = bench.event("FailedValidation", |event| event["involvedObject"]["kind"] == "Node").await;
+    assert!(broken["message"].as_str().unwrap().contains("broken.yaml: it is no Pod"), "{broken}");
+
+    // The set of the cloud's pods is complete and it is not among them: no reason to end it. It is not reported, either:
+    // the API does not know it.
+    bench.system.topic().announce(KindCompleted { r#type: Some(resource::pods()) }).await;
+    bench.tell(&pod("other", "2")).await;
+    bench.phase("2", "Running").await;
+    assert_eq!(static_uid(&bench).as_ref(), Some(&first));
+    assert!(!lock(&bench.site.reports).iter().any(|(_, uid, _)| *uid == first));
+
+    // With a link the cloud is asked for a mirror; when it has one, that is reported for.
+    bench.system.topic().announce(LinkStateChanged { connected: true, reason: String::new() }).await;
+    let asked = bench
+        .until("a mirror is asked for", |site| {
+            lock(&site.calls).iter().find_map(|call| match call {
+                Body::CreateMirrorPod(wanted) => Some(wanted.pod_json.clone()),
+                _ => None,
+            })
+        })
+        .await;
+    let mut mirror: Value = serde_json::from_slice(&asked).unwrap();
+    assert_eq!(mirror["metadata"]["annotations"][static_pods::MIRROR], first);
+    mirror["metadata"]["uid"] = "mirror-1".into();
+    bench.tell(&mirror).await;
+    bench.phase("mirror-1", "Running").await;
+    // Somebody deletes the mirror: it may go, and the pod runs on.
+    bench.tell(&deleted(&mirror)).await;
+    bench.ended("mirror-1").await;
+    assert_eq!(static_uid(&bench).as_ref(), Some(&first));
+
+    // Another content is another pod; no file, no pod.
+    bench.runtime.add_image("app:2");
+    fs::write(&path, manifest("app:2")).unwrap();
+    until("the new pod runs", || static_uid(&bench).is_some_and(|uid| uid != first)).await;
+    assert!(bench.runtime.pod(&first).sandboxes.is_empty(), "one after the other");
+    fs::remove_file(&path).unwrap();
+    until("it has ended", || static_uid(&bench).is_none()).await;
+    bench.system.stop(LIMIT).await;
+}
+
+#[actix_rt::test]
+async fn pods_end_in_order_when_the_machine_goes_down() {
+    let mut critical = pod("critical", "2");
+    critical["spec"]["priority"] = 2_000_000_000.into();
+    let bench = bench(&[pod("ordinary", "1"), critical], true).await;
+    for uid in ["1", "2"] {
+        bench.phase(uid, "Running").await;
+    }
+    let down = ShutDownPods { grace_seconds: 20, critical_seconds: 10 };
+    bench.system.port::<ShutDownPods>().ask(down, LIMIT).await.unwrap();
+    let stops: Vec<String> =
+        bench.runtime.calls().into_iter().filter(|call| call.starts_with("stop_container")).collect();
+    let of = |uid: &str| bench.runtime.pod(uid).instances[0].id.clone();
+    assert_eq!(stops, [format!("stop_container {} 1", of("1")), format!("stop_container {} 1", of("2"))]);
+    for uid in ["1", "2"] {
+        let status = bench.phase(uid, "Failed").await;
+        assert_eq!(status["reason"], "Terminated", "{status}");
+        let conditions = status["conditions"].as_array().unwrap();
+        assert!(conditions.iter().any(|one| one["type"] == "DisruptionTarget"), "{status}");
+    }
+    bench.tell(&pod("late", "3")).await;
+    assert_eq!(bench.phase("3", "Failed").await["reason"], "NodeShutdown");
+    bench.system.stop(LIMIT).await;
+}
