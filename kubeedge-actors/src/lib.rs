@@ -13,8 +13,12 @@
 //! | `identity` | certificate authority, certificates, join tokens |
 //! | `link` | the cloud-edge link: a pure state machine and its gRPC shell |
 //! | `autonomy` | which pods stay on a node that nobody hears from |
-//! | `admission` `cloudhub` `cloudstream` `edgecontroller` `apiserver` | the cloud's components |
-//! | `edgehub` `edgestream` `metamanager` `edged` | the edge's components |
+//! | `device` | Device, DeviceModel and DeviceStatus as types, and their definitions |
+//! | `dmi` | what both ends of the Device Mapper Interface share |
+//! | `mapper` | a mapper's end of it, for mappers in Rust |
+//! | `controllers` | what the cloud's controllers share |
+//! | `admission` `cloudhub` `cloudstream` `devicecontroller` `edgecontroller` `apiserver` | the cloud's components |
+//! | `devicetwin` `edged` `edgehub` `edgestream` `eventbus` `metamanager` | the edge's components |
 
 pub mod audit;
 pub mod system;
@@ -45,6 +49,18 @@ pub mod link;
 #[cfg(any(feature = "admission", feature = "apiserver"))]
 pub mod autonomy;
 
+#[cfg(any(feature = "devicecontroller", feature = "devicetwin", feature = "admission", feature = "apiserver"))]
+pub mod device;
+
+#[cfg(any(feature = "devicetwin", feature = "mapper"))]
+pub mod dmi;
+
+#[cfg(feature = "mapper")]
+pub mod mapper;
+
+#[cfg(any(feature = "edgecontroller", feature = "devicecontroller"))]
+pub mod controllers;
+
 #[cfg(feature = "admission")]
 pub mod admission;
 
@@ -54,14 +70,20 @@ pub mod apiserver;
 pub mod cloudhub;
 #[cfg(feature = "cloudstream")]
 pub mod cloudstream;
+#[cfg(feature = "devicecontroller")]
+pub mod devicecontroller;
 #[cfg(feature = "edgecontroller")]
 pub mod edgecontroller;
 
+#[cfg(feature = "devicetwin")]
+pub mod devicetwin;
 #[cfg(feature = "edged")]
 pub mod edged;
 #[cfg(feature = "edgehub")]
 pub mod edgehub;
 #[cfg(feature = "edgestream")]
 pub mod edgestream;
+#[cfg(feature = "eventbus")]
+pub mod eventbus;
 #[cfg(feature = "metamanager")]
 pub mod metamanager;

@@ -1,14 +1,17 @@
 //! Which actors run, with which settings.
 
 mod edged;
+mod mqtt;
 
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use kubeedge_actors::{
+    devicetwin::{DeviceTwin, DeviceTwinConfig, dmi::bucket::Rate},
     edged::{Edged, Prepared},
     edgehub::{EdgeHub, EdgeHubConfig, renewal::Renewal},
     edgestream::EdgeStream,
+    eventbus::EventBus,
     identity::{FlooredClock, JoinToken, NodeCredentials, NodeIdentity},
     link::{self, backoff},
     metamanager::{MetaManager, Tables},
@@ -16,6 +19,8 @@ use kubeedge_actors::{
     store::{Options, Store},
     system::{Exit, Ports, System},
 };
+
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{config::EdgeCore, join};
 
@@ -64,6 +69,8 @@ pub fn run(config: EdgeCore, runtime: Runtime) -> Result<()> {
 struct Running {
     system: System,
     store: Store,
+    /// Our own MQTT broker, where it runs.
+    _broker: Option<AbortOnDropHandle<()>>,
 }
 
 /// Builds the system. Needs nobody: with a certificate on disk it starts with the cable cut.
@@ -126,9 +133,26 @@ async fn start(config: &EdgeCore, runtime: Runtime) -> Result<Running> {
             builder = builder.component(EdgeStream::new);
         }
     }
+    let twin = &config.modules.device_twin;
+    if twin.enable {
+        let settings = DeviceTwinConfig {
+            node: node.clone(),
+            store: store.clone(),
+            socket: Some(twin.socket()),
+            rate: Rate { per_second: twin.mapper_rate.per_second, burst: twin.mapper_rate.burst },
+        };
+        builder = builder.component(move |ports: &Ports| DeviceTwin::new(settings.clone(), ports));
+    }
+    let mut broker = None;
+    if config.modules.event_bus.enable {
+        let mqtt = mqtt::prepare(&config.modules.event_bus, &node).await?;
+        broker = mqtt.broker;
+        let bus = mqtt.bus;
+        builder = builder.component(move |ports: &Ports| EventBus::new(bus.clone(), ports));
+    }
     let system = builder.start()?;
     tracing::info!(%node, store = %folder.display(), "edgecore runs");
-    Ok(Running { system, store })
+    Ok(Running { system, store, _broker: broker })
 }
 
 impl Running {

@@ -76,6 +76,12 @@ pub struct Modules {
     /// Logs for the cloud.
     #[serde(deserialize_with = "or_default")]
     pub edge_stream: EdgeStream,
+    /// Devices, and mappers for them.
+    #[serde(deserialize_with = "or_default")]
+    pub device_twin: DeviceTwin,
+    /// MQTT.
+    #[serde(deserialize_with = "or_default")]
+    pub event_bus: EventBus,
 }
 
 /// `modules.edgeStream`.
@@ -389,9 +395,18 @@ impl std::fmt::Debug for Token {
     }
 }
 
+pub use devices::DeviceTwin;
+pub use event_bus::{EventBus, EventBusTls, MqttMode};
+
 // Its path is said because the fuzz target includes this file: it needs no more of this crate than the document.
 #[path = "config/without_effect.rs"]
 mod without_effect;
+
+#[path = "config/devices.rs"]
+mod devices;
+
+#[path = "config/event_bus.rs"]
+mod event_bus;
 
 #[cfg(test)]
 mod tests;

@@ -187,6 +187,7 @@ fn render(join: &Join, link: &HostPort) -> Result<String, JoinError> {
     }
     if let Some(folder) = &join.data_dir {
         yaml.push_str(&format!("      podLogsDir: {}\n", text(&folder.join("logs/pods"))?));
+        yaml.push_str(&format!("  deviceTwin:\n    dmiSockPath: {}\n", text(folder)?));
     }
     Ok(yaml)
 }
@@ -254,6 +255,7 @@ mod tests {
         assert_eq!(join.config, Path::new(folder).join("edgecore.yaml"));
         let EdgeCore { database, modules } = read(&join);
         let (hub, edged) = (modules.edge_hub, modules.edged);
+        assert_eq!(modules.device_twin.socket(), Path::new(folder).join("dmi.sock"));
         for path in [
             &database.data_source,
             &hub.tls_ca_file,

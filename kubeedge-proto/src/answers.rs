@@ -34,6 +34,12 @@ answers! {
     LinkStateChanged => ();
     QueryProgress => v1::Progress;
     LocateContainerLog => v1::ContainerLog;
+    PublishMqtt => v1::Settled;
+    SubscribeMqtt => v1::Settled;
+    UnsubscribeMqtt => v1::Settled;
+    MqttReceived => ();
+    MqttStateChanged => ();
+    TwinMessage => ();
     // cloud
     QueryCluster => v1::Cluster;
     QueryDesired => v1::DesiredState;
@@ -41,6 +47,8 @@ answers! {
     SendEventToNode => v1::Settled;
     RecheckNodes => ();
     LocatePod => v1::PodLocation;
+    QueryDevices => v1::DesiredState;
+    ApplyDeviceReport => v1::Settled;
     ApplyFromNode => v1::Settled;
     CallFromNode => v1::CallReply;
     NodeSessionChanged => ();

@@ -19,10 +19,8 @@ pub mod desired;
 pub mod events;
 mod from_node;
 mod gateway;
-pub mod list_watch;
 pub mod ownership;
 pub mod references;
-pub mod sessions;
 pub mod upstream;
 pub mod writes;
 
@@ -46,12 +44,17 @@ use tokio_util::task::AbortOnDropHandle;
 pub use self::gateway::StreamGateway;
 use self::{
     desired::{Desired, Effect},
-    list_watch::{Change, Scope},
     references::{ConfigKey, ConfigKind},
-    sessions::Sessions,
     upstream::Upstream,
 };
-use crate::system::{Component, Context, Contract, Overflow, Port, Ports, Stage};
+pub use crate::controllers::{list_watch, sessions};
+use crate::{
+    controllers::{
+        list_watch::{Change, Scope},
+        sessions::Sessions,
+    },
+    system::{Component, Context, Contract, Overflow, Port, Ports, Stage},
+};
 
 /// How long one message of a node may take to be written, all attempts together: below what CloudHub waits, so that the
 /// node does not send again what is still being written.
