@@ -4,7 +4,7 @@ CARGO ?= cargo
 PROFILE ?= dev
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 # Each must compile alone: embedders take single components.
-FEATURES := config program store identity link admission cloudhub cloudstream edgecontroller apiserver edgehub edgestream kubeletapi metamanager edged cloud edge standalone test-kit metrics
+FEATURES := config program store identity link mapper admission cloudhub cloudstream devicecontroller edgecontroller apiserver devicetwin edgehub edgestream eventbus embedded-broker kubeletapi metamanager edged cloud edge standalone test-kit metrics
 
 .DEFAULT_GOAL := help
 .PHONY: help build size pods scale quickstart test sim crash faults powercut mutants fuzz lint features bench docs packages kubectl
@@ -13,7 +13,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # One after the other: together they would share the features of their libraries, and edgecore needs few.
-build: ## cloudcore and edgecore as they are meant to run: release
+build: packages ## cloudcore and edgecore as they are meant to run: release
 	$(CARGO) build --release -p kubeedge-edge --bins
 	$(CARGO) build --release -p kubeedge-cloud --bins
 
@@ -29,7 +29,7 @@ scale: packages build ## what so many nodes cost one cloudcore (NODES=n, SCALE_I
 	  --programs $(or $(CARGO_TARGET_DIR),target)/release --idle $(or $(SCALE_IDLE),60) --traffic $(or $(SCALE_TRAFFIC),600)
 
 quickstart: packages ## a cloud, an edge node and a pod on this machine (ONCE=1: check and leave)
-	$(CARGO) build --profile $(PROFILE) --workspace --all-features --bin cloudcore --bin edgecore --bin quickstart
+	$(CARGO) build --profile $(PROFILE) --workspace --all-features --bin cloudcore --bin edgecore --bin quickstart --bin thermostat
 	$(TARGET_DIR)/quickstart
 
 # The programs first: tests run them as processes. Built with the tests, they share every dependency with them.
@@ -74,18 +74,18 @@ fuzz: packages ## the fuzz targets, two at a time, each for FUZZ_SECONDS=n (TARG
 	  kubeedge-actors/fuzz/corpus/TARGET >$(FUZZ_DIR)/TARGET.log 2>&1 && \
 	  echo "TARGET: $$(grep ^Done $(FUZZ_DIR)/TARGET.log), nothing found" || { tail -n 60 $(FUZZ_DIR)/TARGET.log; exit 1; }'
 
-lint: ## format, clippy, links in the docs, licences
+lint: packages ## format, clippy, links in the docs, licences
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --all-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --all-features
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --all-features check bans licenses sources; \
 	else echo "cargo-deny is not installed: bans, licences and sources were not checked"; fi
 
-features: ## each cargo feature of kubeedge-actors compiles alone (FEATURES="..." chooses)
+features: packages ## each cargo feature of kubeedge-actors compiles alone (FEATURES="..." chooses)
 	for feature in $(FEATURES); do \
 	  $(CARGO) check -p kubeedge-actors --no-default-features --features $$feature || exit 1; done
 
-bench: ## the benchmarks, and how their ratios compare with the committed ones
+bench: packages ## the benchmarks, and how their ratios compare with the committed ones
 	$(CARGO) bench -p kubeedge-benches
 	$(CARGO) run --release -p kubeedge-benches --bin ratios
 

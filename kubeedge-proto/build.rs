@@ -4,6 +4,7 @@ use std::{env, error::Error, path::PathBuf};
 
 const FILES: &[&str] = &[
     "kubeedge/v1/objects.proto",
+    "kubeedge/v1/devices.proto",
     "kubeedge/v1/envelope.proto",
     "kubeedge/v1/link.proto",
     "kubeedge/v1/enrolment.proto",
@@ -22,6 +23,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     if env::var_os("CARGO_FEATURE_HEALTH").is_some() {
         files.push("grpc/health/v1/health.proto");
+    }
+    if env::var_os("CARGO_FEATURE_DMI").is_some() {
+        files.push("dmi/v1beta1/api.proto");
     }
     let descriptors = protox::compile(files, [&root])?;
     let grpc = env::var_os("CARGO_FEATURE_GRPC").is_some();

@@ -59,6 +59,7 @@ pub struct Lab {
     containerd: Option<PrivateContainerd>,
     cloud: Option<Process>,
     edge: Option<Process>,
+    mapper: Option<Process>,
     enrolment: Option<SocketAddr>,
     client: Option<Client>,
     /// Settings of the edge's kubelet, a line each, for the next [`join`](Self::join).
@@ -97,6 +98,7 @@ impl Lab {
             containerd: None,
             cloud: None,
             edge: None,
+            mapper: None,
             enrolment: None,
             client: None,
             settings: Vec::new(),
@@ -231,13 +233,35 @@ impl Lab {
     pub async fn join(&self) -> Result<()> {
         self.make_folder(Side::Edge).await?;
         let token = self.token(&["--node", NODE]).await?;
-        succeeded(self.join_as(NODE, &token, &self.folder.join("edge")).await?)?;
+        let folder = self.folder.join("edge");
+        succeeded(self.join_as(NODE, &token, &folder).await?)?;
         // The usual port may be another edgecore's on this machine.
         let [port] = free_ports()?;
         self.set_kubelet(&format!("readOnlyPort: {port}"))?;
         // How full this machine is is not what a lab is for.
         self.set_kubelet("evictionHard: {}")?;
-        self.settings.iter().try_for_each(|setting| self.set_kubelet(setting))
+        self.settings.iter().try_for_each(|setting| self.set_kubelet(setting))?;
+        self.set_broker(&folder)
+    }
+
+    /// A broker of its own: what others run on this machine is none of a lab's business.
+    fn set_broker(&self, folder: &Path) -> Result<()> {
+        let [port] = free_ports()?;
+        let path = folder.join("edgecore.yaml");
+        let config = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        let broker = format!(
+            "  eventBus:\n    mqttMode: 0\n    mqttQOS: 1\n    mqttSessionQueueSize: 10000\n    mqttServerInternal: tcp://127.0.0.1:{port}\n"
+        );
+        // Before the kubelet's settings, which stand last so that more can be added.
+        let (head, tail) = config.split_once("modules:\n").context("the configuration has no modules")?;
+        fs::write(&path, format!("{head}modules:\n{broker}{tail}")).with_context(|| format!("write {}", path.display()))
+    }
+
+    /// Where the edge's MQTT broker is served.
+    pub fn mqtt(&self) -> Result<SocketAddr> {
+        let config = fs::read_to_string(self.folder.join("edge/edgecore.yaml")).context("the machine is no node")?;
+        let line = config.lines().find_map(|line| line.trim().strip_prefix("mqttServerInternal: tcp://"));
+        Ok(line.context("the node has no broker")?.parse()?)
     }
 
     /// Adds a setting to the edge's `tailoredKubeletConfig`; counts from its next start on.
@@ -277,18 +301,38 @@ impl Lab {
 
     /// Starts the edge.
     pub fn start_edge(&mut self) -> Result<()> {
+        self.start_edge_with(&[])
+    }
+
+    /// Starts the edge with more flags than it needs.
+    pub fn start_edge_with(&mut self, flags: &[&str]) -> Result<()> {
         let edge = Launch::new("edgecore", self.programs.join("edgecore"), self.folder.join("edgecore.log"))
             .arg("--config")
             .arg(self.folder.join("edge/edgecore.yaml"))
+            .args(flags)
             .spawn()?;
         self.edge = Some(edge);
+        Ok(())
+    }
+
+    /// Starts the example's mapper for thermostats.
+    pub fn start_mapper(&mut self) -> Result<()> {
+        let program = self.programs.join("thermostat");
+        ensure!(program.is_file(), "{} is not built", program.display());
+        let mapper = Launch::new("thermostat", program, self.folder.join("thermostat.log"))
+            .arg("--edgecore")
+            .arg(self.folder.join("edge/dmi.sock"))
+            .arg("--socket")
+            .arg(self.folder.join("thermostat.sock"))
+            .spawn()?;
+        self.mapper = Some(mapper);
         Ok(())
     }
 
     /// Stops everything, edge first, and returns what is still on the machine. Logs stay in the folder.
     pub async fn close(mut self) -> Result<Vec<Leftover>> {
         let mut faults = Vec::new();
-        for process in [self.edge.take(), self.cloud.take()].into_iter().flatten() {
+        for process in [self.mapper.take(), self.edge.take(), self.cloud.take()].into_iter().flatten() {
             let name = process.name();
             let log = process.log().to_owned();
             match process.stop(STOP_LIMIT).await {

@@ -14,8 +14,12 @@
 //! | `link` | the cloud-edge link: a pure state machine and its gRPC shell |
 //! | `upgrade` | which headers of an HTTP upgrade go along with a stream |
 //! | `autonomy` | which pods stay on a node that nobody hears from |
-//! | `admission` `cloudhub` `cloudstream` `edgecontroller` `apiserver` | the cloud's components |
-//! | `edgehub` `edgestream` `metamanager` `edged` `kubeletapi` | the edge's components |
+//! | `device` | Device, DeviceModel and DeviceStatus as types, and their definitions |
+//! | `dmi` | what both ends of the Device Mapper Interface share |
+//! | `mapper` | a mapper's end of it, for mappers in Rust |
+//! | `controllers` | what the cloud's controllers share |
+//! | `admission` `cloudhub` `cloudstream` `devicecontroller` `edgecontroller` `apiserver` | the cloud's components |
+//! | `devicetwin` `edged` `edgehub` `edgestream` `eventbus` `kubeletapi` `metamanager` | the edge's components |
 
 pub mod audit;
 pub mod system;
@@ -49,6 +53,18 @@ pub mod upgrade;
 #[cfg(any(feature = "admission", feature = "apiserver"))]
 pub mod autonomy;
 
+#[cfg(any(feature = "devicecontroller", feature = "devicetwin", feature = "admission", feature = "apiserver"))]
+pub mod device;
+
+#[cfg(any(feature = "devicetwin", feature = "mapper"))]
+pub mod dmi;
+
+#[cfg(feature = "mapper")]
+pub mod mapper;
+
+#[cfg(any(feature = "edgecontroller", feature = "devicecontroller"))]
+pub mod controllers;
+
 #[cfg(feature = "admission")]
 pub mod admission;
 
@@ -58,15 +74,21 @@ pub mod apiserver;
 pub mod cloudhub;
 #[cfg(feature = "cloudstream")]
 pub mod cloudstream;
+#[cfg(feature = "devicecontroller")]
+pub mod devicecontroller;
 #[cfg(feature = "edgecontroller")]
 pub mod edgecontroller;
 
+#[cfg(feature = "devicetwin")]
+pub mod devicetwin;
 #[cfg(feature = "edged")]
 pub mod edged;
 #[cfg(feature = "edgehub")]
 pub mod edgehub;
 #[cfg(feature = "edgestream")]
 pub mod edgestream;
+#[cfg(feature = "eventbus")]
+pub mod eventbus;
 #[cfg(feature = "kubeletapi")]
 pub mod kubeletapi;
 #[cfg(feature = "metamanager")]

@@ -56,6 +56,8 @@ pub struct Cli {
 enum Command {
     /// Read the configuration strictly and say what is wrong with it
     Check,
+    /// Print the definitions of Device, DeviceModel and DeviceStatus, for `kubectl apply -f -`
+    Crds,
     /// Join tokens, of the cloudcore that runs with this data folder
     #[command(subcommand)]
     Token(TokenCommand),
@@ -139,6 +141,7 @@ fn run(cli: Cli) -> Result<()> {
             }
             print(&text)
         }
+        Some(Command::Crds) => print(&kubeedge_actors::device::crds::manifest()),
         Some(Command::Token(command)) => token(command, &config),
         Some(Command::Node(command)) => trust::node(command, &config),
         Some(Command::Authority(command)) => trust::authority(&command, &config),

@@ -22,6 +22,7 @@ use kubeedge_actors::{
     admission::{Admission, AdmissionConfig},
     cloudhub::{CloudHub, CloudHubConfig, EnrolmentConfig, enrolment::EnrolmentService},
     cloudstream::CloudStream,
+    devicecontroller::{DeviceController, pace::Rates},
     edgecontroller::EdgeController,
     identity::{CertificateAuthority, ClientAuth, Registrar, Revocations, ServerCredentials, Tokens},
     link,
@@ -33,7 +34,10 @@ use kubeedge_actors::{
 
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::{config::CloudCore, control::Control};
+use crate::{
+    config::{CloudCore, StatusWrites},
+    control::Control,
+};
 
 /// How long an orderly stop may take.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
@@ -114,6 +118,12 @@ async fn start(config: &CloudCore) -> Result<Running> {
     let tokens = Tokens::new(&store);
     let mut builder = System::builder("cloudcore").when_blocked(abort_when_blocked);
     let streams = streams::prepare(config, &authority, &server)?;
+    let devices = &config.modules.device_controller;
+    if devices.enable {
+        let StatusWrites { per_node, total } = devices.status_writes;
+        let (client, rates) = (client.clone(), Rates { per_node, total, ..Rates::default() });
+        builder = builder.component(move |ports: &Ports| DeviceController::new(client.clone(), rates, ports));
+    }
     if config.modules.edge_controller.enable {
         let gateway = streams.as_ref().map(|(_, gateway)| gateway.clone());
         builder = builder

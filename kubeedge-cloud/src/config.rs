@@ -59,6 +59,9 @@ pub struct Modules {
     /// Nodes, pods and their configuration.
     #[serde(deserialize_with = "or_default")]
     pub edge_controller: EdgeController,
+    /// Devices.
+    #[serde(deserialize_with = "or_default")]
+    pub device_controller: DeviceController,
     /// The gateway to the logs of containers.
     #[serde(deserialize_with = "or_default")]
     pub cloud_stream: CloudStream,
@@ -218,6 +221,49 @@ pub struct EdgeController {
 impl Default for EdgeController {
     fn default() -> Self {
         Self { enable: true }
+    }
+}
+
+/// `modules.deviceController`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct DeviceController {
+    /// Whether nodes get devices.
+    pub enable: bool,
+    /// How often DeviceStatuses are written. Not KubeEdge's.
+    #[serde(deserialize_with = "or_default")]
+    pub status_writes: StatusWrites,
+}
+
+impl Default for DeviceController {
+    fn default() -> Self {
+        Self { enable: true, status_writes: StatusWrites::default() }
+    }
+}
+
+/// `modules.deviceController.statusWrites`: writes a second; a device's own status is written once a second at most.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct StatusWrites {
+    /// For the devices of one node.
+    #[serde(deserialize_with = "writes")]
+    pub per_node: u32,
+    /// For all devices.
+    #[serde(deserialize_with = "writes")]
+    pub total: u32,
+}
+
+impl Default for StatusWrites {
+    fn default() -> Self {
+        // DeviceController's own.
+        Self { per_node: 100, total: 500 }
+    }
+}
+
+fn writes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+    match u32::deserialize(deserializer)? {
+        0 => Err(D::Error::custom("0 is not valid, expected a number of writes of at least 1")),
+        writes => Ok(writes),
     }
 }
 

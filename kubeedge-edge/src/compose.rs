@@ -1,14 +1,17 @@
 //! Which actors run, with which settings.
 
 mod edged;
+mod mqtt;
 
 use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use kubeedge_actors::{
+    devicetwin::{DeviceTwin, DeviceTwinConfig, dmi::bucket::Rate},
     edged::{Edged, Prepared},
     edgehub::{EdgeHub, EdgeHubConfig, renewal::Renewal},
     edgestream::EdgeStream,
+    eventbus::EventBus,
     identity::{FlooredClock, JoinToken, NodeCredentials, NodeIdentity},
     kubeletapi::{KubeletApi, KubeletApiConfig, Observed},
     link::{self, backoff},
@@ -18,6 +21,8 @@ use kubeedge_actors::{
     system::{Exit, Ports, System},
 };
 use kubeedge_proto::v1::ShutDownPods;
+
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{config::EdgeCore, join};
 
@@ -69,6 +74,8 @@ pub fn run(config: EdgeCore, runtime: Runtime) -> Result<()> {
 struct Running {
     system: System,
     store: Store,
+    /// Our own MQTT broker, where it runs.
+    _broker: Option<AbortOnDropHandle<()>>,
 }
 
 /// Builds the system. Needs nobody: with a certificate on disk it starts with the cable cut.
@@ -137,10 +144,27 @@ async fn start(config: &EdgeCore, runtime: Runtime) -> Result<Running> {
             builder = builder.component(EdgeStream::new);
         }
     }
+    let twin = &config.modules.device_twin;
+    if twin.enable {
+        let settings = DeviceTwinConfig {
+            node: node.clone(),
+            store: store.clone(),
+            socket: Some(twin.socket()),
+            rate: Rate { per_second: twin.mapper_rate.per_second, burst: twin.mapper_rate.burst },
+        };
+        builder = builder.component(move |ports: &Ports| DeviceTwin::new(settings.clone(), ports));
+    }
+    let mut broker = None;
+    if config.modules.event_bus.enable {
+        let mqtt = mqtt::prepare(&config.modules.event_bus, &node).await?;
+        broker = mqtt.broker;
+        let bus = mqtt.bus;
+        builder = builder.component(move |ports: &Ports| EventBus::new(bus.clone(), ports));
+    }
     let system = builder.start()?;
     observed.set(&system);
     tracing::info!(%node, store = %folder.display(), "edgecore runs");
-    Ok(Running { system, store })
+    Ok(Running { system, store, _broker: broker })
 }
 
 impl Running {

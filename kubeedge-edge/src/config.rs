@@ -76,6 +76,12 @@ pub struct Modules {
     /// Logs for the cloud.
     #[serde(deserialize_with = "or_default")]
     pub edge_stream: EdgeStream,
+    /// Devices, and mappers for them.
+    #[serde(deserialize_with = "or_default")]
+    pub device_twin: DeviceTwin,
+    /// MQTT.
+    #[serde(deserialize_with = "or_default")]
+    pub event_bus: EventBus,
 }
 
 /// `modules.edgeStream`.
@@ -317,11 +323,17 @@ impl std::fmt::Debug for Token {
 }
 
 // Their paths are said because the fuzz target includes this file: it needs no more of this crate than the document.
+#[path = "config/devices.rs"]
+mod devices;
+#[path = "config/event_bus.rs"]
+mod event_bus;
 #[path = "config/kubelet.rs"]
 mod kubelet;
 #[path = "config/without_effect.rs"]
 mod without_effect;
 
+pub use devices::DeviceTwin;
+pub use event_bus::{EventBus, EventBusTls, MqttMode};
 pub use kubelet::{CgroupDriver, KubeletConfig};
 
 #[cfg(test)]

@@ -175,6 +175,9 @@ fn render(join: &Join, link: &HostPort) -> Result<String, JoinError> {
             yaml.push_str(&format!("    {field}: {}\n", text(&folder.join(file))?));
         }
     }
+    if let Some(folder) = &join.data_dir {
+        yaml.push_str(&format!("  deviceTwin:\n    dmiSockPath: {}\n", text(folder)?));
+    }
     yaml.push_str(&format!("  edged:\n    hostnameOverride: {}\n", quote(join.node.as_str())));
     if let Some(folder) = &join.data_dir {
         yaml.push_str(&format!("    rootDirectory: {}\n", text(&folder.join("kubelet"))?));
@@ -254,6 +257,7 @@ mod tests {
         assert_eq!(join.config, Path::new(folder).join("edgecore.yaml"));
         let EdgeCore { database, modules } = read(&join);
         let (hub, edged) = (modules.edge_hub, modules.edged);
+        assert_eq!(modules.device_twin.socket(), Path::new(folder).join("dmi.sock"));
         for path in [
             &database.data_source,
             &hub.tls_ca_file,

@@ -39,6 +39,12 @@ answers! {
     QueryStats => v1::NodeStats;
     ReadKubelet => v1::KubeletAnswer;
     ShutDownPods => ();
+    PublishMqtt => v1::Settled;
+    SubscribeMqtt => v1::Settled;
+    UnsubscribeMqtt => v1::Settled;
+    MqttReceived => ();
+    MqttStateChanged => ();
+    TwinMessage => ();
     // cloud
     QueryCluster => v1::Cluster;
     QueryDesired => v1::DesiredState;
@@ -46,6 +52,8 @@ answers! {
     SendEventToNode => v1::Settled;
     RecheckNodes => ();
     LocatePod => v1::PodLocation;
+    QueryDevices => v1::DesiredState;
+    ApplyDeviceReport => v1::Settled;
     ApplyFromNode => v1::Settled;
     CallFromNode => v1::CallReply;
     NodeSessionChanged => ();

@@ -17,9 +17,11 @@ impl Body {
     /// The traffic class, fixed by the type.
     pub fn class(&self) -> TrafficClass {
         match self {
-            Body::ObjectUpsert(_) | Body::ObjectTombstone(_) | Body::StatusUpdate(_) | Body::PodTerminated(_) => {
-                TrafficClass::State
-            }
+            Body::ObjectUpsert(_)
+            | Body::ObjectTombstone(_)
+            | Body::StatusUpdate(_)
+            | Body::PodTerminated(_)
+            | Body::DeviceReport(_) => TrafficClass::State,
             Body::KubernetesEvent(_) | Body::UserMessage(_) | Body::GapMarker(_) => TrafficClass::Event,
             Body::ObjectQuery(_)
             | Body::RegisterNode(_)
@@ -44,7 +46,7 @@ impl Body {
                 Priority::Config
             }
             Body::ApiRequest(_) | Body::UserMessage(_) => Priority::Bulk,
-            Body::KubernetesEvent(_) | Body::GapMarker(_) => Priority::Telemetry,
+            Body::KubernetesEvent(_) | Body::GapMarker(_) | Body::DeviceReport(_) => Priority::Telemetry,
         }
     }
 
@@ -60,6 +62,7 @@ impl Body {
             Body::ObjectTombstone(gone) => make(gone.r#type.as_ref(), gone.key.as_ref(), &gone.uid),
             Body::StatusUpdate(status) => make(status.r#type.as_ref(), status.key.as_ref(), &status.uid),
             Body::PodTerminated(pod) => make(Some(&crate::resource::pods()), pod.key.as_ref(), &pod.uid),
+            Body::DeviceReport(device) => make(Some(&crate::resource::devices()), device.key.as_ref(), &device.uid),
             _ => None,
         }
     }

@@ -4,6 +4,7 @@
 //! - [`cri`] (feature `cri`): the client side of the Kubernetes Container Runtime Interface v1.
 //! - [`deviceplugin`] (feature `device-plugin`): the kubelet device plugin API v1beta1.
 //! - [`health`] (feature `health`): the gRPC Health Checking Protocol.
+//! - [`dmi`] (feature `dmi`): KubeEdge's Device Mapper Interface v1beta1, client and server.
 //! - [`NodeName`], [`digest`], [`body`]: the rules that belong to the types.
 //!
 //! Nothing here does I/O.
@@ -43,4 +44,11 @@ pub mod deviceplugin {
 #[allow(missing_docs, clippy::all, clippy::unwrap_used, clippy::expect_used)]
 pub mod health {
     include!(concat!(env!("OUT_DIR"), "/grpc.health.v1.rs"));
+}
+
+/// Generated from `proto/dmi/v1beta1/api.proto`: the Device Mapper Interface, both sides.
+#[cfg(feature = "dmi")]
+#[allow(missing_docs, clippy::all, clippy::unwrap_used, clippy::expect_used)]
+pub mod dmi {
+    include!(concat!(env!("OUT_DIR"), "/v1beta1.rs"));
 }

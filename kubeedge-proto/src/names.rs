@@ -109,6 +109,12 @@ pub mod resource {
         service_accounts = ("", "v1", "serviceaccounts", "ServiceAccount");
         /// `coordination.k8s.io/v1/leases`
         leases = ("coordination.k8s.io", "v1", "leases", "Lease");
+        /// `devices.kubeedge.io/v1beta1/devices`
+        devices = ("devices.kubeedge.io", "v1beta1", "devices", "Device");
+        /// `devices.kubeedge.io/v1beta1/devicemodels`
+        device_models = ("devices.kubeedge.io", "v1beta1", "devicemodels", "DeviceModel");
+        /// `devices.kubeedge.io/v1beta1/devicestatuses`
+        device_statuses = ("devices.kubeedge.io", "v1beta1", "devicestatuses", "DeviceStatus");
     }
 }
 

@@ -142,7 +142,8 @@ async fn apply(lab: &Lab, manifest: &str) -> Result<String> {
     run(lab, &["apply", "-f", path.to_str().context("a path of UTF-8")?]).await
 }
 
-async fn run(lab: &Lab, arguments: &[&str]) -> Result<String> {
+/// `kubectl` with these arguments; what it printed.
+pub(crate) async fn run(lab: &Lab, arguments: &[&str]) -> Result<String> {
     let output = output(lab, arguments).await?;
     let stderr = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "kubectl {}: {}", arguments.join(" "), stderr.trim());

@@ -14,6 +14,7 @@ mod autonomy;
 mod cluster;
 mod containerd;
 mod crash;
+mod devices;
 mod disks;
 mod edged;
 mod embedding;
@@ -42,6 +43,7 @@ async fn main() -> ExitCode {
     embedding::stage(&mut report).await;
     enrolment::stage(&mut report).await;
     quickstart::stage(&mut report).await;
+    devices::stage(&mut report).await;
     let tools = Tools::find();
     containerd::stage(&mut report, &tools).await;
     edged::stage(&mut report, &tools).await;

@@ -5,7 +5,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use thiserror::Error;
 
-use crate::autonomy::{self, Operation};
+use crate::{
+    autonomy::{self, Operation},
+    device::{GROUP, rules},
+};
 
 const API_VERSION: &str = "admission.k8s.io/v1";
 const KIND: &str = "AdmissionReview";
@@ -54,7 +57,8 @@ struct Resource {
     resource: String,
 }
 
-/// Answers a review. Everything is allowed; an autonomous pod gets a patch.
+/// Answers a review. An autonomous pod gets a patch, a Device or DeviceModel that breaks a rule is refused; everything
+/// else is allowed.
 pub(super) fn answer(body: &[u8]) -> Result<Value, ReviewError> {
     let Review { api_version, kind, request } = serde_json::from_slice(body)?;
     if (kind.as_str(), api_version.as_str()) != (KIND, API_VERSION) {
@@ -71,7 +75,28 @@ pub(super) fn answer(body: &[u8]) -> Result<Value, ReviewError> {
         response["patchType"] = "JSONPatch".into();
         response["patch"] = STANDARD.encode(patch.to_string()).into();
     }
+    let wrong = violations(&request);
+    if !wrong.is_empty() {
+        response["allowed"] = false.into();
+        response["status"] = json!({"code": 422, "message": wrong.join("; ")});
+    }
     Ok(json!({"apiVersion": API_VERSION, "kind": KIND, "response": response}))
+}
+
+/// What is wrong with the Device or DeviceModel that the request is about.
+fn violations(request: &Request) -> Vec<String> {
+    let Resource { group, resource } = &request.resource;
+    let kind = match resource.as_str() {
+        "devices" => "Device",
+        "devicemodels" => "DeviceModel",
+        _ => return Vec::new(),
+    };
+    match request.operation.as_str() {
+        "CREATE" | "UPDATE" if group == GROUP && request.sub_resource.is_empty() => {
+            rules::violations(kind, &request.object)
+        }
+        _ => Vec::new(),
+    }
 }
 
 /// The tolerations of the pod that the request is about, where they have to change.
@@ -153,6 +178,23 @@ pub(super) mod tests {
             let answer = answered(&allowed);
             assert_eq!((&answer["response"]["allowed"], patch(&answer)), (&json!(true), None), "{allowed}");
         }
+    }
+
+    #[test]
+    fn a_device_that_breaks_a_rule_is_refused_with_the_field() {
+        let mut asked = review("CREATE", "no", &json!([]));
+        asked["request"]["resource"] = json!({"group": GROUP, "version": "v1beta1", "resource": "devices"});
+        asked["request"]["object"] = json!({"spec": {"deviceModelRef": {"name": "m"}, "protocol": {"protocolName": "p"},
+            "properties": [{"name": "a"}, {"name": "a"}]}});
+        let refused = answered(&asked);
+        assert_eq!(refused["response"]["allowed"], false);
+        let said = refused["response"]["status"]["message"].as_str().unwrap();
+        assert!(said.contains("spec.properties[1].name"), "{said}");
+        asked["request"]["object"]["spec"]["properties"][1]["name"] = "b".into();
+        assert_eq!(answered(&asked)["response"]["allowed"], true);
+        asked["request"]["object"]["spec"] = json!({});
+        asked["request"]["operation"] = "DELETE".into();
+        assert_eq!(answered(&asked)["response"]["allowed"], true, "what is broken can go");
     }
 
     #[test]

@@ -11,7 +11,10 @@ use super::request::Target;
 use super::status::Status;
 use super::storage::Change;
 use super::{clock, meta};
-use crate::autonomy::{self, Operation};
+use crate::{
+    autonomy::{self, Operation},
+    device,
+};
 
 /// Where containers find their service account's token.
 const TOKEN_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
@@ -30,7 +33,8 @@ pub(super) fn create(api: &Api, target: &Target, object: &mut Value) -> Result<(
         check_namespace(api, kind, namespace, &name)?;
     }
     if !kind.group.is_empty() {
-        return admit_custom(api, target, &name);
+        admit_custom(api, target, &name)?;
+        return check_device(kind, object);
     }
     match kind.plural {
         "pods" => admit_pod(api, target, &name, object),
@@ -59,6 +63,18 @@ fn admit_custom(api: &Api, target: &Target, name: &str) -> Result<(), Status> {
     Ok(())
 }
 
+/// The rules of Devices and DeviceModels, which KubeEdge has in a webhook; here they always hold.
+fn check_device(kind: &Kind, object: &Value) -> Result<(), Status> {
+    if kind.group != device::GROUP {
+        return Ok(());
+    }
+    let wrong = device::rules::violations(kind.kind, object);
+    match wrong.is_empty() {
+        true => Ok(()),
+        false => Err(Status::forbidden(kind, text(&object["metadata"], "name"), &wrong.join("; "))),
+    }
+}
+
 fn check_namespace(api: &Api, kind: &Kind, namespace: &str, name: &str) -> Result<(), Status> {
     let Some(id) = api.storage.core("namespaces") else { return Ok(()) };
     let Some(found) = api.storage.get(id, &Key::new("", namespace)) else {
@@ -80,10 +96,12 @@ fn check_namespace(api: &Api, kind: &Kind, namespace: &str, name: &str) -> Resul
 }
 
 /// Admits a change of an object: a pod that is labelled later is autonomous from then on.
-pub(super) fn update(kind: &Kind, object: &mut Value) {
+pub(super) fn update(kind: &Kind, object: &mut Value, old: &Value) -> Result<(), Status> {
     if kind.group.is_empty() && kind.plural == "pods" {
         stay(object, Operation::Update);
     }
+    // What was broken before may lose its finalizers all the same.
+    if object["spec"] == old["spec"] { Ok(()) } else { check_device(kind, object) }
 }
 
 /// Lets an autonomous pod stay on a node that is silent. KubeEdge does this by a webhook; here it is always on.

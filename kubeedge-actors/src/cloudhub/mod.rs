@@ -4,8 +4,8 @@
 //! |---|---|
 //! | listens | the link (mutual TLS; the node's name comes from its certificate), and enrolment (a join token for a certificate) |
 //! | signs | the nodes' next certificates ([`Registrar`]), and ends the sessions of nodes that are revoked |
-//! | answers | `SendToNode`, `RecheckNodes` (EdgeController), `SendEventToNode` (anyone), `ConnectStreams` (CloudStream) |
-//! | asks | `QueryCluster`, `QueryDesired`, `ApplyFromNode`, `CallFromNode` (EdgeController) |
+//! | answers | `SendToNode`, `RecheckNodes` (the controllers), `SendEventToNode` (anyone), `ConnectStreams` (CloudStream) |
+//! | asks | `QueryCluster`, `QueryDesired`, `ApplyFromNode`, `CallFromNode` (EdgeController); `QueryDevices`, `ApplyDeviceReport` (DeviceController, if there) |
 //! | tells | `NodeHeartbeat` (EdgeController) |
 //! | announces | `NodeSessionChanged` |
 //! | stores | nothing: what a node should hold is derived again at each hello |
@@ -28,8 +28,8 @@ use actix::{Actor, ActorFutureExt, AsyncContext, Handler, Message, MessageResult
 use kubeedge_proto::{
     NodeName,
     v1::{
-        ApplyFromNode, CallFromNode, Goodbye, GoodbyeReason, Hello, NodeHeartbeat, NodeSessionChanged, QueryCluster,
-        QueryDesired, RecheckNodes, SendEventToNode, SendToNode,
+        ApplyDeviceReport, ApplyFromNode, CallFromNode, Goodbye, GoodbyeReason, Hello, NodeHeartbeat,
+        NodeSessionChanged, QueryCluster, QueryDesired, QueryDevices, RecheckNodes, SendEventToNode, SendToNode,
     },
 };
 use tokio_util::task::AbortOnDropHandle;
@@ -103,6 +103,8 @@ struct Controllers {
     desired: Port<QueryDesired>,
     apply: Port<ApplyFromNode>,
     call: Port<CallFromNode>,
+    devices: Option<Port<QueryDevices>>,
+    device_report: Option<Port<ApplyDeviceReport>>,
     heartbeat: Port<NodeHeartbeat>,
     changed: Topic<NodeSessionChanged>,
 }
@@ -118,6 +120,8 @@ impl CloudHub {
                 desired: ports.port(),
                 apply: ports.port(),
                 call: ports.port(),
+                devices: ports.optional(),
+                device_report: ports.optional(),
                 heartbeat: ports.port(),
                 changed: ports.topic(),
             },
@@ -180,6 +184,8 @@ impl Component for CloudHub {
         contract.asks::<ApplyFromNode>();
         contract.asks::<CallFromNode>();
         contract.asks::<NodeHeartbeat>();
+        contract.may_ask::<QueryDevices>();
+        contract.may_ask::<ApplyDeviceReport>();
         contract.announces::<NodeSessionChanged>();
     }
 

@@ -6,8 +6,8 @@ use actix::Addr;
 use kubeedge_proto::{
     NodeName,
     v1::{
-        ApplyFromNode, CallFromNode, CallReply, DesiredState, Envelope, GoodbyeReason, NodeHeartbeat, QueryDesired,
-        Settled, TrafficClass, envelope::Body,
+        ApplyDeviceReport, ApplyFromNode, CallFromNode, CallReply, DesiredState, DeviceReport, Envelope, GoodbyeReason,
+        NodeHeartbeat, QueryDesired, QueryDevices, Settled, TrafficClass, envelope::Body,
     },
 };
 use tokio::{net::TcpListener, sync::mpsc, task::JoinSet};
@@ -281,17 +281,24 @@ impl Serving {
 
     fn send_desired(&mut self) {
         let port = self.controllers.desired.clone();
+        let devices = self.controllers.devices.clone();
         let node = self.node.to_string();
         let inputs = self.inputs.clone();
         let ask_again = Rc::clone(&self.ask_again);
         self.answer(async move {
-            let state = match port.ask(QueryDesired { node: node.clone() }, DESIRED_WITHIN).await {
+            let mut state = match port.ask(QueryDesired { node: node.clone() }, DESIRED_WITHIN).await {
                 Ok(state) => state,
                 Err(error) => {
                     tracing::warn!(node, "what the node should hold is not known: {error}");
                     DesiredState::default()
                 }
             };
+            if let Some(devices) = devices {
+                match devices.ask(QueryDevices { node: node.clone() }, DESIRED_WITHIN).await {
+                    Ok(known) => state.kinds.extend(known.kinds),
+                    Err(error) => tracing::warn!(node, "which devices the node should hold is not known: {error}"),
+                }
+            }
             if state.kinds.is_empty() || state.kinds.iter().any(|kind| !kind.complete) {
                 let pause = ask_again.replace((ask_again.get() * 2).min(ASK_AGAIN.1));
                 tracing::info!(node, again_in = ?pause, "the lists are not complete yet: nothing is deleted");
@@ -311,14 +318,34 @@ impl Serving {
 
     fn apply(&mut self, class: Class, seq: u64, envelope: Envelope) {
         let Some(epoch) = self.epoch else { return };
-        let port = self.controllers.apply.clone();
         let trace = Trace::of(&envelope);
+        if let Some(Body::DeviceReport(report)) = envelope.body {
+            return self.apply_report(class, seq, report, trace);
+        }
+        let port = self.controllers.apply.clone();
         let message = ApplyFromNode { node: self.node.to_string(), epoch, envelope: Some(envelope) };
         self.answer(async move {
             let settled = match Trace::scope(trace, port.ask(message, APPLY_WITHIN)).await {
                 Ok(settled) => settled,
                 // Not written as far as is known: the node keeps it and sends it again.
                 Err(error) => Settled::rejected(503, format!("EdgeController: {error}")),
+            };
+            Input::Settle { class, seq, settled }
+        });
+    }
+
+    fn apply_report(&mut self, class: Class, seq: u64, report: DeviceReport, trace: Option<Trace>) {
+        let Some(epoch) = self.epoch else { return };
+        let port = self.controllers.device_report.clone();
+        let message = ApplyDeviceReport { node: self.node.to_string(), epoch, report: Some(report) };
+        self.answer(async move {
+            let settled = match port {
+                // For good: the node forgets it, and reports anew when the device changes or the node restarts.
+                None => Settled::rejected(404, "this cloud runs no DeviceController"),
+                Some(port) => match Trace::scope(trace, port.ask(message, APPLY_WITHIN)).await {
+                    Ok(settled) => settled,
+                    Err(error) => Settled::rejected(503, format!("DeviceController: {error}")),
+                },
             };
             Input::Settle { class, seq, settled }
         });

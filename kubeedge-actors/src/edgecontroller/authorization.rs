@@ -58,6 +58,10 @@ fn about(body: &Body) -> (&'static str, Option<String>) {
         Body::PodTerminated(pod) => {
             ("PodTerminated", named(Some("v1/pods".into()), pod.key.as_ref().map(ToString::to_string)))
         }
+        Body::DeviceReport(device) => {
+            let key = device.key.as_ref().map(ToString::to_string);
+            ("DeviceReport", named(Some("devices.kubeedge.io/v1beta1/devices".into()), key))
+        }
         Body::KubernetesEvent(event) => {
             let key = event.event.as_ref().and_then(|event| event.key.as_ref());
             ("KubernetesEvent", named(Some("v1/events".into()), key.map(ToString::to_string)))

@@ -8,15 +8,13 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use kubeedge_proto::{
-    digest::{project, projection_hash},
     resource,
-    v1::{
-        DesiredKind, DesiredState, KubeObject, ObjectKey, ObjectReference, ObjectTombstone, ObjectUpsert, ResourceType,
-    },
+    v1::{DesiredKind, DesiredState, KubeObject, ObjectKey, ObjectTombstone, ObjectUpsert, ResourceType},
 };
 use serde_json::Value;
+
+use crate::controllers::objects::{envelope_of, key_of, reference_to, text, tombstone, upsert, version_of};
 
 use super::{
     references::{ConfigKey, ConfigKind, references},
@@ -476,13 +474,7 @@ impl PodEntry {
     /// The pod, with those of the objects it names that are there: they are to be on the node's disk before it.
     fn upsert(&self, configs: &HashMap<ConfigKey, ConfigEntry>) -> ObjectUpsert {
         let there = |key: &ConfigKey| match &configs.get(key)?.known {
-            Known::Present(object) => Some(ObjectReference {
-                r#type: object.r#type.clone(),
-                key: object.key.clone(),
-                uid: object.uid.clone(),
-                resource_version: object.resource_version.clone(),
-                projection_hash: object.projection_hash,
-            }),
+            Known::Present(object) => Some(reference_to(object)),
             Known::Absent | Known::NotYet => None,
         };
         let needs = if self.ending { Vec::new() } else { self.names.iter().filter_map(there).collect() };
@@ -501,53 +493,6 @@ fn config_type(kind: ConfigKind) -> ResourceType {
         ConfigKind::ConfigMap => resource::config_maps(),
         ConfigKind::Secret => resource::secrets(),
     }
-}
-
-fn upsert(object: &KubeObject) -> ObjectUpsert {
-    ObjectUpsert { object: Some(object.clone()), ..ObjectUpsert::default() }
-}
-
-fn tombstone(object: &KubeObject, as_of: u64) -> ObjectTombstone {
-    ObjectTombstone {
-        r#type: object.r#type.clone(),
-        key: object.key.clone(),
-        uid: object.uid.clone(),
-        resource_version: as_of.max(object.version()).to_string(),
-    }
-}
-
-/// Projects an object and puts it into its typed envelope.
-fn envelope_of(type_: ResourceType, mut object: Value) -> KubeObject {
-    let resource_version = text(&object, "/metadata/resourceVersion").to_owned();
-    let uid = text(&object, "/metadata/uid").to_owned();
-    let (namespace, name) = key_of(&object);
-    project(&mut object);
-    // Items of a list come without these two, events of a watch with them: the projection has them always.
-    if let Some(fields) = object.as_object_mut() {
-        fields.insert("apiVersion".into(), type_.api_version().into());
-        fields.insert("kind".into(), type_.kind.clone().into());
-    }
-    KubeObject {
-        r#type: Some(type_),
-        key: Some(ObjectKey { namespace, name }),
-        uid,
-        resource_version,
-        projection_hash: projection_hash(&object),
-        // A copy: the text was written into twice the room that it needs.
-        json: Bytes::copy_from_slice(object.to_string().as_bytes()),
-    }
-}
-
-fn key_of(object: &Value) -> PodKey {
-    (text(object, "/metadata/namespace").to_owned(), text(object, "/metadata/name").to_owned())
-}
-
-fn version_of(object: &Value) -> u64 {
-    text(object, "/metadata/resourceVersion").parse().unwrap_or(0)
-}
-
-fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
-    object.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -20,10 +20,8 @@ pub mod events;
 pub mod follow;
 mod from_node;
 mod gateway;
-pub mod list_watch;
 pub mod ownership;
 pub mod references;
-pub mod sessions;
 pub mod upstream;
 mod watches;
 pub mod writes;
@@ -44,11 +42,14 @@ use tokio::sync::oneshot;
 pub use self::gateway::StreamGateway;
 use self::{
     desired::{Desired, Effect},
-    sessions::Sessions,
     upstream::Upstream,
     watches::Watches,
 };
-use crate::system::{Component, Context, Contract, Overflow, Port, Ports, Stage};
+pub use crate::controllers::{list_watch, sessions};
+use crate::{
+    controllers::sessions::Sessions,
+    system::{Component, Context, Contract, Overflow, Port, Ports, Stage},
+};
 
 /// How long one message of a node may take to be written, all attempts together: below what CloudHub waits, so that the
 /// node does not send again what is still being written.

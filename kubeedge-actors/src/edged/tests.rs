@@ -80,6 +80,7 @@ impl Handler<ReportStatus> for Meta {
         let (ended, uid, json) = match message.report.unwrap() {
             report_status::Report::Update(update) => (false, update.uid, update.status_json),
             report_status::Report::Terminated(pod) => (true, pod.uid, pod.status_json),
+            report_status::Report::Device(device) => panic!("Edged reports a device: {device:?}"),
         };
         lock(&self.0.reports).push((ended, uid, serde_json::from_slice(&json).unwrap()));
         self.0.news.notify_waiters();

@@ -17,7 +17,8 @@ use tokio::sync::{Notify, watch};
 use super::{
     events::{EventRecord, Involved, Reason as Told},
     lifecycle::{
-        Action, History, Input, PodFailure, PodPlan, Reason, Step, VolumeState, Wait, Want, decide, is_expired, later, newest,
+        Action, History, Input, PodFailure, PodPlan, Reason, Step, VolumeState, Wait, Want, decide, is_expired, later,
+        newest,
     },
     provision::Provision,
     runtime::{InstanceState, ObservedPod, Runtime},

@@ -56,6 +56,8 @@ const PROGRESS_WITHIN: Duration = Duration::from_secs(2);
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 /// Reports that the cloud could not take are sent again after this.
 const REPORT_AGAIN: Duration = Duration::from_secs(5);
+/// Reports of which the cloud had too many for now are sent again after this.
+const REPORT_MORE: Duration = Duration::from_secs(1);
 /// Calls of this edge that wait for the cloud at a time, and events that wait for the disk; further ones are refused.
 const MAX_WAITING: usize = 512;
 
@@ -190,7 +192,7 @@ impl EdgeHub {
                         Ok(_) => Vec::new(),
                         Err(error) => {
                             tracing::warn!("reports could not be fetched: {error}");
-                            this.fetch_later(ctx);
+                            this.fetch_later(REPORT_AGAIN, ctx);
                             Vec::new()
                         }
                     };
@@ -215,10 +217,11 @@ impl EdgeHub {
         );
     }
 
-    /// Fetches after [`REPORT_AGAIN`]; one timer, however many reports did not get through.
-    fn fetch_later(&mut self, ctx: &mut Context<Self>) {
+    /// Fetches after a while; one timer, however many reports did not get through.
+    fn fetch_later(&mut self, after: Duration, ctx: &mut Context<Self>) {
         if !std::mem::replace(&mut self.retrying, true) {
-            ctx.run_later(REPORT_AGAIN, |this, ctx| {
+            ctx.run_later(after, |this, ctx| {
+                this.reports.retry();
                 this.retrying = false;
                 this.fetch_reports(ctx);
             });
@@ -429,7 +432,7 @@ impl Handler<FromSession> for EdgeHub {
             Output::Refused { envelope, why } => {
                 tracing::warn!("a report did not get into the link's queue: {why}");
                 self.reports.forget(&envelope);
-                self.fetch_later(ctx);
+                self.fetch_later(REPORT_AGAIN, ctx);
             }
             Output::Reply { id, reply } => {
                 if let Some(caller) = self.calls.remove(&id) {
@@ -464,7 +467,10 @@ impl EdgeHub {
     }
 
     fn settled(&mut self, envelope: Box<Envelope>, settled: Settled, ctx: &mut Context<Self>) {
-        if settled.code != 0 {
+        let too_many = settled.code == 429;
+        if too_many {
+            tracing::debug!("the cloud takes a report later: {}", settled.reason);
+        } else if settled.code != 0 {
             tracing::warn!(code = settled.code, "the cloud refused a report: {}", settled.reason);
         }
         let again = settled.code == 429 || settled.code >= 500;
@@ -479,8 +485,9 @@ impl EdgeHub {
             .into_actor(self),
         );
         if again {
-            self.fetch_later(ctx);
-        } else if self.reports.wants_more() {
+            self.fetch_later(if too_many { REPORT_MORE } else { REPORT_AGAIN }, ctx);
+        }
+        if self.reports.wants_more() {
             self.fetch_reports(ctx);
         }
     }
@@ -490,7 +497,9 @@ impl Handler<ReportsPending> for EdgeHub {
     type Result = ();
 
     fn handle(&mut self, _: ReportsPending, ctx: &mut Context<Self>) {
-        self.fetch_reports(ctx);
+        if !self.reports.is_busy() {
+            self.fetch_reports(ctx);
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Which reports are on their way to the cloud in this session. Pure.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use kubeedge_proto::{
     body::StateKey,
@@ -14,6 +14,8 @@ pub const FETCH: u32 = 256;
 #[derive(Default)]
 pub struct InFlight {
     generations: HashMap<StateKey, u64>,
+    /// What the cloud could not take for now: not sent again before [`InFlight::retry`], newer or not.
+    later: HashSet<StateKey>,
     /// The last fetch brought as many as it may: there are more.
     more: bool,
 }
@@ -33,10 +35,14 @@ impl InFlight {
                     let generation = pod.generation;
                     (Body::PodTerminated(pod), generation)
                 }
+                Some(Report::Device(device)) => {
+                    let generation = device.generation;
+                    (Body::DeviceReport(device), generation)
+                }
                 None => continue,
             };
             let Some(key) = body.state_key() else { continue };
-            if self.generations.insert(key, generation) != Some(generation) {
+            if !self.later.contains(&key) && self.generations.insert(key, generation) != Some(generation) {
                 bodies.push(body);
             }
         }
@@ -48,6 +54,9 @@ impl InFlight {
         let (key, generation) = envelope.body.as_ref().and_then(identity)?;
         if self.generations.get(&key) == Some(&generation) {
             self.generations.remove(&key);
+        }
+        if settled.code == 429 {
+            self.later.insert(key.clone());
         }
         Some(ReportSettled {
             r#type: Some(key.type_),
@@ -66,6 +75,18 @@ impl InFlight {
         }
     }
 
+    /// What the cloud could not take may be sent again.
+    pub fn retry(&mut self) {
+        self.later.clear();
+    }
+
+    /// Whether a fetch would bring more than may be on its way: what is new waits until something is settled.
+    pub fn is_busy(&mut self) -> bool {
+        let busy = self.generations.len() >= FETCH as usize / 2;
+        self.more |= busy;
+        busy
+    }
+
     /// Whether to fetch again now: there were more than fitted, and half of them are done.
     pub fn wants_more(&self) -> bool {
         self.more && self.generations.len() < FETCH as usize / 2
@@ -82,6 +103,7 @@ fn identity(body: &Body) -> Option<(StateKey, u64)> {
     let generation = match body {
         Body::StatusUpdate(update) => update.generation,
         Body::PodTerminated(pod) => pod.generation,
+        Body::DeviceReport(device) => device.generation,
         _ => return None,
     };
     Some((body.state_key()?, generation))
@@ -126,11 +148,23 @@ mod tests {
     }
 
     #[test]
+    fn what_the_cloud_cannot_take_for_now_is_not_sent_again_at_once() {
+        let mut reports = InFlight::default();
+        let sent = reports.take(vec![report("a", 1), report("b", 1)]);
+        let of = |body: &Body| Envelope { body: Some(body.clone()), ..Envelope::default() };
+        reports.settled(&of(&sent[0]), Settled::rejected(429, "too much"));
+        assert!(reports.take(vec![report("a", 1)]).is_empty());
+        assert!(reports.take(vec![report("a", 2)]).is_empty(), "a newer one waits as well");
+        reports.retry();
+        assert_eq!(reports.take(vec![report("a", 2)]).len(), 1);
+    }
+
+    #[test]
     fn more_is_fetched_when_half_is_done() {
         let mut reports = InFlight::default();
         let all: Vec<_> = (0..FETCH).map(|i| report(&format!("p{i}"), 1)).collect();
         let sent = reports.take(all);
-        assert!(!reports.wants_more());
+        assert!(!reports.wants_more() && reports.is_busy());
         for body in &sent[..=FETCH as usize / 2] {
             reports.settled(&Envelope { body: Some(body.clone()), ..Envelope::default() }, Settled::applied());
         }

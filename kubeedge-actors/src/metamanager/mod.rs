@@ -2,7 +2,7 @@
 //!
 //! | | |
 //! |---|---|
-//! | answers | `ApplyState`, `CompleteInventory`, `StoreBookmark`, `DescribeStore`, `SessionStarted`, `ListInventory` (EdgeHub), `ReportStatus` (Edged), `PendingReports`, `ReportSettled` (EdgeHub), `ReadObjects` (anyone) |
+//! | answers | `ApplyState`, `CompleteInventory`, `StoreBookmark`, `DescribeStore`, `SessionStarted`, `ListInventory` (EdgeHub), `ReportStatus` (Edged, DeviceTwin), `PendingReports`, `ReportSettled` (EdgeHub), `ReadObjects` (anyone) |
 //! | announces | `ObjectsChanged`, `KindCompleted`, `ObjectsReloaded` (at its start); who cannot keep up is waited for |
 //! | tells | `ReportsPending` (EdgeHub) |
 //! | stores | objects by (type, namespace, name); one record per kind; the box's own record; reports not settled yet |

@@ -17,6 +17,7 @@ impl ReportKey {
         match report.report.as_ref()? {
             Report::Update(update) => Some(Self::new(update.r#type.as_ref()?, update.key.as_ref()?, &update.uid)),
             Report::Terminated(pod) => Some(Self::new(&resource::pods(), pod.key.as_ref()?, &pod.uid)),
+            Report::Device(device) => Some(Self::new(&resource::devices(), device.key.as_ref()?, &device.uid)),
         }
     }
 
@@ -120,6 +121,7 @@ fn parts(report: &mut ReportStatus) -> Option<(&mut u64, bool)> {
     match report.report.as_mut()? {
         Report::Update(update) => Some((&mut update.generation, false)),
         Report::Terminated(pod) => Some((&mut pod.generation, true)),
+        Report::Device(device) => Some((&mut device.generation, false)),
     }
 }
 

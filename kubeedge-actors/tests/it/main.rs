@@ -23,6 +23,8 @@ mod kubectl;
 mod lifecycle;
 #[cfg(feature = "link")]
 mod link;
+#[cfg(all(feature = "embedded-broker", feature = "test-kit"))]
+mod mqtt;
 #[cfg(feature = "apiserver")]
 mod pages;
 #[cfg(all(feature = "apiserver", feature = "cloudstream", feature = "edgestream"))]

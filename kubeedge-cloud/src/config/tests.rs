@@ -95,3 +95,10 @@ fn an_authority_that_is_there_is_taken_over() {
     let none = read("modules: {cloudHub: {tlsCAFile: '', tlsCAKeyFile: ''}}").value.modules.cloud_hub;
     assert_eq!(none.authority_folder(data_dir), Path::new("/data/pki"));
 }
+
+#[test]
+fn the_rates_of_status_writes_are_device_controllers_own() {
+    let kubeedge_actors::devicecontroller::pace::Rates { per_node, total, .. } = Default::default();
+    let writes = CloudCore::default().modules.device_controller.status_writes;
+    assert_eq!((writes.per_node, writes.total), (per_node, total));
+}

@@ -16,10 +16,12 @@ fn refusal(text: &str) -> String {
 fn a_full_file_of_kubeedge_has_no_unknown_field() {
     let Loaded { value, unknown, without_effect } = read(KUBEEDGE);
     assert_eq!(unknown, Vec::<String>::new());
-    for field in ["edgecoreVersion", "modules.edgeHub.messageQPS", "modules.eventBus"] {
+    for field in ["edgecoreVersion", "modules.edgeHub.messageQPS", "modules.eventBus.mqttPubClientID"] {
         assert!(without_effect.iter().any(|path| path == field), "{field}");
     }
-    let EdgeCore { database, modules: Modules { edged, edge_hub, edge_stream } } = value;
+    let EdgeCore { database, modules: Modules { edged, edge_hub, edge_stream, device_twin, event_bus } } = value;
+    assert_eq!((event_bus.mqtt_mode, event_bus.mqtt_qos), (MqttMode::External, 0));
+    assert_eq!(device_twin.socket(), Path::new("/etc/kubeedge/dmi.sock"));
     assert!(!edge_stream.enable, "as the file has it");
     assert_eq!(database.store_folder(), PathBuf::from("/var/lib/kubeedge/edgecore.store"));
     assert_eq!(edge_hub.websocket.server.to_string(), "192.0.2.10:10000");
@@ -97,12 +99,25 @@ fn impossible_values_are_refused_where_they_stand() {
             "modules.edgeHub.outbox.maxBytes: 4096 is not valid, expected from 131072 to 1073741824 bytes",
         ),
         ("modules: {edgeHub: {outbox: {maxBytes: 16Mi}}}", "outbox.maxBytes: expected a whole number"),
+        ("modules: {eventBus: {mqttMode: 3}}", "modules.eventBus.mqttMode: 3 is not valid, expected 0, 1, 2 or auto"),
+        ("modules: {eventBus: {mqttQOS: 3}}", "modules.eventBus.mqttQOS: 3 is not valid"),
+        ("modules: {eventBus: {mqttServerExternal: \"ssl://a:1\"}}", "mqttServerExternal: \"ssl://a:1\" is not valid"),
+        ("modules: {deviceTwin: {mapperRate: {burst: 0}}}", "modules.deviceTwin.mapperRate.burst: 0 is not valid"),
         ("modules: {edgeHub: {outbox: {maxAgeSeconds: 0}}}", "outbox.maxAgeSeconds: 0 is not valid"),
         ("kind: CloudCore", "1:7: kind: \"CloudCore\" is another document"),
     ] {
         let refusal = refusal(text);
         assert!(refusal.starts_with("edgecore.yaml:") && refusal.contains(said), "{text}: {refusal}");
     }
+}
+
+#[test]
+fn the_socket_of_mappers_is_found_by_its_folder_or_by_an_older_files_own_name() {
+    let socket = |path: &str| {
+        read(&format!("modules: {{deviceTwin: {{dmiSockPath: {path}}}}}")).value.modules.device_twin.socket()
+    };
+    assert_eq!(socket("/run/x"), Path::new("/run/x/dmi.sock"));
+    assert_eq!(socket("/run/x/old.sock"), Path::new("/run/x/dmi.sock"));
 }
 
 #[test]
@@ -137,4 +152,11 @@ fn a_token_is_not_shown() {
     let config = read("modules: {edgeHub: {token: secret}}").value;
     assert_eq!(config.modules.edge_hub.token.get(), Some("secret"));
     assert!(!format!("{config:?}").contains("secret"));
+}
+
+#[test]
+fn the_rate_of_mappers_is_device_twins_own() {
+    let kubeedge_actors::devicetwin::dmi::bucket::Rate { per_second, burst } = Default::default();
+    let rate = EdgeCore::default().modules.device_twin.mapper_rate;
+    assert_eq!((rate.per_second, rate.burst), (per_second, burst));
 }

@@ -10,7 +10,8 @@ macro_rules! paths {
 pub(super) const FIELDS: &[&str] = paths! {
     "": "edgecoreVersion" "featureGates";
     "database.": "driverName" "aliasName";
-    "modules.": "eventBus" "metaManager" "serviceBus" "deviceTwin" "dbTest" "taskManager";
+    "modules.eventBus.": "mqttPubClientID";
+    "modules.": "metaManager" "serviceBus" "dbTest" "taskManager";
     "modules.edgeStream.": "handshakeTimeout" "readDeadline" "server" "tlsTunnelCAFile" "tlsTunnelCertFile"
         "tlsTunnelPrivateKeyFile" "writeDeadline";
     "modules.edgeHub.": "messageQPS" "messageBurst" "projectID" "quic";

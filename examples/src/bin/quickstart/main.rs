@@ -8,6 +8,7 @@
 
 mod changes;
 mod demo;
+mod device;
 mod progress;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -115,6 +116,11 @@ async fn tell(lab: &mut Lab, progress: &mut Progress, once: bool) -> Result<()> 
         progress.begin("its page");
         let page = lab.guarded(async |_| demo::page(&pod).await).await?;
         progress.done(&page);
+        progress.begin("a device and its mapper");
+        lab.start_mapper()?;
+        progress.done(&lab.guarded(device::apply).await?);
+        progress.begin("another setpoint");
+        progress.done(&lab.guarded(device::turn_up).await?);
     }
     if once {
         if pod {
@@ -129,6 +135,7 @@ async fn tell(lab: &mut Lab, progress: &mut Progress, once: bool) -> Result<()> 
     if pod {
         println!("  kubectl get nodes,pods -o wide");
         println!("  kubectl edit configmap {}", demo::CONFIG_MAP);
+        println!("  kubectl edit device {0}; kubectl get devicestatus {0} -o yaml", device::DEVICE);
         println!("  kubectl delete pod {}", demo::POD);
     } else {
         println!(

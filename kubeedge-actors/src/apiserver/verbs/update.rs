@@ -133,7 +133,7 @@ pub(crate) fn settle(target: &Target, old: &Value, mut new: Value, part: Part) -
     match part {
         Part::Main => {
             strategy::prepare_update(kind, &mut new, old);
-            admission::update(kind, &mut new);
+            admission::update(kind, &mut new, old)?;
         }
         Part::Status => strategy::prepare_status(kind, &mut new),
         Part::Finalizers => {}

@@ -69,6 +69,7 @@ fn outranks(queued: &Envelope, newer: &Envelope) -> bool {
     match (&queued.body, &newer.body) {
         (Some(Body::PodTerminated(_)), Some(Body::StatusUpdate(_))) => true,
         (Some(Body::StatusUpdate(queued)), Some(Body::StatusUpdate(newer))) => queued.generation > newer.generation,
+        (Some(Body::DeviceReport(queued)), Some(Body::DeviceReport(newer))) => queued.generation > newer.generation,
         (Some(Body::ObjectUpsert(queued)), Some(Body::ObjectUpsert(newer))) => {
             // Or than the list it was found in: see `ObjectUpsert.as_of`.
             let version = |upsert: &ObjectUpsert| upsert.object.as_ref().map_or(0, KubeObject::version);

@@ -27,6 +27,8 @@ const WATCH_SILENCE: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 10);
 const WATCH_SHORT: Duration = Duration::from_secs(1);
 /// Back-off between failed attempts: doubled from the first to the last.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+/// A kind that is not served is looked for again after this.
+const ABSENT: Duration = Duration::from_secs(3);
 
 /// What is watched.
 #[derive(Clone, Debug)]
@@ -104,12 +106,24 @@ where
     F: Future<Output = bool>,
 {
     let mut pause = RETRY.0;
+    let mut absent = false;
     loop {
         let mut listening = true;
         let ended = list_and_watch(&client, &scope, &mut tell, &mut listening, &mut pause).await;
         if !listening {
             return;
         }
+        if let Err(Interrupted::Api(kube::Error::Api(status))) = &ended
+            && status.code == 404
+        {
+            // The kind is not served, or not yet: asking costs little, and is told once.
+            if !std::mem::replace(&mut absent, true) {
+                tracing::info!(path = %scope.path, "the API server does not serve this kind; it is looked for again and again");
+            }
+            tokio::time::sleep(ABSENT.mul_f64(rand::random_range(0.5..1.0))).await;
+            continue;
+        }
+        absent = false;
         if let Err(error) = ended {
             if matches!(&error, Interrupted::Api(kube::Error::Api(status)) if status.code == 403)
                 && !tell(Change::Forbidden).await

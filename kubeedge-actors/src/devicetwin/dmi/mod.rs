@@ -1,0 +1,6 @@
+//! The Device Mapper Interface: what mappers call, and what they are called with.
+
+pub mod bucket;
+pub mod caller;
+pub mod convert;
+pub mod server;

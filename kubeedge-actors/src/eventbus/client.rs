@@ -1,0 +1,241 @@
+//! One broker's client: paho, which has threads of its own.
+//!
+//! What comes in goes into a queue of [`QUEUE`] messages. When it is full the client's thread waits, so that nothing more is
+//! read from the broker; when that lasts longer than [`PATIENCE`], messages are dropped and counted. What goes out is
+//! bounded by paho: beyond [`UNSENT`] messages a publication is refused.
+
+use std::{
+    cell::Cell,
+    collections::BTreeSet,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use paho_mqtt::{
+    AsyncClient, ConnectOptions, ConnectOptionsBuilder, CreateOptionsBuilder, DeliveryToken, Message, PersistenceType,
+};
+use tokio::sync::{Notify, mpsc, watch};
+
+/// Messages that wait to be taken.
+pub const QUEUE: usize = 1024;
+/// How long the broker is kept waiting before messages are dropped.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+/// Publications that wait to be sent.
+pub const UNSENT: i32 = 4096;
+/// Largest payload that is taken; of a larger one only its size goes on.
+pub const MAX_PAYLOAD: usize = 1024 * 1024;
+/// Pauses between attempts to connect, doubled from the first to the last, each with full jitter.
+const AGAIN: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(20));
+const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
+/// A session that ends sooner than this does not end the back-off.
+const STEADY: Duration = Duration::from_secs(5);
+
+/// A broker, and how it is used.
+#[derive(Clone, Debug)]
+pub struct Broker {
+    /// Such as `tcp://127.0.0.1:1883`.
+    pub uri: String,
+    /// The session is kept under this name.
+    pub client_id: String,
+    /// If the broker asks for one.
+    pub username: Option<String>,
+    /// With it.
+    pub password: Option<String>,
+    /// Of publications and subscriptions that name none: 0, 1 or 2.
+    pub qos: u8,
+    /// Whether publications that do not say otherwise are kept by the broker.
+    pub retain: bool,
+}
+
+/// What came in.
+#[derive(Debug)]
+pub struct Incoming {
+    /// Where.
+    pub topic: String,
+    /// What; empty when it was over the bound.
+    pub payload: Bytes,
+    /// Bytes of the payload when it was over the bound, else 0.
+    pub oversize: u64,
+    /// It was kept by the broker.
+    pub retained: bool,
+}
+
+/// What became of a broker's connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It stands.
+    Connected,
+    /// It does not.
+    Lost(String),
+}
+
+/// A client, connected or not.
+pub struct Client {
+    client: AsyncClient,
+    broker: Broker,
+    connected: Rc<Cell<bool>>,
+    lost: Arc<Notify>,
+}
+
+impl Client {
+    /// A client that is not connected yet; what comes in goes into `incoming`. The error is about the address.
+    pub fn new(broker: Broker, incoming: mpsc::Sender<Incoming>, dropped: Arc<AtomicU64>) -> Result<Self, String> {
+        let options = CreateOptionsBuilder::new_v3()
+            .server_uri(&broker.uri)
+            .client_id(&broker.client_id)
+            .persistence(PersistenceType::None)
+            .max_buffered_messages(UNSENT)
+            .finalize();
+        let client = AsyncClient::new(options).map_err(|error| format!("{}: {error}", broker.uri))?;
+        let lost = Arc::new(Notify::new());
+        let notify = Arc::clone(&lost);
+        client.set_connection_lost_callback(move |_| notify.notify_one());
+        client.set_message_callback(move |_, message| {
+            if let Some(message) = message {
+                take(&incoming, &message, &dropped);
+            }
+        });
+        Ok(Self { client, broker, connected: Rc::default(), lost })
+    }
+
+    /// Whether it is connected.
+    pub fn is_connected(&self) -> bool {
+        self.connected.get()
+    }
+
+    /// Publishes. `None` without a connection; the error is a bound.
+    pub fn publish(
+        &self,
+        topic: &str,
+        payload: &[u8],
+        qos: Option<u8>,
+        retain: Option<bool>,
+    ) -> Option<Result<DeliveryToken, String>> {
+        if !self.is_connected() {
+            return None;
+        }
+        let (qos, retain) = (qos.unwrap_or(self.broker.qos), retain.unwrap_or(self.broker.retain));
+        let make = if retain { Message::new_retained } else { Message::new };
+        let message = make(topic, payload, i32::from(qos));
+        Some(self.client.try_publish(message).map_err(|error| error.to_string()))
+    }
+
+    /// Stays connected and subscribed to what is wanted, for ever.
+    pub async fn run(self: Rc<Self>, mut wanted: watch::Receiver<BTreeSet<String>>, tell: impl AsyncFn(State)) {
+        let mut pause = AGAIN.0;
+        loop {
+            let connected = tokio::time::timeout(CONNECT_WITHIN, self.client.connect(self.options())).await;
+            let begun = Instant::now();
+            let why = match connected {
+                Ok(Ok(response)) => {
+                    let session_present = response.connect_response().is_some_and(|response| response.session_present);
+                    tracing::info!(broker = self.broker.uri, session_present, "the broker is connected");
+                    self.connected.set(true);
+                    tell(State::Connected).await;
+                    let why = self.follow(&mut wanted).await;
+                    self.connected.set(false);
+                    tell(State::Lost(why.clone())).await;
+                    why
+                }
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => format!("no answer within {CONNECT_WITHIN:?}"),
+            };
+            if begun.elapsed() > STEADY {
+                pause = AGAIN.0;
+            }
+            tracing::warn!(broker = self.broker.uri, again_in = ?pause, "the broker is not connected: {why}");
+            tokio::time::sleep(pause.mul_f64(rand::random_range(0.1..1.0))).await;
+            pause = (pause * 2).min(AGAIN.1);
+        }
+    }
+
+    fn options(&self) -> ConnectOptions {
+        let mut options = ConnectOptionsBuilder::new_v3();
+        // What is published for us while we are away is kept by the broker.
+        options.clean_session(false).keep_alive_interval(KEEP_ALIVE).connect_timeout(CONNECT_WITHIN);
+        if let Some(name) = &self.broker.username {
+            options.user_name(name);
+        }
+        if let Some(password) = &self.broker.password {
+            options.password(password.as_str());
+        }
+        options.finalize()
+    }
+
+    /// Subscribes to what is wanted and not subscribed to, until the connection is lost. Why it was comes back.
+    async fn follow(&self, wanted: &mut watch::Receiver<BTreeSet<String>>) -> String {
+        // The broker may have the session still; it takes a subscription it has as well as a new one.
+        let mut has = BTreeSet::new();
+        loop {
+            let wants = wanted.borrow_and_update().clone();
+            let more: Vec<&String> = wants.difference(&has).collect();
+            if !more.is_empty() {
+                let qos = i32::from(self.broker.qos);
+                match tokio::time::timeout(CONNECT_WITHIN, self.client.subscribe_many_same_qos(&more, qos)).await {
+                    Ok(Ok(_)) => {}
+                    Ok(Err(error)) => return self.give_up(format!("it refuses subscriptions: {error}")).await,
+                    Err(_) => return self.give_up("it does not answer".to_owned()).await,
+                }
+            }
+            let less: Vec<&String> = has.difference(&wants).collect();
+            if !less.is_empty()
+                && let Err(error) = self.client.unsubscribe_many(&less).await
+            {
+                return self.give_up(format!("it refuses to end subscriptions: {error}")).await;
+            }
+            has = wants;
+            tokio::select! {
+                () = self.lost.notified() => return "the connection was lost".to_owned(),
+                changed = wanted.changed() => if changed.is_err() {
+                    return self.give_up("EventBus begins anew".to_owned()).await;
+                },
+            }
+        }
+    }
+
+    async fn give_up(&self, why: String) -> String {
+        self.disconnect().await;
+        why
+    }
+
+    /// Ends the connection in order, so that the broker keeps the session.
+    pub async fn disconnect(&self) {
+        self.connected.set(false);
+        let bye = self.client.disconnect(None);
+        if !matches!(tokio::time::timeout(Duration::from_secs(2), bye).await, Ok(Ok(_))) {
+            tracing::debug!(broker = self.broker.uri, "the connection was gone already");
+        }
+    }
+}
+
+/// On paho's own thread, which may wait: that keeps the broker waiting.
+#[expect(clippy::disallowed_methods, reason = "it is no thread of an arbiter")]
+fn take(incoming: &mpsc::Sender<Incoming>, message: &Message, dropped: &AtomicU64) {
+    let payload = message.payload();
+    let over = payload.len() > MAX_PAYLOAD;
+    let mut next = Incoming {
+        topic: message.topic().to_owned(),
+        payload: if over { Bytes::new() } else { Bytes::copy_from_slice(payload) },
+        oversize: if over { payload.len() as u64 } else { 0 },
+        retained: message.retained(),
+    };
+    let until = Instant::now() + PATIENCE;
+    loop {
+        next = match incoming.try_send(next) {
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => return,
+            Err(mpsc::error::TrySendError::Full(next)) => next,
+        };
+        if Instant::now() > until {
+            let count = dropped.fetch_add(1, Ordering::Relaxed) + 1;
+            tracing::warn!(topic = next.topic, count, "a message is dropped: nobody takes any for {PATIENCE:?}");
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}

@@ -1,0 +1,332 @@
+//! A mapper in Rust: what stands between edgecore and devices of some protocol.
+//!
+//! [`Mapper::start`] registers at edgecore and serves what edgecore calls. [`Mapper::next`] tells of devices as they come,
+//! change and go; [`Mapper::report`] and [`Mapper::report_state`] tell edgecore what was read. When edgecore begins anew
+//! the mapper registers again, and only what is different is told.
+//!
+//! ```no_run
+//! # use kubeedge_actors::mapper::{Event, Mapper, MapperConfig, Reading};
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! let mut mapper = Mapper::start(MapperConfig::new("thermostats", "thermostat", "/etc/kubeedge/thermostat.sock")).await?;
+//! while let Some(event) = mapper.next().await {
+//!     if let Event::Device(device) = event {
+//!         let wanted = device.desired("setpoint").unwrap_or("20").to_owned();
+//!         mapper.report(&device.id, [Reading::new("setpoint", &wanted).observing(&wanted)]).await?;
+//!     }
+//! }
+//! # Ok(()) }
+//! ```
+//!
+//! Must run within a `LocalSet`, as actix has it.
+
+mod service;
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use kubeedge_proto::dmi::{
+    self, device_manager_service_client::DeviceManagerServiceClient, device_mapper_service_server as server,
+};
+use serde_json::Value;
+use thiserror::Error;
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+use tonic::{
+    Code, Status,
+    transport::{Channel, Endpoint},
+};
+
+use self::service::{Known, Told};
+use crate::dmi::{socket, values::plain};
+
+/// For one call of edgecore.
+const WITHIN: Duration = Duration::from_secs(10);
+/// Registration is tried again after this, doubled up to the second.
+const AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// How often it is looked whether edgecore has begun anew.
+const LOOK: Duration = Duration::from_secs(1);
+/// Events that wait to be taken; then edgecore's calls wait.
+const EVENTS: usize = 64;
+
+/// Where a mapper is, and what for.
+#[derive(Clone, Debug)]
+pub struct MapperConfig {
+    /// Its name, of its own on this node.
+    pub name: String,
+    /// Its version, for people.
+    pub version: String,
+    /// The `protocolName` of its devices.
+    pub protocol: String,
+    /// The socket that edgecore calls it on.
+    pub socket: PathBuf,
+    /// Edgecore's socket.
+    pub edgecore: PathBuf,
+}
+
+impl MapperConfig {
+    /// With edgecore's socket where it usually is.
+    pub fn new(name: impl Into<String>, protocol: impl Into<String>, socket: impl Into<PathBuf>) -> Self {
+        Self {
+            name: name.into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            protocol: protocol.into(),
+            socket: socket.into(),
+            edgecore: "/etc/kubeedge/dmi.sock".into(),
+        }
+    }
+}
+
+/// Namespace and name of a device.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeviceId {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl fmt::Display for DeviceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// A device that the mapper is to look after, with its model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Device {
+    /// Its name.
+    pub id: DeviceId,
+    /// What is said of it.
+    pub spec: dmi::DeviceSpec,
+    /// What is said of its kind.
+    pub model: dmi::DeviceModelSpec,
+}
+
+impl Device {
+    /// The settings of the device's protocol.
+    pub fn settings(&self) -> BTreeMap<String, Value> {
+        read(self.spec.protocol.as_ref().and_then(|protocol| protocol.config_data.as_ref()))
+    }
+
+    /// A property.
+    pub fn property(&self, name: &str) -> Option<&dmi::DeviceProperty> {
+        self.spec.properties.iter().find(|property| property.name == name)
+    }
+
+    /// A property in the model.
+    pub fn kind_of(&self, name: &str) -> Option<&dmi::ModelProperty> {
+        self.model.properties.iter().find(|property| property.name == name)
+    }
+
+    /// What a property is to be; `None` when nobody said.
+    pub fn desired(&self, name: &str) -> Option<&str> {
+        self.property(name)?.desired.as_ref().map(|desired| desired.value.as_str()).filter(|value| !value.is_empty())
+    }
+}
+
+/// The settings by which a property is found.
+pub fn visitors(property: &dmi::DeviceProperty) -> BTreeMap<String, Value> {
+    read(property.visitors.as_ref().and_then(|visitors| visitors.config_data.as_ref()))
+}
+
+fn read(settings: Option<&dmi::CustomizedValue>) -> BTreeMap<String, Value> {
+    let settings = settings.into_iter().flat_map(|settings| &settings.data);
+    settings.filter_map(|(name, value)| Some((name.clone(), plain(value)?))).collect()
+}
+
+/// What happens to a mapper's devices.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// It has come, or has changed.
+    Device(Box<Device>),
+    /// It is not this mapper's any more.
+    Gone(DeviceId),
+}
+
+/// What was read of a property.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reading {
+    property: String,
+    value: String,
+    observed: Option<String>,
+}
+
+impl Reading {
+    /// A value.
+    pub fn new(property: impl Into<String>, value: impl fmt::Display) -> Self {
+        Self { property: property.into(), value: value.to_string(), observed: None }
+    }
+
+    /// The desired value that the device has taken over.
+    #[must_use]
+    pub fn observing(self, desired: impl fmt::Display) -> Self {
+        Self { observed: Some(desired.to_string()), ..self }
+    }
+}
+
+/// Why something was not told, or the mapper did not start.
+#[derive(Debug, Error)]
+pub enum MapperError {
+    /// A path that is none.
+    #[error("{path}: {why}; expected the absolute path of a unix socket")]
+    Path {
+        /// As it was given.
+        path: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// Edgecore refuses it.
+    #[error("edgecore refused: {message} ({code:?})")]
+    Refused {
+        /// As gRPC counts; [`Code::ResourceExhausted`]: too often, later it may be taken.
+        code: Code,
+        /// Its words.
+        message: String,
+    },
+    /// Edgecore does not answer.
+    #[error("edgecore does not answer: {0}")]
+    Away(String),
+}
+
+impl From<Status> for MapperError {
+    fn from(status: Status) -> Self {
+        match status.code() {
+            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => Self::Away(status.message().to_owned()),
+            code => Self::Refused { code, message: status.message().to_owned() },
+        }
+    }
+}
+
+/// A registered mapper.
+pub struct Mapper {
+    client: DeviceManagerServiceClient<Channel>,
+    events: mpsc::Receiver<Event>,
+    _serving: AbortOnDropHandle<()>,
+    _registering: AbortOnDropHandle<()>,
+}
+
+impl Mapper {
+    /// Serves its socket and registers; waits for edgecore as long as it takes. A registration that is refused is an error.
+    pub async fn start(config: MapperConfig) -> Result<Self, MapperError> {
+        let client = DeviceManagerServiceClient::new(channel(&config.edgecore)?);
+        let (sender, events) = mpsc::channel(EVENTS);
+        let known = Known::new(sender);
+        let service = Told { known: known.clone() };
+        let serve = socket::serve(config.socket.clone(), "edgecores", move |_| {
+            server::DeviceMapperServiceServer::new(service.clone())
+        });
+        let serving = AbortOnDropHandle::new(tokio::task::spawn_local(serve));
+        let mut registration = Registration { config, client: client.clone(), known };
+        let seen = registration.register().await?;
+        let registering = AbortOnDropHandle::new(tokio::task::spawn_local(registration.keep(seen)));
+        Ok(Self { client, events, _serving: serving, _registering: registering })
+    }
+
+    /// The next news of a device; waits for it.
+    pub async fn next(&mut self) -> Option<Event> {
+        self.events.recv().await
+    }
+
+    /// Tells edgecore what was read. It is on edgecore's disk when this returns.
+    pub async fn report(
+        &self,
+        device: &DeviceId,
+        readings: impl IntoIterator<Item = Reading>,
+    ) -> Result<(), MapperError> {
+        let value = |value: String| dmi::TwinProperty { value, metadata: Default::default() };
+        let twins = readings.into_iter().map(|reading| dmi::Twin {
+            property_name: reading.property,
+            reported: Some(value(reading.value)),
+            observed_desired: reading.observed.map(value),
+        });
+        let request = dmi::ReportDeviceStatusRequest {
+            device_name: device.name.clone(),
+            device_namespace: device.namespace.clone(),
+            reported_device: Some(dmi::DeviceStatus { twins: twins.collect(), ..dmi::DeviceStatus::default() }),
+        };
+        within(self.client.clone().report_device_status(request)).await.map(drop)
+    }
+
+    /// Tells edgecore how a device is: `online`, `offline`, `ok`, `unknown` or `unhealthy`.
+    pub async fn report_state(&self, device: &DeviceId, state: &str) -> Result<(), MapperError> {
+        let request = dmi::ReportDeviceStatesRequest {
+            device_name: device.name.clone(),
+            device_namespace: device.namespace.clone(),
+            state: state.to_owned(),
+        };
+        within(self.client.clone().report_device_states(request)).await.map(drop)
+    }
+}
+
+/// Calls edgecore again and again, as long as somebody reports.
+async fn within<T>(call: impl Future<Output = Result<T, Status>>) -> Result<T, MapperError> {
+    match tokio::time::timeout(WITHIN, call).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => Err(MapperError::Away(format!("no answer within {WITHIN:?}"))),
+    }
+}
+
+fn channel(path: &Path) -> Result<Channel, MapperError> {
+    let wrong = |why: &str| MapperError::Path { path: path.display().to_string(), why: why.to_owned() };
+    let text = path.to_str().filter(|text| text.starts_with('/')).ok_or_else(|| wrong("not absolute"))?;
+    let endpoint = Endpoint::from_shared(format!("unix://{text}")).map_err(|error| wrong(&error.to_string()))?;
+    Ok(endpoint.connect_timeout(WITHIN).connect_lazy())
+}
+
+/// Keeps a mapper registered.
+struct Registration {
+    config: MapperConfig,
+    client: DeviceManagerServiceClient<Channel>,
+    known: Known,
+}
+
+impl Registration {
+    /// Registers, as soon as edgecore is there. Which edgecore it was comes back.
+    async fn register(&mut self) -> Result<Option<(u64, u64)>, MapperError> {
+        let mut pause = AGAIN.0;
+        loop {
+            let seen = socket::identity(&self.config.edgecore);
+            let mapper = dmi::MapperInfo {
+                name: self.config.name.clone(),
+                version: self.config.version.clone(),
+                api_version: "v1beta1".into(),
+                protocol: self.config.protocol.clone(),
+                address: self.config.socket.to_string_lossy().into_owned().into_bytes().into(),
+                state: "ok".into(),
+            };
+            let request = dmi::MapperRegisterRequest { with_data: true, mapper: Some(mapper) };
+            match within(self.client.mapper_register(request)).await {
+                Ok(answer) => {
+                    let answer = answer.into_inner();
+                    self.known.all(answer.model_list, answer.device_list).await;
+                    return Ok(seen);
+                }
+                Err(MapperError::Away(why)) => {
+                    tracing::info!(again_in = ?pause, "edgecore is not there: {why}");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(AGAIN.1);
+                }
+                Err(refused) => return Err(refused),
+            }
+        }
+    }
+
+    /// Registers again with every new edgecore.
+    async fn keep(mut self, mut seen: Option<(u64, u64)>) {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let now = socket::identity(&self.config.edgecore);
+            if now.is_none() || now == seen {
+                continue;
+            }
+            match self.register().await {
+                Ok(registered) => seen = registered,
+                Err(error) => tracing::error!("the new edgecore does not take this mapper: {error}"),
+            }
+        }
+    }
+}
