@@ -1,4 +1,5 @@
-//! Heartbeats: sent when silent, answered at once, and the judgement that a link is dead.
+//! Heartbeats: sent at every interval, by the cloud when it is silent, answered at once; and the judgement that a link is
+//! dead.
 
 use std::time::Duration;
 
@@ -16,7 +17,8 @@ pub(crate) struct Liveness {
     dead_after: Duration,
     sent: Duration,
     received: Duration,
-    /// The edge's last heartbeat, which carries its progress even when data flows.
+    /// The edge's last heartbeat. The next one comes an interval later, even when data flows: it carries the edge's progress,
+    /// for which the cloud renews the node's lease.
     told: Duration,
     /// The edge was told of its progress in this session, and whether that is still to be passed on: the cloud renews
     /// the node's lease on the strength of it. On a line that flaps faster than the interval nothing else would.
@@ -96,7 +98,7 @@ impl Liveness {
         if self.introduce {
             Duration::ZERO
         } else if self.is_edge {
-            (self.sent + self.interval).min(self.told + 2 * self.interval)
+            self.told + self.interval
         } else {
             self.sent + self.interval + self.interval / 2
         }

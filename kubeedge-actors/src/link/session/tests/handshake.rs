@@ -94,6 +94,29 @@ fn a_half_open_link_is_found_by_both_ends_within_25_seconds() {
     }
 }
 
+#[test]
+fn the_edge_tells_its_progress_at_every_interval_also_when_data_flows() {
+    let (mut edge, mut cloud) = pair(Config::default());
+    let mut told = Vec::new();
+    for now in (0..60_000).step_by(500) {
+        (edge.now, cloud.now) = (ms(now), ms(now));
+        edge.give(Input::Submit(Box::new(envelope(1, status("a", now + 1)))));
+        exchange(&mut edge, &mut cloud);
+        for event in cloud.take() {
+            match event {
+                Output::Heartbeat { .. } => told.push(now),
+                Output::Deliver { class, seq, .. } => {
+                    cloud.give(Input::Settle { class, seq, settled: Settled::applied() });
+                }
+                _ => {}
+            }
+        }
+        exchange(&mut edge, &mut cloud);
+        cloud.poll();
+    }
+    assert_eq!(told, [10_000, 20_000, 30_000, 40_000, 50_000]);
+}
+
 /// P-HEARTBEAT-ALONE
 #[test]
 fn a_heartbeat_passes_what_waits_to_be_sent() {
