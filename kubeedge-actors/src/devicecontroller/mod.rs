@@ -101,7 +101,7 @@ impl DeviceController {
     fn watch(&self, kind: Kind, ctx: &mut Context<Self>) -> AbortOnDropHandle<()> {
         let address = ctx.address();
         let client = self.client.clone();
-        let scope = Scope { path: kind.type_().path("", None), fields: String::new() };
+        let scope = Scope { path: kind.type_().path("", None), fields: String::new(), page: None };
         AbortOnDropHandle::new(tokio::task::spawn_local(list_watch::run(client, scope, move |change| {
             // Waits for room and for the event to be handled. An error: this component was stopped or rebuilt.
             let sent = address.send(Watched { kind, change });
@@ -264,6 +264,8 @@ impl Handler<Watched> for DeviceController {
                 Vec::new()
             }
             (Kind::Statuses, Change::Bookmark(_)) => Vec::new(),
+            // Nothing is listed in pages; without the right to list it, a kind stays unknown.
+            (_, Change::Listing | Change::Page(..) | Change::Listed(_) | Change::Forbidden) => Vec::new(),
         };
         self.carry_out(effects, ctx);
         if !is_status {

@@ -64,16 +64,17 @@ impl Running {
             }
             Kind::Embedded => {
                 let config = EmbeddedBroker { address: self.address, queue: 10_000 };
-                let serving = within(async {
+                let (_, serving) = within(async {
                     loop {
                         match broker::start(config.clone()).await {
-                            Ok((_, serving)) => return serving,
+                            Ok(started) => return started,
                             // The port of the one before is not free yet.
                             Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
                         }
                     }
-                });
-                self.embedded = Some(serving.await);
+                })
+                .await;
+                self.embedded = Some(serving);
             }
         }
         within(async {

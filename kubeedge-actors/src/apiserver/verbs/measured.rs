@@ -6,10 +6,10 @@ use bytes::BytesMut;
 use futures_util::{StreamExt as _, stream};
 use serde_json::{Value, json};
 
-use super::{Answer, Method, Request};
+use super::{Answer, Method, Request, log};
 use crate::apiserver::Api;
 use crate::apiserver::discovery::measured::{GROUP, VERSION};
-use crate::apiserver::kubelet::{self, Answered};
+use crate::apiserver::kubelet::Answered;
 use crate::apiserver::object::Object;
 use crate::apiserver::request::ResourcePath;
 use crate::apiserver::selector::Selector;
@@ -100,16 +100,12 @@ async fn summaries(api: &Arc<Api>, nodes: Vec<String>) -> BTreeMap<String, Value
 }
 
 async fn summary(api: &Arc<Api>, node: &str) -> Result<Value, String> {
-    let nodes = api.storage.core("nodes").ok_or("nodes are not served")?;
-    let object =
-        api.storage.get(nodes, &crate::apiserver::object::Key::new("", node)).ok_or("there is no such node")?;
-    let (host, port) = kubelet::endpoint(&object.value(api.storage.kind(nodes)))?;
-    let tls = api.kubelet_client.as_ref().ok_or("this server has no client certificate for kubelets")?;
-    let permit = Arc::clone(&api.logs).try_acquire_owned().map_err(|_| "too many nodes are read from already")?;
+    let kubelet = log::kubelet_of(api, node).map_err(|status| status.message)?;
+    let permit = log::permit(api).map_err(|status| status.message)?;
     // The gateway stands for every node: the path says which is meant.
     let path = format!("/nodes/{node}/stats/summary?only_cpu_and_memory=true");
     let closing = api.storage.closing().clone();
-    let mut body = match kubelet::get(tls, &host, port, &path, permit, closing).await? {
+    let mut body = match kubelet.get(&path, permit, closing).await? {
         Answered::Body(body) => body,
         Answered::Refused(code, text) => return Err(format!("{code}: {text}")),
     };
