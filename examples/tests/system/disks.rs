@@ -46,6 +46,11 @@ pub(crate) async fn stage(report: &mut Report, tools: &Result<Tools>) {
             no_disks = Some(format!("this machine gives no disks of their own: {why:#}"));
             return Ok(());
         }
+        // A condition is told at once, an eviction would come after an hour: this is about the store.
+        lab.settings = vec![
+            "evictionSoft: {nodefs.available: 10%}".into(),
+            "evictionSoftGracePeriod: {nodefs.available: 1h}".into(),
+        ];
         up(lab, tools).await?;
         lab.guarded(steady).await
     };

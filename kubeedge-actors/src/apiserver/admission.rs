@@ -33,8 +33,7 @@ pub(super) fn create(api: &Api, target: &Target, object: &mut Value) -> Result<(
         check_namespace(api, kind, namespace, &name)?;
     }
     if !kind.group.is_empty() {
-        admit_custom(api, target, &name)?;
-        return check_device(kind, object);
+        return admit_custom(api, target, &name);
     }
     match kind.plural {
         "pods" => admit_pod(api, target, &name, object),
@@ -96,12 +95,16 @@ fn check_namespace(api: &Api, kind: &Kind, namespace: &str, name: &str) -> Resul
 }
 
 /// Admits a change of an object: a pod that is labelled later is autonomous from then on.
-pub(super) fn update(kind: &Kind, object: &mut Value, old: &Value) -> Result<(), Status> {
+pub(super) fn update(kind: &Kind, object: &mut Value) {
     if kind.group.is_empty() && kind.plural == "pods" {
         stay(object, Operation::Update);
     }
+}
+
+/// What validating webhooks would refuse, of an object that is valid otherwise.
+pub(super) fn validate(kind: &Kind, object: &Value, old: Option<&Value>) -> Result<(), Status> {
     // What was broken before may lose its finalizers all the same.
-    if object["spec"] == old["spec"] { Ok(()) } else { check_device(kind, object) }
+    if old.is_some_and(|old| object["spec"] == old["spec"]) { Ok(()) } else { check_device(kind, object) }
 }
 
 /// Lets an autonomous pod stay on a node that is silent. KubeEdge does this by a webhook; here it is always on.

@@ -216,7 +216,7 @@ mod tests {
             ("http://127.1:80/a", "not an IP address"),
             ("http://127.0.0.1@10.0.0.1:80/a", "names a user"),
             ("https://127.0.0.1:80/a", "not plain HTTP"),
-            ("unix:///run/x", "not plain HTTP"),
+            ("unix:///run/x", "invalid format"),
             ("http://127.0.0.1/a", "no port"),
             ("http://127.0.0.1:0/a", "no port"),
             ("/exec/a", "not plain HTTP"),

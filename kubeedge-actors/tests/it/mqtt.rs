@@ -105,7 +105,11 @@ struct App {
 
 impl App {
     async fn connect(address: SocketAddr) -> Self {
-        let options = CreateOptionsBuilder::new_v3().server_uri(format!("tcp://{address}")).client_id("app").finalize();
+        let options = CreateOptionsBuilder::new_v3()
+            .server_uri(format!("tcp://{address}"))
+            .client_id("app")
+            .max_buffered_messages(10_000)
+            .finalize();
         let client = AsyncClient::new(options).unwrap();
         let (sender, heard) = mpsc::sync_channel(10_000);
         client.set_message_callback(move |_, message| {

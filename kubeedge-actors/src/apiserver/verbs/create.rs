@@ -59,6 +59,7 @@ pub(crate) fn admitted(api: &Api, writer: &Writer, target: &Target, mut object: 
     if !errors.is_empty() {
         return Err(Status::invalid(kind, &name, errors));
     }
+    admission::validate(kind, &object, None)?;
     if writer.get(target.id, &Key::new(target.scope(), &name)).is_some() {
         return Err(Status::already_exists(kind, &name));
     }

@@ -133,7 +133,7 @@ pub(crate) fn settle(target: &Target, old: &Value, mut new: Value, part: Part) -
     match part {
         Part::Main => {
             strategy::prepare_update(kind, &mut new, old);
-            admission::update(kind, &mut new, old)?;
+            admission::update(kind, &mut new);
         }
         Part::Status => strategy::prepare_status(kind, &mut new),
         Part::Finalizers => {}
@@ -147,6 +147,9 @@ pub(crate) fn settle(target: &Target, old: &Value, mut new: Value, part: Part) -
     });
     if !errors.is_empty() {
         return Err(Status::invalid(kind, &name, errors));
+    }
+    if matches!(part, Part::Main) {
+        admission::validate(kind, &new, Some(old))?;
     }
     let changed = match &target.custom {
         Some(_) => other_members(old, &new).iter().any(|member| new.get(member) != old.get(member)),

@@ -282,6 +282,7 @@ impl World {
                 && edge.hub.fetch_at.is_some_and(|at| at <= now)
             {
                 edge.hub.fetch_at = None;
+                edge.hub.reports.retry();
                 self.fetch_reports(box_);
             }
             let clock = self.boxes[box_].now(now);
