@@ -56,7 +56,8 @@ impl Clouds {
         // The embedded API server and nothing else.
         let text = format!(
             "apiVersion: cloudcore.config.kubeedge.io/v1alpha1\nkind: CloudCore\nmodules:\n  cloudHub: {{enable: false, \
-             tlsCAFile: '', tlsCAKeyFile: ''}}\n  edgeController: {{enable: false}}\n  deviceController: {{enable: false}}\n  cloudStream: {{enable: false}}\n\
+             tlsCAFile: '', tlsCAKeyFile: ''}}\n  edgeController: {{enable: false}}\n  \
+             deviceController: {{enable: false}}\n  cloudStream: {{enable: false}}\n\
              standalone: {{enable: true, address: 127.0.0.1, port: {api_port}}}\n"
         );
         fs::write(&config, text).with_context(|| format!("write {}", config.display()))?;
