@@ -62,13 +62,13 @@ pub fn pod_status(input: &Input<'_>, facts: &NodeFacts, previous: Option<&PodSta
     let in_sandbox = current_sandbox(observed).is_some() || !observed.instances.is_empty();
     let ips = if plan.host_network && in_sandbox { facts.host_ips.clone() } else { history.ips.clone() };
     let failed = history.failed.as_deref();
-    // Of a pod that was never let in there is nothing to say but why.
+    // Of the containers of a pod that was never let in there is nothing to say.
     let never_let_in = failed.is_some() && observed.instances.is_empty() && observed.sandboxes.is_empty();
     PodStatus {
         phase: Some(phase.to_owned()),
         reason: failed.map(|failed| failed.reason.clone()).or_else(|| expired.then(|| DEADLINE_EXCEEDED.to_owned())),
         message: failed.map(|failed| failed.message.clone()).or_else(|| expired.then(|| DEADLINE_MESSAGE.to_owned())),
-        conditions: Some(conditions).filter(|_| !never_let_in),
+        conditions: Some(conditions),
         init_container_statuses: Some(init).filter(|init| !init.is_empty() && !never_let_in),
         container_statuses: Some(apps).filter(|_| !never_let_in),
         ephemeral_container_statuses: Some(ephemeral).filter(|all| !all.is_empty() && !never_let_in),
