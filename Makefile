@@ -35,7 +35,7 @@ quickstart: packages ## a cloud, an edge node and a pod on this machine (ONCE=1:
 # The programs first: tests run them as processes. Built with the tests, they share every dependency with them.
 test: packages kubectl ## every test
 	$(CARGO) build --workspace --all-features --bins --tests
-	$(CARGO) test --workspace --all-features
+	$(CARGO) test --workspace --all-features --no-fail-fast
 
 sim: ## the link through faulty histories (SEEDS=100000, or SEED=42 to show one)
 	SIM_SEED=$(SEED) SIM_SEEDS=$(SEEDS) $(CARGO) test -p kubeedge-actors --all-features --test it -- sim:: --nocapture

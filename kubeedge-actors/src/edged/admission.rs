@@ -1,5 +1,7 @@
 //! Whether the node takes a pod: the kubelet's last word after the scheduler's. Pure.
 
+mod shell;
+
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Container, Pod};

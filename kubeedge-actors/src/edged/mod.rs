@@ -162,6 +162,8 @@ pub struct Edged {
     plugins: Option<AbortOnDropHandle<()>>,
     /// Whether directories that pods of earlier lives left were looked for.
     swept: bool,
+    /// Pods that an earlier life of edgecore took up: those that have a folder.
+    taken_up: HashSet<String>,
 }
 
 /// A pod's worker, as Edged holds it. Dropped, the pod stays as it is.
@@ -232,26 +234,32 @@ impl Edged {
             devices,
             plugins: None,
             swept: false,
+            taken_up: HashSet::new(),
         }
     }
 
     /// Reads the pods on disk; again until MetaManager answers.
     fn load(&self, ctx: &mut Context<Self>) {
-        let read = self.read.clone();
+        let (read, volumes) = (self.read.clone(), self.provision.volumes().clone());
         let message = || ReadObjects { r#type: Some(resource::pods()), key: None };
         ctx.spawn(
             async move {
                 loop {
-                    match read.ask(message(), READ_WITHIN).await {
-                        Ok(list) => return list,
-                        Err(error) => tracing::warn!("the pods on disk are not read yet: MetaManager: {error}"),
+                    match (volumes.orphans(&HashSet::new()).await, read.ask(message(), READ_WITHIN).await) {
+                        (Ok(folders), Ok(list)) => return (folders, list),
+                        (Err(error), _) => tracing::warn!("the folders of pods are not read yet: {error}"),
+                        (_, Err(error)) => tracing::warn!("the pods on disk are not read yet: MetaManager: {error}"),
                     }
                     tokio::time::sleep(AGAIN).await;
                 }
             }
             .into_actor(self)
-            .map(|list: ObjectList, this, ctx| {
-                let pods = list.objects.iter().filter_map(|object| this.understand(ctx, object)).collect::<Vec<_>>();
+            .map(|(folders, list): (Vec<String>, ObjectList), this, ctx| {
+                this.taken_up.extend(folders);
+                let mut pods =
+                    list.objects.iter().filter_map(|object| this.understand(ctx, object)).collect::<Vec<_>>();
+                // Who came first has the first claim on the node, as in a kubelet that starts.
+                pods.sort_by(|(one, _), (other, _)| created(one).cmp(&created(other)));
                 tracing::info!(pods = pods.len(), complete = list.complete, "pods read from disk");
                 let of_folder = this.static_pods.uids();
                 let uids = list.objects.iter().map(|object| object.uid.as_str()).chain(of_folder).collect();
@@ -431,6 +439,7 @@ impl Edged {
     }
 
     fn apply(&mut self, ctx: &mut Context<Self>, effects: Vec<Effect>) {
+        self.admit(ctx, &effects);
         for effect in effects {
             match effect {
                 Effect::Start { uid, order } if self.hold(ctx, &uid, &order) => {}
@@ -466,6 +475,7 @@ impl Edged {
                 this.workers.remove(&uid);
                 this.board.forget(&uid);
                 this.failures.forget(&uid);
+                this.taken_up.remove(&uid);
                 this.devices.release(&uid);
                 this.forget_release(&uid);
                 let effects = this.book.worker_ended(&uid);
@@ -494,6 +504,10 @@ impl Edged {
             }
         }
     }
+}
+
+fn created(pod: &Pod) -> Option<Timestamp> {
+    pod.metadata.creation_timestamp.as_ref().map(|time| time.0)
 }
 
 /// Whether a deletion was asked for, of what may be no pod at all.

@@ -7,62 +7,8 @@ use kubeedge_proto::{
     v1::{KindCompleted, LinkStateChanged, ObjectKey, ObjectsChanged, ObjectsReloaded, Progress, QueryProgress},
 };
 
-use super::{
-    Edged, REASSERT_AFTER, admission,
-    book::Effect,
-    events::{EventRecord, Involved, Reason, rejection},
-    is_deleted,
-    lifecycle::{PodFailure, Want},
-    quantity::Quantity,
-    references,
-    worker::Reporter as _,
-};
+use super::{Edged, REASSERT_AFTER, is_deleted, references};
 use crate::system::Context;
-
-impl Edged {
-    /// Takes up a pod that the cloud has just told of, if there is room for it.
-    fn admit(&mut self, ctx: &mut Context<Self>, effects: &[Effect]) {
-        for effect in effects {
-            let Effect::Start { uid, order } = effect else { continue };
-            let Some(pod) = order.pod.as_ref().filter(|_| order.want == Want::Run) else { continue };
-            if self.failures.contains(uid) || self.relist.pods().any(|known| known.uid == *uid) {
-                continue;
-            }
-            let pressure = *self.pressure.borrow();
-            if *self.going_down.borrow() {
-                let message = "Pod was rejected as the node is shutting down.".to_owned();
-                let reason = "NodeShutdown".to_owned();
-                let failure = PodFailure { reason, message, ..PodFailure::default() };
-                self.fail(ctx, uid, failure);
-                continue;
-            }
-            let mut room = self.prepared.room.clone();
-            for (name, _, healthy) in self.devices.amounts() {
-                room.insert(name, Quantity::units(i64::try_from(healthy).unwrap_or(i64::MAX)));
-            }
-            let admitted = {
-                let over = |uid: &str| {
-                    let status = self.board.of(uid);
-                    status.is_some_and(|status| matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")))
-                };
-                let others = self
-                    .book
-                    .pods()
-                    .filter(|(other, _)| other != uid && !self.failures.contains(other) && !over(other))
-                    .map(|(_, pod)| pod);
-                admission::admit(pod, others, &room, pressure)
-            };
-            if let Err(failure) = admitted {
-                let PodFailure { reason, message, .. } = &failure;
-                tracing::warn!(pod = %format!("{}/{}", order.plan.namespace, order.plan.name), reason, "{message}");
-                let involved = Involved::of(&order.plan, Some(pod), None);
-                let told = Reason::Rejected(rejection(reason));
-                self.reporter.event(EventRecord::new(involved, told, message.clone(), (self.shared.clock)()));
-                self.fail(ctx, uid, failure);
-            }
-        }
-    }
-}
 
 impl Handler<ObjectsChanged> for Edged {
     type Result = ();
@@ -83,7 +29,6 @@ impl Handler<ObjectsChanged> for Edged {
                     self.book.gone(&key, &message.uid)
                 }
             };
-            self.admit(ctx, &effects);
             self.apply(ctx, effects);
             return;
         }

@@ -59,6 +59,36 @@ async fn a_pod_that_has_failed_does_not_run_again_after_a_restart() {
     again.stop(LIMIT).await;
 }
 
+#[actix_rt::test]
+async fn pods_that_came_while_edgecore_was_down_are_judged_in_their_order_of_age() {
+    let mut node = bench_with(&[], true, |_| ()).await;
+    node.prepared.room.insert("memory".into(), crate::edged::quantity::Quantity::units(1 << 30));
+    // This one runs, and keeps its place whatever the others ask for.
+    let aged = |name: &str, uid: &str, age: &str, memory: &str| {
+        let mut pod = pod(name, uid);
+        pod["metadata"]["creationTimestamp"] = age.into();
+        pod["spec"]["containers"][0]["resources"] = json!({"requests": {"memory": memory}});
+        pod
+    };
+    node.tell(&aged("c-runs", "1", "2026-01-03T00:00:00Z", "600Mi")).await;
+    node.phase("1", "Running").await;
+    node.system.stop(LIMIT).await;
+
+    for late in [
+        aged("a-younger", "2", "2026-01-02T00:00:00Z", "300Mi"),
+        aged("b-older", "3", "2026-01-01T00:00:00Z", "300Mi"),
+    ] {
+        lock(&node.site.objects).push(object(&late));
+    }
+    let again = system(&node.site, &node.prepared);
+    node.phase("3", "Running").await;
+    let status = node.phase("2", "Failed").await;
+    assert_eq!(status["reason"], "OutOfmemory", "{status}");
+    assert!(node.runtime.pod("2").sandboxes.is_empty());
+    assert!(!lock(&node.site.reports).iter().any(|(_, uid, status)| uid == "1" && status["phase"] == "Failed"));
+    again.stop(LIMIT).await;
+}
+
 fn held(name: &str, uid: &str) -> Value {
     let mut pod = pod(name, uid);
     pod["metadata"]["annotations"] = json!({hold::HOLD: "true"});

@@ -1,0 +1,70 @@
+//! Edged asks whether there is room before it takes up a pod that is new to the node.
+
+use std::collections::HashSet;
+
+use k8s_openapi::api::core::v1::Pod;
+
+use super::admit;
+use crate::{
+    edged::{
+        Edged,
+        book::Effect,
+        events::{EventRecord, Involved, Reason, rejection},
+        lifecycle::{PodFailure, Want},
+        quantity::Quantity,
+        worker::Reporter as _,
+    },
+    system::Context,
+};
+
+impl Edged {
+    /// Whether this node has taken up the pod already, in this life of edgecore or an earlier one.
+    fn was_taken_up(&self, uid: &str) -> bool {
+        self.taken_up.contains(uid) || self.relist.pods().any(|known| known.uid == uid)
+    }
+
+    /// Judges the pods among these effects that are new to the node, one after the other: one that there is no room for
+    /// fails. Those of an earlier life ran here together, and static pods are the machine's own; neither is judged.
+    pub(in crate::edged) fn admit(&mut self, ctx: &mut Context<Self>, effects: &[Effect]) {
+        let begin = effects.iter().filter_map(|effect| match effect {
+            Effect::Start { uid, order } if order.want == Want::Run => Some((uid, order, order.pod.as_ref()?)),
+            _ => None,
+        });
+        let is_new = |uid: &str| !self.failures.contains(uid) && !self.mirrors.is_static(uid) && !self.was_taken_up(uid);
+        let new: Vec<_> = begin.filter(|(uid, ..)| is_new(uid)).collect();
+        // A pod has no claim on the node before its turn.
+        let mut waiting: HashSet<&str> = new.iter().map(|(uid, ..)| uid.as_str()).collect();
+        for (uid, order, pod) in new {
+            waiting.remove(uid.as_str());
+            let Err(failure) = self.room_for(uid, pod, &waiting) else { continue };
+            let PodFailure { reason, message, .. } = &failure;
+            tracing::warn!(pod = %format!("{}/{}", order.plan.namespace, order.plan.name), reason, "{message}");
+            if !*self.going_down.borrow() {
+                let involved = Involved::of(&order.plan, Some(pod), None);
+                let told = Reason::Rejected(rejection(reason));
+                self.reporter.event(EventRecord::new(involved, told, message.clone(), (self.shared.clock)()));
+            }
+            self.fail(ctx, uid, failure);
+        }
+    }
+
+    fn room_for(&self, uid: &str, pod: &Pod, waiting: &HashSet<&str>) -> Result<(), PodFailure> {
+        if *self.going_down.borrow() {
+            let message = "Pod was rejected as the node is shutting down.".to_owned();
+            return Err(PodFailure { reason: "NodeShutdown".to_owned(), message, ..PodFailure::default() });
+        }
+        let mut room = self.prepared.room.clone();
+        for (name, _, healthy) in self.devices.amounts() {
+            room.insert(name, Quantity::units(i64::try_from(healthy).unwrap_or(i64::MAX)));
+        }
+        let over = |uid: &str| {
+            let status = self.board.of(uid);
+            status.is_some_and(|status| matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")))
+        };
+        let has_room = |other: &str| {
+            other != uid && !waiting.contains(other) && !self.failures.contains(other) && !over(other)
+        };
+        let others = self.book.pods().filter(|(other, _)| has_room(other)).map(|(_, pod)| pod);
+        admit(pod, others, &room, *self.pressure.borrow())
+    }
+}
