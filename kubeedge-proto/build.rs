@@ -36,6 +36,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         .bytes(".")
         // A frame is moved a dozen times between a socket and a session: not half a kilobyte each time.
         .boxed(".kubeedge.v1.Data.payload.envelope")
+        .boxed(".kubeedge.v1.Frame.frame.hello")
+        .boxed(".kubeedge.v1.Frame.frame.welcome")
+        .boxed(".kubeedge.v1.Frame.frame.inventory")
+        .boxed(".kubeedge.v1.Frame.frame.inventory_complete")
+        .boxed(".kubeedge.v1.Frame.frame.bookmark")
         .compile_fds(descriptors)?;
     if env::var_os("CARGO_FEATURE_DEVICE_PLUGIN").is_some() {
         // By itself and to a folder of its own: its package's name is that of other protocols, too.

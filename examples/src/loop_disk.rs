@@ -115,7 +115,7 @@ impl LoopDisk {
 
     /// Checks and mends one that nobody uses any more, and puts it back.
     pub async fn mend(&self) -> Result<()> {
-        self.unmount().await?;
+        self.take_out().await?;
         // 1: errors were found and mended.
         run(Command::new("fsck.ext4").args(["-f", "-y"]).arg(&self.image), &[0, 1]).await?;
         self.mount().await
@@ -129,10 +129,16 @@ impl LoopDisk {
     }
 
     /// The power is back, when nobody has a file open on it: with what had reached the disk.
-    ///
-    /// A mount namespace that somebody made meanwhile (a container's) holds the file system that was shut down, and a
-    /// mount of the same image would be that one: then its content is mounted, as a copy.
     pub async fn power_on(&self) -> Result<()> {
+        self.take_out().await?;
+        self.mount().await
+    }
+
+    /// Unmounts it so that the next mount is one of what is on the disk.
+    ///
+    /// A mount namespace that somebody made meanwhile (a container's) holds the file system that was shut down or has
+    /// failed, and a mount of the same image would be that one: then its content is the image, as a copy.
+    async fn take_out(&self) -> Result<()> {
         self.unmount().await?;
         let attached = Command::new("losetup").arg("-j").arg(&self.image).output().await.context("losetup")?;
         if !attached.stdout.is_empty() {
@@ -140,7 +146,7 @@ impl LoopDisk {
             run(Command::new("cp").arg("--sparse=always").args([&self.image, &copy]), &[0]).await?;
             fs::rename(copy, &self.image)?;
         }
-        self.mount().await
+        Ok(())
     }
 }
 

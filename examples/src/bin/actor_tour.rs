@@ -54,7 +54,7 @@ impl Component for Sensor {
     const STAGE: Stage = Stage::Source;
     const CAPACITY: usize = 4;
     /// Without progress for this long it is stuck.
-    const HEARTBEAT: Duration = Duration::from_millis(200);
+    const HEARTBEAT: Duration = Duration::from_millis(600);
 
     fn contract(contract: &mut Contract<Self>) {
         contract.answers::<Measured>().answers::<Calibrate>().asks::<Keep>();

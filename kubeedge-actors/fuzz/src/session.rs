@@ -45,8 +45,8 @@ impl End {
 
     fn answer(&mut self, output: Output) -> Option<Input> {
         match output {
-            Output::Send(frame) => {
-                let bytes = frame.encoded_len();
+            Output::Send(frame, bytes) => {
+                assert_eq!(bytes, frame.encoded_len());
                 assert!(bytes <= 64 * 1024, "a frame of {bytes} bytes");
                 Some(Input::Drained { frames: 1, bytes })
             }
@@ -108,7 +108,7 @@ pub fn frame(bytes: &[u8]) {
     let session = if how & 1 == 0 { Session::cloud(limits()) } else { Session::edge(hello(), limits()) };
     let mut end = End::new(session, how & 2 != 0);
     if how & 4 != 0 && how & 1 == 0 {
-        end.give(Input::Frame(Frame { frame: Some(F::Hello(hello())) }));
+        end.give(Input::Frame(Frame { frame: Some(F::Hello(hello().into())) }));
     }
     for piece in pieces(bytes) {
         end.now += Duration::from_millis(u64::from(piece.first().copied().unwrap_or_default()));
@@ -126,13 +126,13 @@ pub fn inventory(bytes: &[u8]) {
     let mut end = End::new(Session::cloud(limits()), true);
     let digest = KindDigest { r#type: Some(kubeedge_proto::resource::pods()), count: 1, ..KindDigest::default() };
     let hello = Hello { kinds: vec![digest], cluster_uid: "cluster".into(), ..hello() };
-    end.give(Input::Frame(Frame { frame: Some(F::Hello(hello)) }));
+    end.give(Input::Frame(Frame { frame: Some(F::Hello(hello.into())) }));
     assert!(end.session.is_established());
     let mut entries = 0;
     for piece in pieces(bytes) {
         let Ok(inventory) = Inventory::decode(piece) else { continue };
         entries += inventory.entries.len();
-        end.give(Input::Frame(Frame { frame: Some(F::Inventory(inventory)) }));
+        end.give(Input::Frame(Frame { frame: Some(F::Inventory(inventory.into())) }));
     }
     assert!(entries <= ENTRIES || end.session.is_closed(), "{entries} entries were taken");
     end.finish();

@@ -78,7 +78,8 @@ pub(super) fn discover(api: &Api, path: &Path, http: &HttpRequest, address: &str
                 return Some(tagged(http, &content_type, &etag, body));
             }
             let mut all = if *legacy { discovery::versions(address) } else { discovery::groups(served) };
-            if let Some(groups) = all["groups"].as_array_mut().filter(|_| measured) {
+            let groups = all.get_mut("groups").and_then(Value::as_array_mut);
+            if let Some(groups) = groups.filter(|_| measured) {
                 groups.push(discovery::measured::entry());
             }
             Some(all)

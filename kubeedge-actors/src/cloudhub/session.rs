@@ -235,7 +235,7 @@ impl Serving {
                 // The driver's own, the edge's side, and what needs nothing done.
                 Output::Settled { .. }
                 | Output::Coalesced { .. }
-                | Output::Send(_)
+                | Output::Send(..)
                 | Output::NeedInventory(_)
                 | Output::Completed(_)
                 | Output::Bookmark(_)

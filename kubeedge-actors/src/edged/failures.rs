@@ -26,6 +26,8 @@ pub struct Failures {
     pods: BTreeMap<String, Arc<PodFailure>>,
     /// Those of them that are not written: static pods, which begin anew with the machine.
     until_restart: BTreeSet<String>,
+    /// Those of them that are being written: nothing follows from them yet.
+    pending: BTreeSet<String>,
     path: PathBuf,
     version: u64,
     /// The newest version that is on disk.
@@ -47,9 +49,14 @@ impl Failures {
         Self { pods, path, ..Self::default() }
     }
 
-    /// Why a pod has failed, if it has.
+    /// Why a pod has failed, if it has and that is on disk.
     pub fn of(&self, uid: &str) -> Option<Arc<PodFailure>> {
-        self.pods.get(uid).cloned()
+        self.pods.get(uid).filter(|_| !self.is_pending(uid)).cloned()
+    }
+
+    /// Whether its failure is being written: until then it neither runs nor ends.
+    pub fn is_pending(&self, uid: &str) -> bool {
+        self.pending.contains(uid)
     }
 
     /// Whether it has failed.
@@ -74,7 +81,13 @@ impl Failures {
             return None;
         }
         self.pods.insert(uid.to_owned(), Arc::new(failure));
+        self.pending.insert(uid.to_owned());
         Some(self.save())
+    }
+
+    /// The failure of this pod is written, or cannot be.
+    fn settled(&mut self, uid: &str) {
+        self.pending.remove(uid);
     }
 
     /// Forgets a pod that is gone. What is on disk goes with the next write.
@@ -136,7 +149,7 @@ fn write(path: &Path, pods: &BTreeMap<String, PodFailure>) -> io::Result<()> {
 }
 
 impl Edged {
-    /// A pod has failed for good. It is on disk before anything ends for it.
+    /// A pod has failed for good. It is on disk before anything ends for it, and before anybody hears of it.
     pub(super) fn fail(&mut self, ctx: &mut Context<Self>, uid: &str, failure: PodFailure) {
         if self.mirrors.is_static(uid) {
             self.failures.insert_until_restart(uid, failure);
@@ -147,13 +160,16 @@ impl Edged {
         }
         let Some(save) = self.failures.insert(uid, failure) else { return };
         let uid = uid.to_owned();
-        ctx.spawn(tokio::task::spawn_blocking(save).into_actor(self).map(move |saved, this, _| {
+        ctx.spawn(tokio::task::spawn_blocking(save).into_actor(self).map(move |saved, this, ctx| {
             if let Ok(Err(error)) = saved {
                 // Ended all the same: the node needs it. After a restart the pod runs once more.
                 tracing::error!(uid, "that the pod has failed is not on disk: {error}");
             }
-            if let (Some(order), Some(worker)) = (this.book.order(&uid), this.workers.get(&uid)) {
-                worker.orders.send_replace(this.judged(order.clone()));
+            this.failures.settled(&uid);
+            let Some(order) = this.book.order(&uid).cloned() else { return };
+            match this.workers.get(&uid) {
+                Some(worker) => drop(worker.orders.send_replace(this.judged(order))),
+                None => this.start(ctx, uid, order),
             }
         }));
     }
@@ -173,6 +189,9 @@ mod tests {
         let mut failures = Failures::load(folder.path());
         failures.insert("a", failure("Evicted")).unwrap()().unwrap();
         assert!(failures.insert("a", failure("Other")).is_none());
+        assert!(failures.contains("a") && failures.of("a").is_none(), "the owner has not heard of the write");
+        failures.settled("a");
+        assert_eq!(failures.of("a").unwrap().reason, "Evicted");
         // The second write overtakes the first.
         let (second, third) =
             (failures.insert("b", failure("B")).unwrap(), failures.insert("c", failure("C")).unwrap());

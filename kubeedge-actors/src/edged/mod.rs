@@ -460,6 +460,10 @@ impl Edged {
     }
 
     fn start(&mut self, ctx: &mut Context<Self>, uid: String, order: Order) {
+        if self.failures.is_pending(&uid) {
+            // It begins once its failure is on disk, to report that.
+            return;
+        }
         let (orders, received) = watch::channel(self.judged(order));
         let bell = Arc::new(Bell::default());
         let (done, ended) = tokio::sync::oneshot::channel();

@@ -447,7 +447,7 @@ impl Handler<FromSession> for EdgeHub {
             Output::OpenStreams => self.streams.open(),
             Output::RoundTrip(took) => self.heartbeats.answered(took),
             // The driver's own, the cloud's side, and what `connection` has seen already.
-            Output::Send(_)
+            Output::Send(..)
             | Output::HelloReceived(_)
             | Output::NeedDesired
             | Output::Heartbeat { .. }

@@ -53,6 +53,8 @@ pub const PENDING_EVENTS: usize = 2048;
 const ROUND: usize = 128;
 /// A round of no more than this is none of a burst.
 const QUIET: usize = 2;
+/// What a burst has needed is given back at the first round after so long without one.
+const SETTLED_AFTER: Duration = Duration::from_secs(1);
 /// After a Goodbye of this end: how long the peer may take to close.
 const LINGER: Duration = Duration::from_secs(2);
 
@@ -85,6 +87,7 @@ pub async fn run(
 
     let mut timer = Timer::new();
     let mut taken = Vec::new();
+    let mut busy_at = Duration::ZERO;
     while driver.closed.is_none() {
         let read = driver.pending.len() < PENDING_EVENTS;
         timer.set(session.next_deadline().map(|at| start + at));
@@ -131,7 +134,10 @@ pub async fn run(
         driver.take_outputs(&mut session, now, &sink, &events);
         driver.offer(&events);
         // What a burst has needed is not kept through the quiet that follows: most sessions are idle most of the time.
-        if handled <= QUIET {
+        // Not at once: a burst has small rounds, too.
+        if handled > QUIET {
+            busy_at = now;
+        } else if now.saturating_sub(busy_at) >= SETTLED_AFTER {
             taken = Vec::new();
             driver.outputs = Vec::new();
             driver.pending.shrink_to_fit();
@@ -175,7 +181,7 @@ impl Driver {
         let mut full = false;
         for output in self.outputs.drain(..) {
             match output {
-                Output::Send(frame) => match sink.send(frame) {
+                Output::Send(frame, bytes) => match sink.send_sized(frame, bytes) {
                     Ok(()) => {}
                     Err(SinkError::Full) => full = true,
                     // Nobody reads any more. What the peer said last is still to be read from the stream, which ends

@@ -54,7 +54,7 @@ pub struct Drained {
 #[derive(Debug)]
 pub struct FrameSink {
     /// A queue has room for 32 of what it carries, however little is in it: a pointer each.
-    sender: mpsc::Sender<Box<Frame>>,
+    sender: mpsc::Sender<Box<(Frame, usize)>>,
     meter: Arc<Meter>,
     /// Its receiver resolves when this sink is dropped.
     _dropped: oneshot::Sender<()>,
@@ -89,7 +89,13 @@ impl FrameSink {
 
     /// Hands over a frame.
     pub fn send(&self, frame: Frame) -> Result<(), SinkError> {
-        self.sender.try_send(Box::new(frame)).map_err(|error| match error {
+        let bytes = frame.encoded_len();
+        self.send_sized(frame, bytes)
+    }
+
+    /// Hands over a frame of so many bytes, encoded.
+    pub(super) fn send_sized(&self, frame: Frame, bytes: usize) -> Result<(), SinkError> {
+        self.sender.try_send(Box::new((frame, bytes))).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => SinkError::Full,
             mpsc::error::TrySendError::Closed(_) => SinkError::Closed,
         })
@@ -118,7 +124,7 @@ impl FrameSink {
 /// The transport's end of a [`FrameSink`].
 #[derive(Debug)]
 pub struct Outgoing {
-    receiver: mpsc::Receiver<Box<Frame>>,
+    receiver: mpsc::Receiver<Box<(Frame, usize)>>,
     meter: Arc<Meter>,
     /// Taken, and the session's task not woken for it.
     untold: usize,
@@ -129,8 +135,8 @@ impl Stream for Outgoing {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Frame>> {
         let polled = self.receiver.poll_recv(cx);
-        if let Poll::Ready(Some(frame)) = &polled {
-            let bytes = frame.encoded_len();
+        if let Poll::Ready(Some(sized)) = &polled {
+            let bytes = sized.1;
             self.meter.bytes.fetch_add(bytes, Relaxed);
             self.meter.frames.fetch_add(1, Relaxed);
             self.untold += bytes;
@@ -140,7 +146,7 @@ impl Stream for Outgoing {
             self.untold = 0;
             self.meter.changed.notify_one();
         }
-        polled.map(|frame| frame.map(|frame| *frame))
+        polled.map(|sized| sized.map(|sized| sized.0))
     }
 }
 

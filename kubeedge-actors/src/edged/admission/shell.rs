@@ -30,7 +30,8 @@ impl Edged {
             Effect::Start { uid, order } if order.want == Want::Run => Some((uid, order, order.pod.as_ref()?)),
             _ => None,
         });
-        let is_new = |uid: &str| !self.failures.contains(uid) && !self.mirrors.is_static(uid) && !self.was_taken_up(uid);
+        let is_new =
+            |uid: &str| !self.failures.contains(uid) && !self.mirrors.is_static(uid) && !self.was_taken_up(uid);
         let new: Vec<_> = begin.filter(|(uid, ..)| is_new(uid)).collect();
         // A pod has no claim on the node before its turn.
         let mut waiting: HashSet<&str> = new.iter().map(|(uid, ..)| uid.as_str()).collect();
@@ -61,9 +62,8 @@ impl Edged {
             let status = self.board.of(uid);
             status.is_some_and(|status| matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")))
         };
-        let has_room = |other: &str| {
-            other != uid && !waiting.contains(other) && !self.failures.contains(other) && !over(other)
-        };
+        let has_room =
+            |other: &str| other != uid && !waiting.contains(other) && !self.failures.contains(other) && !over(other);
         let others = self.book.pods().filter(|(other, _)| has_room(other)).map(|(_, pod)| pod);
         admit(pod, others, &room, *self.pressure.borrow())
     }

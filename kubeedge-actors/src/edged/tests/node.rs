@@ -74,10 +74,9 @@ async fn pods_that_came_while_edgecore_was_down_are_judged_in_their_order_of_age
     node.phase("1", "Running").await;
     node.system.stop(LIMIT).await;
 
-    for late in [
-        aged("a-younger", "2", "2026-01-02T00:00:00Z", "300Mi"),
-        aged("b-older", "3", "2026-01-01T00:00:00Z", "300Mi"),
-    ] {
+    for late in
+        [aged("a-younger", "2", "2026-01-02T00:00:00Z", "300Mi"), aged("b-older", "3", "2026-01-01T00:00:00Z", "300Mi")]
+    {
         lock(&node.site.objects).push(object(&late));
     }
     let again = system(&node.site, &node.prepared);

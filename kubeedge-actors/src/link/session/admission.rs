@@ -50,7 +50,7 @@ impl Session {
             capabilities: self.config.capabilities.clone(),
             resource_version,
         };
-        self.send(now, frame(F::Welcome(welcome)), out);
+        self.send(now, frame(F::Welcome(welcome.into())), out);
         self.liveness.established(now);
         let same_cluster = hello.cluster_uid.is_empty() || hello.cluster_uid == cluster_uid;
         if !same_cluster {

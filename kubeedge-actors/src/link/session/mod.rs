@@ -233,7 +233,7 @@ impl Session {
             return;
         }
         if let Some(hello) = self.hello.take() {
-            self.send(now, frame(F::Hello(hello)), out);
+            self.send(now, frame(F::Hello(hello.into())), out);
         }
         if self.phase != Phase::Established {
             if now >= self.config.handshake_timeout {
@@ -296,7 +296,7 @@ impl Session {
         self.stats.frames_sent += 1;
         self.stats.bytes_sent += bytes as u64;
         self.liveness.frame_sent(now);
-        out.push(Output::Send(frame));
+        out.push(Output::Send(frame, bytes));
     }
 
     fn awaited(&self) -> &'static str {
@@ -328,7 +328,9 @@ impl Session {
 
     /// This end says goodbye.
     fn close(&mut self, goodbye: Goodbye, out: &mut Vec<Output>) {
-        out.push(Output::Send(frame(F::Goodbye(goodbye.clone()))));
+        let said = frame(F::Goodbye(goodbye.clone()));
+        let bytes = said.encoded_len();
+        out.push(Output::Send(said, bytes));
         self.end(Closed::ByUs(goodbye), out);
     }
 

@@ -329,8 +329,8 @@ impl Outbox {
             1 => {
                 let mark = self.marks.remove(self.mark_ready()?)?;
                 Some(frame(match mark.frame {
-                    MarkFrame::Complete(complete) => F::InventoryComplete(complete),
-                    MarkFrame::Bookmark(bookmark) => F::Bookmark(bookmark),
+                    MarkFrame::Complete(complete) => F::InventoryComplete(complete.into()),
+                    MarkFrame::Bookmark(bookmark) => F::Bookmark(bookmark.into()),
                 }))
             }
             2 => {
@@ -425,7 +425,7 @@ impl Outbox {
         if piece.last {
             self.inventories.pop_front();
         }
-        Some(frame(F::Inventory(piece)))
+        Some(frame(F::Inventory(piece.into())))
     }
 
     /// The first mark that everything before it has gone out for; marks of one type keep their order.

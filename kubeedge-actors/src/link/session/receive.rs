@@ -52,8 +52,8 @@ impl Session {
                 self.end(Closed::ByPeer(goodbye), out);
                 Ok(())
             }
-            (Phase::AwaitHello, _, F::Hello(hello)) => self.hello_received(hello, out),
-            (Phase::AwaitWelcome, _, F::Welcome(welcome)) => self.welcomed(now, welcome, out),
+            (Phase::AwaitHello, _, F::Hello(hello)) => self.hello_received(*hello, out),
+            (Phase::AwaitWelcome, _, F::Welcome(welcome)) => self.welcomed(now, *welcome, out),
             (Phase::Established, _, F::Data(data)) => match self.inbox.data(data)? {
                 Some(arrived) => self.arrived(now, arrived, out),
                 None => Ok(()),
@@ -73,7 +73,7 @@ impl Session {
             }
             (Phase::Established, Role::Cloud, F::Inventory(piece)) => match &mut self.exchange {
                 Some(exchange) => {
-                    let next = exchange.inventory(piece)?;
+                    let next = exchange.inventory(*piece)?;
                     self.go_on(now, next, out)
                 }
                 None => Err(Violation::Unexpected { frame: "Inventory", phase: "before the session stands" }),
@@ -81,13 +81,13 @@ impl Session {
             (Phase::Established, Role::Edge, F::InventoryRequest(request)) => self.inventory_requested(request, out),
             (Phase::Established, Role::Edge, F::InventoryComplete(complete)) => {
                 let type_ = needs_type("InventoryComplete.type", complete.r#type.as_ref())?;
-                self.inbox.hold(type_, Mark::Complete(complete))?;
+                self.inbox.hold(type_, Mark::Complete(*complete))?;
                 self.release_marks(out);
                 Ok(())
             }
             (Phase::Established, Role::Edge, F::Bookmark(bookmark)) => {
                 let type_ = needs_type("Bookmark.type", bookmark.r#type.as_ref())?;
-                self.inbox.hold(type_, Mark::Bookmark(bookmark))?;
+                self.inbox.hold(type_, Mark::Bookmark(*bookmark))?;
                 self.release_marks(out);
                 Ok(())
             }

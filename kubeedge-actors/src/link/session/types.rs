@@ -109,8 +109,8 @@ pub enum Input {
 /// What a session wants done or known.
 #[derive(Clone, Debug)]
 pub enum Output {
-    /// For the peer, in this order. Counts against the socket's budget until [`Input::Drained`].
-    Send(v1::Frame),
+    /// For the peer, in this order, with its encoded bytes. Counts against the socket's budget until [`Input::Drained`].
+    Send(v1::Frame, usize),
     /// Cloud: answer with [`Input::Admit`] or [`Input::Close`].
     HelloReceived(v1::Hello),
     /// The session stands. The edge stores epoch and cluster before it applies anything.

@@ -99,7 +99,7 @@ impl World {
                 self.check_closed(line, true, &closed);
                 self.link_down(box_);
             }
-            Output::Send(_)
+            Output::Send(..)
             | Output::HelloReceived(_)
             | Output::NeedDesired
             | Output::Heartbeat { .. }

@@ -152,7 +152,7 @@ impl World {
                 self.check_closed(line, false, &closed);
                 self.cloud_end_over(id);
             }
-            Output::Send(_)
+            Output::Send(..)
             | Output::NeedInventory(_)
             | Output::Completed(_)
             | Output::Bookmark(_)

@@ -7,7 +7,6 @@ use std::{
 
 use kubeedge_actors::link::session::{Class, Input, Output, Session};
 use kubeedge_proto::v1::{Disposition, Envelope, Frame, envelope::Body, frame::Frame as F};
-use prost::Message;
 
 /// What is on the wire.
 pub enum Wire {
@@ -123,8 +122,8 @@ impl Line {
         let (end, wire) = if at_edge { (&mut self.edge, &mut self.up) } else { (&mut self.cloud, &mut self.down) };
         let Some(end) = end else { return };
         match output {
-            Output::Send(frame) => {
-                end.undrained.push_back(frame.encoded_len());
+            Output::Send(frame, bytes) => {
+                end.undrained.push_back(bytes);
                 let waiting: usize = end.undrained.iter().sum();
                 promise!(
                     waiting <= 64 * 1024 || end.undrained.len() == 1 || end.session.is_closed(),

@@ -6,7 +6,7 @@ use super::*;
 fn versions_that_do_not_overlap_end_with_goodbye() {
     let mut cloud = End::new(Session::cloud(Config::default()));
     let versions = Some(v1::ProtocolVersions { lowest: 2, highest: 3 });
-    cloud.receive(F::Hello(Hello { versions, ..hello() }));
+    cloud.receive(F::Hello(Hello { versions, ..hello() }.into()));
     assert!(matches!(cloud.closed(), Some(Closed::ByUs(bye)) if bye.reason() == GoodbyeReason::UnsupportedVersion));
     assert!(matches!(&cloud.sent[0].frame, Some(F::Goodbye(_))));
 }
@@ -15,7 +15,7 @@ fn versions_that_do_not_overlap_end_with_goodbye() {
 fn newer_edge_is_welcomed_with_the_common_version() {
     let mut cloud = End::new(Session::cloud(Config::default()));
     let versions = Some(v1::ProtocolVersions { lowest: 1, highest: 9 });
-    cloud.receive(F::Hello(Hello { versions, ..hello() }));
+    cloud.receive(F::Hello(Hello { versions, ..hello() }.into()));
     cloud.give(admit());
     assert!(matches!(&cloud.sent[0].frame, Some(F::Welcome(welcome)) if welcome.version == 1 && welcome.epoch == 1));
 }
@@ -24,7 +24,7 @@ fn newer_edge_is_welcomed_with_the_common_version() {
 fn edge_refuses_an_epoch_that_does_not_rise() {
     let mut edge = End::new(Session::edge(Hello { last_epoch: 5, ..hello() }, Config::default()));
     edge.poll();
-    edge.receive(F::Welcome(v1::Welcome { version: 1, epoch: 5, ..Default::default() }));
+    edge.receive(F::Welcome(v1::Welcome { version: 1, epoch: 5, ..Default::default() }.into()));
     assert!(matches!(edge.closed(), Some(Closed::ByUs(bye)) if bye.reason() == GoodbyeReason::ProtocolError));
 }
 
@@ -162,7 +162,7 @@ fn the_shorter_heartbeat_interval_of_the_two_ends_counts() {
         let mut edge = End::new(Session::edge(hello(), config));
         edge.poll();
         let welcome = v1::Welcome { version: 1, epoch: 1, heartbeat_interval_ms: asked, ..Default::default() };
-        edge.receive(F::Welcome(welcome));
+        edge.receive(F::Welcome(welcome.into()));
         edge.sent.clear();
         assert_eq!(edge.session.next_deadline(), Some(ms(counts)), "{own} {asked}");
     }

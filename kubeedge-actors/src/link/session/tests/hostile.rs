@@ -51,8 +51,8 @@ fn gaps_repeats_and_unknown_acks_are_protocol_errors() {
         ("chunks of no envelope", vec![chunk(1, 0, 3, 3, true)]),
         ("message too large", vec![chunk(1, 0, 9 << 20, 10, false)]),
         ("wrong class", vec![wrong_class]),
-        ("second hello", vec![F::Hello(hello())]),
-        ("inventory nobody asked for", vec![F::Inventory(v1::Inventory::default())]),
+        ("second hello", vec![F::Hello(hello().into())]),
+        ("inventory nobody asked for", vec![F::Inventory(v1::Inventory::default().into())]),
         ("frame of the cloud", vec![F::OpenStreams(v1::OpenStreams {})]),
     ];
     for (what, frames) in cases {
@@ -161,14 +161,14 @@ fn any_frame() -> impl Strategy<Value = F> {
         1 => (small.clone(), small.clone()).prop_map(|(nonce, answers)| {
             F::Heartbeat(v1::Heartbeat { nonce, answers, progress_age_ms: nonce })
         }),
-        1 => type_.clone().prop_map(|r#type| F::Inventory(v1::Inventory { r#type, ..Default::default() })),
+        1 => type_.clone().prop_map(|r#type| F::Inventory(v1::Inventory { r#type, ..Default::default() }.into())),
         1 => (type_.clone(), small).prop_map(|(r#type, as_of)| {
-            F::InventoryComplete(v1::InventoryComplete { r#type, as_of, count: 0 })
+            F::InventoryComplete(v1::InventoryComplete { r#type, as_of, count: 0 }.into())
         }),
         1 => type_.prop_map(|r#type| F::InventoryRequest(v1::InventoryRequest {
             types: r#type.into_iter().collect(),
         })),
-        1 => Just(F::Welcome(v1::Welcome::default())),
+        1 => Just(F::Welcome(v1::Welcome::default().into())),
         1 => Just(F::Goodbye(v1::Goodbye::default())),
     ]
 }

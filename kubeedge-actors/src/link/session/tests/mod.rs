@@ -112,10 +112,10 @@ impl End {
     fn sort(&mut self, out: Vec<Output>) -> bool {
         let mut sent = false;
         for output in out {
-            if let Output::Send(frame) = output {
+            if let Output::Send(frame, bytes) = output {
                 if self.drains {
                     let mut none = Vec::new();
-                    let drained = Input::Drained { frames: 1, bytes: frame.encoded_len() };
+                    let drained = Input::Drained { frames: 1, bytes };
                     self.session.handle(self.now, drained, &mut none);
                 }
                 self.sent.push(frame);

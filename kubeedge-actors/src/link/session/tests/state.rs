@@ -8,7 +8,7 @@ fn state_waits_for_welcome_and_calls_fail_offline() {
     edge.give(Input::Submit(Box::new(envelope(1, status("a", 1)))));
     edge.give(Input::Submit(Box::new(envelope(2, Body::RegisterNode(v1::RegisterNode::default())))));
     assert!(matches!(&edge.take()[..], [Output::CallFailed { why: CallFailure::Offline, .. }]));
-    edge.receive(F::Welcome(v1::Welcome { version: 1, epoch: 1, ..Default::default() }));
+    edge.receive(F::Welcome(v1::Welcome { version: 1, epoch: 1, ..Default::default() }.into()));
     assert_eq!(data_frames(&edge).len(), 1);
 }
 
