@@ -259,7 +259,7 @@ impl Edged {
                 let mut pods =
                     list.objects.iter().filter_map(|object| this.understand(ctx, object)).collect::<Vec<_>>();
                 // Who came first has the first claim on the node, as in a kubelet that starts.
-                pods.sort_by(|(one, _), (other, _)| created(one).cmp(&created(other)));
+                pods.sort_by_key(|(pod, _)| created(pod));
                 tracing::info!(pods = pods.len(), complete = list.complete, "pods read from disk");
                 let of_folder = this.static_pods.uids();
                 let uids = list.objects.iter().map(|object| object.uid.as_str()).chain(of_folder).collect();

@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    io::ErrorKind,
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -135,9 +136,24 @@ impl NodeKey {
             files::write(&ca_path, pem(&identity.cas).as_bytes(), Access::Everyone)?;
         }
         if self.file != KEY_FILE {
-            files::rename(&authority::joined(&self.dir, &self.file), &authority::joined(&self.dir, &KEY_FILE))?;
+            self.put_into_place(&identity)?;
         }
         Ok(identity)
+    }
+
+    /// Who reads the identity at this moment takes the renewal for one that was cut off and does it, too: see
+    /// [`NodeIdentity::load`].
+    fn put_into_place(&self, identity: &NodeIdentity) -> Result<(), IdentityError> {
+        let path = authority::joined(&self.dir, &KEY_FILE);
+        match files::rename(&authority::joined(&self.dir, &self.file), &path) {
+            Err(IdentityError::File { source, .. }) if source.kind() == ErrorKind::NotFound => {
+                let there = files::read_key(&path)?.ok_or_else(|| IdentityError::Missing { path: path.clone() })?;
+                let there = authority::key_pair(&path, &there)?;
+                let why = "it belongs to another certificate than the one just renewed";
+                if belongs(&identity.chain, &there) { Ok(()) } else { Err(files::content(&path, why)) }
+            }
+            renamed => renamed,
+        }
     }
 }
 

@@ -174,6 +174,31 @@ fn a_renewal_that_is_cut_off_leaves_an_identity() {
     assert_eq!(NodeIdentity::load(&folder).unwrap().unwrap().chain(), next.chain());
 }
 
+/// Somebody who reads the identity between the certificate and its key puts the key into its place.
+#[test]
+fn a_renewal_whose_key_a_reader_has_put_into_place_is_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = authority(&dir.path().join("ca"));
+    let edge = joined(&ca, &dir.path().join("edge"), "edge-1");
+    let (in_use, next) = (edge.dir().join("certs/server.key"), edge.dir().join("certs/server.key.next"));
+    let signed = |key: &NodeKey| {
+        let request = NodeRequest::parse(&key.request(edge.node()).unwrap()).unwrap();
+        ca.sign(&request, now()).unwrap()
+    };
+    let key = NodeKey::next(edge.dir()).unwrap();
+    let answer = signed(&key);
+    fs::rename(&next, &in_use).unwrap();
+    let renewed = key.renew(&answer, &edge, Some(now())).unwrap();
+    assert_eq!(NodeIdentity::load(edge.dir()).unwrap().unwrap().chain(), renewed.chain());
+
+    // A key of something else in its place is an error.
+    let key = NodeKey::next(edge.dir()).unwrap();
+    let answer = signed(&key);
+    fs::remove_file(&next).unwrap();
+    let error = key.renew(&answer, &renewed, Some(now())).unwrap_err().to_string();
+    assert!(error.contains("server.key") && error.contains("belongs to another certificate"), "{error}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     /// Whatever a cloud answers, an identity that was there stays whole.
