@@ -34,8 +34,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         .build_server(grpc)
         .codec_path("crate::codec::SmallCodec")
         .bytes(".")
+        // What an owner and its session tell each other is at most 120 bytes, too: then it costs the allocator no lock
+        // when one thread makes it and another drops it.
+        .boxed(".kubeedge.v1.CallReply.result.object")
+        .boxed(".kubeedge.v1.CallReply.result.api_response")
         // A frame is moved a dozen times between a socket and a session: not half a kilobyte each time.
-        .boxed(".kubeedge.v1.Data.payload.envelope")
         .boxed(".kubeedge.v1.Frame.frame.hello")
         .boxed(".kubeedge.v1.Frame.frame.welcome")
         .boxed(".kubeedge.v1.Frame.frame.inventory")

@@ -1,6 +1,7 @@
 //! The link against a bare tonic stream: 1 KiB messages one way over mutual TLS on loopback.
 //!
-//! Both carry the same protobuf `Frame`s. The link's are acknowledged one by one: sequences, windows (256 messages or
+//! Both carry the same protobuf `Frame`s, and both ends of both have the `Envelope` in them as a type: it is encoded by the
+//! sender and decoded by the receiver. The link's are acknowledged one by one: sequences, windows (256 messages or
 //! 1 MiB unsettled), acks with dispositions, priorities, 64 KiB at a time to the socket; its outbox is in memory. The
 //! bare stream has none of that: it counts what arrives. Both ends share a runtime with two threads.
 
@@ -25,6 +26,7 @@ use kubeedge_proto::v1::{
     Data, DesiredState, Envelope, Frame, Hello, Settled, StreamFrame, TrafficClass, UserMessage, data::Payload,
     envelope::Body, frame, link_client::LinkClient, link_server,
 };
+use prost::Message;
 use tokio::{
     net::TcpListener,
     runtime::Runtime,
@@ -152,7 +154,8 @@ impl link_server::Link for Count {
         let mut frames = request.into_inner();
         let arrived = self.arrived.clone();
         tokio::spawn(async move {
-            while let Some(Ok(_)) = frames.next().await {
+            while let Some(Ok(frame)) = frames.next().await {
+                assert!(envelope(frame).is_some_and(|envelope| envelope.body.is_some()), "what was sent");
                 if arrived.frames.fetch_add(1, SeqCst) + 1 == arrived.wanted.load(SeqCst) {
                     arrived.there.notify_one();
                 }
@@ -164,6 +167,15 @@ impl link_server::Link for Count {
 
     async fn streams(&self, _: Request<Streaming<StreamFrame>>) -> Result<Response<Self::StreamsStream>, Status> {
         Err(Status::unimplemented("not part of this bench"))
+    }
+}
+
+fn envelope(frame: Frame) -> Option<Box<Envelope>> {
+    match frame.frame? {
+        frame::Frame::Data(Data { payload: Some(Payload::Envelope(encoded)), .. }) => {
+            Envelope::decode(encoded).ok().map(Box::new)
+        }
+        _ => None,
     }
 }
 
@@ -203,8 +215,9 @@ impl Bare {
         self.arrived.wanted.store(self.total, SeqCst);
         for seq in 1..=n {
             let id = u128::from(seq).to_be_bytes().to_vec().into();
-            let envelope = Payload::Envelope(Box::new(Envelope { id, ..event.clone() }));
-            let data = Data { class: TrafficClass::Event.into(), seq, payload: Some(envelope) };
+            let envelope = Box::new(Envelope { id, ..event.clone() });
+            let payload = Some(Payload::Envelope(envelope.encode_to_vec().into()));
+            let data = Data { class: TrafficClass::Event.into(), seq, payload };
             self.frames.send(Frame { frame: Some(frame::Frame::Data(data)) }).await.expect("a stream");
         }
         self.arrived.there.notified().await;

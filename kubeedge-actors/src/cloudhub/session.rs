@@ -185,7 +185,7 @@ impl Serving {
             match output {
                 Output::HelloReceived(message) => {
                     let Some(inputs) = hello.take() else { continue };
-                    let admit = Admit { node: self.node.clone(), hello: message, inputs: inputs.clone() };
+                    let admit = Admit { node: self.node.clone(), hello: *message, inputs: inputs.clone() };
                     let (epoch, input) = match self.hub.send(admit).await {
                         Ok(answer) => answer,
                         Err(_) => break,

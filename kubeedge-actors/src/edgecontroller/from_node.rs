@@ -134,7 +134,7 @@ impl EdgeController {
                 Box::pin(async move {
                     // A token is a right: the pod is read anew, whatever the watch knows.
                     let pod = match upstream.get(&resource::pods(), &key).await.result {
-                        Some(call_reply::Result::Object(pod)) => pod,
+                        Some(call_reply::Result::Object(pod)) => *pod,
                         refused => return CallReply { result: refused },
                     };
                     let Ok(pod) = serde_json::from_slice::<Value>(&pod.json) else {

@@ -371,16 +371,15 @@ fn patch_params() -> PatchParams {
 }
 
 fn object_reply(type_: ResourceType, object: &Value) -> CallReply {
-    CallReply {
-        result: Some(call_reply::Result::Object(KubeObject {
-            r#type: Some(type_),
-            key: Some(ObjectKey::new(text(object, "/metadata/namespace"), text(object, "/metadata/name"))),
-            uid: text(object, "/metadata/uid").to_owned(),
-            resource_version: text(object, "/metadata/resourceVersion").to_owned(),
-            json: object.to_string().into(),
-            projection_hash: 0,
-        })),
-    }
+    let object = KubeObject {
+        r#type: Some(type_),
+        key: Some(ObjectKey::new(text(object, "/metadata/namespace"), text(object, "/metadata/name"))),
+        uid: text(object, "/metadata/uid").to_owned(),
+        resource_version: text(object, "/metadata/resourceVersion").to_owned(),
+        json: object.to_string().into(),
+        projection_hash: 0,
+    };
+    CallReply { result: Some(call_reply::Result::Object(object.into())) }
 }
 
 fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {

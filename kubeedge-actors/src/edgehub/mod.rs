@@ -389,7 +389,7 @@ impl Handler<FromSession> for EdgeHub {
                 self.answer(ctx, Trace::scope(trace, apply));
             }
             Output::NeedInventory(type_) => self.answer(ctx, async move {
-                let list = meta.list.ask(ListInventory { r#type: Some(type_.clone()) }, STORE_WITHIN).await;
+                let list = meta.list.ask(ListInventory { r#type: Some((*type_).clone()) }, STORE_WITHIN).await;
                 match list {
                     Ok(list) => Some(Input::InventoryKnown { type_, entries: list.entries }),
                     Err(error) => {
@@ -415,7 +415,7 @@ impl Handler<FromSession> for EdgeHub {
             Output::Bookmark(bookmark) => {
                 return Box::pin(
                     async move {
-                        let message = StoreBookmark { bookmark: Some(bookmark) };
+                        let message = StoreBookmark { bookmark: Some(*bookmark) };
                         if let Err(error) = meta.bookmark.ask(message, STORE_WITHIN).await {
                             tracing::warn!("a bookmark is not on disk: {error}");
                         }

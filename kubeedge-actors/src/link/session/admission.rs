@@ -151,14 +151,14 @@ impl Session {
 
     pub(super) fn inventory_known(
         &mut self,
-        type_: v1::ResourceType,
+        type_: &v1::ResourceType,
         entries: Vec<v1::InventoryEntry>,
     ) -> Result<(), Violation> {
-        let Some(at) = self.inventories.iter().position(|asked| *asked == type_) else {
+        let Some(at) = self.inventories.iter().position(|asked| asked == type_) else {
             self.stats.unexpected_answers += 1;
             return Ok(());
         };
-        self.inventories.remove(at);
+        let type_ = self.inventories.remove(at);
         if entries.len() > self.config.max_inventory_entries {
             let (got, limit) = (entries.len() as u64, self.config.max_inventory_entries as u64);
             return Err(Violation::Limit { what: "entries of an inventory", got, limit });

@@ -58,7 +58,7 @@ struct Lane {
 #[derive(Debug)]
 pub(crate) enum Mark {
     Complete(v1::InventoryComplete),
-    Bookmark(v1::Bookmark),
+    Bookmark(Box<v1::Bookmark>),
 }
 
 #[derive(Debug)]
@@ -112,9 +112,9 @@ impl Inbox {
         let lane = &mut self.lanes[class as usize];
         let seq = data.seq;
         let envelope = match data.payload {
-            Some(Payload::Envelope(envelope)) => {
-                lane.begin(seq, envelope.encoded_len(), max_message)?;
-                envelope
+            Some(Payload::Envelope(encoded)) => {
+                lane.begin(seq, encoded.len(), max_message)?;
+                decoded("Data.envelope", encoded)?
             }
             Some(Payload::Chunk(chunk)) => {
                 if chunk.index == 0 {
@@ -125,9 +125,7 @@ impl Inbox {
                     }
                 }
                 let Some(whole) = lane.chunk(seq, chunk)? else { return Ok(None) };
-                let envelope = Envelope::decode(whole);
-                let wrong = |error| Violation::field("Data.chunk", error, "an encoded Envelope");
-                Box::new(envelope.map_err(wrong)?)
+                decoded("Data.chunk", whole)?
             }
             None => return Err(Violation::field("Data.payload", "nothing", "an envelope or a chunk")),
         };
@@ -220,6 +218,10 @@ impl Inbox {
         let open = self.lanes.iter().flat_map(|lane| lane.open.iter());
         open.filter_map(|(_, open)| open.assembly.as_ref()).map(|assembly| assembly.data.len()).sum()
     }
+}
+
+fn decoded(field: &'static str, bytes: Bytes) -> Result<Box<Envelope>, Violation> {
+    Envelope::decode(bytes).map(Box::new).map_err(|error| Violation::field(field, error, "an encoded Envelope"))
 }
 
 /// The object that a message to the edge is about.

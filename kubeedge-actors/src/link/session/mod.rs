@@ -211,7 +211,7 @@ impl Session {
             Input::Complete(complete) => self.outbox.push_complete(complete)?,
             Input::Bookmark(bookmark) => self.outbox.push_bookmark(bookmark)?,
             Input::OpenStreams => self.outbox.push_control(frame(F::OpenStreams(v1::OpenStreams {}))),
-            Input::InventoryKnown { type_, entries } => self.inventory_known(type_, entries)?,
+            Input::InventoryKnown { type_, entries } => self.inventory_known(&type_, entries)?,
             Input::Progress { age_ms } => self.liveness.progress(now, age_ms),
         }
         Ok(())
@@ -277,6 +277,7 @@ impl Session {
         {
             self.send_sized(now, next, bytes, out);
         }
+        self.outbox.end_round();
     }
 
     fn room(&self, bytes: usize) -> bool {

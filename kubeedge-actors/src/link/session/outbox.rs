@@ -5,7 +5,7 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use kubeedge_proto::v1::{self, Envelope, Priority, Settled, frame::Frame as F};
 use prost::Message;
 
@@ -107,7 +107,7 @@ struct Partial {
 #[derive(Debug)]
 enum MarkFrame {
     Complete(v1::InventoryComplete),
-    Bookmark(v1::Bookmark),
+    Bookmark(Box<v1::Bookmark>),
 }
 
 /// Goes out after the State of its type that got in line before it.
@@ -130,6 +130,9 @@ struct Level {
     events: VecDeque<(Box<Envelope>, usize)>,
 }
 
+/// Messages of one round are encoded together into pieces of this, bytes.
+const TOGETHER_BYTES: usize = 16 * 1024;
+
 /// The sources of a level, in the order of their turns.
 const SOURCES: usize = 7;
 
@@ -148,6 +151,8 @@ pub(crate) struct Outbox {
     event_bytes: usize,
     max_events: usize,
     max_event_bytes: usize,
+    /// Where the messages of this round are encoded; taken for the first one as large as that is.
+    buffer: Option<BytesMut>,
 }
 
 impl Outbox {
@@ -166,6 +171,7 @@ impl Outbox {
             event_bytes: 0,
             max_events: config.max_queued_events,
             max_event_bytes: config.max_queued_event_bytes,
+            buffer: None,
         };
         outbox.set_windows(Windows::DEFAULT);
         outbox
@@ -260,7 +266,7 @@ impl Outbox {
     }
 
     /// Of the bookmarks of a type that wait, the first keeps its place and the last is the newest.
-    pub(crate) fn push_bookmark(&mut self, bookmark: v1::Bookmark) -> Result<(), Violation> {
+    pub(crate) fn push_bookmark(&mut self, bookmark: Box<v1::Bookmark>) -> Result<(), Violation> {
         let type_ = TypeId::of(&bookmark.r#type.clone().unwrap_or_default());
         let mut waiting = self.marks.iter_mut().filter(|mark| mark.type_ == type_);
         let after = self.state.order();
@@ -330,19 +336,21 @@ impl Outbox {
                 let mark = self.marks.remove(self.mark_ready()?)?;
                 Some(frame(match mark.frame {
                     MarkFrame::Complete(complete) => F::InventoryComplete(complete.into()),
-                    MarkFrame::Bookmark(bookmark) => F::Bookmark(bookmark.into()),
+                    MarkFrame::Bookmark(bookmark) => F::Bookmark(bookmark),
                 }))
             }
             2 => {
                 let (envelope, bytes) = self.levels[level].replies.pop_front()?;
-                Some(self.start(level, Class::Call, LaneId::Reply, Sent::Reply, envelope, bytes, None))
+                let encoded = self.encode(&envelope, bytes);
+                Some(self.start(level, Class::Call, LaneId::Reply, Sent::Reply, encoded, bytes, None))
             }
             3 => {
                 let (mut envelope, bytes, deadline) = self.levels[level].requests.pop_front()?;
                 let left = deadline.checked_sub(now)?;
                 envelope.timeout_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX).max(1);
-                let sent = Sent::Request(envelope.id.clone());
-                Some(self.start(level, Class::Call, LaneId::Request, sent, envelope, bytes, None))
+                let encoded = self.encode(&envelope, bytes);
+                let sent = Sent::Request(envelope.id);
+                Some(self.start(level, Class::Call, LaneId::Request, sent, encoded, bytes, None))
             }
             4 => self.continue_partial(level),
             5 => self.start_state(now, level),
@@ -350,8 +358,8 @@ impl Outbox {
                 let (envelope, bytes) = self.levels[level].events.pop_front()?;
                 self.events -= 1;
                 self.event_bytes -= bytes;
-                let sent = Sent::Event(envelope.clone());
-                Some(self.start(level, Class::Event, LaneId::Event, sent, envelope, bytes, None))
+                let encoded = self.encode(&envelope, bytes);
+                Some(self.start(level, Class::Event, LaneId::Event, Sent::Event(envelope), encoded, bytes, None))
             }
         }
     }
@@ -360,8 +368,29 @@ impl Outbox {
         let id = self.levels[level].state.pop_front()?;
         let Entry { envelope, bytes, order, .. } = self.state.take(now, &id)?;
         let order = Some((id.type_.clone(), order));
-        let sent = Sent::State(id, envelope.clone());
-        Some(self.start(level, Class::State, LaneId::State, sent, envelope, bytes, order))
+        let encoded = self.encode(&envelope, bytes);
+        Some(self.start(level, Class::State, LaneId::State, Sent::State(id, envelope), encoded, bytes, order))
+    }
+
+    /// A message of about this many bytes, encoded.
+    fn encode(&mut self, envelope: &Envelope, bytes: usize) -> Bytes {
+        let buffer = match &mut self.buffer {
+            Some(buffer) => {
+                if buffer.capacity() < bytes {
+                    *buffer = BytesMut::with_capacity(bytes.max(TOGETHER_BYTES));
+                }
+                buffer
+            }
+            None => self.buffer.insert(BytesMut::with_capacity(bytes)),
+        };
+        // It grows, so that everything fits.
+        let _ = envelope.encode(buffer);
+        buffer.split().freeze()
+    }
+
+    /// Nothing more is sent in this round: what its messages are in goes with the last of them.
+    pub(crate) fn end_round(&mut self) {
+        self.buffer = None;
     }
 
     #[allow(clippy::too_many_arguments)] // one call per source, each with all of it
@@ -371,7 +400,7 @@ impl Outbox {
         class: Class,
         lane: LaneId,
         what: Sent,
-        envelope: Box<Envelope>,
+        encoded: Bytes,
         bytes: usize,
         order: Option<(TypeId, u64)>,
     ) -> v1::Frame {
@@ -384,12 +413,11 @@ impl Outbox {
             if let Some((type_, order)) = order {
                 self.state.sent(&type_, order);
             }
-            return data(class, seq, v1::data::Payload::Envelope(envelope));
+            return data(class, seq, v1::data::Payload::Envelope(encoded));
         }
-        let rest = Bytes::from(envelope.encode_to_vec());
         // Bounded by max_message_bytes, far below 4 GiB.
-        let total = rest.len() as u32;
-        let mut partial = Partial { class, seq, index: 0, total, rest, order };
+        let total = encoded.len() as u32;
+        let mut partial = Partial { class, seq, index: 0, total, rest: encoded, order };
         let first = partial.next();
         self.levels[level].partial.push_back(partial);
         first

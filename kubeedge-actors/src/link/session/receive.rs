@@ -52,7 +52,7 @@ impl Session {
                 self.end(Closed::ByPeer(goodbye), out);
                 Ok(())
             }
-            (Phase::AwaitHello, _, F::Hello(hello)) => self.hello_received(*hello, out),
+            (Phase::AwaitHello, _, F::Hello(hello)) => self.hello_received(hello, out),
             (Phase::AwaitWelcome, _, F::Welcome(welcome)) => self.welcomed(now, *welcome, out),
             (Phase::Established, _, F::Data(data)) => match self.inbox.data(data)? {
                 Some(arrived) => self.arrived(now, arrived, out),
@@ -87,7 +87,7 @@ impl Session {
             }
             (Phase::Established, Role::Edge, F::Bookmark(bookmark)) => {
                 let type_ = needs_type("Bookmark.type", bookmark.r#type.as_ref())?;
-                self.inbox.hold(type_, Mark::Bookmark(*bookmark))?;
+                self.inbox.hold(type_, Mark::Bookmark(bookmark))?;
                 self.release_marks(out);
                 Ok(())
             }
@@ -108,7 +108,7 @@ impl Session {
         }
     }
 
-    fn hello_received(&mut self, hello: v1::Hello, out: &mut Vec<Output>) -> Result<(), Violation> {
+    fn hello_received(&mut self, hello: Box<v1::Hello>, out: &mut Vec<Output>) -> Result<(), Violation> {
         let versions = hello.versions.unwrap_or_default();
         if versions.highest < VERSIONS.lowest || versions.lowest > VERSIONS.highest || versions.highest == 0 {
             let (theirs, ours) = ((versions.lowest, versions.highest), (VERSIONS.lowest, VERSIONS.highest));
@@ -131,7 +131,7 @@ impl Session {
         for kind in &hello.kinds {
             needs_type("Hello.kinds.type", kind.r#type.as_ref())?;
         }
-        self.phase = Phase::AwaitAdmission(Box::new(hello.clone()));
+        self.phase = Phase::AwaitAdmission(hello.clone());
         out.push(Output::HelloReceived(hello));
         Ok(())
     }
@@ -175,7 +175,7 @@ impl Session {
                 return Err(Violation::Limit { what: "inventories asked for", got: limit + 1, limit });
             }
             self.inventories.push(type_.clone());
-            out.push(Output::NeedInventory(type_));
+            out.push(Output::NeedInventory(type_.into()));
         }
         Ok(())
     }

@@ -89,13 +89,13 @@ pub enum Input {
     /// Cloud: everything desired of this kind has been submitted before. Goes out after it.
     Complete(v1::InventoryComplete),
     /// Cloud: the watch of this kind has come to here. Goes out after the State of the kind submitted before.
-    Bookmark(v1::Bookmark),
+    Bookmark(Box<v1::Bookmark>),
     /// Cloud: ask the edge to open the second connection.
     OpenStreams,
     /// Edge: the answer to [`Output::NeedInventory`].
     InventoryKnown {
         /// As asked.
-        type_: ResourceType,
+        type_: Box<ResourceType>,
         /// What is on disk.
         entries: Vec<v1::InventoryEntry>,
     },
@@ -112,13 +112,13 @@ pub enum Output {
     /// For the peer, in this order, with its encoded bytes. Counts against the socket's budget until [`Input::Drained`].
     Send(v1::Frame, usize),
     /// Cloud: answer with [`Input::Admit`] or [`Input::Close`].
-    HelloReceived(v1::Hello),
+    HelloReceived(Box<v1::Hello>),
     /// The session stands. The edge stores epoch and cluster before it applies anything.
     Established(Established),
     /// Cloud: answer with [`Input::DesiredKnown`]. State submitted from now on counts as newer than that answer.
     NeedDesired,
     /// Edge: answer with [`Input::InventoryKnown`].
-    NeedInventory(ResourceType),
+    NeedInventory(Box<ResourceType>),
     /// Hand it to its component. State and Events are answered with [`Input::Settle`], Calls with [`Input::Reply`].
     Deliver {
         /// Its class.
@@ -131,7 +131,7 @@ pub enum Output {
     /// Edge: everything desired of this kind has been settled here.
     Completed(v1::InventoryComplete),
     /// Edge: the watch bookmark of a kind; the State before it has been settled here.
-    Bookmark(v1::Bookmark),
+    Bookmark(Box<v1::Bookmark>),
     /// Edge: open the second connection.
     OpenStreams,
     /// Cloud: the peer is alive and says how long ago it made progress.

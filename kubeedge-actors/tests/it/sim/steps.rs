@@ -441,14 +441,14 @@ impl World {
         let wire = if dice.percent(50) { &mut line.up } else { &mut line.down };
         for frame in wire.iter_mut() {
             if let Wire::Frame(Frame {
-                frame: Some(F::Data(Data { payload: Some(Payload::Envelope(envelope)), class, .. })),
+                frame: Some(F::Data(Data { payload: Some(Payload::Envelope(encoded)), class, .. })),
             }) = frame
                 && *class == i32::from(TrafficClass::Event)
-                && !matches!(envelope.body, Some(Body::GapMarker(_)))
+                && let Ok(Envelope { id, priority, body, .. }) = Envelope::decode(encoded.clone())
+                && !matches!(body, Some(Body::GapMarker(_)))
             {
                 // The receiver's decoder leaves a body it does not know unset. The sender is told 501 and gives it up.
-                let Envelope { id, priority, .. } = (**envelope).clone();
-                **envelope = Envelope { id: id.clone(), priority, ..Envelope::default() };
+                *encoded = Envelope { id: id.clone(), priority, ..Envelope::default() }.encode_to_vec().into();
                 let box_ = line.box_;
                 self.boxes[box_].promised.remove(&id);
                 self.hit(Fault::Unknown);

@@ -10,7 +10,7 @@ fn peer_that_ignores_the_window_is_sent_away() {
     let (_, mut cloud) = pair(Config { windows, ..Config::default() });
     for seq in 1..=3 {
         let envelope = envelope(1, status(&format!("p{seq}"), 1));
-        let payload = Some(v1::data::Payload::Envelope(envelope.into()));
+        let payload = Some(v1::data::Payload::Envelope(envelope.encode_to_vec().into()));
         cloud.receive(F::Data(Data { class: TrafficClass::State.into(), seq, payload }));
     }
     assert!(matches!(cloud.closed(), Some(Closed::ByUs(bye)) if bye.reason() == GoodbyeReason::Limit));
@@ -19,7 +19,7 @@ fn peer_that_ignores_the_window_is_sent_away() {
 #[test]
 fn gaps_repeats_and_unknown_acks_are_protocol_errors() {
     let data = |seq| {
-        let payload = Some(v1::data::Payload::Envelope(envelope(1, status("a", 1)).into()));
+        let payload = Some(v1::data::Payload::Envelope(envelope(1, status("a", 1)).encode_to_vec().into()));
         F::Data(Data { class: TrafficClass::State.into(), seq, payload })
     };
     let ack = |floor, first, last| {
@@ -34,7 +34,7 @@ fn gaps_repeats_and_unknown_acks_are_protocol_errors() {
     let wrong_class = F::Data(Data {
         class: TrafficClass::Event.into(),
         seq: 1,
-        payload: Some(v1::data::Payload::Envelope(envelope(1, status("a", 1)).into())),
+        payload: Some(v1::data::Payload::Envelope(envelope(1, status("a", 1)).encode_to_vec().into())),
     });
     let cases: Vec<(&str, Vec<F>)> = vec![
         ("gap", vec![data(2)]),
@@ -84,7 +84,7 @@ fn unknown_bodies_are_answered_unsupported() {
     let (mut edge, mut cloud) = pair(Config::default());
     for (class, seq) in [(TrafficClass::State, 1), (TrafficClass::Event, 1), (TrafficClass::Call, 1)] {
         let envelope = Envelope { id: vec![1; 16].into(), ..Default::default() };
-        let payload = Some(v1::data::Payload::Envelope(envelope.into()));
+        let payload = Some(v1::data::Payload::Envelope(envelope.encode_to_vec().into()));
         cloud.receive(F::Data(Data { class: class.into(), seq, payload }));
     }
     let mut acks = 0;
@@ -98,6 +98,7 @@ fn unknown_bodies_are_answered_unsupported() {
             }
             Some(F::Data(data)) => {
                 let Some(v1::data::Payload::Envelope(it)) = &data.payload else { panic!("{data:?}") };
+                let it = Envelope::decode(it.clone()).unwrap();
                 let Some(Body::CallReply(reply)) = &it.body else { panic!("{it:?}") };
                 let Some(v1::call_reply::Result::Error(error)) = &reply.result else { panic!("{reply:?}") };
                 assert_eq!((error.code, error.reason.as_str()), (501, "Unsupported"));
@@ -136,7 +137,7 @@ fn any_frame() -> impl Strategy<Value = F> {
     ];
     let message = (class.clone(), small.clone(), body, 0usize..20).prop_map(|(class, seq, body, id)| {
         let envelope = Envelope { id: vec![1; id].into(), body, ..Default::default() };
-        F::Data(Data { class, seq, payload: Some(v1::data::Payload::Envelope(envelope.into())) })
+        F::Data(Data { class, seq, payload: Some(v1::data::Payload::Envelope(envelope.encode_to_vec().into())) })
     });
     let chunk = (class.clone(), small.clone(), 0u32..4, any::<u32>(), length, any::<bool>()).prop_map(
         |(class, seq, index, total, length, last)| {

@@ -111,7 +111,7 @@ fn list_older_than_what_the_edge_has_seen_is_asked_for_again() {
     for (as_of, wait) in [(5, Some(1000)), (6, Some(3000)), (7, None)] {
         cloud.give(Input::DesiredKnown(desired(true, as_of, vec![])));
         exchange(&mut edge, &mut cloud);
-        edge.give(Input::InventoryKnown { type_: resource::pods(), entries: vec![held("a", "a1", 7)] });
+        edge.give(Input::InventoryKnown { type_: resource::pods().into(), entries: vec![held("a", "a1", 7)] });
         exchange(&mut edge, &mut cloud);
         let Some(at) = wait else { break };
         assert_eq!(delivered(&mut edge), []);
@@ -139,7 +139,7 @@ fn state_submitted_while_the_desired_set_is_asked_for_wins() {
     cloud.give(Input::DesiredKnown(desired(true, 5, vec![object("a", "a1", 1, 10), object("b", "b1", 1, 10)])));
     exchange(&mut edge, &mut cloud);
     edge.take();
-    edge.give(Input::InventoryKnown { type_: resource::pods(), entries });
+    edge.give(Input::InventoryKnown { type_: resource::pods().into(), entries });
     exchange(&mut edge, &mut cloud);
     assert!(matches!(&edge.take()[..], [Output::Completed(it)] if it.count == 1), "the older upsert must not follow");
 }
@@ -151,7 +151,7 @@ fn kind_is_not_complete_while_something_of_it_could_not_be_stored() {
     for (settled, completions) in [(Settled::rejected(500, "disk full"), 0), (Settled::applied(), 1)] {
         cloud.give(Input::DesiredKnown(desired(true, 5, vec![object("a", "a1", 1, 10)])));
         exchange(&mut edge, &mut cloud);
-        edge.give(Input::InventoryKnown { type_: resource::pods(), entries: vec![] });
+        edge.give(Input::InventoryKnown { type_: resource::pods().into(), entries: vec![] });
         exchange(&mut edge, &mut cloud);
         let (class, seq, _) = delivered(&mut edge).remove(0);
         edge.give(Input::Settle { class, seq, settled });

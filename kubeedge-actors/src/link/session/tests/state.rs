@@ -177,7 +177,7 @@ fn saturated_levels_share_by_weight_and_none_starves() {
     for _ in 0..1350 {
         let sent = outbox.next_frame(Duration::ZERO).unwrap();
         let Some(F::Data(Data { payload: Some(v1::data::Payload::Envelope(it)), .. })) = sent.0.frame else { panic!() };
-        counts[usize::from(it.id[0])] += 1;
+        counts[usize::from(Envelope::decode(it).unwrap().id[0])] += 1;
     }
     // Weights 16, 8, -, 2, 1.
     assert_eq!(counts, [0, 800, 400, 0, 100, 50]);
