@@ -227,32 +227,57 @@ impl Process {
 
     /// Its physical memory, as the kernel counts it.
     pub fn memory(&self) -> Result<Memory> {
-        let pid = self.child.id().with_context(|| format!("{} has ended", self.name))?;
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))
-            .with_context(|| format!("{}: read its status", self.name))?;
-        let bytes = |field: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-            let kibibytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
-            Ok::<_, anyhow::Error>(kibibytes.with_context(|| format!("{}: no {field}", self.name))? * 1024)
-        };
-        Ok(Memory { resident: bytes("VmRSS")?, anonymous: bytes("RssAnon")? })
+        self.meter()?.memory()
     }
 
     /// The processor time that it has used, all threads together.
     pub fn processor_time(&self) -> Result<Duration> {
+        self.meter()?.processor_time()
+    }
+
+    /// What it takes, to be read while somebody else waits for its end.
+    pub fn meter(&self) -> Result<Meter> {
         let pid = self.child.id().with_context(|| format!("{} has ended", self.name))?;
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))
-            .with_context(|| format!("{}: read its times", self.name))?;
-        // Its name may hold anything; what follows are numbers, utime the 12th and stime the 13th.
-        let numbers = stat.rsplit_once(')').map(|(_, numbers)| numbers.split_ascii_whitespace().skip(11).take(2));
-        let ticks: u64 = numbers.into_iter().flatten().filter_map(|number| number.parse::<u64>().ok()).sum();
-        Ok(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
+        Ok(Meter { name: self.name, pid })
     }
 
     /// Sends a signal; nothing happens once the child was waited for.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let Some(pid) = self.child.id().and_then(|id| Pid::from_raw(id.cast_signed())) else { return Ok(()) };
         kill_process(pid, signal).with_context(|| format!("{}: send {signal:?}", self.name))
+    }
+}
+
+/// What a process takes. Of use as long as it was not waited for: then its id may be another's.
+#[derive(Clone, Copy, Debug)]
+pub struct Meter {
+    name: &'static str,
+    pid: u32,
+}
+
+impl Meter {
+    /// Its physical memory, as the kernel counts it.
+    pub fn memory(&self) -> Result<Memory> {
+        let Self { name, pid } = self;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))
+            .with_context(|| format!("{name}: read its status"))?;
+        let bytes = |field: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+            let kibibytes = line.and_then(|line| line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
+            Ok::<_, anyhow::Error>(kibibytes.with_context(|| format!("{name}: no {field}"))? * 1024)
+        };
+        Ok(Memory { resident: bytes("VmRSS")?, anonymous: bytes("RssAnon")? })
+    }
+
+    /// The processor time that it has used, all threads together.
+    pub fn processor_time(&self) -> Result<Duration> {
+        let Self { name, pid } = self;
+        let stat =
+            std::fs::read_to_string(format!("/proc/{pid}/stat")).with_context(|| format!("{name}: read its times"))?;
+        // Its name may hold anything; what follows are numbers, utime the 12th and stime the 13th.
+        let numbers = stat.rsplit_once(')').map(|(_, numbers)| numbers.split_ascii_whitespace().skip(11).take(2));
+        let ticks: u64 = numbers.into_iter().flatten().filter_map(|number| number.parse::<u64>().ok()).sum();
+        Ok(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
     }
 }
 

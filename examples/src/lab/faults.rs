@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
 use super::{Lab, STOP_LIMIT};
-use crate::process::{Memory, Process};
+use crate::process::{Memory, Meter, Process};
 
 /// How a process ended.
 #[derive(Debug)]
@@ -90,6 +90,11 @@ impl Lab {
     /// The processor time that edgecore has used.
     pub fn edge_processor_time(&self) -> Result<Duration> {
         self.edge.as_ref().context("the edge does not run")?.processor_time()
+    }
+
+    /// What edgecore takes, to be read within [`Lab::guarded`], which holds the process itself.
+    pub fn edge_meter(&self) -> Result<Meter> {
+        self.edge.as_ref().context("the edge does not run")?.meter()
     }
 
     /// Where the edge keeps what it has to remember.

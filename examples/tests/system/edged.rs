@@ -40,13 +40,19 @@ use tokio::{
     task::JoinHandle,
 };
 
-use crate::report::{Outcome, Report};
+use crate::{
+    report::{Outcome, Report},
+    shims::end_lost_shims,
+};
 
 mod bombs;
 mod hooks;
+mod killed_runtime;
 mod probes;
 
-const ALL: [&str; 1] = ["edged::pods_run_survive_edgecore_and_leave_nothing_behind"];
+const STORIES: &str = "edged::pods_run_survive_edgecore_and_leave_nothing_behind";
+const KILLED: &str = "edged::pods_that_are_on_their_way_survive_a_runtime_that_is_killed_and_end_when_asked_to";
+const ALL: [&str; 2] = [STORIES, KILLED];
 
 const LIMIT: Duration = Duration::from_secs(60);
 /// For four pods one after the other, each with several waits within [`LIMIT`]: a wait that takes too long says so.
@@ -57,22 +63,7 @@ pub(crate) async fn stage(report: &mut Report, tools: &Result<Tools>) {
         return;
     }
     let Some(tools) = report.tools(tools, &ALL) else { return };
-    report.run_within(ALL[0], STORY_LIMIT, pods_run_survive_edgecore_and_leave_nothing_behind(tools)).await;
-}
-
-async fn pods_run_survive_edgecore_and_leave_nothing_behind(tools: Tools) -> Result<Outcome> {
-    let folder = tempfile::tempdir().unwrap();
-    let images = BusyboxImages::build().unwrap();
-    let catalogue = Catalogue::default()
-        .with("test/busybox", "1", &images.busybox)
-        .and_then(|catalogue| catalogue.with("test/pause", "1", &images.pause))
-        .unwrap();
-    let registry = Registry::start(catalogue, 0).unwrap();
-    let pause = registry.image("test/pause", "1");
-    let containerd = PrivateContainerd::start(tools, &folder.path().join("c"), &pause).await.unwrap();
-
-    let node = Node::new(&containerd, &registry, folder.path());
-    let story = AssertUnwindSafe(async {
+    let stories = on_a_node(tools.clone(), async |node, _| {
         let one_after_the_other = async {
             node.runs_adopts_restarts_and_ends().await;
             node.says_what_is_wrong().await;
@@ -87,14 +78,34 @@ async fn pods_run_survive_edgecore_and_leave_nothing_behind(tools: Tools) -> Res
             node.a_fork_bomb_stays_within_its_pod(),
         );
     });
-    let story = story.catch_unwind().await;
+    report.run_within(STORIES, STORY_LIMIT, stories).await;
+    let killed = on_a_node(tools, async |node, containerd| node.outlives_its_runtime(containerd).await);
+    report.run_within(KILLED, STORY_LIMIT, killed).await;
+}
+
+/// Tells a story on a containerd of its own, of which nothing is to be left.
+async fn on_a_node(tools: Tools, story: impl AsyncFnOnce(&Node, &mut PrivateContainerd)) -> Result<Outcome> {
+    let folder = tempfile::tempdir().unwrap();
+    let images = BusyboxImages::build().unwrap();
+    let catalogue = Catalogue::default()
+        .with("test/busybox", "1", &images.busybox)
+        .and_then(|catalogue| catalogue.with("test/pause", "1", &images.pause))
+        .unwrap();
+    let registry = Registry::start(catalogue, 0).unwrap();
+    let pause = registry.image("test/pause", "1");
+    let mut containerd = PrivateContainerd::start(tools, &folder.path().join("c"), &pause).await.unwrap();
+
+    let node = Node::new(&containerd, &registry, folder.path());
+    let story = AssertUnwindSafe(story(&node, &mut containerd)).catch_unwind().await;
     drop(node);
+    let shims = end_lost_shims(&folder.path().join("c")).await;
 
     let left = containerd.stop().await.unwrap();
     registry.stop().await.unwrap();
     if let Err(panic) = story {
         std::panic::resume_unwind(panic);
     }
+    shims.unwrap();
     assert_eq!(left, []);
     Ok(Outcome::Proved)
 }

@@ -28,6 +28,7 @@ mod quickstart;
 mod report;
 mod restarts;
 mod scale;
+mod shims;
 mod stream_figures;
 mod streams;
 

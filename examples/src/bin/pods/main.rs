@@ -91,9 +91,10 @@ async fn run(arguments: Arguments) -> Result<bool> {
 
 async fn measure(lab: &mut Lab, tools: Tools, arguments: &Arguments) -> Result<Vec<Figure>> {
     lab.up(tools).await?;
+    let edge = lab.edge_meter()?;
     lab.guarded(async |lab| {
         tokio::time::sleep(SETTLE).await;
-        let empty = lab.edge_memory()?.resident;
+        let empty = edge.memory()?.resident;
         let client = lab.client()?;
         let api = Api::<Pod>::namespaced(client.clone(), NAMESPACE);
         // The first one fetches the image.
@@ -135,14 +136,14 @@ async fn measure(lab: &mut Lab, tools: Tools, arguments: &Arguments) -> Result<V
         try_join_all(pods.iter().map(|pod| running(&api, pod))).await?;
         let all = began.elapsed();
         tokio::time::sleep(SETTLE).await;
-        let (before, watched) = (lab.edge_processor_time()?, Instant::now());
+        let (before, watched) = (edge.processor_time()?, Instant::now());
         let end = watched + Duration::from_secs(arguments.seconds);
         let mut most = 0;
         while Instant::now() < end {
-            most = most.max(lab.edge_memory()?.resident);
+            most = most.max(edge.memory()?.resident);
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
-        let used = lab.edge_processor_time()?.saturating_sub(before);
+        let used = edge.processor_time()?.saturating_sub(before);
         let share = 100.0 * used.as_secs_f64() / watched.elapsed().as_secs_f64();
         let began = Instant::now();
         try_join_all(pods.iter().map(|pod| delete_pod(&api, pod))).await?;

@@ -25,18 +25,18 @@ use kube::{Api, Client};
 use kubeedge_examples::{
     containerd::Tools,
     lab::{Container, Lab},
-    leftovers::{children_of, mounts_below, processes_naming},
+    leftovers::mounts_below,
 };
 use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
-use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
     cluster::{
-        NAMESPACE, TICK, apply, container, delete, gone, node_ready, nothing_left, one_sandbox, page_becomes, pods,
-        poll, restarts, running, uid,
+        NAMESPACE, apply, container, delete, gone, node_ready, nothing_left, one_sandbox, page_becomes, pods, poll,
+        restarts, running, uid,
     },
     pods::{serving, up},
     report::{Outcome, Report},
+    shims::end_lost_shims,
 };
 use writers::{Maps, Pods, Secrets, Writer};
 
@@ -56,9 +56,6 @@ const AFTER: Duration = Duration::from_secs(240);
 
 /// On a slow machine it goes on for up to so many times its period, until the floors are reached.
 const PATIENCE: u32 = 4;
-
-/// For the shims of removed sandboxes to end.
-const SHIM_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Pods that show what the edge has of ConfigMaps and Secrets.
 const READERS: usize = 2;
@@ -382,31 +379,7 @@ async fn all_goes_away(
     }
     let sandboxes = lab.pods_in_runtime().await?;
     ensure!(sandboxes.is_empty(), "all pods are gone and the runtime still has sandboxes of {sandboxes:?}");
-    end_lost_shims(lab).await
-}
-
-/// containerd 1.6 now and then loses the shim of a sandbox whose client went away while it was made: it says "shim
-/// disconnected" and the empty process stays (containerd issues 7496 and 8931). No CRI call names it any more, so no
-/// node can end it. They are told and ended here, if they hold nothing; a shim with a process is a failure.
-async fn end_lost_shims(lab: &Lab) -> Result<()> {
-    let shims = || -> Result<Vec<u32>> {
-        let all = processes_naming(&lab.folder().join("containerd"))?;
-        Ok(all.into_iter().filter(|(_, line)| line.contains("containerd-shim")).map(|(pid, _)| pid).collect())
-    };
-    // Without sandboxes they end by themselves, some moments later.
-    let mut tick = tokio::time::interval(TICK);
-    let patience = Instant::now() + SHIM_PATIENCE;
-    while !shims()?.is_empty() && Instant::now() < patience {
-        tick.tick().await;
-    }
-    for pid in shims()? {
-        let children = children_of(pid)?;
-        ensure!(children.is_empty(), "the shim {pid} is not known to containerd and holds {children:?}");
-        println!("     containerd has lost the empty shim {pid}: ended");
-        let pid = Pid::from_raw(pid.cast_signed()).context("a process id")?;
-        kill_process(pid, Signal::KILL).context("end a lost shim")?;
-    }
-    Ok(())
+    end_lost_shims(&lab.folder().join("containerd")).await
 }
 
 /// The API of a kind in the scenarios' namespace.

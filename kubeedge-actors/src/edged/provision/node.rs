@@ -24,7 +24,7 @@ use crate::edged::{
     objects::ObjectSource,
     resources::{
         self, CgroupDriver, NodeDns, NodeLimits, ResolvConf, cgroup_parent, container_resources, container_security,
-        limit_pod_pids, pod_dns, pod_hostname, pod_sysctls, port_mappings, qos_class, remove_pod_cgroups,
+        end_pod_cgroups, limit_pod_pids, pod_dns, pod_hostname, pod_sysctls, port_mappings, qos_class,
         sandbox_resources, sandbox_security,
     },
     runtime::{ImageUser, Instance},
@@ -107,7 +107,7 @@ impl NodeProvision {
     pub(crate) async fn remove_orphan(&self, uid: &str) -> Result<(), String> {
         let (pod, driver): (PodUid, _) = (uid.parse().provide()?, self.setup.cgroup_driver);
         self.files("what a pod left cannot be removed", move |logs| {
-            remove_pod_cgroups(driver, Path::new(CGROUP_ROOT), &pod)?;
+            end_pod_cgroups(driver, Path::new(CGROUP_ROOT), &pod)?;
             logs.remove_orphan(&pod)
         })
         .await?;
@@ -373,7 +373,7 @@ impl Provision for NodeProvision {
             let uid: PodUid = plan.uid.parse().provide()?;
             self.files("the pod's logs cannot be removed", move |logs| logs.remove_pod(&of)).await?;
             self.files("the pod's cgroups cannot be removed", move |_| {
-                remove_pod_cgroups(driver, Path::new(CGROUP_ROOT), &uid)
+                end_pod_cgroups(driver, Path::new(CGROUP_ROOT), &uid)
             })
             .await?;
             // Last: by its directory a later edgecore finds what this one was killed over.

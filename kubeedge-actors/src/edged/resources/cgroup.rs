@@ -53,7 +53,7 @@ pub fn pod_processes(driver: CgroupDriver, uid: &str, pod: &Pod) -> u64 {
 }
 
 /// The folder of a pod below a tree's root; slices are nested by their names.
-fn cgroup_folder(driver: CgroupDriver, qos: QosClass, uid: &PodUid) -> Option<PathBuf> {
+pub(super) fn cgroup_folder(driver: CgroupDriver, qos: QosClass, uid: &PodUid) -> Option<PathBuf> {
     let parent = cgroup_parent(driver, qos, uid);
     match driver {
         CgroupDriver::Cgroupfs => Some(parent.trim_start_matches('/').into()),
@@ -62,32 +62,6 @@ fn cgroup_folder(driver: CgroupDriver, qos: QosClass, uid: &PodUid) -> Option<Pa
             Some((1..=levels.len()).map(|depth| format!("{}.slice", levels[..depth].join("-"))).collect())
         }
     }
-}
-
-/// Removes the cgroup of a pod whose processes have all ended, below `root` (`/sys/fs/cgroup`): the runtime removes those
-/// of containers, and leaves the one above them. Slices are systemd's own concern. It may be gone already.
-pub fn remove_pod_cgroups(driver: CgroupDriver, root: &Path, uid: &PodUid) -> io::Result<()> {
-    if driver == CgroupDriver::Systemd {
-        return Ok(());
-    }
-    // Version 2 has one tree at the root, version 1 a tree below it for each controller.
-    let mut trees = vec![root.to_owned()];
-    for entry in fs::read_dir(root)? {
-        trees.push(entry?.path());
-    }
-    for tree in trees {
-        // Its class followed from the pod's spec, which need not be known any more.
-        for class in [QosClass::Guaranteed, QosClass::Burstable, QosClass::BestEffort] {
-            let path = tree.join(cgroup_parent(driver, class, uid).trim_start_matches('/'));
-            match fs::remove_dir(&path) {
-                Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-                    return Err(io::Error::new(error.kind(), format!("{}: {error}", path.display())));
-                }
-                _ => {}
-            }
-        }
-    }
-    Ok(())
 }
 
 /// Limits the processes of a pod, all of its containers together. Its control group has been made by the runtime, with
@@ -121,32 +95,6 @@ fn slice_path(name: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_cgroup_of_a_pod_is_removed_from_every_tree_and_no_other() {
-        let root = tempfile::tempdir().unwrap();
-        let (gone, stays): (PodUid, PodUid) = ("a-b".parse().unwrap(), "a-c".parse().unwrap());
-        let folder = |tree: &str, qos, uid: &PodUid| {
-            let path = cgroup_parent(CgroupDriver::Cgroupfs, qos, uid);
-            root.path().join(tree).join(path.trim_start_matches('/'))
-        };
-        let trees = ["", "cpu", "memory"];
-        for tree in trees {
-            fs::create_dir_all(folder(tree, QosClass::Burstable, &gone)).unwrap();
-            fs::create_dir_all(folder(tree, QosClass::Guaranteed, &stays)).unwrap();
-        }
-        fs::write(root.path().join("cgroup.procs"), "").unwrap();
-        let remove = |uid| remove_pod_cgroups(CgroupDriver::Cgroupfs, root.path(), uid);
-        remove(&gone).unwrap();
-        remove(&gone).unwrap();
-        for tree in trees {
-            assert!(!folder(tree, QosClass::Burstable, &gone).exists(), "{tree}");
-            assert!(folder(tree, QosClass::Guaranteed, &stays).exists(), "{tree}");
-        }
-        // A container is still in it: the pod has not ended.
-        fs::create_dir(folder("cpu", QosClass::Guaranteed, &stays).join("container")).unwrap();
-        assert!(remove(&stays).unwrap_err().to_string().contains("cpu/kubepods/poda-c"));
-    }
 
     #[test]
     fn a_slice_is_in_the_slices_that_its_name_says() {

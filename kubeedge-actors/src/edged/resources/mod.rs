@@ -4,6 +4,7 @@
 //! argument. An error is of the specification: no waiting mends it.
 
 mod cgroup;
+mod cgroup_end;
 mod dns;
 mod hostname;
 mod linux;
@@ -12,7 +13,8 @@ mod qos;
 mod security;
 mod sysctls;
 
-pub use cgroup::{CgroupDriver, cgroup_parent, limit_pod_pids, pod_processes, remove_pod_cgroups};
+pub use cgroup::{CgroupDriver, cgroup_parent, limit_pod_pids, pod_processes};
+pub use cgroup_end::end_pod_cgroups;
 pub use dns::{DnsError, NodeDns, PodDns, ResolvConf, pod_dns};
 pub use hostname::{HostnameError, PodHostname, hosts_file, node_hosts_file, pod_hostname};
 pub use linux::{NodeLimits, container_resources, sandbox_resources};
