@@ -179,14 +179,7 @@ struct App {
 
 impl App {
     async fn connect(lab: &Lab) -> Result<Self> {
-        let broker = mqtt::Broker {
-            uri: format!("tcp://{}", lab.mqtt()?),
-            client_id: "load".into(),
-            username: None,
-            password: None,
-            qos: 1,
-            retain: false,
-        };
+        let broker = mqtt::Broker::new(format!("tcp://{}", lab.mqtt()?), "load");
         let (sender, heard) = mpsc::channel(100_000);
         let client = Rc::new(mqtt::Client::new(broker, sender, Default::default()).map_err(anyhow::Error::msg)?);
         let filters = ["twin/update/result", "twin/get/result"].map(|what| format!("$hw/events/device/+/+/{what}"));

@@ -89,24 +89,8 @@ struct App {
 impl App {
     /// Connects and hears everything that is told about this device.
     async fn connect(lab: &Lab, device: &str) -> Result<Self> {
-        let broker = mqtt::Broker {
-            uri: format!("tcp://{}", lab.mqtt()?),
-            client_id: "an-application".into(),
-            username: None,
-            password: None,
-            qos: 1,
-            retain: false,
-        };
-        let (sender, heard) = mpsc::channel(1000);
-        let client = Rc::new(mqtt::Client::new(broker, sender, Default::default()).map_err(anyhow::Error::msg)?);
         let filters = ["twin/update/+", "twin/get/result"].map(|what| format!("$hw/events/device/{device}/{what}"));
-        let (wanted, filters) = watch::channel(filters.into());
-        let running = Rc::clone(&client).run(filters, async |_| ());
-        let running = AbortOnDropHandle::new(tokio::task::spawn_local(async move {
-            running.await;
-            drop(wanted);
-        }));
-        let mut app = Self { client, heard, _running: running };
+        let mut app = Self::listening(lab, "an-application", filters)?;
         // Subscribed when it hears an answer.
         poll("the edge answers on MQTT", async || {
             app.publish(&format!("$hw/events/device/{device}/twin/get"), &json!({"event_id": "hello"}));
@@ -115,6 +99,20 @@ impl App {
         })
         .await??;
         Ok(app)
+    }
+
+    /// Connects, by and by, and hears what is published under these filters.
+    fn listening<const N: usize>(lab: &Lab, client_id: &str, filters: [String; N]) -> Result<Self> {
+        let broker = mqtt::Broker::new(format!("tcp://{}", lab.mqtt()?), client_id);
+        let (sender, heard) = mpsc::channel(1000);
+        let client = Rc::new(mqtt::Client::new(broker, sender, Default::default()).map_err(anyhow::Error::msg)?);
+        let (wanted, filters) = watch::channel(filters.into());
+        let running = Rc::clone(&client).run(filters, async |_| ());
+        let running = AbortOnDropHandle::new(tokio::task::spawn_local(async move {
+            running.await;
+            drop(wanted);
+        }));
+        Ok(Self { client, heard, _running: running })
     }
 
     fn publish(&self, topic: &str, payload: &Value) {

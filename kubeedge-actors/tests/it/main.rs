@@ -23,7 +23,7 @@ mod kubectl;
 mod lifecycle;
 #[cfg(feature = "link")]
 mod link;
-#[cfg(all(feature = "embedded-broker", feature = "test-kit"))]
+#[cfg(all(feature = "embedded-broker", feature = "eventbus-tls", feature = "test-kit"))]
 mod mqtt;
 #[cfg(feature = "apiserver")]
 mod pages;
