@@ -27,6 +27,8 @@ mod link;
 mod mqtt;
 #[cfg(feature = "apiserver")]
 mod pages;
+#[cfg(all(feature = "embedded-broker", feature = "eventbus-tls", feature = "mapper-push", feature = "test-kit"))]
+mod push;
 #[cfg(all(feature = "apiserver", feature = "cloudstream", feature = "edgestream"))]
 mod relay;
 #[cfg(feature = "apiserver")]
