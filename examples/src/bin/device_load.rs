@@ -311,7 +311,8 @@ async fn desired(lab: &Lab, client: &Client) -> Result<()> {
         edgecore: lab.folder().join("edge/dmi.sock"),
         ..MapperConfig::new("load", "p", lab.folder().join("load.sock"))
     };
-    let mut mapper = Mapper::start(config).await?;
+    let started = tokio::time::timeout(LIMIT, Mapper::start(config)).await;
+    let mut mapper = started.context("edgecore does not take the mapper")??;
     let devices = api(client, "Device", "devices");
     let mut took = Vec::new();
     for value in 0..60usize {

@@ -1,5 +1,7 @@
 //! Devices, whole: definitions and manifests by kubectl, a mapper on edgecore's socket, readings back in the API.
 
+mod modbus;
+
 use std::{rc::Rc, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -27,7 +29,8 @@ const DOWN: &str = "devices::nothing_is_left_on_the_machine";
 const WALK: &str = "devices::a_manifest_reaches_a_mapper_and_its_reading_the_api";
 const MQTT: &str = "devices::a_twin_changed_on_mqtt_is_answered_and_reaches_the_api";
 const OFFLINE: &str = "devices::what_changes_offline_both_ways_is_there_after_the_cloud_is_back";
-const ALL: [&str; 3] = [WALK, MQTT, OFFLINE];
+const MODBUS: &str = "devices::a_modbus_device_is_driven_by_its_manifest_and_its_readings_are_pushed";
+const ALL: [&str; 4] = [WALK, MQTT, OFFLINE, MODBUS];
 
 /// For one thing to come about.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -41,6 +44,7 @@ pub(crate) async fn stage(report: &mut Report) {
     report.run(WALK, lab.guarded(walk)).await;
     report.run(MQTT, lab.guarded(on_mqtt)).await;
     report.run(OFFLINE, offline(&mut lab)).await;
+    report.run(MODBUS, lab.guarded(modbus::driven)).await;
     report.close(DOWN, lab, folder, Ok(())).await;
 }
 
