@@ -156,7 +156,7 @@ async fn start(config: &EdgeCore, runtime: Runtime) -> Result<Running> {
     }
     let mut broker = None;
     if config.modules.event_bus.enable {
-        let mqtt = mqtt::prepare(&config.modules.event_bus, &node).await?;
+        let mqtt = mqtt::prepare(&config.modules.event_bus, &node, credentials.clock()).await?;
         broker = mqtt.broker;
         let bus = mqtt.bus;
         builder = builder.component(move |ports: &Ports| EventBus::new(bus.clone(), ports));

@@ -179,14 +179,7 @@ struct App {
 
 impl App {
     async fn connect(lab: &Lab) -> Result<Self> {
-        let broker = mqtt::Broker {
-            uri: format!("tcp://{}", lab.mqtt()?),
-            client_id: "load".into(),
-            username: None,
-            password: None,
-            qos: 1,
-            retain: false,
-        };
+        let broker = mqtt::Broker::new(format!("tcp://{}", lab.mqtt()?), "load");
         let (sender, heard) = mpsc::channel(100_000);
         let client = Rc::new(mqtt::Client::new(broker, sender, Default::default()).map_err(anyhow::Error::msg)?);
         let filters = ["twin/update/result", "twin/get/result"].map(|what| format!("$hw/events/device/+/+/{what}"));
@@ -318,7 +311,8 @@ async fn desired(lab: &Lab, client: &Client) -> Result<()> {
         edgecore: lab.folder().join("edge/dmi.sock"),
         ..MapperConfig::new("load", "p", lab.folder().join("load.sock"))
     };
-    let mut mapper = Mapper::start(config).await?;
+    let started = tokio::time::timeout(LIMIT, Mapper::start(config)).await;
+    let mut mapper = started.context("edgecore does not take the mapper")??;
     let devices = api(client, "Device", "devices");
     let mut took = Vec::new();
     for value in 0..60usize {

@@ -1,5 +1,7 @@
 //! Devices, whole: definitions and manifests by kubectl, a mapper on edgecore's socket, readings back in the API.
 
+mod modbus;
+
 use std::{rc::Rc, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -27,7 +29,8 @@ const DOWN: &str = "devices::nothing_is_left_on_the_machine";
 const WALK: &str = "devices::a_manifest_reaches_a_mapper_and_its_reading_the_api";
 const MQTT: &str = "devices::a_twin_changed_on_mqtt_is_answered_and_reaches_the_api";
 const OFFLINE: &str = "devices::what_changes_offline_both_ways_is_there_after_the_cloud_is_back";
-const ALL: [&str; 3] = [WALK, MQTT, OFFLINE];
+const MODBUS: &str = "devices::a_modbus_device_is_driven_by_its_manifest_and_its_readings_are_pushed";
+const ALL: [&str; 4] = [WALK, MQTT, OFFLINE, MODBUS];
 
 /// For one thing to come about.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -41,6 +44,7 @@ pub(crate) async fn stage(report: &mut Report) {
     report.run(WALK, lab.guarded(walk)).await;
     report.run(MQTT, lab.guarded(on_mqtt)).await;
     report.run(OFFLINE, offline(&mut lab)).await;
+    report.run(MODBUS, lab.guarded(modbus::driven)).await;
     report.close(DOWN, lab, folder, Ok(())).await;
 }
 
@@ -89,24 +93,8 @@ struct App {
 impl App {
     /// Connects and hears everything that is told about this device.
     async fn connect(lab: &Lab, device: &str) -> Result<Self> {
-        let broker = mqtt::Broker {
-            uri: format!("tcp://{}", lab.mqtt()?),
-            client_id: "an-application".into(),
-            username: None,
-            password: None,
-            qos: 1,
-            retain: false,
-        };
-        let (sender, heard) = mpsc::channel(1000);
-        let client = Rc::new(mqtt::Client::new(broker, sender, Default::default()).map_err(anyhow::Error::msg)?);
         let filters = ["twin/update/+", "twin/get/result"].map(|what| format!("$hw/events/device/{device}/{what}"));
-        let (wanted, filters) = watch::channel(filters.into());
-        let running = Rc::clone(&client).run(filters, async |_| ());
-        let running = AbortOnDropHandle::new(tokio::task::spawn_local(async move {
-            running.await;
-            drop(wanted);
-        }));
-        let mut app = Self { client, heard, _running: running };
+        let mut app = Self::listening(lab, "an-application", filters)?;
         // Subscribed when it hears an answer.
         poll("the edge answers on MQTT", async || {
             app.publish(&format!("$hw/events/device/{device}/twin/get"), &json!({"event_id": "hello"}));
@@ -115,6 +103,20 @@ impl App {
         })
         .await??;
         Ok(app)
+    }
+
+    /// Connects, by and by, and hears what is published under these filters.
+    fn listening<const N: usize>(lab: &Lab, client_id: &str, filters: [String; N]) -> Result<Self> {
+        let broker = mqtt::Broker::new(format!("tcp://{}", lab.mqtt()?), client_id);
+        let (sender, heard) = mpsc::channel(1000);
+        let client = Rc::new(mqtt::Client::new(broker, sender, Default::default()).map_err(anyhow::Error::msg)?);
+        let (wanted, filters) = watch::channel(filters.into());
+        let running = Rc::clone(&client).run(filters, async |_| ());
+        let running = AbortOnDropHandle::new(tokio::task::spawn_local(async move {
+            running.await;
+            drop(wanted);
+        }));
+        Ok(Self { client, heard, _running: running })
     }
 
     fn publish(&self, topic: &str, payload: &Value) {

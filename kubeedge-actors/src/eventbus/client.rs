@@ -4,9 +4,12 @@
 //! read from the broker; when that lasts longer than [`PATIENCE`], messages are dropped and counted. What goes out is
 //! bounded by paho: beyond [`UNSENT`] messages a publication is refused.
 
+#[cfg(feature = "eventbus-tls")]
+use std::cell::RefCell;
 use std::{
     cell::Cell,
     collections::BTreeSet,
+    fmt,
     rc::Rc,
     sync::{
         Arc,
@@ -18,8 +21,14 @@ use std::{
 use bytes::Bytes;
 use paho_mqtt::{
     AsyncClient, ConnectOptions, ConnectOptionsBuilder, CreateOptionsBuilder, DeliveryToken, Message, PersistenceType,
+    ServerResponse,
 };
 use tokio::sync::{Notify, mpsc, watch};
+#[cfg(feature = "eventbus-tls")]
+use tokio_util::task::AbortOnDropHandle;
+
+#[cfg(feature = "eventbus-tls")]
+use super::tls::{self, BrokerTls, Door};
 
 /// Messages that wait to be taken.
 pub const QUEUE: usize = 1024;
@@ -33,13 +42,16 @@ pub const MAX_PAYLOAD: usize = 1024 * 1024;
 const AGAIN: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(20));
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
+/// For what is under way in a connection that ends.
+#[cfg(feature = "eventbus-tls")]
+const ENDS_WITHIN: Duration = Duration::from_secs(1);
 /// A session that ends sooner than this does not end the back-off.
 const STEADY: Duration = Duration::from_secs(5);
 
 /// A broker, and how it is used.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Broker {
-    /// Such as `tcp://127.0.0.1:1883`.
+    /// Such as `tcp://127.0.0.1:1883`; with TLS, such as `ssl://broker.example:8883`.
     pub uri: String,
     /// The session is kept under this name.
     pub client_id: String,
@@ -51,6 +63,35 @@ pub struct Broker {
     pub qos: u8,
     /// Whether publications that do not say otherwise are kept by the broker.
     pub retain: bool,
+    /// Whether the broker keeps subscriptions, and what is published to them, while this client is away.
+    pub keep_session: bool,
+    /// TLS to it.
+    #[cfg(feature = "eventbus-tls")]
+    pub tls: Option<BrokerTls>,
+}
+
+/// Without the password.
+impl fmt::Debug for Broker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Broker").field("uri", &self.uri).field("client_id", &self.client_id).finish_non_exhaustive()
+    }
+}
+
+impl Broker {
+    /// A broker that takes everybody, at QoS 1.
+    pub fn new(uri: impl Into<String>, client_id: impl Into<String>) -> Self {
+        Self {
+            uri: uri.into(),
+            client_id: client_id.into(),
+            username: None,
+            password: None,
+            qos: 1,
+            retain: false,
+            keep_session: true,
+            #[cfg(feature = "eventbus-tls")]
+            tls: None,
+        }
+    }
 }
 
 /// What came in.
@@ -81,13 +122,25 @@ pub struct Client {
     broker: Broker,
     connected: Rc<Cell<bool>>,
     lost: Arc<Notify>,
+    /// Where paho connects instead, with TLS.
+    #[cfg(feature = "eventbus-tls")]
+    door: Option<Door>,
+    /// What takes the bytes through it, while there is a connection.
+    #[cfg(feature = "eventbus-tls")]
+    through: RefCell<Option<AbortOnDropHandle<std::io::Result<()>>>>,
 }
 
 impl Client {
     /// A client that is not connected yet; what comes in goes into `incoming`. The error is about the address.
     pub fn new(broker: Broker, incoming: mpsc::Sender<Incoming>, dropped: Arc<AtomicU64>) -> Result<Self, String> {
+        #[cfg(feature = "eventbus-tls")]
+        let door = broker.tls.as_ref().map(|_| Door::new());
+        #[cfg(feature = "eventbus-tls")]
+        let uri = door.as_ref().map_or_else(|| broker.uri.clone(), Door::uri);
+        #[cfg(not(feature = "eventbus-tls"))]
+        let uri = broker.uri.clone();
         let options = CreateOptionsBuilder::new_v3()
-            .server_uri(&broker.uri)
+            .server_uri(uri)
             .client_id(&broker.client_id)
             .persistence(PersistenceType::None)
             .max_buffered_messages(UNSENT)
@@ -101,7 +154,16 @@ impl Client {
                 take(&incoming, &message, &dropped);
             }
         });
-        Ok(Self { client, broker, connected: Rc::default(), lost })
+        Ok(Self {
+            client,
+            broker,
+            connected: Rc::default(),
+            lost,
+            #[cfg(feature = "eventbus-tls")]
+            door,
+            #[cfg(feature = "eventbus-tls")]
+            through: RefCell::default(),
+        })
     }
 
     /// Whether it is connected.
@@ -129,23 +191,28 @@ impl Client {
     /// Stays connected and subscribed to what is wanted, for ever.
     pub async fn run(self: Rc<Self>, mut wanted: watch::Receiver<BTreeSet<String>>, tell: impl AsyncFn(State)) {
         let mut pause = AGAIN.0;
+        let mut told = None;
         loop {
-            let connected = tokio::time::timeout(CONNECT_WITHIN, self.client.connect(self.options())).await;
+            let connected = self.connect().await;
             let begun = Instant::now();
             let why = match connected {
-                Ok(Ok(response)) => {
+                Ok(response) => {
                     let session_present = response.connect_response().is_some_and(|response| response.session_present);
                     tracing::info!(broker = self.broker.uri, session_present, "the broker is connected");
                     self.connected.set(true);
+                    told = None;
                     tell(State::Connected).await;
-                    let why = self.follow(&mut wanted).await;
+                    let seen = self.follow(&mut wanted).await;
                     self.connected.set(false);
-                    tell(State::Lost(why.clone())).await;
-                    why
+                    self.reason(seen).await
                 }
-                Ok(Err(error)) => error.to_string(),
-                Err(_) => format!("no answer within {CONNECT_WITHIN:?}"),
+                Err(why) => why,
             };
+            // As long as it is the same it is said once.
+            if told.as_ref() != Some(&why) {
+                tell(State::Lost(why.clone())).await;
+                told = Some(why.clone());
+            }
             if begun.elapsed() > STEADY {
                 pause = AGAIN.0;
             }
@@ -155,10 +222,40 @@ impl Client {
         }
     }
 
+    async fn connect(&self) -> Result<ServerResponse, String> {
+        #[cfg(feature = "eventbus-tls")]
+        if let (Some(settings), Some(door)) = (&self.broker.tls, &self.door) {
+            let broker = within(tls::dial(&self.broker.uri, settings)).await??;
+            let through = door.open()?.through(broker);
+            *self.through.borrow_mut() = Some(AbortOnDropHandle::new(tokio::spawn(through)));
+        }
+        match within(self.client.connect(self.options())).await {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(error)) => Err(self.reason(refusal(&error)).await),
+            Err(why) => Err(self.reason(why).await),
+        }
+    }
+
+    /// Why a connection ended: TLS knows it better than paho, which sees only an end.
+    async fn reason(&self, seen: String) -> String {
+        #[cfg(feature = "eventbus-tls")]
+        {
+            let through = self.through.borrow_mut().take();
+            if let Some(through) = through
+                && let Ok(Ok(Err(error))) = tokio::time::timeout(ENDS_WITHIN, through).await
+            {
+                return format!("{seen}: {error}");
+            }
+        }
+        seen
+    }
+
     fn options(&self) -> ConnectOptions {
         let mut options = ConnectOptionsBuilder::new_v3();
-        // What is published for us while we are away is kept by the broker.
-        options.clean_session(false).keep_alive_interval(KEEP_ALIVE).connect_timeout(CONNECT_WITHIN);
+        options
+            .clean_session(!self.broker.keep_session)
+            .keep_alive_interval(KEEP_ALIVE)
+            .connect_timeout(CONNECT_WITHIN);
         if let Some(name) = &self.broker.username {
             options.user_name(name);
         }
@@ -211,7 +308,21 @@ impl Client {
         if !matches!(tokio::time::timeout(Duration::from_secs(2), bye).await, Ok(Ok(_))) {
             tracing::debug!(broker = self.broker.uri, "the connection was gone already");
         }
+        // The last words have a way to go still.
+        self.reason(String::new()).await;
     }
+}
+
+/// Why a broker did not take the connection. What the broker itself says, paho's text leaves out.
+fn refusal(error: &paho_mqtt::Error) -> String {
+    match error {
+        paho_mqtt::Error::ConnectReturn(code) => format!("the broker refuses: {code}"),
+        other => other.to_string(),
+    }
+}
+
+async fn within<T>(work: impl Future<Output = T>) -> Result<T, String> {
+    tokio::time::timeout(CONNECT_WITHIN, work).await.map_err(|_| format!("no answer within {CONNECT_WITHIN:?}"))
 }
 
 /// On paho's own thread, which may wait: that keeps the broker waiting.

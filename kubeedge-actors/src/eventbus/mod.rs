@@ -8,14 +8,16 @@
 //! | stores | nothing; a broker keeps the session |
 //! | offline | everything between this node's own applications works |
 //!
-//! [`client`] is one broker's client, [`broker`] a broker of our own where there is no other, [`filters`] the rules of
-//! topics. Without a connection a publication is refused with 503, and counted. Who takes messages more slowly than they
+//! [`client`] is one broker's client, `tls` how it gets to a broker on TLS, [`broker`] a broker of our own where there is no
+//! other, [`filters`] the rules of topics. Without a connection a publication is refused with 503, and counted. Who takes messages more slowly than they
 //! come slows the broker down, and after five seconds loses some: both are counted.
 
 #[cfg(feature = "embedded-broker")]
 pub mod broker;
 pub mod client;
 pub mod filters;
+#[cfg(feature = "eventbus-tls")]
+pub mod tls;
 
 use std::{
     collections::BTreeSet,

@@ -17,7 +17,7 @@
 mod authority;
 mod clock;
 mod credentials;
-mod files;
+pub(crate) mod files;
 mod hash;
 mod join_token;
 mod names;
@@ -27,7 +27,7 @@ mod request;
 mod revocations;
 mod rollover;
 mod service_account;
-mod tls;
+pub(crate) mod tls;
 #[cfg(feature = "store")]
 mod tokens;
 

@@ -152,7 +152,7 @@ fn pinned(verifier: PinnedCa, alpn: &[&[u8]], clock: Arc<dyn TimeProvider>) -> R
     Ok(config)
 }
 
-pub(super) fn roots(cas: &[CertificateDer<'static>]) -> Result<Arc<RootCertStore>, Error> {
+pub(crate) fn roots(cas: &[CertificateDer<'static>]) -> Result<Arc<RootCertStore>, Error> {
     let mut roots = RootCertStore::empty();
     for ca in cas {
         roots.add(ca.clone())?;

@@ -17,8 +17,12 @@
 //! # Ok(()) }
 //! ```
 //!
+//! What Devices want pushed elsewhere (`pushMethod`), `push` pushes (feature `mapper-push`).
+//!
 //! Must run within a `LocalSet`, as actix has it.
 
+#[cfg(feature = "mapper-push")]
+pub mod push;
 mod service;
 
 use std::{
@@ -33,7 +37,6 @@ use kubeedge_proto::dmi::{
 };
 use serde_json::Value;
 use thiserror::Error;
-use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{
     Code, Status,
@@ -49,8 +52,6 @@ const WITHIN: Duration = Duration::from_secs(10);
 const AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 /// How often it is looked whether edgecore has begun anew.
 const LOOK: Duration = Duration::from_secs(1);
-/// Events that wait to be taken; then edgecore's calls wait.
-const EVENTS: usize = 64;
 
 /// Where a mapper is, and what for.
 #[derive(Clone, Debug)]
@@ -133,6 +134,27 @@ pub fn visitors(property: &dmi::DeviceProperty) -> BTreeMap<String, Value> {
     read(property.visitors.as_ref().and_then(|visitors| visitors.config_data.as_ref()))
 }
 
+/// Where a Device says no cycle, and bounds of one it says.
+const CYCLE: Duration = Duration::from_secs(1);
+const CYCLES: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(365 * 24 * 60 * 60));
+
+/// How often a property is to be read: its `collectCycle`, in milliseconds, or a second.
+pub fn collect_cycle(property: &dmi::DeviceProperty) -> Duration {
+    cycle(property.collect_cycle)
+}
+
+/// How often what was read is to be pushed: its `reportCycle`, in milliseconds, or a second.
+pub fn report_cycle(property: &dmi::DeviceProperty) -> Duration {
+    cycle(property.report_cycle)
+}
+
+fn cycle(said: i64) -> Duration {
+    match u64::try_from(said) {
+        Ok(said @ 1..) => Duration::from_millis(said).clamp(CYCLES.0, CYCLES.1),
+        _ => CYCLE,
+    }
+}
+
 fn read(settings: Option<&dmi::CustomizedValue>) -> BTreeMap<String, Value> {
     let settings = settings.into_iter().flat_map(|settings| &settings.data);
     settings.filter_map(|(name, value)| Some((name.clone(), plain(value)?))).collect()
@@ -203,9 +225,9 @@ impl From<Status> for MapperError {
 
 /// A registered mapper.
 pub struct Mapper {
-    client: DeviceManagerServiceClient<Channel>,
-    events: mpsc::Receiver<Event>,
-    _serving: AbortOnDropHandle<()>,
+    reporter: Reporter,
+    known: Known,
+    serving: AbortOnDropHandle<()>,
     _registering: AbortOnDropHandle<()>,
 }
 
@@ -213,24 +235,54 @@ impl Mapper {
     /// Serves its socket and registers; waits for edgecore as long as it takes. A registration that is refused is an error.
     pub async fn start(config: MapperConfig) -> Result<Self, MapperError> {
         let client = DeviceManagerServiceClient::new(channel(&config.edgecore)?);
-        let (sender, events) = mpsc::channel(EVENTS);
-        let known = Known::new(sender);
+        let known = Known::default();
         let service = Told { known: known.clone() };
         let serve = socket::serve(config.socket.clone(), "edgecores", move |_| {
             server::DeviceMapperServiceServer::new(service.clone())
         });
         let serving = AbortOnDropHandle::new(tokio::task::spawn_local(serve));
-        let mut registration = Registration { config, client: client.clone(), known };
+        let mut registration = Registration { config, client: client.clone(), known: known.clone() };
         let seen = registration.register().await?;
         let registering = AbortOnDropHandle::new(tokio::task::spawn_local(registration.keep(seen)));
-        Ok(Self { client, events, _serving: serving, _registering: registering })
+        Ok(Self { reporter: Reporter { client }, known, serving, _registering: registering })
     }
 
-    /// The next news of a device; waits for it.
+    /// The next news of a device; waits for it. Of a device that changes faster than this is asked, the newest is told.
+    /// `None` when the mapper is not served any more.
     pub async fn next(&mut self) -> Option<Event> {
-        self.events.recv().await
+        tokio::select! {
+            event = self.known.next() => Some(event),
+            _ = &mut self.serving => None,
+        }
     }
 
+    /// For those who report while this waits for news.
+    pub fn reporter(&self) -> Reporter {
+        self.reporter.clone()
+    }
+
+    /// As [`Reporter::report`].
+    pub async fn report(
+        &self,
+        device: &DeviceId,
+        readings: impl IntoIterator<Item = Reading>,
+    ) -> Result<(), MapperError> {
+        self.reporter.report(device, readings).await
+    }
+
+    /// As [`Reporter::report_state`].
+    pub async fn report_state(&self, device: &DeviceId, state: &str) -> Result<(), MapperError> {
+        self.reporter.report_state(device, state).await
+    }
+}
+
+/// Tells edgecore what devices say. Cheap to clone.
+#[derive(Clone)]
+pub struct Reporter {
+    client: DeviceManagerServiceClient<Channel>,
+}
+
+impl Reporter {
     /// Tells edgecore what was read. It is on edgecore's disk when this returns.
     pub async fn report(
         &self,
@@ -302,7 +354,7 @@ impl Registration {
             match within(self.client.mapper_register(request)).await {
                 Ok(answer) => {
                     let answer = answer.into_inner();
-                    self.known.all(answer.model_list, answer.device_list).await;
+                    self.known.all(answer.model_list, answer.device_list);
                     return Ok(seen);
                 }
                 Err(MapperError::Away(why)) => {
@@ -327,6 +379,20 @@ impl Registration {
                 Ok(registered) => seen = registered,
                 Err(error) => tracing::error!("the new edgecore does not take this mapper: {error}"),
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cycles_are_milliseconds_and_have_bounds() {
+        for (said, millis) in [(0, 1000), (-5, 1000), (1, 10), (250, 250), (i64::MAX, 365 * 24 * 3_600_000)] {
+            let property = dmi::DeviceProperty { collect_cycle: said, report_cycle: said, ..Default::default() };
+            assert_eq!(collect_cycle(&property), Duration::from_millis(millis));
+            assert_eq!(report_cycle(&property), Duration::from_millis(millis));
         }
     }
 }

@@ -1,21 +1,21 @@
 //! What edgecore calls: `DeviceMapperService`. Only what is different becomes an event.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use kubeedge_proto::dmi::{self, device_mapper_service_server::DeviceMapperService};
-use tokio::sync::mpsc;
+use tokio::sync::Notify;
 use tonic::{Request, Response, Status};
 
 use super::{Device, DeviceId, Event};
 
-/// What a mapper knows.
-#[derive(Clone)]
+/// What a mapper knows. Edgecore's calls change it and never wait; the mapper's author asks for what is different.
+#[derive(Clone, Default)]
 pub(super) struct Known {
     state: Arc<Mutex<State>>,
-    events: mpsc::Sender<Event>,
+    changed: Arc<Notify>,
 }
 
 #[derive(Default)]
@@ -24,27 +24,58 @@ struct State {
     devices: BTreeMap<DeviceId, dmi::DeviceSpec>,
     /// As they were told to the mapper's author.
     told: BTreeMap<DeviceId, Device>,
+    /// Perhaps different from what was told, each once, in the order of their turn.
+    queue: VecDeque<DeviceId>,
+    queued: BTreeSet<DeviceId>,
 }
 
 impl State {
-    /// What is different from what was told.
-    fn news(&mut self) -> Vec<Event> {
-        let mut events = Vec::new();
-        let gone: Vec<DeviceId> = self.told.keys().filter(|id| !self.devices.contains_key(*id)).cloned().collect();
-        for id in gone {
-            self.told.remove(&id);
-            events.push(Event::Gone(id));
+    fn look_at(&mut self, id: DeviceId) {
+        if self.queued.insert(id.clone()) {
+            self.queue.push_back(id);
         }
-        for (id, spec) in &self.devices {
+    }
+
+    /// The next that is different from what was told.
+    fn next(&mut self) -> Option<Event> {
+        while let Some(id) = self.queue.pop_front() {
+            self.queued.remove(&id);
+            let Some(spec) = self.devices.get(&id) else {
+                match self.told.remove(&id) {
+                    Some(_) => return Some(Event::Gone(id)),
+                    None => continue,
+                }
+            };
             let model = (id.namespace.clone(), spec.device_model_reference.clone());
+            // It is looked at again when its model comes.
             let Some(model) = self.models.get(&model) else { continue };
             let device = Device { id: id.clone(), spec: spec.clone(), model: model.clone() };
-            if self.told.get(id) != Some(&device) {
-                self.told.insert(id.clone(), device.clone());
-                events.push(Event::Device(Box::new(device)));
+            if self.told.get(&id) != Some(&device) {
+                self.told.insert(id, device.clone());
+                return Some(Event::Device(Box::new(device)));
             }
         }
-        events
+        None
+    }
+
+    fn set_model(&mut self, model: dmi::DeviceModel) {
+        let of_model = |(id, spec): &(&DeviceId, &dmi::DeviceSpec)| {
+            id.namespace == model.namespace && spec.device_model_reference == model.name
+        };
+        let ids: Vec<DeviceId> = self.devices.iter().filter(of_model).map(|(id, _)| id.clone()).collect();
+        self.models.insert((model.namespace, model.name), model.spec.unwrap_or_default());
+        ids.into_iter().for_each(|id| self.look_at(id));
+    }
+
+    fn set_device(&mut self, device: dmi::Device) {
+        let id = id_of(&device);
+        self.devices.insert(id.clone(), device.spec.unwrap_or_default());
+        self.look_at(id);
+    }
+
+    fn remove_device(&mut self, id: DeviceId) {
+        self.devices.remove(&id);
+        self.look_at(id);
     }
 }
 
@@ -53,45 +84,36 @@ fn id_of(device: &dmi::Device) -> DeviceId {
 }
 
 impl Known {
-    pub(super) fn new(events: mpsc::Sender<Event>) -> Self {
-        Self { state: Arc::default(), events }
-    }
-
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes what is known, and tells what is different. Waits until it is taken.
-    async fn change(&self, change: impl FnOnce(&mut State)) {
-        let events = {
-            let mut state = self.lock();
-            change(&mut state);
-            state.news()
-        };
-        for event in events {
-            // The mapper has ended: nobody needs it.
-            let _ = self.events.send(event).await;
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.lock());
+        self.changed.notify_one();
+    }
+
+    /// The next that is different from what was told; waits for it. One at a time may ask.
+    pub(super) async fn next(&self) -> Event {
+        loop {
+            let next = self.lock().next();
+            match next {
+                Some(event) => return event,
+                None => self.changed.notified().await,
+            }
         }
     }
 
     /// These are all there are.
-    pub(super) async fn all(&self, models: Vec<dmi::DeviceModel>, devices: Vec<dmi::Device>) {
+    pub(super) fn all(&self, models: Vec<dmi::DeviceModel>, devices: Vec<dmi::Device>) {
         self.change(|state| {
             let ids: BTreeSet<DeviceId> = devices.iter().map(id_of).collect();
-            state.devices.retain(|id, _| ids.contains(id));
-            models.into_iter().for_each(|model| set_model(state, model));
-            devices.into_iter().for_each(|device| set_device(state, device));
-        })
-        .await;
+            let gone: Vec<DeviceId> = state.devices.keys().filter(|id| !ids.contains(*id)).cloned().collect();
+            gone.into_iter().for_each(|id| state.remove_device(id));
+            models.into_iter().for_each(|model| state.set_model(model));
+            devices.into_iter().for_each(|device| state.set_device(device));
+        });
     }
-}
-
-fn set_model(state: &mut State, model: dmi::DeviceModel) {
-    state.models.insert((model.namespace, model.name), model.spec.unwrap_or_default());
-}
-
-fn set_device(state: &mut State, device: dmi::Device) {
-    state.devices.insert(id_of(&device), device.spec.unwrap_or_default());
 }
 
 /// The service.
@@ -115,7 +137,7 @@ impl DeviceMapperService for Told {
             device_name: device.name.clone(),
             device_namespace: device.namespace.clone(),
         };
-        self.known.change(|state| set_device(state, device)).await;
+        self.known.change(|state| state.set_device(device));
         Ok(Response::new(answer))
     }
 
@@ -124,7 +146,7 @@ impl DeviceMapperService for Told {
         request: Request<dmi::RemoveDeviceRequest>,
     ) -> Result<Response<dmi::RemoveDeviceResponse>, Status> {
         let dmi::RemoveDeviceRequest { device_name: name, device_namespace: namespace } = request.into_inner();
-        self.known.change(|state| drop(state.devices.remove(&DeviceId { namespace, name }))).await;
+        self.known.change(|state| state.remove_device(DeviceId { namespace, name }));
         Ok(Response::new(dmi::RemoveDeviceResponse {}))
     }
 
@@ -133,7 +155,7 @@ impl DeviceMapperService for Told {
         request: Request<dmi::UpdateDeviceRequest>,
     ) -> Result<Response<dmi::UpdateDeviceResponse>, Status> {
         let device = required(request.into_inner().device, "device")?;
-        self.known.change(|state| set_device(state, device)).await;
+        self.known.change(|state| state.set_device(device));
         Ok(Response::new(dmi::UpdateDeviceResponse {}))
     }
 
@@ -146,7 +168,7 @@ impl DeviceMapperService for Told {
             device_model_name: model.name.clone(),
             device_model_namespace: model.namespace.clone(),
         };
-        self.known.change(|state| set_model(state, model)).await;
+        self.known.change(|state| state.set_model(model));
         Ok(Response::new(answer))
     }
 
@@ -155,7 +177,7 @@ impl DeviceMapperService for Told {
         request: Request<dmi::RemoveDeviceModelRequest>,
     ) -> Result<Response<dmi::RemoveDeviceModelResponse>, Status> {
         let dmi::RemoveDeviceModelRequest { model_name, model_namespace } = request.into_inner();
-        self.known.change(|state| drop(state.models.remove(&(model_namespace, model_name)))).await;
+        self.known.change(|state| drop(state.models.remove(&(model_namespace, model_name))));
         Ok(Response::new(dmi::RemoveDeviceModelResponse {}))
     }
 
@@ -164,7 +186,7 @@ impl DeviceMapperService for Told {
         request: Request<dmi::UpdateDeviceModelRequest>,
     ) -> Result<Response<dmi::UpdateDeviceModelResponse>, Status> {
         let model = required(request.into_inner().model, "model")?;
-        self.known.change(|state| set_model(state, model)).await;
+        self.known.change(|state| state.set_model(model));
         Ok(Response::new(dmi::UpdateDeviceModelResponse {}))
     }
 
@@ -178,5 +200,63 @@ impl DeviceMapperService for Told {
         let spec = spec.ok_or_else(|| Status::not_found(format!("device {id} is not this mapper's")))?;
         let device = dmi::Device { name: id.name, namespace: id.namespace, spec: Some(spec), status: None };
         Ok(Response::new(dmi::GetDeviceResponse { device: Some(device) }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn model() -> dmi::DeviceModel {
+        dmi::DeviceModel { name: "m".into(), namespace: "default".into(), spec: Some(Default::default()) }
+    }
+
+    /// A device that has so many properties.
+    fn device(name: &str, properties: usize) -> dmi::Device {
+        let spec = dmi::DeviceSpec {
+            device_model_reference: "m".into(),
+            properties: vec![Default::default(); properties],
+            ..Default::default()
+        };
+        dmi::Device { name: name.into(), namespace: "default".into(), spec: Some(spec), status: None }
+    }
+
+    fn told(state: &Known) -> Option<String> {
+        state.lock().next().map(|event| match event {
+            Event::Device(device) => format!("{} {}", device.id.name, device.spec.properties.len()),
+            Event::Gone(id) => format!("{} gone", id.name),
+        })
+    }
+
+    #[tokio::test]
+    async fn a_thousand_devices_are_taken_without_anybody_to_hear_of_them_and_told_each_once() {
+        let known = Known::default();
+        let all: Vec<dmi::Device> = (0..1000).map(|index| device(&format!("d{index:03}"), 1)).collect();
+        known.all(vec![model()], all.clone());
+        known.all(vec![model()], all);
+        for index in 0..1000 {
+            let Event::Device(device) = known.next().await else { panic!("it went") };
+            assert_eq!(device.id.name, format!("d{index:03}"));
+        }
+        assert_eq!(told(&known), None);
+    }
+
+    #[test]
+    fn of_a_device_that_changes_meanwhile_the_newest_is_told_and_others_have_their_turn() {
+        let known = Known::default();
+        known.change(|state| state.set_device(device("a", 1)));
+        assert_eq!(told(&known), None, "its model has not come");
+        known.change(|state| state.set_model(model()));
+        known.change(|state| state.set_device(device("b", 1)));
+        known.change(|state| state.set_device(device("a", 2)));
+        assert_eq!((told(&known), told(&known)), (Some("a 2".into()), Some("b 1".into())));
+        // Changed and changed back, or come and gone between two questions: nobody hears of it.
+        known.change(|state| state.set_device(device("a", 3)));
+        known.change(|state| state.set_device(device("a", 2)));
+        known.change(|state| state.set_device(device("c", 1)));
+        known.change(|state| state.remove_device(DeviceId { namespace: "default".into(), name: "c".into() }));
+        assert_eq!(told(&known), None);
+        known.all(vec![model()], vec![device("a", 2)]);
+        assert_eq!((told(&known), told(&known)), (Some("b gone".into()), None));
     }
 }

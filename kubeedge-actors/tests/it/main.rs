@@ -23,10 +23,12 @@ mod kubectl;
 mod lifecycle;
 #[cfg(feature = "link")]
 mod link;
-#[cfg(all(feature = "embedded-broker", feature = "test-kit"))]
+#[cfg(all(feature = "embedded-broker", feature = "eventbus-tls", feature = "test-kit"))]
 mod mqtt;
 #[cfg(feature = "apiserver")]
 mod pages;
+#[cfg(all(feature = "embedded-broker", feature = "eventbus-tls", feature = "mapper-push", feature = "test-kit"))]
+mod push;
 #[cfg(all(feature = "apiserver", feature = "cloudstream", feature = "edgestream"))]
 mod relay;
 #[cfg(feature = "apiserver")]

@@ -1,11 +1,12 @@
-//! EventBus on brokers: the same suite on mosquitto and on the embedded one.
+//! EventBus on brokers: the same suite on mosquitto, on mosquitto with TLS, client certificates and a password, and on the
+//! embedded one.
 
 use std::{
     net::{SocketAddr, TcpListener},
     path::PathBuf,
     process::Stdio,
     sync::mpsc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use kubeedge_actors::{
@@ -13,7 +14,9 @@ use kubeedge_actors::{
         EventBus, EventBusConfig,
         broker::{self, EmbeddedBroker},
         client::{Broker, MAX_PAYLOAD},
+        tls::BrokerTls,
     },
+    identity::FlooredClock,
     system::{
         Ports,
         testing::{Recorder, TestSystem},
@@ -28,35 +31,108 @@ const SOON: Duration = Duration::from_secs(30);
 const UPDATE: &str = "$hw/events/device/ns/d/twin/update";
 
 /// A broker that can be ended and begun again at its address.
-enum Kind {
+pub(crate) enum Kind {
     Mosquitto(PathBuf),
+    /// EventBus' listener has TLS and asks for a certificate and a password; the other one is for applications.
+    MosquittoTls(PathBuf),
     Embedded,
 }
 
-struct Running {
+pub(crate) struct Running {
     kind: Kind,
-    address: SocketAddr,
+    /// For applications, in the clear.
+    pub(crate) address: SocketAddr,
+    /// For EventBus.
+    secure: SocketAddr,
     child: Option<Child>,
     embedded: Option<AbortOnDropHandle<()>>,
     folder: tempfile::TempDir,
 }
 
 impl Running {
-    async fn start(kind: Kind) -> Self {
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let mut broker = Self { kind, address, child: None, embedded: None, folder: tempfile::tempdir().unwrap() };
+    pub(crate) async fn start(kind: Kind) -> Self {
+        let free = || TcpListener::bind("127.0.0.1:0").unwrap();
+        let [address, secure] = [free(), free()].map(|listener| listener.local_addr().unwrap());
+        let folder = tempfile::tempdir().unwrap();
+        let mut broker = Self { kind, address, secure, child: None, embedded: None, folder };
+        if let Kind::MosquittoTls(_) = broker.kind {
+            broker.certificates();
+            let done = Command::new("mosquitto_passwd")
+                .arg("-b")
+                .arg("-c")
+                .arg(broker.folder.path().join("passwords"))
+                .args(["edge", "secret"])
+                .status();
+            assert!(done.await.unwrap().success());
+        }
         broker.begin().await;
         broker
     }
 
-    async fn begin(&mut self) {
+    fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// An authority, and what it issued to the broker and to EventBus; and another authority.
+    fn certificates(&self) {
+        use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+        let named = |name: &str, address: Option<&str>| {
+            let mut params =
+                CertificateParams::new(address.map(str::to_owned).into_iter().collect::<Vec<_>>()).unwrap();
+            params.distinguished_name.push(DnType::CommonName, name);
+            params
+        };
+        let authority = |name: &str| {
+            let mut params = named(name, None);
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+        };
+        let ca = authority("authority");
+        std::fs::write(self.file("ca.crt"), ca.pem()).unwrap();
+        std::fs::write(self.file("other.crt"), authority("another authority").pem()).unwrap();
+        for name in ["broker", "edge"] {
+            let key = KeyPair::generate().unwrap();
+            let issued = named(name, Some("127.0.0.1")).signed_by(&key, &ca).unwrap();
+            std::fs::write(self.file(&format!("{name}.crt")), issued.pem()).unwrap();
+            std::fs::write(self.file(&format!("{name}.key")), key.serialize_pem()).unwrap();
+        }
+    }
+
+    /// As EventBus is told of it.
+    fn broker(&self) -> Broker {
+        let Kind::MosquittoTls(_) = self.kind else {
+            return Broker::new(format!("tcp://{}", self.address), "kubeedge-n");
+        };
+        Broker {
+            username: Some("edge".into()),
+            password: Some("secret".into()),
+            tls: Some(BrokerTls {
+                ca: self.file("ca.crt"),
+                identity: Some((self.file("edge.crt"), self.file("edge.key"))),
+                clock: FlooredClock::with_system(None, SystemTime::now),
+            }),
+            ..Broker::new(format!("ssl://{}", self.secure), "kubeedge-n")
+        }
+    }
+
+    pub(crate) async fn begin(&mut self) {
         match &self.kind {
-            Kind::Mosquitto(program) => {
-                let config = self.folder.path().join("mosquitto.conf");
-                let text = format!(
-                    "listener {} 127.0.0.1\nallow_anonymous true\nuser root\nmax_queued_messages 0\n",
+            Kind::Mosquitto(program) | Kind::MosquittoTls(program) => {
+                let config = self.file("mosquitto.conf");
+                let mut text = format!(
+                    "per_listener_settings true\nuser root\nmax_queued_messages 0\n\
+                     listener {} 127.0.0.1\nallow_anonymous true\n",
                     self.address.port()
                 );
+                if let Kind::MosquittoTls(_) = self.kind {
+                    text += &format!(
+                        "listener {} 127.0.0.1\nallow_anonymous false\nrequire_certificate true\n\
+                         cafile {folder}/ca.crt\ncertfile {folder}/broker.crt\nkeyfile {folder}/broker.key\n\
+                         password_file {folder}/passwords\n",
+                        self.secure.port(),
+                        folder = self.folder.path().display()
+                    );
+                }
                 std::fs::write(&config, text).unwrap();
                 let mut command = Command::new(program);
                 command.arg("-c").arg(&config).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
@@ -85,7 +161,7 @@ impl Running {
         .await;
     }
 
-    async fn end(&mut self) {
+    pub(crate) async fn end(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().await.unwrap();
         }
@@ -93,18 +169,18 @@ impl Running {
     }
 }
 
-async fn within<T>(work: impl Future<Output = T>) -> T {
+pub(crate) async fn within<T>(work: impl Future<Output = T>) -> T {
     tokio::time::timeout(SOON, work).await.expect("in time")
 }
 
 /// An application, with a connection of its own.
-struct App {
+pub(crate) struct App {
     client: AsyncClient,
     heard: mpsc::Receiver<(String, Vec<u8>)>,
 }
 
 impl App {
-    async fn connect(address: SocketAddr) -> Self {
+    pub(crate) async fn connect(address: SocketAddr) -> Self {
         let options = CreateOptionsBuilder::new_v3()
             .server_uri(format!("tcp://{address}"))
             .client_id("app")
@@ -126,7 +202,7 @@ impl App {
         within(self.client.publish(Message::new(topic, payload, 1))).await.unwrap();
     }
 
-    async fn hears(&self) -> (String, Vec<u8>) {
+    pub(crate) async fn hears(&self) -> (String, Vec<u8>) {
         within(async {
             loop {
                 match self.heard.try_recv() {
@@ -147,18 +223,8 @@ struct Site {
 }
 
 impl Site {
-    fn start(address: SocketAddr) -> Self {
-        let config = EventBusConfig {
-            brokers: vec![Broker {
-                uri: format!("tcp://{address}"),
-                client_id: "kubeedge-n".into(),
-                username: None,
-                password: None,
-                qos: 1,
-                retain: false,
-            }],
-            forward_to_cloud: false,
-        };
+    fn start(broker: Broker) -> Self {
+        let config = EventBusConfig { brokers: vec![broker], forward_to_cloud: false };
         let twin = Recorder::<TwinMessage>::answering(|_| ());
         let (received, states) = (Recorder::listening(), Recorder::listening());
         let test = TestSystem::builder()
@@ -175,6 +241,12 @@ impl Site {
 
     async fn connected(&self, wanted: bool) {
         while within(self.states.next()).await.connected != wanted {}
+    }
+
+    /// Why there is no connection, in words that have this in them.
+    async fn refused(&self, why: &str) {
+        let state = within(self.states.next()).await;
+        assert!(!state.connected && state.reason.contains(why), "{state:?}, expected {why}");
     }
 
     /// Publishes until DeviceTwin gets it: the subscription follows the connection.
@@ -200,7 +272,7 @@ impl Site {
 
 async fn suite(kind: Kind) {
     let mut broker = Running::start(kind).await;
-    let site = Site::start(broker.address);
+    let site = Site::start(broker.broker());
     site.connected(true).await;
     let app = App::connect(broker.address).await;
     site.subscribed(&app, b"first").await;
@@ -261,15 +333,65 @@ async fn suite(kind: Kind) {
     site.test.assert_quiet().await;
 }
 
-#[actix_rt::test]
-async fn the_suite_holds_on_mosquitto() {
+/// Debian's, if it is installed.
+pub(crate) fn mosquitto() -> Option<PathBuf> {
     let found = ["/usr/sbin/mosquitto", "/usr/bin/mosquitto", "/usr/local/sbin/mosquitto"];
-    let Some(program) = found.iter().map(PathBuf::from).find(|path| path.is_file()) else {
+    let program = found.iter().map(PathBuf::from).find(|path| path.is_file());
+    if program.is_none() {
         assert!(std::env::var_os("CI").is_none(), "mosquitto is not installed");
         println!("skipped: mosquitto is not installed");
-        return;
-    };
+    }
+    program
+}
+
+#[actix_rt::test]
+async fn the_suite_holds_on_mosquitto() {
+    let Some(program) = mosquitto() else { return };
     suite(Kind::Mosquitto(program)).await;
+}
+
+#[actix_rt::test]
+async fn the_suite_holds_on_mosquitto_with_tls_client_certificates_and_a_password() {
+    let Some(program) = mosquitto() else { return };
+    suite(Kind::MosquittoTls(program)).await;
+}
+
+#[actix_rt::test]
+async fn a_broker_that_is_not_authenticated_gets_nothing_and_files_are_read_anew() {
+    let Some(program) = mosquitto() else { return };
+    let running = Running::start(Kind::MosquittoTls(program)).await;
+    let mut broker = running.broker();
+    broker.tls.as_mut().unwrap().ca = running.file("trusted.crt");
+    let site = Site::start(broker);
+    site.refused("trusted.crt is missing").await;
+    std::fs::copy(running.file("other.crt"), running.file("trusted.crt")).unwrap();
+    site.refused("UnknownIssuer").await;
+    assert_eq!(site.code("told/nobody", b"x".to_vec()).await, 503);
+    // Whole at once, as certificates are to be replaced.
+    std::fs::copy(running.file("ca.crt"), running.file("next.crt")).unwrap();
+    std::fs::rename(running.file("next.crt"), running.file("trusted.crt")).unwrap();
+    site.connected(true).await;
+    site.test.assert_quiet().await;
+}
+
+#[actix_rt::test]
+async fn a_broker_that_does_not_authenticate_this_client_says_why() {
+    let Some(program) = mosquitto() else { return };
+    let running = Running::start(Kind::MosquittoTls(program)).await;
+    let mut broker = running.broker();
+    broker.tls.as_mut().unwrap().identity = None;
+    let site = Site::start(broker);
+    site.refused("CertificateRequired").await;
+    site.test.assert_quiet().await;
+
+    let site = Site::start(Broker { password: Some("guessed".into()), ..running.broker() });
+    site.refused("the broker refuses: ").await;
+    site.test.assert_quiet().await;
+
+    // What listens there has no TLS.
+    let site = Site::start(Broker { uri: format!("ssl://{}", running.address), ..running.broker() });
+    site.refused("TLS: ").await;
+    site.test.assert_quiet().await;
 }
 
 #[actix_rt::test]

@@ -16,11 +16,11 @@ pub struct EventBus {
     pub enable: bool,
     /// Which brokers.
     pub mqtt_mode: MqttMode,
-    /// A broker that others run.
+    /// A broker that others run, `tcp://` or, on TLS, `ssl://`.
     #[serde(deserialize_with = "broker")]
     pub mqtt_server_external: String,
     /// Where our own listens.
-    #[serde(deserialize_with = "broker")]
+    #[serde(deserialize_with = "own_broker")]
     pub mqtt_server_internal: String,
     /// Of publications and subscriptions at our own broker; at another it is 1.
     #[serde(rename = "mqttQOS", deserialize_with = "qos")]
@@ -73,16 +73,16 @@ impl fmt::Debug for EventBus {
     }
 }
 
-/// `modules.eventBus.eventBusTLS`: not built yet; with `enable` edgecore does not start.
+/// `modules.eventBus.eventBusTLS`: how the external broker is authenticated, and this node to it.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct EventBusTls {
-    /// Whether it is asked for.
+    /// Whether the external broker is spoken to on TLS, whatever the scheme of its address.
     pub enable: bool,
-    /// Certificate of the broker's authority, PEM.
+    /// Certificates of the broker's authority, PEM.
     #[serde(rename = "tlsMqttCAFile")]
     pub tls_mqtt_ca_file: PathBuf,
-    /// Our certificate, PEM.
+    /// Our certificate, PEM; empty, like the next: none is shown.
     pub tls_mqtt_cert_file: PathBuf,
     /// Its key, PEM.
     pub tls_mqtt_private_key_file: PathBuf,
@@ -150,14 +150,30 @@ impl<'de> Deserialize<'de> for MqttMode {
     }
 }
 
+/// Schemes of addresses, as KubeEdge's MQTT client has them.
+const PLAIN: [&str; 2] = ["tcp", "mqtt"];
+const ON_TLS: [&str; 5] = ["ssl", "tls", "mqtts", "mqtt+ssl", "tcps"];
+
+/// An address with the scheme `tcp` or `ssl`.
 fn broker<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     let uri = String::deserialize(deserializer)?;
-    let address = uri.strip_prefix("tcp://").or_else(|| uri.strip_prefix("mqtt://")).unwrap_or_default();
+    let (scheme, address) = uri.split_once("://").unwrap_or_default();
     let port =
         address.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then(|| port.parse::<u16>().ok())?);
     match port {
-        Some(_) => Ok(format!("tcp://{address}")),
-        None => Err(D::Error::custom(format!("{uri:?} is not valid, expected such as tcp://127.0.0.1:1883"))),
+        Some(_) if PLAIN.contains(&scheme) => Ok(format!("tcp://{address}")),
+        Some(_) if ON_TLS.contains(&scheme) => Ok(format!("ssl://{address}")),
+        _ => Err(D::Error::custom(format!(
+            "{uri:?} is not valid, expected such as tcp://127.0.0.1:1883 or ssl://broker.example:8883"
+        ))),
+    }
+}
+
+fn own_broker<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let uri = broker(deserializer)?;
+    match uri.starts_with("tcp://") {
+        true => Ok(uri),
+        false => Err(D::Error::custom(format!("{uri:?} is not valid: our own broker has no TLS, expected tcp://"))),
     }
 }
 

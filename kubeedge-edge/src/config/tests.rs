@@ -101,13 +101,25 @@ fn impossible_values_are_refused_where_they_stand() {
         ("modules: {edgeHub: {outbox: {maxBytes: 16Mi}}}", "outbox.maxBytes: expected a whole number"),
         ("modules: {eventBus: {mqttMode: 3}}", "modules.eventBus.mqttMode: 3 is not valid, expected 0, 1, 2 or auto"),
         ("modules: {eventBus: {mqttQOS: 3}}", "modules.eventBus.mqttQOS: 3 is not valid"),
-        ("modules: {eventBus: {mqttServerExternal: \"ssl://a:1\"}}", "mqttServerExternal: \"ssl://a:1\" is not valid"),
+        ("modules: {eventBus: {mqttServerExternal: \"ws://a:1\"}}", "mqttServerExternal: \"ws://a:1\" is not valid"),
+        ("modules: {eventBus: {mqttServerInternal: \"ssl://a:1\"}}", "mqttServerInternal: \"ssl://a:1\" is not valid"),
         ("modules: {deviceTwin: {mapperRate: {burst: 0}}}", "modules.deviceTwin.mapperRate.burst: 0 is not valid"),
         ("modules: {edgeHub: {outbox: {maxAgeSeconds: 0}}}", "outbox.maxAgeSeconds: 0 is not valid"),
         ("kind: CloudCore", "1:7: kind: \"CloudCore\" is another document"),
     ] {
         let refusal = refusal(text);
         assert!(refusal.starts_with("edgecore.yaml:") && refusal.contains(said), "{text}: {refusal}");
+    }
+}
+
+#[test]
+fn a_brokers_address_has_one_of_two_schemes() {
+    let external =
+        |uri: &str| read(&format!("modules: {{eventBus: {{mqttServerExternal: \"{uri}\"}}}}")).value.modules.event_bus;
+    for (said, meant) in
+        [("mqtt://b:1883", "tcp://b:1883"), ("mqtts://b:8883", "ssl://b:8883"), ("tls://b:1", "ssl://b:1")]
+    {
+        assert_eq!(external(said).mqtt_server_external, meant);
     }
 }
 
