@@ -18,8 +18,9 @@ impl Node {
     async fn outlives_one_kill(&self, containerd: &mut PrivateContainerd, round: usize) {
         let main =
             json!({"name": "main", "command": ["/bin/sh", "-c", "trap '' TERM; while true; do sleep 1000; done"]});
-        let pods: Vec<_> =
-            (0..PODS).map(|number| self.pod(&format!("k{round}-{number}"), &[main.clone()], |_| {})).collect();
+        let pods: Vec<_> = (0..PODS)
+            .map(|number| self.pod(&format!("k{round}-{number}"), std::slice::from_ref(&main), |_| {}))
+            .collect();
         let mut looked = Vec::new();
         for pod in &pods {
             looked.push(self.look_after(pod).await);
