@@ -12,21 +12,25 @@ FEATURES := config program store identity link mapper mapper-push admission clou
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# One after the other: together they would share the features of their libraries, and edgecore needs few.
+RELEASE_DIR := $(or $(CARGO_TARGET_DIR),target)/release
+
+# One after the other: together they would share the features of their libraries, and edgecore needs few. It has a
+# profile of its own, for size, and is put beside cloudcore.
 build: packages ## cloudcore and edgecore as they are meant to run: release
-	$(CARGO) build --release -p kubeedge-edge --bins
+	$(CARGO) build --profile edge -p kubeedge-edge --bins
 	$(CARGO) build --release -p kubeedge-cloud --bins
+	install $(RELEASE_DIR)/../edge/edgecore $(RELEASE_DIR)/edgecore
 
 size: packages build ## edgecore's file and memory, and whether both are below 15 MB
-	$(CARGO) run -p kubeedge-examples --bin size -- --programs $(or $(CARGO_TARGET_DIR),target)/release
+	$(CARGO) run -p kubeedge-examples --bin size -- --programs $(RELEASE_DIR)
 
 pods: packages build ## what pods take: times beside the bare CRI calls, memory, processor time (PODS='--rounds 20')
-	$(CARGO) run -p kubeedge-examples --bin pods -- --programs $(or $(CARGO_TARGET_DIR),target)/release $(PODS)
+	$(CARGO) run -p kubeedge-examples --bin pods -- --programs $(RELEASE_DIR) $(PODS)
 
 scale: packages build ## what so many nodes cost one cloudcore (NODES=n, SCALE_IDLE and SCALE_TRAFFIC in seconds; root)
 	$(CARGO) build --release -p kubeedge-examples --bin scale
-	$(or $(CARGO_TARGET_DIR),target)/release/scale --nodes $(or $(NODES),1000) \
-	  --programs $(or $(CARGO_TARGET_DIR),target)/release --idle $(or $(SCALE_IDLE),60) --traffic $(or $(SCALE_TRAFFIC),600)
+	$(RELEASE_DIR)/scale --nodes $(or $(NODES),1000) \
+	  --programs $(RELEASE_DIR) --idle $(or $(SCALE_IDLE),60) --traffic $(or $(SCALE_TRAFFIC),600)
 
 quickstart: packages ## a cloud, an edge node and a pod on this machine (ONCE=1: check and leave)
 	$(CARGO) build --profile $(PROFILE) --workspace --all-features --bin cloudcore --bin edgecore --bin quickstart --bin thermostat

@@ -205,7 +205,7 @@ pub fn ephemeral_target<'a>(pod: &'a Pod, name: &str) -> Option<&'a str> {
 
 /// An ephemeral container as the container that it becomes. `None` is not to be had: their fields are the same.
 fn as_container(ephemeral: &EphemeralContainer) -> Option<Container> {
-    serde_json::from_value(serde_json::to_value(ephemeral).ok()?).ok()
+    serde_json::from_slice(&serde_json::to_vec(ephemeral).ok()?).ok()
 }
 
 fn readiness_gates(pod: &Pod) -> Vec<ReadinessGate> {

@@ -36,7 +36,10 @@ pub fn pod(text: &str, node: &str) -> Result<Pod, BadManifest> {
     }
     // The uid follows from what the file says and from the node: another content is another pod.
     let hash = projection_hash(&serde_json::json!([node, value]));
-    let mut pod: Pod = serde_json::from_value(value).map_err(|error| BadManifest::Unreadable(error.to_string()))?;
+    // By way of bytes, as pods come from the cloud: reading a Pod is code, and one copy of it is enough.
+    let unreadable = |error: serde_json::Error| BadManifest::Unreadable(error.to_string());
+    let json = serde_json::to_vec(&value).map_err(unreadable)?;
+    let mut pod: Pod = serde_json::from_slice(&json).map_err(unreadable)?;
     let spec = pod.spec.get_or_insert_default();
     if let Some(field) = refers(spec) {
         return Err(BadManifest::Refers(field));
