@@ -19,6 +19,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use paho_mqtt::{
     AsyncClient, ConnectOptions, ConnectOptionsBuilder, CreateOptionsBuilder, DeliveryToken, Message, PersistenceType,
     ServerResponse,
@@ -223,6 +224,11 @@ impl Client {
     }
 
     async fn connect(&self) -> Result<ServerResponse, String> {
+        // What was said of an earlier connection says nothing of this one.
+        self.lost.notified().now_or_never();
+        if self.client.is_connected() {
+            self.disconnect().await;
+        }
         #[cfg(feature = "eventbus-tls")]
         if let (Some(settings), Some(door)) = (&self.broker.tls, &self.door) {
             let broker = within(tls::dial(&self.broker.uri, settings)).await??;

@@ -170,7 +170,7 @@ async fn a_server_that_refuses_stalls_or_is_away_costs_a_count_and_gets_the_newe
 }
 
 async fn over_mqtt(kind: Kind) {
-    let broker = Running::start(kind).await;
+    let mut broker = Running::start(kind).await;
     let app = App::connect(broker.address).await;
     let mqtt = dmi::PushMethodMqtt {
         address: format!("tcp://{}", broker.address),
@@ -187,6 +187,21 @@ async fn over_mqtt(kind: Kind) {
     assert_eq!(topic, "told/boiler");
     assert!(payload.starts_with("time is 20") && payload.ends_with("  told/boiler: 19.5"), "{payload}");
     assert_eq!(counted(&pusher, |counts| counts.pushed == 1).await.failed, 0);
+
+    // The broker is away for longer than an attempt takes, and comes back.
+    drop(app);
+    broker.end().await;
+    pusher.reading(&id(), "temperature", "20");
+    counted(&pusher, |counts| counts.failed >= 1).await;
+    pusher.reading(&id(), "temperature", "21");
+    broker.begin().await;
+    let app = App::connect(broker.address).await;
+    while !app.hears().await.1.ends_with(b"told/boiler: 21") {}
+    counted(&pusher, |counts| counts.pushed >= 2).await;
+    // It is retained: who comes later hears it.
+    drop(app);
+    let late = App::connect(broker.address).await;
+    assert!(late.hears().await.1.ends_with(b"told/boiler: 21"));
 }
 
 #[actix_rt::test]

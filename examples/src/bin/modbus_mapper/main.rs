@@ -4,7 +4,7 @@
 //! cargo run -p kubeedge-examples --bin modbus_mapper -- --edgecore /etc/kubeedge/dmi.sock --socket /tmp/modbus.sock
 //! ```
 //!
-//! [`manifest`] is what a Device says, [`registers`] how values stand in registers, [`unit`] one device on its wire.
+//! [`manifest`] is what a Device says, [`registers`] how values stand in registers, [`mod@unit`] one device on its wire.
 
 #![allow(clippy::print_stdout, reason = "a program that people look at")]
 
