@@ -157,8 +157,9 @@ async fn a_server_that_refuses_stalls_or_is_away_costs_a_count_and_gets_the_newe
     counted(&pusher, |counts| counts.failed > before + 1).await;
     pusher.reading(&id(), "temperature", "2");
     sink.answer.set(Some(StatusCode::OK));
-    let counts = counted(&pusher, |counts| counts.pushed == 1).await;
-    assert_eq!(sink.got.borrow().back().unwrap().split('=').nth(1), Some("2&time"));
+    // One that was on its way may get the answer, too.
+    while sink.value().await != "2" {}
+    let counts = counted(&pusher, |counts| counts.pushed >= 1).await;
     assert!(counts.failed >= 5, "{counts:?}");
 
     // Nobody listens there.

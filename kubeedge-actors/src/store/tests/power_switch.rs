@@ -4,7 +4,7 @@ use std::{
     fs::{self, File},
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::SystemTime,
+    time::{Duration, Instant, SystemTime},
 };
 
 use super::skipped;
@@ -13,6 +13,8 @@ use super::skipped;
 const CUTS: usize = 3;
 /// Of the moments, unless `POWER_SEED` says otherwise.
 const SEED: u64 = 7;
+/// For the last one to close its files.
+const UNMOUNT_LIMIT: Duration = Duration::from_secs(10);
 /// Size of the file system, bytes; the file has holes.
 const SIZE: u64 = 2 << 30;
 
@@ -100,12 +102,21 @@ impl PowerSwitch {
         fs::write(format!("/sys/fs/ext4/{device}/trigger_fs_error"), "1").unwrap();
     }
 
+    /// A program that another test starts holds this process' files for a moment, until it is itself.
+    fn unmounted(&self) {
+        let until = Instant::now() + UNMOUNT_LIMIT;
+        while let Err(why) = run(Command::new("umount").arg(&self.mount)) {
+            assert!(why.contains("busy") && Instant::now() < until, "{why}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Gives it back, when nobody has a file open on it: with what had reached the disk.
     ///
     /// A mount namespace that somebody made meanwhile (a container's) holds the file system that was shut down, and a
     /// mount of the same image would be that one: then its content is mounted, as a copy.
     pub(crate) fn on_again(&self) {
-        run(Command::new("umount").arg(&self.mount)).unwrap();
+        self.unmounted();
         let attached = Command::new("losetup").arg("-j").arg(&self.image).output().unwrap();
         if !attached.stdout.is_empty() {
             let copy = self.image.with_extension("copy");
