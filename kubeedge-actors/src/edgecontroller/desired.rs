@@ -248,13 +248,12 @@ impl Desired {
         }
     }
 
-    /// The watch of a whole kind tells that an object was deleted. One of another uid is known to be gone already.
+    /// The watch of a whole kind tells that an object was deleted. One of another uid is known to be gone already. Of one
+    /// that is not known yet this is the first that is: a read by itself from before does not bring it back.
     pub fn config_deleted(&mut self, key: &ConfigKey, object: &Value) -> Vec<Effect> {
         match self.configs.get(key).map(|config| &config.known) {
-            Some(Known::Present(known)) if known.uid == text(object, "/metadata/uid") => {
-                self.config_known(key, None, version_of(object))
-            }
-            _ => Vec::new(),
+            Some(Known::Present(known)) if known.uid != text(object, "/metadata/uid") => Vec::new(),
+            _ => self.config_known(key, None, version_of(object)),
         }
     }
 
