@@ -102,7 +102,9 @@ impl PowerSwitch {
         fs::write(format!("/sys/fs/ext4/{device}/trigger_fs_error"), "1").unwrap();
     }
 
-    /// A program that another test starts holds this process' files for a moment, until it is itself.
+    /// A program that another test starts holds this process' files for a moment, until it is itself. Nothing tells of
+    /// its end, so the kernel is asked again.
+    #[expect(clippy::disallowed_methods, reason = "a thread of a test, which has nothing else to do")]
     fn unmounted(&self) {
         let until = Instant::now() + UNMOUNT_LIMIT;
         while let Err(why) = run(Command::new("umount").arg(&self.mount)) {
