@@ -6,12 +6,12 @@
 //!
 //! Nothing is done for another linker than the toolchain's own, or for another system than Linux with glibc.
 
-use std::{env, fmt::Write as _, fs, path::Path, process::Command};
+use std::{env, error::Error, fmt::Write as _, fs, path::PathBuf, process::Command};
 
 /// The first glibc that reads packed relative relocations.
 const PACKED_SINCE: (u32, u32) = (2, 36);
 
-fn main() {
+fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=layout/hot.txt");
     let is = |name: &str, value: &str| env::var(name).is_ok_and(|found| found == value);
@@ -19,16 +19,16 @@ fn main() {
         && !env::var("CARGO_ENCODED_RUSTFLAGS").unwrap_or_default().contains("link");
     let for_size = is("OPT_LEVEL", "z");
     if !for_size || !own_linker || !is("CARGO_CFG_TARGET_OS", "linux") || !is("CARGO_CFG_TARGET_ENV", "gnu") {
-        return;
+        return Ok(());
     }
-    let names = fs::read_to_string("layout/hot.txt").expect("layout/hot.txt is part of the package");
-    let script = Path::new(&env::var_os("OUT_DIR").expect("cargo says where to write")).join("hot.ld");
-    fs::write(&script, linker_script(&names)).expect("cargo's folder can be written");
+    let script = PathBuf::from(env::var("OUT_DIR")?).join("hot.ld");
+    fs::write(&script, linker_script(&fs::read_to_string("layout/hot.txt")?))?;
     println!("cargo::rustc-link-arg-bin=edgecore=-Wl,-T,{}", script.display());
     // A program with packed relocations does not start with an older glibc: only where it is built for its own.
     if env::var("HOST") == env::var("TARGET") && glibc().is_some_and(|version| version >= PACKED_SINCE) {
         println!("cargo::rustc-link-arg-bin=edgecore=-Wl,-z,pack-relative-relocs");
     }
+    Ok(())
 }
 
 /// Adds a section for the functions of these names, each of which the compiler put in a section of its own.
