@@ -7,7 +7,7 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)/$(if $(filter dev,$(PROFILE)),deb
 FEATURES := config program store identity link mapper mapper-push admission cloudhub cloudstream devicecontroller edgecontroller router cloudviews edgeviews apiserver devicetwin edgehub edgestream servicebus eventbus eventbus-tls embedded-broker kubeletapi metamanager edged cloud edge standalone test-kit metrics
 
 .DEFAULT_GOAL := help
-.PHONY: help build size pods scale quickstart test sim crash faults powercut mutants fuzz lint features bench docs packages kubectl
+.PHONY: help build size pods scale quickstart layout test sim crash faults powercut mutants fuzz lint features bench docs packages kubectl
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,11 +32,16 @@ scale: packages build ## what so many nodes cost one cloudcore (NODES=n, SCALE_I
 	$(RELEASE_DIR)/scale --nodes $(or $(NODES),1000) \
 	  --programs $(RELEASE_DIR) --idle $(or $(SCALE_IDLE),60) --traffic $(or $(SCALE_TRAFFIC),600)
 
+layout: packages ## which of edgecore's functions lie side by side in its file, from a run below callgrind (root, valgrind)
+	tools/edge-layout
+
 quickstart: packages ## a cloud, an edge node and a pod on this machine (ONCE=1: check and leave)
 	$(CARGO) build --profile $(PROFILE) --workspace --all-features --bin cloudcore --bin edgecore --bin quickstart --bin thermostat
 	$(TARGET_DIR)/quickstart
 
-# The programs first: tests run them as processes. Built with the tests, they share every dependency with them.
+# Tests wait more than they compute: two a processor. The programs first: tests run them as processes. Built with the
+# tests, they share every dependency with them.
+test: export RUST_TEST_THREADS ?= $(shell echo $$((2 * $$(nproc))))
 test: packages kubectl ## every test
 	$(CARGO) build --workspace --all-features --bins --tests
 	$(CARGO) test --workspace --all-features --no-fail-fast

@@ -7,6 +7,7 @@
 //!
 //! No state, no messages; nothing here goes to the network.
 
+mod field;
 mod values;
 
 use std::{fs::File, io::Read, path::Path};
@@ -111,21 +112,14 @@ pub fn load<T: Document>(file: &Path) -> Result<Loaded<T>, ConfigError> {
 /// Reads `text`; `file` is only for messages.
 pub fn parse<T: Document>(file: &str, text: &str) -> Result<Loaded<T>, ConfigError> {
     let mut ignored = Vec::new();
-    let mut field = None;
     let options = serde_saphyr::options! {
         // Kubernetes writes file modes as 0644.
         legacy_octal_numbers: true,
         with_snippet: false,
     };
     let value = serde_saphyr::with_deserializer_from_str_with_options(text, options, |deserializer| {
-        let mut track = serde_path_to_error::Track::new();
-        let deserializer = serde_path_to_error::Deserializer::new(deserializer, &mut track);
         let mut note = |path: serde_ignored::Path<'_>| ignored.push(plain(&path.to_string()));
-        let read = serde_ignored::deserialize::<_, _, Headed<T>>(deserializer, &mut note);
-        if read.is_err() {
-            field = Some(plain(&track.path().to_string()));
-        }
-        read
+        serde_ignored::deserialize::<_, _, Headed<T>>(deserializer, &mut note)
     });
     match value {
         Ok(Headed(value)) => {
@@ -134,22 +128,20 @@ pub fn parse<T: Document>(file: &str, text: &str) -> Result<Loaded<T>, ConfigErr
             Ok(Loaded { value, without_effect, unknown })
         }
         Err(error) => {
-            let place = error.location();
+            // Without a place it is about the document, which begins there.
+            let place = error.location().map_or((1, 1), |place| (place.line().max(1), place.column().max(1)));
             Err(ConfigError::Invalid {
                 file: file.to_owned(),
-                // Without a place it is about the document, which begins there.
-                line: place.map_or(1, |place| place.line()).max(1),
-                column: place.map_or(1, |place| place.column()).max(1),
-                field: field
-                    .filter(|field| !matches!(field.as_str(), "" | "."))
-                    .unwrap_or_else(|| "document".to_owned()),
+                line: place.0,
+                column: place.1,
+                field: field::at(text, place).unwrap_or_else(|| "document".to_owned()),
                 problem: problem(&error),
             })
         }
     }
 }
 
-/// A path without the marks that the trackers set for optional values.
+/// A path without the marks that the tracker sets for optional values.
 fn plain(path: &str) -> String {
     path.split('.').filter(|part| *part != "?").collect::<Vec<_>>().join(".")
 }

@@ -1,0 +1,50 @@
+//! How edgecore is linked where size comes first, which is the profile `edge` of `make build`.
+//!
+//! The kernel maps a program's pages sixteen at a time, so functions that are spread over the file keep nearly all of it
+//! in memory. `layout/hot.txt` names those that an edge runs; the linker puts them beside each other. A name that is
+//! not there any more is passed over, and one that is missing costs some pages: `make layout` makes the file anew.
+//!
+//! Nothing is done for another linker than the toolchain's own, or for another system than Linux with glibc.
+
+use std::{env, error::Error, fmt::Write as _, fs, path::PathBuf, process::Command};
+
+/// The first glibc that reads packed relative relocations.
+const PACKED_SINCE: (u32, u32) = (2, 36);
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=layout/hot.txt");
+    let is = |name: &str, value: &str| env::var(name).is_ok_and(|found| found == value);
+    let own_linker = env::var_os("RUSTC_LINKER").is_none()
+        && !env::var("CARGO_ENCODED_RUSTFLAGS").unwrap_or_default().contains("link");
+    let for_size = is("OPT_LEVEL", "z");
+    if !for_size || !own_linker || !is("CARGO_CFG_TARGET_OS", "linux") || !is("CARGO_CFG_TARGET_ENV", "gnu") {
+        return Ok(());
+    }
+    let script = PathBuf::from(env::var("OUT_DIR")?).join("hot.ld");
+    fs::write(&script, linker_script(&fs::read_to_string("layout/hot.txt")?))?;
+    println!("cargo::rustc-link-arg-bin=edgecore=-Wl,-T,{}", script.display());
+    // A program with packed relocations does not start with an older glibc: only where it is built for its own.
+    if env::var("HOST") == env::var("TARGET") && glibc().is_some_and(|version| version >= PACKED_SINCE) {
+        println!("cargo::rustc-link-arg-bin=edgecore=-Wl,-z,pack-relative-relocs");
+    }
+    Ok(())
+}
+
+/// Adds a section for the functions of these names, each of which the compiler put in a section of its own.
+fn linker_script(names: &str) -> String {
+    let mut script = "SECTIONS {\n.text.hot : {\n".to_owned();
+    for name in names.lines().filter(|line| !line.starts_with('#')) {
+        // A String takes everything.
+        let _ = writeln!(script, "*(.text.{name} .text.unlikely.{name})");
+    }
+    script + "}\n}\nINSERT BEFORE .text;\n"
+}
+
+/// The version of this machine's glibc.
+fn glibc() -> Option<(u32, u32)> {
+    let answer = Command::new("getconf").arg("GNU_LIBC_VERSION").output().ok()?;
+    let answer = String::from_utf8(answer.stdout).ok()?;
+    let (major, minor) = answer.trim().strip_prefix("glibc ")?.split_once('.')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
