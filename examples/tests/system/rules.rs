@@ -32,7 +32,8 @@ const POSTED: &str = "rules::what_an_application_posts_reaches_a_url_and_mqtt";
 const LIMITS: &str = "rules::what_cannot_be_gets_a_clear_error";
 const STATUS: &str = "rules::a_rule_says_what_became_of_its_messages_and_changes_at_once";
 const CUT: &str = "rules::a_cut_in_the_middle_loses_no_message_and_repeats_no_request";
-const ALL: [&str; 7] = [SERVICE, PUBLISH, UPWARD, POSTED, LIMITS, STATUS, CUT];
+const EXAMPLES: &str = "rules::the_examples_are_taken_and_the_first_of_them_works";
+const ALL: [&str; 8] = [SERVICE, PUBLISH, UPWARD, POSTED, LIMITS, STATUS, EXAMPLES, CUT];
 
 /// For one thing to come about.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -48,6 +49,7 @@ pub(crate) async fn stage(report: &mut Report) {
     report.run(POSTED, lab.guarded(async |lab| local(posted(lab)).await)).await;
     report.run(LIMITS, lab.guarded(async |lab| local(limits(lab)).await)).await;
     report.run(STATUS, lab.guarded(async |lab| local(status(lab)).await)).await;
+    report.run(EXAMPLES, lab.guarded(async |lab| local(examples(lab)).await)).await;
     report.run(CUT, cut(&mut lab)).await;
     report.close(DOWN, lab, folder, Ok(())).await;
 }
@@ -387,6 +389,38 @@ async fn status(lab: &Lab) -> Result<Outcome> {
     rule(lab, "counted", ("rest", json!({"path": "/moved"})), ("counted", json!({"path": "/"}))).await?;
     until_routed(lab, "/moved", b"").await?;
     ensure!(post(lab, "/counted", b"").await?.status == 404, "the old path counts");
+    Ok(Outcome::Proved)
+}
+
+/// The manifests that docs/apps.md names.
+async fn examples(lab: &Lab) -> Result<Outcome> {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("rules");
+    let mut files: Vec<_> = std::fs::read_dir(&folder)?.collect::<std::io::Result<_>>()?;
+    files.sort_by_key(std::fs::DirEntry::file_name);
+    ensure!(files.len() == 7, "{} files in {}", files.len(), folder.display());
+    for file in files {
+        for document in std::fs::read_to_string(file.path())?.split("\n---\n") {
+            let object: Value = serde_saphyr::from_str(document)?;
+            let name = object["metadata"]["name"].as_str().context("a name")?;
+            let kind = if object["kind"] == "Rule" { ("Rule", "rules") } else { ("RuleEndpoint", "ruleendpoints") };
+            // Another scenario's of that name would be merged with it.
+            match api(&lab.client()?, kind.0, kind.1).delete(name, &Default::default()).await {
+                Err(kube::Error::Api(status)) if status.code == 404 => {}
+                deleted => drop(deleted?),
+            }
+            let taken = apply(lab, kind, name, &object["spec"]).await;
+            taken.with_context(|| format!("{}", file.path().display()))?;
+        }
+    }
+    let mut app = App::listening(lab, "a-hall", ["site/lamp/hall".to_owned()])?;
+    let heard = poll("the lamp in the hall hears", async || {
+        post(lab, "/lamp/hall", b"{\"on\": true}").await?;
+        let heard = tokio::time::timeout(Duration::from_millis(200), app.heard.recv()).await;
+        Ok(heard.map_err(|_| "nothing".to_owned()))
+    })
+    .await?;
+    ensure!(&heard.context("the application's queue")?.payload[..] == b"{\"on\": true}", "another message");
+    app.client.disconnect().await;
     Ok(Outcome::Proved)
 }
 
