@@ -2,5 +2,6 @@
 //! node's.
 
 pub mod list_watch;
+#[cfg_attr(not(feature = "devicecontroller"), allow(dead_code, reason = "others need a part of it"))]
 pub(crate) mod objects;
 pub mod sessions;
