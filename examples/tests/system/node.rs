@@ -352,35 +352,40 @@ async fn stays_evicted(lab: &mut Lab) -> Result<Outcome> {
 async fn devices(lab: &Lab) -> Result<Outcome> {
     let folder = lab.folder().join("edge/kubelet/device-plugins");
     let plugin = plugin::serve(&folder, "test.sock")?;
-    plugin::register(&folder, "test.sock", "example.com/lamp").await?;
+    plugin::register(&folder, "test.sock", "example.com/lamp", false).await?;
+    let choosy = plugin::serve(&folder, "choosy.sock")?;
+    plugin::register(&folder, "choosy.sock", "example.com/bulb", true).await?;
     let nodes = Api::<Node>::all(lab.client()?);
-    poll("the node has two of the resource, one of them to give", async || {
+    poll("the node has four of the resource, three of them to give", async || {
         let status = nodes.get(NODE).await?.status.unwrap_or_default();
         let amount =
             |of: Option<std::collections::BTreeMap<_, k8s_openapi::apimachinery::pkg::api::resource::Quantity>>| {
                 of.and_then(|all: std::collections::BTreeMap<String, _>| Some(all.get("example.com/lamp")?.0.clone()))
             };
         let seen = (amount(status.capacity), amount(status.allocatable));
-        Ok(if seen == (Some("2".into()), Some("1".into())) { Ok(()) } else { Err(format!("{seen:?}")) })
+        Ok(if seen == (Some("4".into()), Some("3".into())) { Ok(()) } else { Err(format!("{seen:?}")) })
     })
     .await?;
-    let with_lamp = |name: &str| {
-        let limits = "    resources: {limits: {example.com/lamp: 1}}\n    imagePullPolicy";
+    let with_lamp = |name: &str, resource: &str, count: usize| {
+        let limits = format!("    resources: {{limits: {{example.com/{resource}: {count}}}}}\n    imagePullPolicy");
         let story = "echo $LAMP > /work/lamp; [ -c /dev/lamp ] && echo there >> /work/lamp; while :; do sleep 1; done";
-        script(name, "Always", story).replace("    imagePullPolicy", limits)
+        script(name, "Always", story).replace("    imagePullPolicy", &limits)
     };
-    apply(lab, &with_lamp("lit")).await?;
-    let pod = running(&lab.client()?, "lit").await?;
-    let main = container(lab, &uid(&pod)?, "main").await?;
-    poll("the container has its variable and its device", async || {
-        let said = lab.exec(&main.id, &["cat", "/work/lamp"]).await.unwrap_or_else(|error| format!("{error:#}"));
-        Ok(if said == "good\nthere\n" { Ok(()) } else { Err(said) })
-    })
-    .await?;
-    apply(lab, &with_lamp("dark")).await?;
+    // Of a plugin without a preference the first is given, of the other one the one that it likes best.
+    for (name, resource, count, given) in [("lit", "lamp", 3, "a,b,c"), ("chosen", "bulb", 1, "c")] {
+        apply(lab, &with_lamp(name, resource, count)).await?;
+        let pod = running(&lab.client()?, name).await?;
+        let main = container(lab, &uid(&pod)?, "main").await?;
+        poll("the container has its variable and its device", async || {
+            let said = lab.exec(&main.id, &["cat", "/work/lamp"]).await.unwrap_or_else(|error| format!("{error:#}"));
+            Ok(if said == format!("{given}\nthere\n") { Ok(()) } else { Err(said) })
+        })
+        .await?;
+    }
+    apply(lab, &with_lamp("dark", "lamp", 1)).await?;
     let dark = until_pod(&lab.client()?, "dark", "Failed", |pod| failed_for(pod, "OutOfexample.com/lamp")).await?;
-    ensure!(message(&dark).ends_with("requested: 1, used: 1, capacity: 1"), "{:?}", dark.status);
-    drop(plugin);
+    ensure!(message(&dark).ends_with("requested: 1, used: 3, capacity: 3"), "{:?}", dark.status);
+    drop((plugin, choosy));
     Ok(Outcome::Proved)
 }
 
@@ -485,7 +490,7 @@ async fn power_failure(lab: &mut Lab) -> Result<Outcome> {
 }
 
 mod plugin {
-    //! The smallest device plugin there is: two lamps, one of them broken.
+    //! The smallest device plugin there is: four lamps, one of them broken. Asked which it would give, it says the last.
 
     use std::path::Path;
 
@@ -496,9 +501,9 @@ mod plugin {
         service::TowerToHyperService,
     };
     use kubeedge_proto::deviceplugin::{
-        AllocateRequest, AllocateResponse, ContainerAllocateResponse, Device, DevicePluginOptions, DeviceSpec, Empty,
-        ListAndWatchResponse, PreStartContainerRequest, PreStartContainerResponse, PreferredAllocationRequest,
-        PreferredAllocationResponse, RegisterRequest,
+        AllocateRequest, AllocateResponse, ContainerAllocateResponse, ContainerPreferredAllocationResponse, Device,
+        DevicePluginOptions, DeviceSpec, Empty, ListAndWatchResponse, PreStartContainerRequest,
+        PreStartContainerResponse, PreferredAllocationRequest, PreferredAllocationResponse, RegisterRequest,
         device_plugin_server::{DevicePlugin, DevicePluginServer},
         registration_client::RegistrationClient,
     };
@@ -519,16 +524,20 @@ mod plugin {
 
         async fn list_and_watch(&self, _: Request<Empty>) -> Answer<Self::ListAndWatchStream> {
             let lamp = |id: &str, health: &str| Device { id: id.into(), health: health.into() };
-            let devices = vec![lamp("broken", "Unhealthy"), lamp("good", "Healthy")];
+            let healthy = ["a", "b", "c"].map(|id| lamp(id, "Healthy"));
+            let devices = [lamp("broken", "Unhealthy")].into_iter().chain(healthy).collect();
             let first = stream::iter([Ok(ListAndWatchResponse { devices })]);
             Ok(Response::new(Box::pin(stream::StreamExt::chain(first, stream::pending()))))
         }
 
         async fn get_preferred_allocation(
             &self,
-            _: Request<PreferredAllocationRequest>,
+            request: Request<PreferredAllocationRequest>,
         ) -> Answer<PreferredAllocationResponse> {
-            Err(Status::unimplemented("not offered"))
+            let mut ids = request.into_inner().container_requests.remove(0).available_device_ids;
+            let device_ids = ids.pop().into_iter().collect();
+            let answer = ContainerPreferredAllocationResponse { device_ids };
+            Ok(Response::new(PreferredAllocationResponse { container_responses: vec![answer] }))
         }
 
         async fn allocate(&self, request: Request<AllocateRequest>) -> Answer<AllocateResponse> {
@@ -568,14 +577,14 @@ mod plugin {
         })))
     }
 
-    pub(super) async fn register(folder: &Path, endpoint: &str, resource: &str) -> Result<()> {
+    pub(super) async fn register(folder: &Path, endpoint: &str, resource: &str, prefers: bool) -> Result<()> {
         let socket = format!("unix://{}", folder.join("kubelet.sock").display());
         let channel = Endpoint::from_shared(socket)?.connect().await?;
         let request = RegisterRequest {
             version: "v1beta1".into(),
             endpoint: endpoint.into(),
             resource_name: resource.into(),
-            options: None,
+            options: Some(DevicePluginOptions { get_preferred_allocation_available: prefers, ..Default::default() }),
         };
         RegistrationClient::new(channel).register(request).await?;
         Ok(())
