@@ -31,11 +31,12 @@ const PRESSURE: &str = "node::a_node_that_is_short_of_memory_says_so_evicts_and_
 const EVICTED: &str = "node::what_was_evicted_does_not_come_back_by_a_restart";
 const DEVICES: &str = "node::a_device_plugin_gives_a_container_its_device";
 const PIDS: &str = "node::a_pod_that_forks_without_end_meets_its_limit";
+const GROUPS: &str = "node::a_pod_and_its_class_have_control_groups_with_their_share";
 const HELD: &str = "node::a_held_pod_waits_for_its_release";
 const STATIC: &str = "node::static_pods_run_with_the_cloud_away_and_are_mirrored_when_it_is_back";
 const SHUTDOWN: &str = "node::pods_end_in_order_when_the_power_goes";
-const ALL: [&str; 13] =
-    [API, TOP, LOGS, IMAGES, STORAGE, ROOM, DEVICES, PIDS, HELD, STATIC, PRESSURE, EVICTED, SHUTDOWN];
+const ALL: [&str; 14] =
+    [API, TOP, LOGS, IMAGES, STORAGE, ROOM, DEVICES, PIDS, GROUPS, HELD, STATIC, PRESSURE, EVICTED, SHUTDOWN];
 
 /// Burns processor time, so that there is something to measure.
 const BUSY: &str = "busy";
@@ -75,6 +76,7 @@ pub(crate) async fn stage(report: &mut Report, tools: &Result<Tools>) {
                     (ROOM, no_room(lab).boxed_local()),
                     (DEVICES, devices(lab).boxed_local()),
                     (PIDS, forks(lab).boxed_local()),
+                    (GROUPS, groups(lab).boxed_local()),
                     (HELD, held(lab).boxed_local()),
                 ])
                 .await;
@@ -401,6 +403,41 @@ async fn forks(lab: &Lab) -> Result<Outcome> {
         Err(error) => ensure!(format!("{error:#}").contains("can't fork"), "it ended otherwise: {error:#}"),
     }
     ensure!(page(lab, "/healthz").await? == "ok", "the node goes on");
+    delete(&lab.client()?, name, 0).await?;
+    Ok(Outcome::Proved)
+}
+
+/// What a file of a control group says, in either version: the trees are looked through for the first that has it.
+fn group_file(folder: &str, names: [&str; 2]) -> Result<String> {
+    let trees = ["cpu", "memory", ""].map(|tree| PathBuf::from("/sys/fs/cgroup").join(tree).join(folder));
+    let files = trees.iter().flat_map(|tree| names.map(|name| tree.join(name)));
+    let file = files.clone().find(|file| file.exists()).with_context(|| format!("{folder} has none of {names:?}"))?;
+    Ok(fs::read_to_string(file)?.trim().to_owned())
+}
+
+async fn groups(lab: &Lab) -> Result<Outcome> {
+    let name = "shared";
+    let resources = "    resources: {requests: {cpu: 250m}, limits: {cpu: 500m, memory: 32Mi}}\n    imagePullPolicy";
+    let manifest = script(name, "Always", "while :; do sleep 1; done").replace("    imagePullPolicy", resources);
+    apply(lab, &manifest).await?;
+    let pod = running(&lab.client()?, name).await?;
+    let group = format!("kubepods/burstable/pod{}", uid(&pod)?);
+    let seen = (
+        group_file(&group, ["cpu.shares", "cpu.weight"])?,
+        group_file(&group, ["cpu.cfs_quota_us", "cpu.max"])?,
+        group_file(&group, ["memory.limit_in_bytes", "memory.max"])?,
+    );
+    let memory = (32 << 20).to_string();
+    let fits = ["256", "10"].contains(&&*seen.0) && ["50000", "50000 100000"].contains(&&*seen.1) && seen.2 == memory;
+    ensure!(fits, "the pod's control group has {seen:?}");
+    // These are the machine's own: another edgecore on it writes the same.
+    let best_effort = group_file("kubepods/besteffort", ["cpu.shares", "cpu.weight"])?;
+    ensure!(["2", "1"].contains(&&*best_effort), "the class that is promised nothing has {best_effort} shares");
+    let all = group_file("kubepods", ["memory.limit_in_bytes", "memory.max"])?;
+    ensure!(all.parse::<u64>().is_ok_and(|bytes| bytes < 1 << 50), "all pods together have {all} bytes");
+    let burstable = group_file("kubepods/burstable", ["cpu.shares", "cpu.weight"])?;
+    ensure!(burstable.parse::<u64>().is_ok_and(|shares| shares > 1), "the burstable class has {burstable} shares");
+    ensure!(told(lab, NODE, "NodeAllocatableEnforced").await?.starts_with("Updated Node Allocatable limit"));
     delete(&lab.client()?, name, 0).await?;
     Ok(Outcome::Proved)
 }

@@ -72,6 +72,10 @@ pub enum Reason {
     FreeDiskSpaceFailed,
     /// Images could not be removed.
     ImageGcFailed,
+    /// Pods are limited to what the node has for them, all together.
+    NodeAllocatableEnforced,
+    /// They could not be.
+    FailedNodeAllocatableEnforcement,
     /// The node runs short and makes room.
     EvictionThresholdMet,
     /// A pod ends because the node runs short, or because it has more than it may have.
@@ -119,6 +123,8 @@ impl Reason {
             Self::ErrImageNeverPull => "ErrImageNeverPull",
             Self::FreeDiskSpaceFailed => "FreeDiskSpaceFailed",
             Self::ImageGcFailed => "ImageGCFailed",
+            Self::NodeAllocatableEnforced => "NodeAllocatableEnforced",
+            Self::FailedNodeAllocatableEnforcement => "FailedNodeAllocatableEnforcement",
             Self::EvictionThresholdMet => "EvictionThresholdMet",
             Self::Evicted => "Evicted",
             Self::FailedValidation => "FailedValidation",
@@ -141,6 +147,7 @@ impl Reason {
             | Self::Started
             | Self::Killing
             | Self::BackOffPull
+            | Self::NodeAllocatableEnforced
             | Self::DeadlineExceeded => Severity::Normal,
             Self::BackOffRestart
             | Self::Failed
@@ -150,6 +157,7 @@ impl Reason {
             | Self::ErrImageNeverPull
             | Self::FreeDiskSpaceFailed
             | Self::ImageGcFailed
+            | Self::FailedNodeAllocatableEnforcement
             | Self::EvictionThresholdMet
             | Self::Evicted
             | Self::FailedValidation

@@ -27,6 +27,7 @@ pub mod facts;
 pub mod failures;
 #[cfg(any(test, feature = "fake-runtime"))]
 pub mod fake;
+mod groups;
 pub mod hold;
 pub mod hooks;
 pub mod housekeeping;
@@ -158,6 +159,9 @@ pub struct Edged {
     static_pods: StaticPods,
     held: hold::Held,
     devices: DeviceManager,
+    /// The shares of the burstable class, for whoever keeps the control groups.
+    burstable: watch::Sender<i64>,
+    groups: Option<AbortOnDropHandle<()>>,
     /// Dropped, no device plugin can register.
     plugins: Option<AbortOnDropHandle<()>>,
     /// Whether directories that pods of earlier lives left were looked for.
@@ -232,6 +236,8 @@ impl Edged {
             static_pods: StaticPods::default(),
             held: hold::Held::default(),
             devices,
+            burstable: watch::channel(0).0,
+            groups: None,
             plugins: None,
             swept: false,
             taken_up: HashSet::new(),
@@ -439,6 +445,7 @@ impl Edged {
     }
 
     fn apply(&mut self, ctx: &mut Context<Self>, effects: Vec<Effect>) {
+        let changed = !effects.is_empty();
         self.admit(ctx, &effects);
         for effect in effects {
             match effect {
@@ -451,6 +458,9 @@ impl Edged {
                     }
                 }
             }
+        }
+        if changed {
+            self.share_out();
         }
     }
 
@@ -485,6 +495,7 @@ impl Edged {
                 let effects = this.book.worker_ended(&uid);
                 this.static_pod_ended(ctx, &uid);
                 this.apply(ctx, effects);
+                this.share_out();
             }
             // The worker panicked; the pod is as it was. What is wanted of it stands in the book.
             Err(_) => {
@@ -541,7 +552,12 @@ impl Actor for Edged {
             node: self.prepared.setup.node_name.clone(),
         };
         self.housekeeper = Some(AbortOnDropHandle::new(tokio::spawn(housekeeper.run())));
-        ctx.run_interval(TOKENS_EVERY, |this, _| this.refresh_where(references::has_token));
+        ctx.run_interval(TOKENS_EVERY, |this, _| {
+            this.refresh_where(references::has_token);
+            // Pods that ended by themselves have no share any more.
+            this.share_out();
+        });
+        self.begin_to_keep_groups(ctx);
         self.begin_to_watch_pressure(ctx);
         self.plugins = Some(AbortOnDropHandle::new(tokio::spawn(self.devices.clone().run())));
         let Some(call) = self.call.clone() else {
