@@ -26,6 +26,7 @@ mod node;
 mod pods;
 mod quickstart;
 mod report;
+mod resize;
 mod restarts;
 mod scale;
 mod shims;

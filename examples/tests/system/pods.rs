@@ -27,6 +27,7 @@ use crate::{
     },
     kubectl,
     report::{Outcome, Report},
+    resize,
 };
 
 const UP: &str = "pods::a_lab_comes_up";
@@ -39,7 +40,7 @@ const CRASH: &str = "pods::a_crash_loop_backs_off_and_counts";
 const NEVER_PULL: &str = "pods::a_missing_image_that_may_not_be_pulled_is_said";
 const LATE_ENV: &str = "pods::a_container_waits_for_its_config_map_and_starts_by_itself";
 const LATE_VOLUME: &str = "pods::a_volume_waits_for_its_config_map_and_the_pod_starts_by_itself";
-const ALL: [&str; 11] = [
+const ALL: [&str; 13] = [
     TUTORIAL,
     TOOLBOX,
     ACCOUNT,
@@ -51,6 +52,8 @@ const ALL: [&str; 11] = [
     kubectl::WATCH,
     kubectl::VERBS,
     kubectl::GRACE,
+    resize::RESIZED,
+    resize::DEBUGGED,
 ];
 
 /// Brings a lab up for all scenarios of this file and of [`kubectl`].
@@ -75,6 +78,8 @@ pub(crate) async fn stage(report: &mut Report, tools: &Result<Tools>) {
                     (kubectl::WATCH, kubectl::watch(lab).boxed_local()),
                     (kubectl::VERBS, kubectl::verbs(lab).boxed_local()),
                     (kubectl::GRACE, kubectl::grace(lab).boxed_local()),
+                    (resize::RESIZED, resize::resized(lab).boxed_local()),
+                    (resize::DEBUGGED, resize::debugged(lab).boxed_local()),
                 ])
                 .await;
             Ok(())

@@ -71,8 +71,10 @@ pub static SUBRESOURCES: &[Subresource] = &[
     apps("statefulsets", "scale", SCALE),
     apps("statefulsets", "status", ("apps", "v1", "StatefulSet")),
     core("pods", "binding", true, ("", "v1", "Binding"), &["create"]),
+    core("pods", "ephemeralcontainers", true, ("", "v1", "Pod"), STATUS_VERBS),
     core("pods", "eviction", true, ("policy", "v1", "Eviction"), &["create"]),
     core("pods", "log", true, ("", "v1", "Pod"), &["get"]),
+    core("pods", "resize", true, ("", "v1", "Pod"), STATUS_VERBS),
     core("pods", "status", true, ("", "v1", "Pod"), STATUS_VERBS),
     Subresource {
         group: "apiextensions.k8s.io",

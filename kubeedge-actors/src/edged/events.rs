@@ -94,6 +94,14 @@ pub enum Reason {
     FailedPreStopHook,
     /// The pod was active for longer than it may be.
     DeadlineExceeded,
+    /// Containers that run have other resources now.
+    ResizeCompleted,
+    /// They cannot be given them.
+    ResizeError,
+    /// The node has no room for them now.
+    ResizeDeferred,
+    /// The node will never have.
+    ResizeInfeasible,
     /// What came as a pod cannot be run here as it is.
     InvalidPod,
 }
@@ -134,6 +142,10 @@ impl Reason {
             Self::FailedPostStartHook => "FailedPostStartHook",
             Self::FailedPreStopHook => "FailedPreStopHook",
             Self::DeadlineExceeded => "DeadlineExceeded",
+            Self::ResizeCompleted => "ResizeCompleted",
+            Self::ResizeError => "ResizeError",
+            Self::ResizeDeferred => "ResizeDeferred",
+            Self::ResizeInfeasible => "ResizeInfeasible",
             Self::InvalidPod => "InvalidPod",
         }
     }
@@ -148,6 +160,7 @@ impl Reason {
             | Self::Killing
             | Self::BackOffPull
             | Self::NodeAllocatableEnforced
+            | Self::ResizeCompleted
             | Self::DeadlineExceeded => Severity::Normal,
             Self::BackOffRestart
             | Self::Failed
@@ -166,6 +179,9 @@ impl Reason {
             | Self::ProbeWarning
             | Self::FailedPostStartHook
             | Self::FailedPreStopHook
+            | Self::ResizeError
+            | Self::ResizeDeferred
+            | Self::ResizeInfeasible
             | Self::InvalidPod => Severity::Warning,
         }
     }

@@ -18,7 +18,10 @@ impl Handler<ObjectsChanged> for Edged {
         if type_ == resource::pods() {
             let effects = match &message.object {
                 Some(object) => match self.understand(ctx, object) {
-                    Some((pod, plan)) => self.book.upsert(pod, plan),
+                    Some((pod, plan)) => {
+                        let (pod, plan) = self.sized(ctx, pod, plan);
+                        self.book.upsert(pod, plan)
+                    }
                     None if is_deleted(object) => self.book.delete(&object.uid),
                     None => Vec::new(),
                 },

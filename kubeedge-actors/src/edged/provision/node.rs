@@ -9,7 +9,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, Pod};
 use kubeedge_proto::cri;
 
 use super::{ContainerRequest, Provide, Provided, Provision, logs::LogDirs};
@@ -20,7 +20,7 @@ use crate::edged::{
     facts::{Allocatable, PodFacts},
     image_name::ImageName,
     labels,
-    lifecycle::{PodPlan, container},
+    lifecycle::{PodPlan, Sizes, container},
     objects::ObjectSource,
     resources::{
         self, CgroupDriver, Change, Groups, NodeDns, NodeLimits, ResolvConf, cgroup_parent, container_resources,
@@ -265,6 +265,7 @@ impl NodeProvision {
             (labels::RESTART_COUNT, attempt.to_string()),
             (labels::GRACE_PERIOD, plan.grace_seconds.to_string()),
             (labels::SPEC_IMAGE, container.image.clone().unwrap_or_default()),
+            (labels::SIZES, Sizes::of(container).provide()?.to_string()),
         ]
         .into_iter()
         .map(|(key, value)| (key.to_owned(), value))
@@ -416,6 +417,21 @@ impl Provision for NodeProvision {
 
     fn container<'a>(&'a self, request: ContainerRequest<'a>) -> Provided<'a, cri::ContainerConfig> {
         Box::pin(self.container_config(request))
+    }
+
+    fn resources(&self, pod: &Pod, container: &Container) -> Result<cri::LinuxContainerResources, String> {
+        let all = container_resources(pod, container, &self.setup.limits).provide()?;
+        Ok(cri::LinuxContainerResources {
+            cpu_shares: all.cpu_shares,
+            cpu_period: all.cpu_period,
+            cpu_quota: all.cpu_quota,
+            memory_limit_in_bytes: all.memory_limit_in_bytes,
+            ..cri::LinuxContainerResources::default()
+        })
+    }
+
+    fn resize<'a>(&'a self, pod: &'a Pod, plan: &'a PodPlan, change: Change) -> Provided<'a, ()> {
+        Box::pin(self.limit_pod(pod, plan, change))
     }
 
     fn credentials<'a>(&'a self, pod: &'a Pod, image: &'a str) -> Provided<'a, Vec<cri::AuthConfig>> {
