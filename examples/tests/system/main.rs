@@ -25,6 +25,7 @@ mod logs;
 mod node;
 mod pods;
 mod quickstart;
+mod recreated;
 mod report;
 mod resize;
 mod restarts;

@@ -25,7 +25,7 @@ use crate::{
         NAMESPACE, apply, container, delete, first, gone, nothing_left, one_sandbox, page, page_becomes, restarts,
         running, statuses, uid, until_pod, waits_for, write_config,
     },
-    kubectl,
+    kubectl, recreated,
     report::{Outcome, Report},
     resize,
 };
@@ -40,7 +40,7 @@ const CRASH: &str = "pods::a_crash_loop_backs_off_and_counts";
 const NEVER_PULL: &str = "pods::a_missing_image_that_may_not_be_pulled_is_said";
 const LATE_ENV: &str = "pods::a_container_waits_for_its_config_map_and_starts_by_itself";
 const LATE_VOLUME: &str = "pods::a_volume_waits_for_its_config_map_and_the_pod_starts_by_itself";
-const ALL: [&str; 13] = [
+const ALL: [&str; 14] = [
     TUTORIAL,
     TOOLBOX,
     ACCOUNT,
@@ -54,6 +54,7 @@ const ALL: [&str; 13] = [
     kubectl::GRACE,
     resize::RESIZED,
     resize::DEBUGGED,
+    recreated::RECREATED,
 ];
 
 /// Brings a lab up for all scenarios of this file and of [`kubectl`].
@@ -82,6 +83,8 @@ pub(crate) async fn stage(report: &mut Report, tools: &Result<Tools>) {
                     (resize::DEBUGGED, resize::debugged(lab).boxed_local()),
                 ])
                 .await;
+            // By itself: it keeps the node busy.
+            report.run(recreated::RECREATED, recreated::recreated(lab)).await;
             Ok(())
         })
         .await;
