@@ -33,6 +33,7 @@ mod scale;
 mod shims;
 mod stream_figures;
 mod streams;
+mod volumes;
 
 use std::process::ExitCode;
 

@@ -27,7 +27,7 @@ use crate::{
     },
     kubectl, recreated,
     report::{Outcome, Report},
-    resize,
+    resize, volumes,
 };
 
 const UP: &str = "pods::a_lab_comes_up";
@@ -40,7 +40,7 @@ const CRASH: &str = "pods::a_crash_loop_backs_off_and_counts";
 const NEVER_PULL: &str = "pods::a_missing_image_that_may_not_be_pulled_is_said";
 const LATE_ENV: &str = "pods::a_container_waits_for_its_config_map_and_starts_by_itself";
 const LATE_VOLUME: &str = "pods::a_volume_waits_for_its_config_map_and_the_pod_starts_by_itself";
-const ALL: [&str; 14] = [
+const ALL: [&str; 15] = [
     TUTORIAL,
     TOOLBOX,
     ACCOUNT,
@@ -54,6 +54,7 @@ const ALL: [&str; 14] = [
     kubectl::GRACE,
     resize::RESIZED,
     resize::DEBUGGED,
+    volumes::LOCAL,
     recreated::RECREATED,
 ];
 
@@ -81,6 +82,7 @@ pub(crate) async fn stage(report: &mut Report, tools: &Result<Tools>) {
                     (kubectl::GRACE, kubectl::grace(lab).boxed_local()),
                     (resize::RESIZED, resize::resized(lab).boxed_local()),
                     (resize::DEBUGGED, resize::debugged(lab).boxed_local()),
+                    (volumes::LOCAL, volumes::local(lab).boxed_local()),
                 ])
                 .await;
             // By itself: it keeps the node busy.

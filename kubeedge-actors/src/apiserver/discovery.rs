@@ -70,6 +70,8 @@ pub static SUBRESOURCES: &[Subresource] = &[
     apps("replicasets", "status", ("apps", "v1", "ReplicaSet")),
     apps("statefulsets", "scale", SCALE),
     apps("statefulsets", "status", ("apps", "v1", "StatefulSet")),
+    core("persistentvolumeclaims", "status", true, ("", "v1", "PersistentVolumeClaim"), STATUS_VERBS),
+    core("persistentvolumes", "status", false, ("", "v1", "PersistentVolume"), STATUS_VERBS),
     core("pods", "binding", true, ("", "v1", "Binding"), &["create"]),
     core("pods", "ephemeralcontainers", true, ("", "v1", "Pod"), STATUS_VERBS),
     core("pods", "eviction", true, ("policy", "v1", "Eviction"), &["create"]),

@@ -16,6 +16,7 @@ mod lease;
 pub mod names;
 pub mod namespace;
 pub mod node;
+mod persistentvolume;
 mod pod;
 pub(crate) mod portion;
 pub mod quantity;
@@ -29,12 +30,14 @@ mod zero;
 
 use super::kind::Kind;
 
-static KINDS: [Kind; 18] = [
+static KINDS: [Kind; 20] = [
     configmap::KIND,
     endpoints::KIND,
     event::KIND,
     namespace::KIND,
     node::KIND,
+    persistentvolume::CLAIM,
+    persistentvolume::VOLUME,
     pod::KIND,
     secret::KIND,
     serviceaccount::KIND,
