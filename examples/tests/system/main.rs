@@ -25,12 +25,15 @@ mod logs;
 mod node;
 mod pods;
 mod quickstart;
+mod recreated;
 mod report;
+mod resize;
 mod restarts;
 mod scale;
 mod shims;
 mod stream_figures;
 mod streams;
+mod volumes;
 
 use std::process::ExitCode;
 
