@@ -30,8 +30,24 @@ pub async fn get(address: SocketAddr, path: &str) -> Result<Answer> {
 /// Asks `address` for `path`. HTTP/1.0: the answer ends with the connection.
 pub async fn request(method: &str, address: SocketAddr, path: &str) -> Result<Answer> {
     ensure!(path.starts_with('/') && path.bytes().all(|b| b.is_ascii_graphic()), "path {path:?} is not valid");
+    send(&format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\n\r\n"), b"", address).await
+}
+
+/// Sends `body` to `address`; `headers` are whole lines, each with its line feed.
+pub async fn post(address: SocketAddr, path: &str, headers: &str, body: &[u8]) -> Result<Answer> {
+    ensure!(path.starts_with('/') && path.bytes().all(|b| b.is_ascii_graphic()), "path {path:?} is not valid");
+    let length = body.len();
+    let head = format!("POST {path} HTTP/1.0\r\nHost: {address}\r\nContent-Length: {length}\r\n{headers}\r\n");
+    send(&head, body, address).await
+}
+
+/// Sends these very bytes and reads the answer to the end of the connection.
+pub async fn send(head: &str, body: &[u8], address: SocketAddr) -> Result<Answer> {
+    let path = head.split(' ').nth(1).unwrap_or_default();
     let mut stream = TcpStream::connect(address).await.with_context(|| format!("connect to {address}"))?;
-    stream.write_all(format!("{method} {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes()).await?;
+    stream.write_all(head.as_bytes()).await?;
+    // A server may answer before it has read everything.
+    let _ = stream.write_all(body).await;
     let mut answer = Vec::new();
     stream.take(MAX_ANSWER).read_to_end(&mut answer).await?;
     parse(&answer).with_context(|| format!("http://{address}{path} did not answer in HTTP"))

@@ -64,11 +64,36 @@ pub struct Lab {
     client: Option<Client>,
     /// Settings of the edge's kubelet, a line each, for the next [`join`](Self::join).
     pub settings: Vec<String>,
+    /// Whether cloud and edge carry out rules, from the next [`start_cloud`](Self::start_cloud) and [`join`](Self::join)
+    /// on. What the file of either says of them is in these lines.
+    pub rules: Option<Rules>,
     pods: Vec<String>,
     /// Cloud and edge keep what they keep on disks of their own.
     small_disks: bool,
     /// Held while this lives: one quickstart a folder.
     _lock: File,
+}
+
+/// Where rules begin and end in a lab.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// The cloud's REST server.
+    pub rest: SocketAddr,
+    /// The edge's ServiceBus.
+    pub service_bus: SocketAddr,
+    /// More of `modules.router`, such as `tls: true`.
+    pub router: String,
+    /// Seconds that ServiceBus waits.
+    pub timeout: u32,
+}
+
+impl Rules {
+    /// On free ports.
+    pub fn on_free_ports() -> Result<Self> {
+        let [rest, service_bus] = free_ports()?;
+        let at = |port| (Ipv4Addr::LOCALHOST, port).into();
+        Ok(Self { rest: at(rest), service_bus: at(service_bus), router: "restTimeout: 5".to_owned(), timeout: 5 })
+    }
 }
 
 impl Lab {
@@ -102,6 +127,7 @@ impl Lab {
             enrolment: None,
             client: None,
             settings: Vec::new(),
+            rules: None,
             pods: Vec::new(),
             small_disks: false,
             _lock: lock,
@@ -178,11 +204,19 @@ impl Lab {
         self.make_folder(Side::Cloud).await?;
         let [link, enrolment, api] = free_ports()?;
         let config = folder.join("cloudcore.yaml");
+        let router = self.rules.as_ref().map_or_else(String::new, |rules| {
+            format!(
+                "  router: {{enable: true, address: {}, port: {}, {}}}\n",
+                rules.rest.ip(),
+                rules.rest.port(),
+                rules.router
+            )
+        });
         let text = format!(
             "apiVersion: cloudcore.config.kubeedge.io/v1alpha1\nkind: CloudCore\nmodules:\n  cloudHub:\n    \
              advertiseAddress: [127.0.0.1]\n    websocket: {{address: 127.0.0.1, port: {link}}}\n    \
              https: {{address: 127.0.0.1, port: {enrolment}}}\n    tlsCAFile: ''\n    tlsCAKeyFile: ''\n  \
-             cloudStream: {{address: 127.0.0.1, streamPort: 0}}\n\
+             cloudStream: {{address: 127.0.0.1, streamPort: 0}}\n{router}\
              standalone: {{address: 127.0.0.1, port: {api}}}\n"
         );
         fs::write(&config, text).with_context(|| format!("write {}", config.display()))?;
@@ -252,9 +286,14 @@ impl Lab {
         let broker = format!(
             "  eventBus:\n    mqttMode: 0\n    mqttQOS: 1\n    mqttSessionQueueSize: 10000\n    mqttServerInternal: tcp://127.0.0.1:{port}\n"
         );
+        let rules = self.rules.as_ref().map_or_else(String::new, |rules| {
+            let (server, port) = (rules.service_bus.ip(), rules.service_bus.port());
+            format!("  serviceBus: {{enable: true, server: {server}, port: {port}, timeout: {}}}\n", rules.timeout)
+        });
         // Before the kubelet's settings, which stand last so that more can be added.
         let (head, tail) = config.split_once("modules:\n").context("the configuration has no modules")?;
-        fs::write(&path, format!("{head}modules:\n{broker}{tail}")).with_context(|| format!("write {}", path.display()))
+        fs::write(&path, format!("{head}modules:\n{broker}{rules}{tail}"))
+            .with_context(|| format!("write {}", path.display()))
     }
 
     /// Where the edge's MQTT broker is served.

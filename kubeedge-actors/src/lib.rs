@@ -15,11 +15,13 @@
 //! | `upgrade` | which headers of an HTTP upgrade go along with a stream |
 //! | `autonomy` | which pods stay on a node that nobody hears from |
 //! | `device` | Device, DeviceModel and DeviceStatus as types, and their definitions |
+//! | `rule` | Rule and RuleEndpoint: what they say, what they must be, their definitions |
+//! | `web` | what the ends of a rule do with HTTP headers and bodies |
 //! | `dmi` | what both ends of the Device Mapper Interface share |
 //! | `mapper` | a mapper's end of it, for mappers in Rust |
 //! | `controllers` | what the cloud's controllers share |
-//! | `admission` `cloudhub` `cloudstream` `devicecontroller` `edgecontroller` `apiserver` | the cloud's components |
-//! | `devicetwin` `edged` `edgehub` `edgestream` `eventbus` `kubeletapi` `metamanager` | the edge's components |
+//! | `admission` `cloudhub` `cloudstream` `devicecontroller` `edgecontroller` `router` `apiserver` | the cloud's components |
+//! | `devicetwin` `edged` `edgehub` `edgestream` `eventbus` `kubeletapi` `metamanager` `servicebus` | the edge's components |
 
 pub mod audit;
 pub mod system;
@@ -56,13 +58,28 @@ pub mod autonomy;
 #[cfg(any(feature = "devicecontroller", feature = "devicetwin", feature = "admission", feature = "apiserver"))]
 pub mod device;
 
+#[cfg(any(
+    feature = "router",
+    feature = "eventbus",
+    feature = "servicebus",
+    feature = "admission",
+    feature = "apiserver"
+))]
+pub mod rule;
+
+#[cfg(any(feature = "router", feature = "servicebus", feature = "views"))]
+pub mod web;
+
+#[cfg(feature = "views")]
+pub mod views;
+
 #[cfg(any(feature = "devicetwin", feature = "mapper"))]
 pub mod dmi;
 
 #[cfg(feature = "mapper")]
 pub mod mapper;
 
-#[cfg(any(feature = "edgecontroller", feature = "devicecontroller"))]
+#[cfg(any(feature = "edgecontroller", feature = "devicecontroller", feature = "router", feature = "cloudviews"))]
 pub mod controllers;
 
 #[cfg(feature = "admission")]
@@ -78,6 +95,8 @@ pub mod cloudstream;
 pub mod devicecontroller;
 #[cfg(feature = "edgecontroller")]
 pub mod edgecontroller;
+#[cfg(feature = "router")]
+pub mod router;
 
 #[cfg(feature = "devicetwin")]
 pub mod devicetwin;
@@ -93,3 +112,5 @@ pub mod eventbus;
 pub mod kubeletapi;
 #[cfg(feature = "metamanager")]
 pub mod metamanager;
+#[cfg(feature = "servicebus")]
+pub mod servicebus;

@@ -56,7 +56,7 @@ pub struct Cli {
 enum Command {
     /// Read the configuration strictly and say what is wrong with it
     Check,
-    /// Print the definitions of Device, DeviceModel and DeviceStatus, for `kubectl apply -f -`
+    /// Print the definitions of devices and rules (devices.kubeedge.io, rules.kubeedge.io), for `kubectl apply -f -`
     Crds,
     /// Join tokens, of the cloudcore that runs with this data folder
     #[command(subcommand)]
@@ -141,7 +141,10 @@ fn run(cli: Cli) -> Result<()> {
             }
             print(&text)
         }
-        Some(Command::Crds) => print(&kubeedge_actors::device::crds::manifest()),
+        Some(Command::Crds) => {
+            let all = [kubeedge_actors::device::crds::manifest(), kubeedge_actors::rule::crds::manifest()];
+            print(&all.join("---\n"))
+        }
         Some(Command::Token(command)) => token(command, &config),
         Some(Command::Node(command)) => trust::node(command, &config),
         Some(Command::Authority(command)) => trust::authority(&command, &config),

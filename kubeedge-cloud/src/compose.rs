@@ -28,8 +28,11 @@ use kubeedge_actors::{
     link,
     program::{StopSignals, abort_when_blocked, raise_descriptor_limit},
     route::own_address,
+    router::{Router, RouterConfig, outbound::Outbound},
     store::{Options, Store},
-    system::{Exit, Ports, System},
+    system::{Exit, Observed, Ports, System},
+    views::{ViewsConfig, cloud::CloudViews},
+    web::tokens::Tokens as BearerTokens,
 };
 
 use tokio_util::task::AbortOnDropHandle;
@@ -98,6 +101,8 @@ async fn start(config: &CloudCore) -> Result<Running> {
     }
     let store = opened.store;
     let server = server_credentials(config, &authority, now)?;
+    // Before the API server is there: once that answers, so should everything else.
+    let router = router(config, &server)?;
 
     #[cfg(feature = "standalone")]
     let (api_server, client) = match client {
@@ -123,6 +128,15 @@ async fn start(config: &CloudCore) -> Result<Running> {
         let StatusWrites { per_node, total } = devices.status_writes;
         let (client, rates) = (client.clone(), Rates { per_node, total, ..Rates::default() });
         builder = builder.component(move |ports: &Ports| DeviceController::new(client.clone(), rates, ports));
+    }
+    if let Some(settings) = router {
+        let client = client.clone();
+        builder = builder.component(move |ports: &Ports| Router::new(client.clone(), settings.clone(), ports));
+    }
+    let observed = Observed::default();
+    if let Some(settings) = views(config, &server, &observed)? {
+        let client = client.clone();
+        builder = builder.component(move |ports: &Ports| CloudViews::new(client.clone(), settings.clone(), ports));
     }
     if config.modules.edge_controller.enable {
         let gateway = streams.as_ref().map(|(_, gateway)| gateway.clone());
@@ -168,6 +182,7 @@ async fn start(config: &CloudCore) -> Result<Running> {
         builder = builder.component(move |ports: &Ports| CloudHub::new(hub_config.clone(), ports));
     }
     let system = builder.start()?;
+    observed.set(&system);
     let desk = tokens::Desk::new(tokens, authority.ca_hash());
     let control = Control::start(data, Arc::new(desk), revocations)?;
     let renewing = AbortOnDropHandle::new(tokio::spawn(server.keep_fresh()));
@@ -206,7 +221,8 @@ fn server_credentials(
     let mut addresses: Vec<IpAddr> = vec![std::net::Ipv4Addr::LOCALHOST.into(), std::net::Ipv6Addr::LOCALHOST.into()];
     addresses.extend(hub.advertise_address.iter().copied());
     addresses.extend(own_address());
-    addresses.extend(Some(config.modules.cloud_stream.address).filter(|address| !address.is_unspecified()));
+    let listened = [config.modules.cloud_stream.address, config.modules.router.address, config.modules.views.address];
+    addresses.extend(listened.into_iter().filter(|address| !address.is_unspecified()));
     let mut names = vec!["localhost".to_owned()];
     names.extend(hub.dns_names.iter().cloned());
     #[cfg(feature = "standalone")]
@@ -221,6 +237,45 @@ fn server_credentials(
         .chain(addresses.iter().map(|address| Ok(rustls_pki_types::ServerName::IpAddress((*address).into()))))
         .collect::<Result<Vec<_>>>()?;
     Ok(ServerCredentials::new(authority.clone(), subjects, now)?)
+}
+
+/// Binds the REST server's port; `None` where there is none or it could reach no node.
+fn router(config: &CloudCore, server: &ServerCredentials) -> Result<Option<RouterConfig>> {
+    let settings = &config.modules.router;
+    if !(settings.enable && config.modules.cloud_hub.enable) {
+        return Ok(None);
+    }
+    let tls = if settings.tls { Some(Arc::new(server.server_config(ClientAuth::None, &[])?)) } else { None };
+    let tokens =
+        settings.token_file.as_deref().map(BearerTokens::load).transpose().context("modules.router.tokenFile")?;
+    let outbound = Outbound::new(settings.tls_ca_file.clone())?;
+    let listener = listen("the router", "modules.router", "port", (settings.address, settings.port))?;
+    tracing::info!(address = %listener.local_addr()?, tls = tls.is_some(), "the router's REST server is served");
+    if tokens.is_none() && !settings.address.is_loopback() {
+        tracing::warn!("whoever reaches the router's port may send to nodes: modules.router.tokenFile asks for tokens");
+    }
+    let within = settings.rest_timeout.duration();
+    Ok(Some(RouterConfig { listener: Arc::new(listener), tls, tokens, within, outbound }))
+}
+
+/// Binds the port of the views; `None` where they are switched off.
+fn views(config: &CloudCore, server: &ServerCredentials, observed: &Observed) -> Result<Option<ViewsConfig>> {
+    let settings = &config.modules.views;
+    if !settings.enable {
+        return Ok(None);
+    }
+    let tls = if settings.tls { Some(Arc::new(server.server_config(ClientAuth::None, &[])?)) } else { None };
+    let tokens =
+        settings.token_file.as_deref().map(BearerTokens::load).transpose().context("modules.views.tokenFile")?;
+    if tokens.is_none() && !settings.address.is_loopback() {
+        bail!(
+            "modules.views.address is {}, which others reach: name a file of tokens in modules.views.tokenFile, or              listen on 127.0.0.1",
+            settings.address
+        );
+    }
+    let listener = listen("the views", "modules.views", "port", (settings.address, settings.port))?;
+    tracing::info!(address = %listener.local_addr()?, tls = tls.is_some(), "the views are served");
+    Ok(Some(ViewsConfig { listener: Arc::new(listener), tls, tokens, observed: observed.clone() }))
 }
 
 /// The cluster that the configuration names, or the one this process runs in.

@@ -68,6 +68,12 @@ pub struct Modules {
     /// The webhook for autonomous pods.
     #[serde(deserialize_with = "or_default")]
     pub admission: Admission,
+    /// Rules.
+    #[serde(deserialize_with = "or_default")]
+    pub router: Router,
+    /// What there is to see, live.
+    #[serde(deserialize_with = "or_default")]
+    pub views: Views,
 }
 
 /// `modules.cloudHub`.
@@ -310,6 +316,71 @@ impl Default for Admission {
     fn default() -> Self {
         Self { enable: false, address: Ipv4Addr::UNSPECIFIED.into(), port: 10005 }
     }
+}
+
+/// `modules.router`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Router {
+    /// Whether rules are carried out.
+    pub enable: bool,
+    /// The address of the REST server.
+    pub address: IpAddr,
+    /// Its port; 0 takes a free one.
+    pub port: u16,
+    /// How long a request may take until its answer begins, in seconds.
+    pub rest_timeout: Seconds,
+    /// Whether the REST server is HTTPS, with this cloud's certificate. Ours, like those below.
+    pub tls: bool,
+    /// A file of bearer tokens, one a line, of which a request must show one.
+    #[serde(deserialize_with = "file")]
+    pub token_file: Option<PathBuf>,
+    /// Authorities, PEM, that may have issued the certificates of `https://` targets, beside those of this machine.
+    #[serde(rename = "tlsCAFile", deserialize_with = "file")]
+    pub tls_ca_file: Option<PathBuf>,
+}
+
+impl Default for Router {
+    fn default() -> Self {
+        Self {
+            enable: false,
+            address: Ipv4Addr::UNSPECIFIED.into(),
+            port: 9443,
+            rest_timeout: Seconds::new(60),
+            tls: false,
+            token_file: None,
+            tls_ca_file: None,
+        }
+    }
+}
+
+/// `modules.views`: ours.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Views {
+    /// Whether `/ws/events` is served.
+    pub enable: bool,
+    /// The address to listen on. One that others reach needs a file of tokens.
+    pub address: IpAddr,
+    /// The port; 0 takes a free one.
+    pub port: u16,
+    /// Whether it is HTTPS, with this cloud's certificate.
+    pub tls: bool,
+    /// A file of bearer tokens, one a line, of which a client must show one.
+    #[serde(deserialize_with = "file")]
+    pub token_file: Option<PathBuf>,
+}
+
+impl Default for Views {
+    fn default() -> Self {
+        Self { enable: false, address: Ipv4Addr::LOCALHOST.into(), port: 10006, tls: false, token_file: None }
+    }
+}
+
+/// A path; an empty one is none.
+fn file<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<PathBuf>, D::Error> {
+    let path: Option<PathBuf> = Option::deserialize(deserializer)?;
+    Ok(path.filter(|path| !path.as_os_str().is_empty()))
 }
 
 /// `standalone`: ours, not KubeEdge's.

@@ -1,6 +1,7 @@
 //! Which actors run, with which settings.
 
 mod edged;
+mod http;
 mod mqtt;
 
 use std::{sync::Arc, time::Duration};
@@ -13,12 +14,14 @@ use kubeedge_actors::{
     edgestream::EdgeStream,
     eventbus::EventBus,
     identity::{FlooredClock, JoinToken, NodeCredentials, NodeIdentity},
-    kubeletapi::{KubeletApi, KubeletApiConfig, Observed},
+    kubeletapi::{KubeletApi, KubeletApiConfig},
     link::{self, backoff},
     metamanager::{MetaManager, Tables},
     program::{POWER_FAILURE, StopSignals, abort_when_blocked, machine_goes_down},
+    servicebus::ServiceBus,
     store::{Options, Store},
-    system::{Exit, Ports, System},
+    system::{Exit, Observed, Ports, System},
+    views::edge::EdgeViews,
 };
 use kubeedge_proto::v1::ShutDownPods;
 
@@ -164,6 +167,14 @@ async fn start(config: &EdgeCore, runtime: Runtime) -> Result<Running> {
         broker = mqtt.broker;
         let bus = mqtt.bus;
         builder = builder.component(move |ports: &Ports| EventBus::new(bus.clone(), ports));
+    }
+    if config.modules.service_bus.enable && config.modules.edge_hub.enable {
+        let settings = http::settings(&config.modules.service_bus)?;
+        builder = builder.component(move |ports: &Ports| ServiceBus::new(settings.clone(), ports));
+    }
+    if let Some(settings) = http::views(&config.modules.views, &observed)? {
+        let node = node.clone();
+        builder = builder.component(move |ports: &Ports| EdgeViews::new(node.clone(), settings.clone(), ports));
     }
     let system = builder.start()?;
     observed.set(&system);

@@ -82,6 +82,12 @@ pub struct Modules {
     /// MQTT.
     #[serde(deserialize_with = "or_default")]
     pub event_bus: EventBus,
+    /// HTTP between applications and rules of the cloud.
+    #[serde(deserialize_with = "or_default")]
+    pub service_bus: ServiceBus,
+    /// What there is to see, live.
+    #[serde(deserialize_with = "or_default")]
+    pub views: Views,
 }
 
 /// `modules.edgeStream`.
@@ -329,12 +335,18 @@ mod devices;
 mod event_bus;
 #[path = "config/kubelet.rs"]
 mod kubelet;
+#[path = "config/service_bus.rs"]
+mod service_bus;
+#[path = "config/views.rs"]
+mod views;
 #[path = "config/without_effect.rs"]
 mod without_effect;
 
 pub use devices::DeviceTwin;
 pub use event_bus::{EventBus, EventBusTls, MqttMode};
 pub use kubelet::{CgroupDriver, KubeletConfig};
+pub use service_bus::ServiceBus;
+pub use views::Views;
 
 #[cfg(test)]
 mod tests;

@@ -54,6 +54,9 @@ answers! {
     LocatePod => v1::PodLocation;
     QueryDevices => v1::DesiredState;
     ApplyDeviceReport => v1::Settled;
+    QueryRules => v1::DesiredState;
+    RouteEvent => v1::Settled;
+    RouteCall => v1::CallReply;
     ApplyFromNode => v1::Settled;
     CallFromNode => v1::CallReply;
     NodeSessionChanged => ();

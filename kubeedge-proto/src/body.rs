@@ -29,6 +29,7 @@ impl Body {
             | Body::SignCertificate(_)
             | Body::CreateMirrorPod(_)
             | Body::ApiRequest(_)
+            | Body::ServiceCall(_)
             | Body::CallReply(_) => TrafficClass::Call,
         }
     }
@@ -45,7 +46,7 @@ impl Body {
             Body::ObjectUpsert(_) | Body::ObjectTombstone(_) | Body::StatusUpdate(_) | Body::PodTerminated(_) => {
                 Priority::Config
             }
-            Body::ApiRequest(_) | Body::UserMessage(_) => Priority::Bulk,
+            Body::ApiRequest(_) | Body::ServiceCall(_) | Body::UserMessage(_) => Priority::Bulk,
             Body::KubernetesEvent(_) | Body::GapMarker(_) | Body::DeviceReport(_) => Priority::Telemetry,
         }
     }

@@ -119,6 +119,10 @@ pub mod resource {
         device_models = ("devices.kubeedge.io", "v1beta1", "devicemodels", "DeviceModel");
         /// `devices.kubeedge.io/v1beta1/devicestatuses`
         device_statuses = ("devices.kubeedge.io", "v1beta1", "devicestatuses", "DeviceStatus");
+        /// `rules.kubeedge.io/v1/rules`
+        rules = ("rules.kubeedge.io", "v1", "rules", "Rule");
+        /// `rules.kubeedge.io/v1/ruleendpoints`
+        rule_endpoints = ("rules.kubeedge.io", "v1", "ruleendpoints", "RuleEndpoint");
     }
 }
 

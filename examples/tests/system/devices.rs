@@ -1,6 +1,6 @@
 //! Devices, whole: definitions and manifests by kubectl, a mapper on edgecore's socket, readings back in the API.
 
-mod modbus;
+pub(crate) mod modbus;
 
 use std::{rc::Rc, time::Duration};
 
@@ -84,9 +84,9 @@ fn twin(status: &Value, name: &str, pointer: &str) -> Option<String> {
 }
 
 /// An application on the edge's broker.
-struct App {
-    client: Rc<mqtt::Client>,
-    heard: mpsc::Receiver<mqtt::Incoming>,
+pub(crate) struct App {
+    pub(crate) client: Rc<mqtt::Client>,
+    pub(crate) heard: mpsc::Receiver<mqtt::Incoming>,
     _running: AbortOnDropHandle<()>,
 }
 
@@ -106,7 +106,7 @@ impl App {
     }
 
     /// Connects, by and by, and hears what is published under these filters.
-    fn listening<const N: usize>(lab: &Lab, client_id: &str, filters: [String; N]) -> Result<Self> {
+    pub(crate) fn listening<const N: usize>(lab: &Lab, client_id: &str, filters: [String; N]) -> Result<Self> {
         let broker = mqtt::Broker::new(format!("tcp://{}", lab.mqtt()?), client_id);
         let (sender, heard) = mpsc::channel(1000);
         let client = Rc::new(mqtt::Client::new(broker, sender, Default::default()).map_err(anyhow::Error::msg)?);
@@ -120,8 +120,12 @@ impl App {
     }
 
     fn publish(&self, topic: &str, payload: &Value) {
+        self.publish_text(topic, payload.to_string().as_bytes());
+    }
+
+    pub(crate) fn publish_text(&self, topic: &str, payload: &[u8]) {
         // Not connected yet: it is tried again.
-        let _ = self.client.publish(topic, payload.to_string().as_bytes(), None, None);
+        let _ = self.client.publish(topic, payload, None, None);
     }
 
     /// Changes what the device says, and waits for the answer.
@@ -219,7 +223,7 @@ async fn walk(lab: &Lab) -> Result<Outcome> {
     let crds = lab.command("cloudcore", &["crds"]).await?;
     ensure!(crds.status.success(), "cloudcore crds: {}", String::from_utf8_lossy(&crds.stderr));
     let said = apply(lab, "crds", &String::from_utf8(crds.stdout)?).await?;
-    ensure!(said.lines().filter(|line| line.ends_with("created")).count() == 3, "{said}");
+    ensure!(said.lines().filter(|line| line.ends_with("created")).count() == 5, "{said}");
     kubectl::run(lab, &["wait", "--for=condition=Established", "crd/devices.devices.kubeedge.io", "--timeout=20s"])
         .await?;
     apply(lab, "devices", &MANIFEST.replace("NODE", NODE)).await?;

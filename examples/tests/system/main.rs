@@ -29,6 +29,7 @@ mod recreated;
 mod report;
 mod resize;
 mod restarts;
+mod rules;
 mod scale;
 mod shims;
 mod stream_figures;
@@ -48,6 +49,7 @@ async fn main() -> ExitCode {
     enrolment::stage(&mut report).await;
     quickstart::stage(&mut report).await;
     devices::stage(&mut report).await;
+    rules::stage(&mut report).await;
     let tools = Tools::find();
     containerd::stage(&mut report, &tools).await;
     edged::stage(&mut report, &tools).await;

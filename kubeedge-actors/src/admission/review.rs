@@ -7,7 +7,8 @@ use thiserror::Error;
 
 use crate::{
     autonomy::{self, Operation},
-    device::{GROUP, rules},
+    device::{self, rules},
+    rule,
 };
 
 const API_VERSION: &str = "admission.k8s.io/v1";
@@ -57,8 +58,8 @@ struct Resource {
     resource: String,
 }
 
-/// Answers a review. An autonomous pod gets a patch, a Device or DeviceModel that breaks a rule is refused; everything
-/// else is allowed.
+/// Answers a review. An autonomous pod gets a patch; a Device, DeviceModel, Rule or RuleEndpoint that cannot be is
+/// refused; everything else is allowed.
 pub(super) fn answer(body: &[u8]) -> Result<Value, ReviewError> {
     let Review { api_version, kind, request } = serde_json::from_slice(body)?;
     if (kind.as_str(), api_version.as_str()) != (KIND, API_VERSION) {
@@ -83,18 +84,17 @@ pub(super) fn answer(body: &[u8]) -> Result<Value, ReviewError> {
     Ok(json!({"apiVersion": API_VERSION, "kind": KIND, "response": response}))
 }
 
-/// What is wrong with the Device or DeviceModel that the request is about.
+/// What is wrong with the object of KubeEdge's that the request is about.
 fn violations(request: &Request) -> Vec<String> {
     let Resource { group, resource } = &request.resource;
-    let kind = match resource.as_str() {
-        "devices" => "Device",
-        "devicemodels" => "DeviceModel",
-        _ => return Vec::new(),
-    };
-    match request.operation.as_str() {
-        "CREATE" | "UPDATE" if group == GROUP && request.sub_resource.is_empty() => {
-            rules::violations(kind, &request.object)
-        }
+    if !matches!(request.operation.as_str(), "CREATE" | "UPDATE") || !request.sub_resource.is_empty() {
+        return Vec::new();
+    }
+    match (group.as_str(), resource.as_str()) {
+        (device::GROUP, "devices") => rules::violations("Device", &request.object),
+        (device::GROUP, "devicemodels") => rules::violations("DeviceModel", &request.object),
+        (rule::GROUP, "rules") => rule::check::violations("Rule", &request.object),
+        (rule::GROUP, "ruleendpoints") => rule::check::violations("RuleEndpoint", &request.object),
         _ => Vec::new(),
     }
 }
@@ -183,7 +183,7 @@ pub(super) mod tests {
     #[test]
     fn a_device_that_breaks_a_rule_is_refused_with_the_field() {
         let mut asked = review("CREATE", "no", &json!([]));
-        asked["request"]["resource"] = json!({"group": GROUP, "version": "v1beta1", "resource": "devices"});
+        asked["request"]["resource"] = json!({"group": device::GROUP, "version": "v1beta1", "resource": "devices"});
         asked["request"]["object"] = json!({"spec": {"deviceModelRef": {"name": "m"}, "protocol": {"protocolName": "p"},
             "properties": [{"name": "a"}, {"name": "a"}]}});
         let refused = answered(&asked);
@@ -195,6 +195,25 @@ pub(super) mod tests {
         asked["request"]["object"]["spec"] = json!({});
         asked["request"]["operation"] = "DELETE".into();
         assert_eq!(answered(&asked)["response"]["allowed"], true, "what is broken can go");
+    }
+
+    #[test]
+    fn a_rule_that_works_is_let_through_when_it_is_made_and_when_it_changes() {
+        let mut asked = review("CREATE", "no", &json!([]));
+        asked["request"]["resource"] = json!({"group": rule::GROUP, "version": "v1", "resource": "rules"});
+        let rule = |target: Value| {
+            json!({"spec": {"source": "bus", "sourceResource": {"target_url": "http://a", "node_name": "edge-1"},
+                "target": "rest", "targetResource": target}})
+        };
+        for operation in ["CREATE", "UPDATE"] {
+            asked["request"]["operation"] = operation.into();
+            asked["request"]["object"] = rule(json!({"resource": "http://b"}));
+            assert_eq!(answered(&asked)["response"]["allowed"], true);
+            asked["request"]["object"] = rule(json!({"resource": "b"}));
+            let refused = answered(&asked);
+            let said = refused["response"]["status"]["message"].as_str().unwrap();
+            assert!(said.contains("spec.targetResource.resource"), "{said}");
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::storage::Change;
 use super::{clock, meta};
 use crate::{
     autonomy::{self, Operation},
-    device,
+    device, rule,
 };
 
 /// Where containers find their service account's token.
@@ -62,12 +62,13 @@ fn admit_custom(api: &Api, target: &Target, name: &str) -> Result<(), Status> {
     Ok(())
 }
 
-/// The rules of Devices and DeviceModels, which KubeEdge has in a webhook; here they always hold.
-fn check_device(kind: &Kind, object: &Value) -> Result<(), Status> {
-    if kind.group != device::GROUP {
-        return Ok(());
-    }
-    let wrong = device::rules::violations(kind.kind, object);
+/// The rules of Devices, DeviceModels, Rules and RuleEndpoints, which KubeEdge has in a webhook; here they always hold.
+fn check_kubeedge(kind: &Kind, object: &Value) -> Result<(), Status> {
+    let wrong = match kind.group {
+        device::GROUP => device::rules::violations(kind.kind, object),
+        rule::GROUP => rule::check::violations(kind.kind, object),
+        _ => return Ok(()),
+    };
     match wrong.is_empty() {
         true => Ok(()),
         false => Err(Status::forbidden(kind, text(&object["metadata"], "name"), &wrong.join("; "))),
@@ -104,7 +105,7 @@ pub(super) fn update(kind: &Kind, object: &mut Value) {
 /// What validating webhooks would refuse, of an object that is valid otherwise.
 pub(super) fn validate(kind: &Kind, object: &Value, old: Option<&Value>) -> Result<(), Status> {
     // What was broken before may lose its finalizers all the same.
-    if old.is_some_and(|old| object["spec"] == old["spec"]) { Ok(()) } else { check_device(kind, object) }
+    if old.is_some_and(|old| object["spec"] == old["spec"]) { Ok(()) } else { check_kubeedge(kind, object) }
 }
 
 /// Lets an autonomous pod stay on a node that is silent. KubeEdge does this by a webhook; here it is always on.

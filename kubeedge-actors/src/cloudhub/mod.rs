@@ -5,7 +5,7 @@
 //! | listens | the link (mutual TLS; the node's name comes from its certificate), and enrolment (a join token for a certificate) |
 //! | signs | the nodes' next certificates ([`Registrar`]), and ends the sessions of nodes that are revoked |
 //! | answers | `SendToNode`, `RecheckNodes` (the controllers), `SendEventToNode` (anyone), `ConnectStreams` (CloudStream) |
-//! | asks | `QueryCluster`, `QueryDesired`, `ApplyFromNode`, `CallFromNode` (EdgeController); `QueryDevices`, `ApplyDeviceReport` (DeviceController, if there) |
+//! | asks | `QueryCluster`, `QueryDesired`, `ApplyFromNode`, `CallFromNode` (EdgeController); `QueryDevices`, `ApplyDeviceReport` (DeviceController, if there); `QueryRules`, `RouteEvent`, `RouteCall` (Router, if there) |
 //! | tells | `NodeHeartbeat` (EdgeController) |
 //! | announces | `NodeSessionChanged` |
 //! | stores | nothing: what a node should hold is derived again at each hello |
@@ -29,7 +29,8 @@ use kubeedge_proto::{
     NodeName,
     v1::{
         ApplyDeviceReport, ApplyFromNode, CallFromNode, Goodbye, GoodbyeReason, Hello, NodeHeartbeat,
-        NodeSessionChanged, QueryCluster, QueryDesired, QueryDevices, RecheckNodes, SendEventToNode, SendToNode,
+        NodeSessionChanged, QueryCluster, QueryDesired, QueryDevices, QueryRules, RecheckNodes, RouteCall, RouteEvent,
+        SendEventToNode, SendToNode,
     },
 };
 use tokio_util::task::AbortOnDropHandle;
@@ -105,6 +106,9 @@ struct Controllers {
     call: Port<CallFromNode>,
     devices: Option<Port<QueryDevices>>,
     device_report: Option<Port<ApplyDeviceReport>>,
+    rules: Option<Port<QueryRules>>,
+    route_event: Option<Port<RouteEvent>>,
+    route_call: Option<Port<RouteCall>>,
     heartbeat: Port<NodeHeartbeat>,
     changed: Topic<NodeSessionChanged>,
 }
@@ -122,6 +126,9 @@ impl CloudHub {
                 call: ports.port(),
                 devices: ports.optional(),
                 device_report: ports.optional(),
+                rules: ports.optional(),
+                route_event: ports.optional(),
+                route_call: ports.optional(),
                 heartbeat: ports.port(),
                 changed: ports.topic(),
             },
@@ -186,6 +193,9 @@ impl Component for CloudHub {
         contract.asks::<NodeHeartbeat>();
         contract.may_ask::<QueryDevices>();
         contract.may_ask::<ApplyDeviceReport>();
+        contract.may_ask::<QueryRules>();
+        contract.may_ask::<RouteEvent>();
+        contract.may_ask::<RouteCall>();
         contract.announces::<NodeSessionChanged>();
     }
 

@@ -7,7 +7,8 @@ use kubeedge_proto::{
     NodeName,
     v1::{
         ApplyDeviceReport, ApplyFromNode, CallFromNode, CallReply, DesiredState, DeviceReport, Envelope, GoodbyeReason,
-        NodeHeartbeat, QueryDesired, QueryDevices, Settled, TrafficClass, envelope::Body,
+        NodeHeartbeat, QueryDesired, QueryDevices, QueryRules, RouteCall, RouteEvent, Settled, TrafficClass,
+        envelope::Body,
     },
 };
 use tokio::{net::TcpListener, sync::mpsc, task::JoinSet};
@@ -27,7 +28,7 @@ use crate::{
         session::{Class, Closed, Input, Output, Session},
         streams::{Connection, Side},
     },
-    system::trace::Trace,
+    system::{AskError, Port, trace::Trace},
 };
 
 /// How long the API server may take for one message of a node, all attempts together.
@@ -37,6 +38,8 @@ const DESIRED_WITHIN: Duration = Duration::from_secs(15);
 /// While what a node should hold is not completely known, it is asked for again after this, then twice as long each time.
 /// Each time the node lists what it holds: that must not go on every few seconds because of one Secret nobody may read.
 const ASK_AGAIN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
+/// No call of an application waits longer for the target of a rule, whatever it says: the link's own bound.
+const LONGEST_CALL: Duration = Duration::from_secs(300);
 
 /// Connections that have shaken hands and wait for their turn; beyond it nodes are asked to come back.
 const BACKLOG: usize = 64;
@@ -282,6 +285,7 @@ impl Serving {
     fn send_desired(&mut self) {
         let port = self.controllers.desired.clone();
         let devices = self.controllers.devices.clone();
+        let rules = self.controllers.rules.clone();
         let node = self.node.to_string();
         let inputs = self.inputs.clone();
         let ask_again = Rc::clone(&self.ask_again);
@@ -297,6 +301,12 @@ impl Serving {
                 match devices.ask(QueryDevices { node: node.clone() }, DESIRED_WITHIN).await {
                     Ok(known) => state.kinds.extend(known.kinds),
                     Err(error) => tracing::warn!(node, "which devices the node should hold is not known: {error}"),
+                }
+            }
+            if let Some(rules) = rules {
+                match rules.ask(QueryRules { node: node.clone() }, DESIRED_WITHIN).await {
+                    Ok(known) => state.kinds.extend(known.kinds),
+                    Err(error) => tracing::warn!(node, "which rules the node should hold is not known: {error}"),
                 }
             }
             if state.kinds.is_empty() || state.kinds.iter().any(|kind| !kind.complete) {
@@ -321,6 +331,11 @@ impl Serving {
         let trace = Trace::of(&envelope);
         if let Some(Body::DeviceReport(report)) = envelope.body {
             return self.apply_report(class, seq, report, trace);
+        }
+        // Without a Router EdgeController says that nobody takes it.
+        if let (Some(Body::UserMessage(_)), Some(port)) = (&envelope.body, self.controllers.route_event.clone()) {
+            let message = RouteEvent { node: self.node.to_string(), envelope: Some(envelope) };
+            return self.route_event(class, seq, port, message, trace);
         }
         let port = self.controllers.apply.clone();
         let message = ApplyFromNode { node: self.node.to_string(), epoch, envelope: Some(envelope) };
@@ -351,11 +366,32 @@ impl Serving {
         });
     }
 
+    /// A message of an application at the node, for what a rule says.
+    fn route_event(
+        &mut self,
+        class: Class,
+        seq: u64,
+        port: Port<RouteEvent>,
+        message: RouteEvent,
+        trace: Option<Trace>,
+    ) {
+        self.answer(async move {
+            let settled = match Trace::scope(trace, port.ask(message, APPLY_WITHIN)).await {
+                Ok(settled) => settled,
+                Err(error) => Settled::rejected(503, format!("Router: {error}")),
+            };
+            Input::Settle { class, seq, settled }
+        });
+    }
+
     fn call(&mut self, seq: u64, envelope: Envelope) {
         let Some(epoch) = self.epoch else { return };
         if let Some(Body::SignCertificate(asked)) = &envelope.body {
             let reply = self.certificate.renew(&self.node, &asked.csr_der);
             return self.answer(async move { Input::Reply { seq, reply } });
+        }
+        if let Some(Body::ServiceCall(_)) = &envelope.body {
+            return self.route_call(seq, envelope);
         }
         let port = self.controllers.call.clone();
         let trace = Trace::of(&envelope);
@@ -364,6 +400,30 @@ impl Serving {
             let reply = match Trace::scope(trace, port.ask(message, APPLY_WITHIN)).await {
                 Ok(reply) => reply,
                 Err(error) => CallReply::error(503, "ServiceUnavailable", format!("EdgeController: {error}")),
+            };
+            Input::Reply { seq, reply }
+        });
+    }
+
+    /// An application at the node calls what a rule names; it waits as long as it says.
+    fn route_call(&mut self, seq: u64, envelope: Envelope) {
+        let port = self.controllers.route_call.clone();
+        let trace = Trace::of(&envelope);
+        let within = match envelope.timeout_ms {
+            0 => APPLY_WITHIN,
+            ms => Duration::from_millis(ms.into()).min(LONGEST_CALL),
+        };
+        let message = RouteCall { node: self.node.to_string(), envelope: Some(envelope) };
+        self.answer(async move {
+            let reply = match port {
+                None => CallReply::error(501, "NotImplemented", "this cloud runs no Router"),
+                Some(port) => match Trace::scope(trace, port.ask(message, within)).await {
+                    Ok(reply) => reply,
+                    Err(AskError::Timeout) => {
+                        CallReply::error(504, "Timeout", format!("the rule's target did not answer within {within:?}"))
+                    }
+                    Err(error) => CallReply::error(503, "ServiceUnavailable", format!("Router: {error}")),
+                },
             };
             Input::Reply { seq, reply }
         });

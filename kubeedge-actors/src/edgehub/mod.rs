@@ -3,7 +3,7 @@
 //! | | |
 //! |---|---|
 //! | answers | `CallCloud`, `PublishEvent` (anyone at the edge), `ReportsPending` (MetaManager) |
-//! | asks | `DescribeStore`, `SessionStarted`, `ApplyState`, `ListInventory`, `CompleteInventory`, `StoreBookmark`, `PendingReports`, `ReportSettled` (MetaManager), `QueryProgress` (Edged, if there), `EventReceived` (who takes the cloud's Events, if anybody), `ServeStream` (EdgeStream, if there) |
+//! | asks | `DescribeStore`, `SessionStarted`, `ApplyState`, `ListInventory`, `CompleteInventory`, `StoreBookmark`, `PendingReports`, `ReportSettled` (MetaManager), `QueryProgress` (Edged, if there), `EventReceived` (who takes the cloud's Events, if anybody), `ServeStream` (EdgeStream, if there), `ServeService` (ServiceBus, if there) |
 //! | announces | `LinkStateChanged` |
 //! | renews | this node's certificate, in time ([`renewal`]) |
 //! | stores | the outbox of Events for the cloud ([`outbox`]), the ids of the Events from it ([`received`]); everything else that must survive is MetaManager's |
@@ -42,7 +42,7 @@ use crate::{
     link::{
         queues::InputSender,
         session::{Class, Input, Output},
-        streams::ServeStream,
+        streams::{ServeService, ServeStream},
     },
     store::Store,
     system::{Component, Context, Contract, Port, Ports, Stage, Topic, trace::Trace},
@@ -125,7 +125,10 @@ impl EdgeHub {
     pub fn new(config: EdgeHubConfig, ports: &Ports) -> Self {
         config.store.settle_blocking();
         Self {
-            streams: streams::Opener::new(config.clone(), ports.optional()),
+            streams: streams::Opener::new(
+                config.clone(),
+                streams::Serve { streams: ports.optional(), services: ports.optional() },
+            ),
             outbox: Outbox::load(&config.store, config.outbox, &config.link, ports),
             received: ReceivedTable::load(&config.store),
             take_event: ports.optional(),
@@ -278,6 +281,7 @@ impl Component for EdgeHub {
         contract.may_ask::<EventReceived>();
         contract.may_ask::<QueryProgress>();
         contract.may_ask::<ServeStream>();
+        contract.may_ask::<ServeService>();
         contract.announces::<LinkStateChanged>();
     }
 }

@@ -10,22 +10,48 @@ use super::EdgeHubConfig;
 use crate::{
     link::{
         client,
-        streams::{Connection, Request, ServeStream, Side, connection::REQUESTS},
+        streams::{Connection, Request, ServeService, ServeStream, Side, connection::REQUESTS},
     },
     system::Port,
 };
 
+/// Who takes what the cloud asks for.
+#[derive(Clone)]
+pub(super) struct Serve {
+    /// Of containers and the node.
+    pub(super) streams: Option<Port<ServeStream>>,
+    /// Of services that rules name.
+    pub(super) services: Option<Port<ServeService>>,
+}
+
+impl Serve {
+    async fn hand_over(&self, request: Request) {
+        let (who, told) = match (&self.streams, &self.services) {
+            (_, Some(port)) if !request.open.service.is_empty() => {
+                ("ServiceBus", port.tell(ServeService { request }).await)
+            }
+            (Some(port), _) if request.open.service.is_empty() => {
+                ("EdgeStream", port.tell(ServeStream { request }).await)
+            }
+            _ => return refuse(request).await,
+        };
+        if let Err(error) = told {
+            tracing::debug!("{who} is stopping: {error}");
+        }
+    }
+}
+
 /// Opens it, one at a time.
 pub(super) struct Opener {
     config: EdgeHubConfig,
-    serve: Option<Port<ServeStream>>,
+    serve: Serve,
     running: Option<AbortOnDropHandle<()>>,
     /// It is being opened: another wish of the cloud is about the same one.
     opening: Rc<Cell<bool>>,
 }
 
 impl Opener {
-    pub(super) fn new(config: EdgeHubConfig, serve: Option<Port<ServeStream>>) -> Self {
+    pub(super) fn new(config: EdgeHubConfig, serve: Serve) -> Self {
         Self { config, serve, running: None, opening: Rc::default() }
     }
 
@@ -44,7 +70,7 @@ impl Opener {
     }
 }
 
-async fn run(config: EdgeHubConfig, serve: Option<Port<ServeStream>>, opening: Rc<Cell<bool>>) {
+async fn run(config: EdgeHubConfig, serve: Serve, opening: Rc<Cell<bool>>) {
     let opened = client::open_streams(&config.address, &config.tls).await;
     opening.set(false);
     let mut transport = match opened {
@@ -56,14 +82,7 @@ async fn run(config: EdgeHubConfig, serve: Option<Port<ServeStream>>, opening: R
     let (requests, mut wanted) = mpsc::channel(REQUESTS);
     let hand_over = async {
         while let Some(request) = wanted.recv().await {
-            match &serve {
-                Some(port) => {
-                    if let Err(error) = port.tell(ServeStream { request }).await {
-                        tracing::debug!("EdgeStream is stopping: {error}");
-                    }
-                }
-                None => refuse(request),
-            }
+            serve.hand_over(request).await;
         }
     };
     let running = connection.run(transport.outgoing.clone(), &mut transport.incoming, Some(requests));
@@ -71,8 +90,13 @@ async fn run(config: EdgeHubConfig, serve: Option<Port<ServeStream>>, opening: R
     tracing::debug!("the stream connection ended: {why}");
 }
 
-/// Without EdgeStream.
-fn refuse(Request { mut stream, .. }: Request) {
-    stream.respond(StreamHead { status: 501, ..StreamHead::default() });
-    stream.finish();
+/// Without the component that would serve it.
+async fn refuse(Request { open, mut stream }: Request) {
+    let missing = if open.service.is_empty() { "EdgeStream" } else { "ServiceBus (modules.serviceBus.enable)" };
+    let headers = [("content-type".to_owned(), "text/plain; charset=utf-8".to_owned())].into();
+    stream.respond(StreamHead { status: 501, headers });
+    // Shorter than what is buffered: it does not wait. An error: nobody wants to know.
+    if stream.write(format!("this node runs no {missing}").into()).await.is_ok() {
+        stream.finish();
+    }
 }

@@ -10,8 +10,6 @@ pub const MAX_FILTERS: usize = 1024;
 /// What EventBus subscribes to for DeviceTwin.
 pub const OF_DEVICES: [&str; 3] =
     ["$hw/events/device/+/+/state/update", "$hw/events/device/+/+/twin/+", "$hw/events/node/+/membership/get"];
-/// What it subscribes to for the cloud's rules.
-pub const OF_RULES: [&str; 3] = ["$hw/events/upload/#", "SYS/dis/upload_records", "+/user/#"];
 
 /// Whether a message can be published on it.
 pub fn is_topic(topic: &str) -> bool {
@@ -52,11 +50,6 @@ pub fn matches(filter: &str, topic: &str) -> bool {
 /// Whether a topic is a request of an application to DeviceTwin.
 pub fn is_of_devices(topic: &str) -> bool {
     OF_DEVICES.iter().any(|filter| matches(filter, topic))
-}
-
-/// Whether a topic is for the cloud's rules.
-pub fn is_of_rules(topic: &str) -> bool {
-    OF_RULES.iter().any(|filter| matches(filter, topic))
 }
 
 /// Who wants what: a filter ends with the last who wants it.
@@ -120,7 +113,6 @@ mod tests {
         }
         assert!(is_of_devices("$hw/events/device/ns/d/twin/update"));
         assert!(!is_of_devices("$hw/events/device/ns/d/twin/update/result"));
-        assert!(is_of_rules("SYS/dis/upload_records"));
     }
 
     #[test]

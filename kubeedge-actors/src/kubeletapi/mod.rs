@@ -19,11 +19,7 @@ pub mod resource_metrics;
 mod serve;
 pub mod summary;
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{net::SocketAddr, time::Duration};
 
 use actix::{Actor, AsyncContext, Handler, ResponseActFuture, ResponseFuture, WrapFuture};
 use actix_web::dev::ServerHandle;
@@ -31,7 +27,8 @@ use kubeedge_proto::v1::{KubeletAnswer, ListPods, NodeStats, QueryProgress, Quer
 
 pub use serve::MAX_CONNECTIONS;
 
-use crate::system::{AskError, Component, Context, Contract, Port, Ports, Stage, System, metrics};
+pub use crate::system::Observed;
+use crate::system::{AskError, Component, Context, Contract, Port, Ports, Stage, metrics};
 
 /// How long Edged may take for an answer: two looks at the machine and the runtime.
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);
@@ -42,17 +39,6 @@ const PROGRESS_WITHIN: Duration = Duration::from_secs(180);
 
 /// The port that KubeEdge's edgecore serves this on.
 pub const PORT: u16 = 10350;
-
-/// The system whose metrics are told. Set once it runs; clones share it.
-#[derive(Clone, Debug, Default)]
-pub struct Observed(Arc<OnceLock<System>>);
-
-impl Observed {
-    /// Tells the metrics of `system` from now on. The first one counts.
-    pub fn set(&self, system: &System) {
-        self.0.get_or_init(|| system.clone());
-    }
-}
 
 /// How the API is served.
 #[derive(Clone, Debug, Default)]
@@ -184,7 +170,7 @@ async fn answer(path: &str, query: &str, asks: &Asks) -> KubeletAnswer {
             Ok(stats) => good(resource_metrics::CONTENT_TYPE, resource_metrics::page(&stats).into()),
             Err(refusal) => refusal,
         },
-        "/metrics" => match asks.observed.0.get().map(metrics::open_metrics) {
+        "/metrics" => match asks.observed.get().map(metrics::open_metrics) {
             Some(Ok(page)) => good(metrics::CONTENT_TYPE, page.into()),
             Some(Err(error)) => text(500, &format!("the metrics cannot be written: {error}")),
             None => text(503, "the program is starting"),

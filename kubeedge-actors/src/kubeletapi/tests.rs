@@ -1,4 +1,4 @@
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use actix::MessageResult;
 use kubeedge_proto::v1::{ContainerUsage, InterfaceStats, PodListing, PodStats, Progress, UsageStats};
@@ -9,6 +9,7 @@ use tokio::{
 };
 
 use super::*;
+use crate::system::System;
 
 /// Answers as Edged would.
 struct Edged {

@@ -66,6 +66,7 @@ mod launch;
 mod letter;
 #[cfg(feature = "metrics")]
 pub mod metrics;
+mod observed;
 mod parked;
 mod port;
 mod progress;
@@ -89,6 +90,7 @@ pub use context::Context;
 pub use figures::{Figure, Meter};
 pub use handle::{System, SystemBuilder};
 pub use heartbeat::Heartbeat;
+pub use observed::Observed;
 pub use parked::Parked;
 pub use port::{AskError, Port, TellError, TryTellError};
 pub use restart::RestartPolicy;

@@ -31,6 +31,8 @@ mod pages;
 mod push;
 #[cfg(all(feature = "apiserver", feature = "cloudstream", feature = "edgestream"))]
 mod relay;
+#[cfg(all(feature = "apiserver", feature = "router", feature = "servicebus", feature = "test-kit"))]
+mod rules;
 #[cfg(feature = "apiserver")]
 mod services;
 #[cfg(all(
@@ -43,3 +45,5 @@ mod services;
 mod sim;
 #[cfg(feature = "link")]
 mod streams;
+#[cfg(all(feature = "edgeviews", feature = "test-kit"))]
+mod views;

@@ -224,7 +224,7 @@ struct Site {
 
 impl Site {
     fn start(broker: Broker) -> Self {
-        let config = EventBusConfig { brokers: vec![broker], forward_to_cloud: false };
+        let config = EventBusConfig { brokers: vec![broker] };
         let twin = Recorder::<TwinMessage>::answering(|_| ());
         let (received, states) = (Recorder::listening(), Recorder::listening());
         let test = TestSystem::builder()

@@ -26,6 +26,13 @@ fn a_full_file_of_kubeedge_has_no_unknown_field() {
     assert_eq!(hub.https.socket().to_string(), "0.0.0.0:10002");
     let stream = value.modules.cloud_stream;
     assert!(!stream.enable && stream.stream_port == 10003 && stream.tls_stream_ca_file.ends_with("streamCA.crt"));
+    let router = value.modules.router;
+    assert!(!router.enable && router.port == 9443 && router.rest_timeout.duration().as_secs() == 60);
+    assert_eq!(
+        (router.tls, router.token_file, router.tls_ca_file),
+        (false, None, None),
+        "KubeEdge's file has none of it"
+    );
     assert!(!value.modules.admission.enable, "KubeEdge has a program of its own for it");
     assert_eq!(value.standalone, Standalone::default(), "KubeEdge's file does not have it");
 }
@@ -56,6 +63,8 @@ fn impossible_values_are_refused_where_they_stand() {
         ("modules: {cloudHub: {edgeCertSigningDuration: 0}}", "expected a number of days from 1 to 3650"),
         ("modules: {cloudHub: {edgeCertGracePeriod: 4000}}", "expected a number of days from 0 to 3650"),
         ("modules: {cloudHub: {caSecret: kubeedge-ca}}", "expected namespace/name of a Secret"),
+        ("modules: {router: {restTimeout: 0}}", "modules.router.restTimeout: 0 is not valid"),
+        ("modules: {views: {address: all}}", "modules.views.address: invalid IP address syntax"),
         ("standalone: {enable: perhaps}", "standalone.enable: "),
         ("standalone:\n  advertiseAddress: 0.0.0.0\n", "2:21: standalone.advertiseAddress: \"0.0.0.0\" is not valid"),
         ("standalone: {advertiseAddress: cloud}", "expected an address by which pods and nodes reach this machine"),

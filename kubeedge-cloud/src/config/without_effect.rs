@@ -30,7 +30,6 @@ pub(super) const FIELDS: &[&str] = &[
     "modules.iptablesManager",
     "modules.nodeUpgradeJobController",
     "modules.policyController",
-    "modules.router",
     "modules.syncController",
     "modules.taskManager",
 ];

@@ -83,7 +83,7 @@ pub(super) async fn prepare(settings: &EventBus, node: &NodeName, clock: &Floore
             }
         },
     };
-    Ok(Mqtt { bus: EventBusConfig { brokers, forward_to_cloud: false }, broker })
+    Ok(Mqtt { bus: EventBusConfig { brokers }, broker })
 }
 
 /// How the external broker is authenticated; `None` when it is spoken to in the clear.

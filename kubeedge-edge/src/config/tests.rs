@@ -19,7 +19,9 @@ fn a_full_file_of_kubeedge_has_no_unknown_field() {
     for field in ["edgecoreVersion", "modules.edgeHub.messageQPS", "modules.eventBus.mqttPubClientID"] {
         assert!(without_effect.iter().any(|path| path == field), "{field}");
     }
-    let EdgeCore { database, modules: Modules { edged, edge_hub, edge_stream, device_twin, event_bus } } = value;
+    let EdgeCore { database, modules } = value;
+    let Modules { edged, edge_hub, edge_stream, device_twin, event_bus, service_bus, views } = modules;
+    assert_eq!((service_bus, views), (ServiceBus::default(), Views::default()), "KubeEdge's defaults, written out");
     assert_eq!((event_bus.mqtt_mode, event_bus.mqtt_qos), (MqttMode::External, 0));
     assert_eq!(device_twin.socket(), Path::new("/etc/kubeedge/dmi.sock"));
     assert!(!edge_stream.enable, "as the file has it");
@@ -90,6 +92,7 @@ fn impossible_values_are_refused_where_they_stand() {
             "modules: {edgeHub: {websocket: {server: cloud}}}",
             "modules.edgeHub.websocket.server: \"cloud\" is not valid",
         ),
+        ("modules: {serviceBus: {allow: [plc.local]}}", "modules.serviceBus.allow[0]: \"plc.local\" is not valid"),
         ("modules: {edged: {tailoredKubeletConfig: {maxPods: 0}}}", "tailoredKubeletConfig.maxPods: 0 is not valid"),
         (
             "modules: {edged: {tailoredKubeletConfig: {enforceNodeAllocatable: [pod]}}}",

@@ -11,7 +11,7 @@ pub(super) const FIELDS: &[&str] = paths! {
     "": "edgecoreVersion" "featureGates";
     "database.": "driverName" "aliasName";
     "modules.eventBus.": "mqttPubClientID";
-    "modules.": "metaManager" "serviceBus" "dbTest" "taskManager";
+    "modules.": "metaManager" "dbTest" "taskManager";
     "modules.edgeStream.": "handshakeTimeout" "readDeadline" "server" "tlsTunnelCAFile" "tlsTunnelCertFile"
         "tlsTunnelPrivateKeyFile" "writeDeadline";
     "modules.edgeHub.": "messageQPS" "messageBurst" "projectID" "quic";

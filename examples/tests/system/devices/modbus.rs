@@ -154,7 +154,7 @@ async fn setpoint(address: SocketAddr) -> Result<u16> {
 }
 
 /// The definitions, if the walk before did not make them.
-async fn define(lab: &Lab) -> Result<()> {
+pub(crate) async fn define(lab: &Lab) -> Result<()> {
     let printed = lab.command("cloudcore", &["crds"]).await?;
     let kind = kube::core::GroupVersionKind::gvk("apiextensions.k8s.io", "v1", "CustomResourceDefinition");
     let definitions: kube::Api<DynamicObject> = kube::Api::all_with(lab.client()?, &ApiResource::from_gvk(&kind));

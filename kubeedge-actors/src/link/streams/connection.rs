@@ -278,13 +278,28 @@ pub struct IncomingBytes<'a>(&'a Stream);
 pub struct OutgoingBytes<'a>(&'a Stream);
 
 impl IncomingBytes<'_> {
+    /// As [`Stream::head`].
+    pub async fn head(&mut self) -> Result<StreamHead, StreamError> {
+        self.0.answered().await
+    }
+
     /// As [`Stream::read`].
     pub async fn read(&mut self) -> Result<Option<Bytes>, StreamError> {
         self.0.next().await
     }
+
+    /// As [`Stream::given_up`].
+    pub async fn given_up(&mut self) -> StreamError {
+        self.0.failed().await
+    }
 }
 
 impl OutgoingBytes<'_> {
+    /// As [`Stream::respond`].
+    pub fn respond(&mut self, head: StreamHead) {
+        self.0.answer(head);
+    }
+
     /// As [`Stream::write`].
     pub async fn write(&mut self, bytes: Bytes) -> Result<(), StreamError> {
         self.0.put(bytes).await
@@ -299,6 +314,10 @@ impl OutgoingBytes<'_> {
 impl Stream {
     /// Opener: waits for the head of the answer.
     pub async fn head(&mut self) -> Result<StreamHead, StreamError> {
+        self.answered().await
+    }
+
+    async fn answered(&self) -> Result<StreamHead, StreamError> {
         loop {
             {
                 let inner = self.shared.lock();
@@ -315,6 +334,10 @@ impl Stream {
 
     /// Acceptor: the head of the answer; only the first counts.
     pub fn respond(&mut self, head: StreamHead) {
+        self.answer(head);
+    }
+
+    fn answer(&self, head: StreamHead) {
         self.shared.lock().mux.respond(self.id, head);
         self.shared.work.notify_one();
     }
@@ -370,6 +393,10 @@ impl Stream {
 
     /// Waits until the stream has been given up or its connection has ended.
     pub async fn given_up(&mut self) -> StreamError {
+        self.failed().await
+    }
+
+    async fn failed(&self) -> StreamError {
         loop {
             let failed = failure(&self.shared.lock(), self.id);
             match failed {

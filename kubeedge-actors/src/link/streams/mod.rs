@@ -55,7 +55,7 @@ pub enum OpenError {
     Disconnected(String),
 }
 
-/// CloudStream asks CloudHub for the stream connection of a node, which is opened if there is none.
+/// CloudStream and Router ask CloudHub for the stream connection of a node, which is opened if there is none.
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "Result<Connection, NotConnected>")]
 pub struct ConnectStreams {
@@ -82,5 +82,13 @@ pub enum NotConnected {
 #[rtype(result = "()")]
 pub struct ServeStream {
     /// The request, with the stream that it is answered on.
+    pub request: Request,
+}
+
+/// EdgeHub hands a call of a service, which the cloud makes for a rule, to ServiceBus.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct ServeService {
+    /// The request: `service` says where it goes.
     pub request: Request,
 }

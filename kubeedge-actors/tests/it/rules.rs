@@ -1,0 +1,399 @@
+//! Router and ServiceBus with their real HTTP servers and clients; CloudHub is recorded, and the link between them is a
+//! pair of stream connections in memory.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::{Request, Response, body::Incoming, client::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use kubeedge_actors::{
+    apiserver::{Config, Handle, Server},
+    identity::{CertificateAuthority, ClientAuth, ServerCredentials, issued_client_config, system_clock},
+    link::streams::{ConnectStreams, Connection, NotConnected, ServeService, Side, connection::REQUESTS},
+    router::{Router, RouterConfig, outbound::Outbound},
+    rule::crds,
+    servicebus::{ServiceBus, ServiceBusConfig, allow::Allow},
+    system::{
+        Ports,
+        testing::{Recorder, TestSystem},
+    },
+    web::tokens::Tokens,
+};
+use kubeedge_proto::v1::{
+    CallCloud, Envelope, ObjectKey, ObjectList, ObjectsChanged, ObjectsReloaded, QueryRules, ReadObjects, RecheckNodes,
+    RouteCall, RouteEvent, SendEventToNode, SendToNode, ServiceCall, Settled, UserMessage, call_reply, envelope::Body,
+};
+use serde_json::{Value, json};
+use tokio::{net::TcpStream, sync::mpsc};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::golden::client::Client;
+
+const SOON: Duration = Duration::from_secs(30);
+const TOKEN: &str = "0123456789abcdef";
+
+/// An HTTP or HTTPS server that answers what `answer` says and tells what it got.
+async fn serve(
+    tls: Option<Arc<rustls::ServerConfig>>,
+    status: u16,
+) -> (SocketAddr, mpsc::Receiver<(String, Bytes)>, AbortOnDropHandle<()>) {
+    let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (sender, seen) = mpsc::channel(100);
+    let serving = tokio::task::spawn_local(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let sender = sender.clone();
+            let service = service_fn(move |request: Request<Incoming>| {
+                let sender = sender.clone();
+                async move {
+                    let key = request.headers().get("idempotency-key").map_or("", |key| key.to_str().unwrap());
+                    let line = format!("{} {} {key}", request.method(), request.uri().path());
+                    let body = request.into_body().collect().await.unwrap().to_bytes();
+                    sender.send((line, body.clone())).await.unwrap();
+                    let response = Response::builder().status(status).header("x-a", "b");
+                    Ok::<_, std::convert::Infallible>(response.body(Full::new(body)).unwrap())
+                }
+            });
+            let server = hyper::server::conn::http1::Builder::new();
+            match tls.clone().map(tokio_rustls::TlsAcceptor::from) {
+                None => drop(tokio::task::spawn_local(server.serve_connection(TokioIo::new(stream), service))),
+                Some(tls) => drop(tokio::task::spawn_local(async move {
+                    // A client that does not trust us does not come this far.
+                    if let Ok(stream) = tls.accept(stream).await {
+                        server.serve_connection(TokioIo::new(stream), service).await.unwrap();
+                    }
+                })),
+            }
+        }
+    });
+    (address, seen, AbortOnDropHandle::new(serving))
+}
+
+struct World {
+    test: TestSystem,
+    api: Arc<Client>,
+    rest: SocketAddr,
+    to_node: Recorder<SendToNode>,
+    event: Recorder<SendEventToNode>,
+    authority: Arc<CertificateAuthority>,
+    _server: Handle,
+    _folder: tempfile::TempDir,
+}
+
+impl World {
+    /// A router over HTTPS that asks for a token; nodes have no session, and take events as `settled` says.
+    async fn start(settled: Settled, trusted: bool) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let authority = Arc::new(CertificateAuthority::load_or_create(folder.path(), SystemTime::now()).unwrap());
+        let names = vec![std::net::IpAddr::from(Ipv4Addr::LOCALHOST).into()];
+        let server = ServerCredentials::new(authority.clone(), names, SystemTime::now()).unwrap();
+        let handle = Server::start(Config::in_memory()).await.unwrap();
+        let api = Arc::new(Client::new(handle.address(), "admin"));
+        for definition in crds::definitions() {
+            let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+            let answer = api.send("POST", path, &[], Some(definition.to_string())).await;
+            assert_eq!(answer.status, 201, "{}", answer.text);
+        }
+        let mut kube = kube::Config::new(format!("http://{}", handle.address()).parse().unwrap());
+        kube.auth_info.token = Some("admin".to_owned().into());
+        let kube = kube::Client::try_from(kube).unwrap();
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let rest = listener.local_addr().unwrap();
+        let ca = folder.path().join("rootCA.crt");
+        let config = RouterConfig {
+            listener: Arc::new(listener),
+            tls: Some(Arc::new(server.server_config(ClientAuth::None, &[]).unwrap())),
+            tokens: Some(Tokens::parse(TOKEN).unwrap()),
+            within: Duration::from_secs(5),
+            outbound: Outbound::new(trusted.then_some(ca)).unwrap(),
+        };
+        let to_node = Recorder::<SendToNode>::answering(|_| ());
+        let recheck = Recorder::<RecheckNodes>::answering(|_| ());
+        let event = Recorder::<SendEventToNode>::answering(move |_| settled.clone());
+        let connect = Recorder::<ConnectStreams>::answering(|asked| Err(NotConnected::Offline(asked.node.clone())));
+        let test = TestSystem::builder()
+            .component(move |ports: &Ports| Router::new(kube.clone(), config.clone(), ports))
+            .records(&to_node)
+            .records(&recheck)
+            .records(&event)
+            .records(&connect)
+            .asks::<QueryRules>()
+            .asks::<RouteEvent>()
+            .asks::<RouteCall>()
+            .start();
+        Self { test, api, rest, to_node, event, authority, _server: handle, _folder: folder }
+    }
+
+    async fn make(&self, plural: &str, name: &str, spec: Value) {
+        let path = format!("/apis/rules.kubeedge.io/v1/namespaces/default/{plural}");
+        let object = json!({"metadata": {"name": name}, "spec": spec});
+        let answer = self.api.send("POST", &path, &[], Some(object.to_string())).await;
+        assert_eq!(answer.status, 201, "{}", answer.text);
+    }
+
+    async fn endpoints(&self) {
+        for (name, properties) in
+            [("rest", json!({})), ("eventbus", json!({})), ("servicebus", json!({"service_port": "80"}))]
+        {
+            self.make("ruleendpoints", name, json!({"ruleEndpointType": name, "properties": properties})).await;
+        }
+    }
+
+    async fn rule(&self, name: &str, source: (&str, Value), target: (&str, Value)) {
+        let spec =
+            json!({"source": source.0, "sourceResource": source.1, "target": target.0, "targetResource": target.1});
+        self.make("rules", name, spec).await;
+    }
+
+    /// One request over HTTPS.
+    async fn post(&self, path: &str, token: Option<&str>, body: &'static str) -> (u16, String) {
+        let own = self.authority.issue_client("somebody", "shops", SystemTime::now()).unwrap();
+        let tls = issued_client_config(self.authority.certificate().clone(), &own, system_clock()).unwrap();
+        let stream = TcpStream::connect(self.rest).await.unwrap();
+        let tls = tokio_rustls::TlsConnector::from(Arc::new(tls));
+        let stream = tls.connect(self.rest.ip().into(), stream).await.unwrap();
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+        let connection = AbortOnDropHandle::new(tokio::task::spawn_local(connection));
+        let mut request = Request::post(path).header("Host", "router");
+        if let Some(token) = token {
+            request = request.header("Authorization", format!("Bearer {token}"));
+        }
+        let answer = sender.send_request(request.body(Full::new(Bytes::from(body))).unwrap()).await.unwrap();
+        let status = answer.status().as_u16();
+        let text = answer.into_body().collect().await.unwrap().to_bytes();
+        drop(connection);
+        (status, String::from_utf8(text.to_vec()).unwrap())
+    }
+
+    /// The same until a rule takes it.
+    async fn routed(&self, path: &str, body: &'static str) -> (u16, String) {
+        tokio::time::timeout(SOON, async {
+            loop {
+                let answer = self.post(path, Some(TOKEN), body).await;
+                if answer.0 != 404 {
+                    return answer;
+                }
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .unwrap()
+    }
+
+    async fn event(&self, rule: &str, payload: &'static str) -> Settled {
+        let message = UserMessage {
+            topic: "default/t".into(),
+            payload: Bytes::from(payload),
+            rule: Some(ObjectKey::new("default", rule)),
+            ..UserMessage::default()
+        };
+        let envelope = Envelope::new("eventbus", 0, Body::UserMessage(message));
+        self.test.ask(RouteEvent { node: "edge-1".into(), envelope: Some(envelope) }).await
+    }
+}
+
+#[actix_rt::test]
+async fn the_rest_server_takes_who_shows_a_token_over_https_and_says_what_the_node_said() {
+    let world = World::start(Settled::applied(), true).await;
+    world.endpoints().await;
+    world.rule("lamp", ("rest", json!({"path": "/lamp"})), ("eventbus", json!({"topic": "lamp"}))).await;
+    assert_eq!(world.routed("/edge-1/default/lamp/on", "1").await, (200, "message delivered".into()));
+    let sent = world.event.next().await;
+    let Some(Body::UserMessage(message)) = sent.envelope.unwrap().body else { panic!("another body") };
+    assert_eq!((sent.node.as_str(), message.topic.as_str(), &message.payload[..]), ("edge-1", "lamp/on", &b"1"[..]));
+
+    for (token, said) in [(None, "a bearer token is needed"), (Some("fedcba9876543210"), "none of the router's")] {
+        let (status, text) = world.post("/edge-1/default/lamp", token, "").await;
+        assert!(status == 401 && text.contains(said), "{status} {text}");
+    }
+    // A service at a node without a session.
+    world.rule("call", ("rest", json!({"path": "/call"})), ("servicebus", json!({"path": "/"}))).await;
+    let (status, text) = world.routed("/edge-1/default/call", "").await;
+    assert!(status == 503 && text.contains("edge-1 is not connected"), "{status} {text}");
+    // A rule without its endpoint.
+    world.rule("lost", ("nobody", json!({"path": "/lost"})), ("eventbus", json!({"topic": "t"}))).await;
+    let (status, text) = world.routed("/edge-1/default/lost", "").await;
+    assert!(status == 503 && text.contains("no RuleEndpoint default/nobody"), "{status} {text}");
+    world.test.assert_quiet().await;
+}
+
+#[actix_rt::test]
+async fn a_node_that_does_not_take_a_message_is_told_to_who_sent_it() {
+    let world = World::start(Settled::rejected(413, "1048577 bytes on lamp"), true).await;
+    world.endpoints().await;
+    world.rule("lamp", ("rest", json!({"path": "/lamp"})), ("eventbus", json!({"topic": "lamp"}))).await;
+    assert_eq!(world.routed("/edge-1/default/lamp", "1").await, (413, "1048577 bytes on lamp".into()));
+    world.test.assert_quiet().await;
+}
+
+#[actix_rt::test]
+async fn messages_of_nodes_reach_urls_over_verified_tls_only() {
+    for trusted in [true, false] {
+        let world = World::start(Settled::applied(), trusted).await;
+        world.endpoints().await;
+        let own =
+            world.authority.issue_server(&[std::net::IpAddr::from(Ipv4Addr::LOCALHOST).into()], SystemTime::now());
+        let own = own.unwrap();
+        let tls =
+            kubeedge_actors::identity::server_config(own.chain(), own.key(), ClientAuth::None, &[], system_clock());
+        let (address, mut seen, _serving) = serve(Some(Arc::new(tls.unwrap())), 200).await;
+        let source = json!({"topic": "t", "node_name": "edge-1"});
+        world.rule("up", ("eventbus", source), ("rest", json!({"resource": format!("https://{address}/in")}))).await;
+        // The node hears of it; then the router knows it as well.
+        let sent = tokio::time::timeout(SOON, world.to_node.next()).await.unwrap();
+        assert_eq!(sent.node, "edge-1");
+        let settled = world.event("up", "{}").await;
+        if trusted {
+            assert_eq!(settled, Settled::applied());
+            let (line, body) = seen.recv().await.unwrap();
+            assert!(
+                line.starts_with("POST /in ") && line.len() == "POST /in ".len() + 36,
+                "an idempotency key: {line}"
+            );
+            assert_eq!(&body[..], b"{}");
+        } else {
+            assert_eq!(settled.code, 503);
+            assert!(settled.reason.contains("certificate"), "{}", settled.reason);
+            assert!(seen.try_recv().is_err());
+        }
+        world.test.assert_quiet().await;
+    }
+}
+
+#[actix_rt::test]
+async fn what_a_target_refuses_for_good_does_not_come_again_and_no_node_uses_anothers_rule() {
+    let world = World::start(Settled::applied(), true).await;
+    world.endpoints().await;
+    let (broken, mut at_broken, _one) = serve(None, 500).await;
+    let (wrong, _at_wrong, _two) = serve(None, 422).await;
+    let source = || json!({"topic": "t", "node_name": "edge-1"});
+    for (name, at) in [("broken", broken), ("wrong", wrong)] {
+        world.rule(name, ("eventbus", source()), ("rest", json!({"resource": format!("http://{at}/")}))).await;
+        tokio::time::timeout(SOON, world.to_node.next()).await.unwrap();
+    }
+    let again = world.event("broken", "x").await;
+    assert!(again.code == 503 && again.reason.contains("answered 500"), "{again:?}");
+    assert_eq!(at_broken.recv().await.unwrap().1, "x");
+    assert!(at_broken.try_recv().is_err(), "once");
+    assert_eq!(world.event("wrong", "x").await.code, 422);
+    assert_eq!(world.event("none", "x").await.code, 404);
+    let source = json!({"target_url": "http://a", "node_name": "edge-2"});
+    world.rule("of-another", ("servicebus", source), ("rest", json!({"resource": format!("http://{wrong}/")}))).await;
+    tokio::time::timeout(SOON, world.to_node.next()).await.unwrap();
+    let call = ServiceCall { rule: Some(ObjectKey::new("default", "of-another")), body: Bytes::from("{}") };
+    for (node, status) in [("edge-1", 404), ("edge-2", 422)] {
+        let envelope = Envelope::new("servicebus", 0, Body::ServiceCall(call.clone()));
+        let reply = world.test.ask(RouteCall { node: node.into(), envelope: Some(envelope) }).await;
+        let code = match reply.result.unwrap() {
+            call_reply::Result::ApiResponse(response) => response.status,
+            call_reply::Result::Error(error) => error.code,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(code, status, "{node}");
+    }
+    world.test.assert_quiet().await;
+}
+
+/// A ServiceBus, and the cloud's end of its streams.
+struct Edge {
+    test: TestSystem,
+    cloud: Connection,
+    _running: [AbortOnDropHandle<()>; 2],
+}
+
+impl Edge {
+    fn start(allow: Allow) -> Self {
+        let config = ServiceBusConfig {
+            listen: (Ipv4Addr::LOCALHOST, 0).into(),
+            tls: None,
+            within: Duration::from_secs(5),
+            allow,
+        };
+        let read = Recorder::<ReadObjects>::answering(|_| ObjectList { complete: true, ..ObjectList::default() });
+        let call = Recorder::<CallCloud>::answering(|_| Default::default());
+        let test = TestSystem::builder()
+            .component(move |ports: &Ports| ServiceBus::new(config.clone(), ports))
+            .records(&read)
+            .records(&call)
+            .announces::<ObjectsChanged>()
+            .announces::<ObjectsReloaded>()
+            .asks::<ServeService>()
+            .start();
+        let (cloud, edge) = (Connection::new(Side::Opener), Connection::new(Side::Acceptor));
+        let (to_edge, from_cloud) = mpsc::channel(4);
+        let (to_cloud, from_edge) = mpsc::channel(4);
+        let ends = |frames| {
+            use futures_util::StreamExt as _;
+            tokio_stream::wrappers::ReceiverStream::new(frames).map(Ok::<_, std::convert::Infallible>)
+        };
+        let (requests, mut wanted) = mpsc::channel(REQUESTS);
+        let port = test.port::<ServeService>();
+        let (cloud_runs, cloud_end) = (cloud.clone(), ends(from_edge));
+        let one = tokio::task::spawn_local(async move { drop(cloud_runs.run(to_edge, cloud_end, None).await) });
+        let edge_end = ends(from_cloud);
+        let other = tokio::task::spawn_local(async move {
+            let hand_over = async {
+                while let Some(request) = wanted.recv().await {
+                    port.tell(ServeService { request }).await.unwrap();
+                }
+            };
+            tokio::join!(edge.run(to_cloud, edge_end, Some(requests)), hand_over);
+        });
+        Self { test, cloud, _running: [one, other].map(AbortOnDropHandle::new) }
+    }
+
+    async fn call(&self, service: &str, path: &str, body: &'static [u8]) -> (u32, String) {
+        let headers = [("content-length".to_owned(), body.len().to_string())].into();
+        let open = kubeedge_proto::v1::StreamOpen {
+            method: "POST".into(),
+            path_and_query: path.into(),
+            service: service.into(),
+            headers,
+            ..Default::default()
+        };
+        let mut stream = self.cloud.open(open).unwrap();
+        stream.write(Bytes::from_static(body)).await.unwrap();
+        stream.finish();
+        let head = stream.head().await.unwrap();
+        let mut text = Vec::new();
+        while let Some(bytes) = stream.read().await.unwrap() {
+            text.extend_from_slice(&bytes);
+        }
+        (head.status, String::from_utf8(text).unwrap())
+    }
+}
+
+/// `P-SERVICE-ALLOWED`
+#[actix_rt::test]
+async fn a_node_calls_only_what_its_configuration_allows() {
+    let (address, mut seen, _serving) = serve(None, 201).await;
+    let edge = Edge::start(Allow::Loopback);
+    assert_eq!(edge.call(&address.to_string(), "/a", b"x").await, (201, "x".into()));
+    assert_eq!(seen.recv().await.unwrap().0, "POST /a ");
+    for (service, path, status) in [
+        ("169.254.169.254:80", "/", 403),
+        ("10.0.0.1:80", "/", 403),
+        ("evil.example:80", "/", 403),
+        ("127.0.0.1", "/", 400),
+        (&*format!("{address}@evil.example:80"), "/", 400),
+        (&*address.to_string(), "http://evil.example/", 400),
+        (&*address.to_string(), "//evil.example/", 400),
+        (&*address.to_string(), "/ HTTP/1.1\r\nHost: evil", 400),
+    ] {
+        let (code, text) = edge.call(service, path, b"").await;
+        assert_eq!(code, status, "{service} {path}: {text}");
+    }
+    assert!(seen.try_recv().is_err(), "nothing reached the service");
+    edge.test.assert_quiet().await;
+
+    let edge = Edge::start(Allow::parse(&["127.0.0.1:1"]).unwrap());
+    assert_eq!(edge.call(&address.to_string(), "/a", b"x").await.0, 403, "a list names all there is");
+    let (code, text) = edge.call("127.0.0.1:1", "/", b"").await;
+    assert!(code == 502 && text.contains("cannot be reached"), "{code} {text}");
+    edge.test.assert_quiet().await;
+}
