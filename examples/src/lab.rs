@@ -92,7 +92,7 @@ impl Rules {
     pub fn on_free_ports() -> Result<Self> {
         let [rest, service_bus] = free_ports()?;
         let at = |port| (Ipv4Addr::LOCALHOST, port).into();
-        Ok(Self { rest: at(rest), service_bus: at(service_bus), router: "restTimeout: 5".to_owned(), timeout: 5 })
+        Ok(Self { rest: at(rest), service_bus: at(service_bus), router: "restTimeout: 10".to_owned(), timeout: 30 })
     }
 }
 

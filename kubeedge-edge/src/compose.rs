@@ -135,7 +135,11 @@ async fn start(config: &EdgeCore, runtime: Runtime) -> Result<Running> {
         let prepared = match runtime {
             Runtime::Cri => Prepared::new(settings).await?,
             #[cfg(feature = "fake-runtime")]
-            Runtime::InMemory => Prepared::with_runtime(settings, edged::in_memory()).await?,
+            Runtime::InMemory => {
+                // It makes no control groups.
+                let settings = kubeedge_actors::edged::EdgedConfig { cgroups_per_qos: false, ..settings };
+                Prepared::with_runtime(settings, edged::in_memory()).await?
+            }
         };
         builder = builder.component(move |ports: &Ports| Edged::new(prepared.clone(), ports));
         builder = builder.asks::<ShutDownPods>();

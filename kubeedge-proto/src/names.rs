@@ -101,6 +101,10 @@ pub mod resource {
         config_maps = ("", "v1", "configmaps", "ConfigMap");
         /// `v1/secrets`
         secrets = ("", "v1", "secrets", "Secret");
+        /// `v1/persistentvolumeclaims`
+        persistent_volume_claims = ("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim");
+        /// `v1/persistentvolumes`
+        persistent_volumes = ("", "v1", "persistentvolumes", "PersistentVolume");
         /// `v1/nodes`
         nodes = ("", "v1", "nodes", "Node");
         /// `v1/events`

@@ -25,13 +25,16 @@ mod logs;
 mod node;
 mod pods;
 mod quickstart;
+mod recreated;
 mod report;
+mod resize;
 mod restarts;
 mod rules;
 mod scale;
 mod shims;
 mod stream_figures;
 mod streams;
+mod volumes;
 
 use std::process::ExitCode;
 

@@ -31,11 +31,12 @@ const PRESSURE: &str = "node::a_node_that_is_short_of_memory_says_so_evicts_and_
 const EVICTED: &str = "node::what_was_evicted_does_not_come_back_by_a_restart";
 const DEVICES: &str = "node::a_device_plugin_gives_a_container_its_device";
 const PIDS: &str = "node::a_pod_that_forks_without_end_meets_its_limit";
+const GROUPS: &str = "node::a_pod_and_its_class_have_control_groups_with_their_share";
 const HELD: &str = "node::a_held_pod_waits_for_its_release";
 const STATIC: &str = "node::static_pods_run_with_the_cloud_away_and_are_mirrored_when_it_is_back";
 const SHUTDOWN: &str = "node::pods_end_in_order_when_the_power_goes";
-const ALL: [&str; 13] =
-    [API, TOP, LOGS, IMAGES, STORAGE, ROOM, DEVICES, PIDS, HELD, STATIC, PRESSURE, EVICTED, SHUTDOWN];
+const ALL: [&str; 14] =
+    [API, TOP, LOGS, IMAGES, STORAGE, ROOM, DEVICES, PIDS, GROUPS, HELD, STATIC, PRESSURE, EVICTED, SHUTDOWN];
 
 /// Burns processor time, so that there is something to measure.
 const BUSY: &str = "busy";
@@ -75,6 +76,7 @@ pub(crate) async fn stage(report: &mut Report, tools: &Result<Tools>) {
                     (ROOM, no_room(lab).boxed_local()),
                     (DEVICES, devices(lab).boxed_local()),
                     (PIDS, forks(lab).boxed_local()),
+                    (GROUPS, groups(lab).boxed_local()),
                     (HELD, held(lab).boxed_local()),
                 ])
                 .await;
@@ -352,35 +354,40 @@ async fn stays_evicted(lab: &mut Lab) -> Result<Outcome> {
 async fn devices(lab: &Lab) -> Result<Outcome> {
     let folder = lab.folder().join("edge/kubelet/device-plugins");
     let plugin = plugin::serve(&folder, "test.sock")?;
-    plugin::register(&folder, "test.sock", "example.com/lamp").await?;
+    plugin::register(&folder, "test.sock", "example.com/lamp", false).await?;
+    let choosy = plugin::serve(&folder, "choosy.sock")?;
+    plugin::register(&folder, "choosy.sock", "example.com/bulb", true).await?;
     let nodes = Api::<Node>::all(lab.client()?);
-    poll("the node has two of the resource, one of them to give", async || {
+    poll("the node has four of the resource, three of them to give", async || {
         let status = nodes.get(NODE).await?.status.unwrap_or_default();
         let amount =
             |of: Option<std::collections::BTreeMap<_, k8s_openapi::apimachinery::pkg::api::resource::Quantity>>| {
                 of.and_then(|all: std::collections::BTreeMap<String, _>| Some(all.get("example.com/lamp")?.0.clone()))
             };
         let seen = (amount(status.capacity), amount(status.allocatable));
-        Ok(if seen == (Some("2".into()), Some("1".into())) { Ok(()) } else { Err(format!("{seen:?}")) })
+        Ok(if seen == (Some("4".into()), Some("3".into())) { Ok(()) } else { Err(format!("{seen:?}")) })
     })
     .await?;
-    let with_lamp = |name: &str| {
-        let limits = "    resources: {limits: {example.com/lamp: 1}}\n    imagePullPolicy";
+    let with_lamp = |name: &str, resource: &str, count: usize| {
+        let limits = format!("    resources: {{limits: {{example.com/{resource}: {count}}}}}\n    imagePullPolicy");
         let story = "echo $LAMP > /work/lamp; [ -c /dev/lamp ] && echo there >> /work/lamp; while :; do sleep 1; done";
-        script(name, "Always", story).replace("    imagePullPolicy", limits)
+        script(name, "Always", story).replace("    imagePullPolicy", &limits)
     };
-    apply(lab, &with_lamp("lit")).await?;
-    let pod = running(&lab.client()?, "lit").await?;
-    let main = container(lab, &uid(&pod)?, "main").await?;
-    poll("the container has its variable and its device", async || {
-        let said = lab.exec(&main.id, &["cat", "/work/lamp"]).await.unwrap_or_else(|error| format!("{error:#}"));
-        Ok(if said == "good\nthere\n" { Ok(()) } else { Err(said) })
-    })
-    .await?;
-    apply(lab, &with_lamp("dark")).await?;
+    // Of a plugin without a preference the first is given, of the other one the one that it likes best.
+    for (name, resource, count, given) in [("lit", "lamp", 3, "a,b,c"), ("chosen", "bulb", 1, "c")] {
+        apply(lab, &with_lamp(name, resource, count)).await?;
+        let pod = running(&lab.client()?, name).await?;
+        let main = container(lab, &uid(&pod)?, "main").await?;
+        poll("the container has its variable and its device", async || {
+            let said = lab.exec(&main.id, &["cat", "/work/lamp"]).await.unwrap_or_else(|error| format!("{error:#}"));
+            Ok(if said == format!("{given}\nthere\n") { Ok(()) } else { Err(said) })
+        })
+        .await?;
+    }
+    apply(lab, &with_lamp("dark", "lamp", 1)).await?;
     let dark = until_pod(&lab.client()?, "dark", "Failed", |pod| failed_for(pod, "OutOfexample.com/lamp")).await?;
-    ensure!(message(&dark).ends_with("requested: 1, used: 1, capacity: 1"), "{:?}", dark.status);
-    drop(plugin);
+    ensure!(message(&dark).ends_with("requested: 1, used: 3, capacity: 3"), "{:?}", dark.status);
+    drop((plugin, choosy));
     Ok(Outcome::Proved)
 }
 
@@ -396,6 +403,41 @@ async fn forks(lab: &Lab) -> Result<Outcome> {
         Err(error) => ensure!(format!("{error:#}").contains("can't fork"), "it ended otherwise: {error:#}"),
     }
     ensure!(page(lab, "/healthz").await? == "ok", "the node goes on");
+    delete(&lab.client()?, name, 0).await?;
+    Ok(Outcome::Proved)
+}
+
+/// What a file of a control group says, in either version: the trees are looked through for the first that has it.
+fn group_file(folder: &str, names: [&str; 2]) -> Result<String> {
+    let trees = ["cpu", "memory", ""].map(|tree| PathBuf::from("/sys/fs/cgroup").join(tree).join(folder));
+    let files = trees.iter().flat_map(|tree| names.map(|name| tree.join(name)));
+    let file = files.clone().find(|file| file.exists()).with_context(|| format!("{folder} has none of {names:?}"))?;
+    Ok(fs::read_to_string(file)?.trim().to_owned())
+}
+
+async fn groups(lab: &Lab) -> Result<Outcome> {
+    let name = "shared";
+    let resources = "    resources: {requests: {cpu: 250m}, limits: {cpu: 500m, memory: 32Mi}}\n    imagePullPolicy";
+    let manifest = script(name, "Always", "while :; do sleep 1; done").replace("    imagePullPolicy", resources);
+    apply(lab, &manifest).await?;
+    let pod = running(&lab.client()?, name).await?;
+    let group = format!("kubepods/burstable/pod{}", uid(&pod)?);
+    let seen = (
+        group_file(&group, ["cpu.shares", "cpu.weight"])?,
+        group_file(&group, ["cpu.cfs_quota_us", "cpu.max"])?,
+        group_file(&group, ["memory.limit_in_bytes", "memory.max"])?,
+    );
+    let memory = (32 << 20).to_string();
+    let fits = ["256", "10"].contains(&&*seen.0) && ["50000", "50000 100000"].contains(&&*seen.1) && seen.2 == memory;
+    ensure!(fits, "the pod's control group has {seen:?}");
+    // These are the machine's own: another edgecore on it writes the same.
+    let best_effort = group_file("kubepods/besteffort", ["cpu.shares", "cpu.weight"])?;
+    ensure!(["2", "1"].contains(&&*best_effort), "the class that is promised nothing has {best_effort} shares");
+    let all = group_file("kubepods", ["memory.limit_in_bytes", "memory.max"])?;
+    ensure!(all.parse::<u64>().is_ok_and(|bytes| bytes < 1 << 50), "all pods together have {all} bytes");
+    let burstable = group_file("kubepods/burstable", ["cpu.shares", "cpu.weight"])?;
+    ensure!(burstable.parse::<u64>().is_ok_and(|shares| shares > 1), "the burstable class has {burstable} shares");
+    ensure!(told(lab, NODE, "NodeAllocatableEnforced").await?.starts_with("Updated Node Allocatable limit"));
     delete(&lab.client()?, name, 0).await?;
     Ok(Outcome::Proved)
 }
@@ -485,7 +527,7 @@ async fn power_failure(lab: &mut Lab) -> Result<Outcome> {
 }
 
 mod plugin {
-    //! The smallest device plugin there is: two lamps, one of them broken.
+    //! The smallest device plugin there is: four lamps, one of them broken. Asked which it would give, it says the last.
 
     use std::path::Path;
 
@@ -496,9 +538,9 @@ mod plugin {
         service::TowerToHyperService,
     };
     use kubeedge_proto::deviceplugin::{
-        AllocateRequest, AllocateResponse, ContainerAllocateResponse, Device, DevicePluginOptions, DeviceSpec, Empty,
-        ListAndWatchResponse, PreStartContainerRequest, PreStartContainerResponse, PreferredAllocationRequest,
-        PreferredAllocationResponse, RegisterRequest,
+        AllocateRequest, AllocateResponse, ContainerAllocateResponse, ContainerPreferredAllocationResponse, Device,
+        DevicePluginOptions, DeviceSpec, Empty, ListAndWatchResponse, PreStartContainerRequest,
+        PreStartContainerResponse, PreferredAllocationRequest, PreferredAllocationResponse, RegisterRequest,
         device_plugin_server::{DevicePlugin, DevicePluginServer},
         registration_client::RegistrationClient,
     };
@@ -519,16 +561,20 @@ mod plugin {
 
         async fn list_and_watch(&self, _: Request<Empty>) -> Answer<Self::ListAndWatchStream> {
             let lamp = |id: &str, health: &str| Device { id: id.into(), health: health.into() };
-            let devices = vec![lamp("broken", "Unhealthy"), lamp("good", "Healthy")];
+            let healthy = ["a", "b", "c"].map(|id| lamp(id, "Healthy"));
+            let devices = [lamp("broken", "Unhealthy")].into_iter().chain(healthy).collect();
             let first = stream::iter([Ok(ListAndWatchResponse { devices })]);
             Ok(Response::new(Box::pin(stream::StreamExt::chain(first, stream::pending()))))
         }
 
         async fn get_preferred_allocation(
             &self,
-            _: Request<PreferredAllocationRequest>,
+            request: Request<PreferredAllocationRequest>,
         ) -> Answer<PreferredAllocationResponse> {
-            Err(Status::unimplemented("not offered"))
+            let mut ids = request.into_inner().container_requests.remove(0).available_device_ids;
+            let device_ids = ids.pop().into_iter().collect();
+            let answer = ContainerPreferredAllocationResponse { device_ids };
+            Ok(Response::new(PreferredAllocationResponse { container_responses: vec![answer] }))
         }
 
         async fn allocate(&self, request: Request<AllocateRequest>) -> Answer<AllocateResponse> {
@@ -568,14 +614,14 @@ mod plugin {
         })))
     }
 
-    pub(super) async fn register(folder: &Path, endpoint: &str, resource: &str) -> Result<()> {
+    pub(super) async fn register(folder: &Path, endpoint: &str, resource: &str, prefers: bool) -> Result<()> {
         let socket = format!("unix://{}", folder.join("kubelet.sock").display());
         let channel = Endpoint::from_shared(socket)?.connect().await?;
         let request = RegisterRequest {
             version: "v1beta1".into(),
             endpoint: endpoint.into(),
             resource_name: resource.into(),
-            options: None,
+            options: Some(DevicePluginOptions { get_preferred_allocation_available: prefers, ..Default::default() }),
         };
         RegistrationClient::new(channel).register(request).await?;
         Ok(())

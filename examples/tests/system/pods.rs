@@ -25,8 +25,9 @@ use crate::{
         NAMESPACE, apply, container, delete, first, gone, nothing_left, one_sandbox, page, page_becomes, restarts,
         running, statuses, uid, until_pod, waits_for, write_config,
     },
-    kubectl,
+    kubectl, recreated,
     report::{Outcome, Report},
+    resize, volumes,
 };
 
 const UP: &str = "pods::a_lab_comes_up";
@@ -39,7 +40,7 @@ const CRASH: &str = "pods::a_crash_loop_backs_off_and_counts";
 const NEVER_PULL: &str = "pods::a_missing_image_that_may_not_be_pulled_is_said";
 const LATE_ENV: &str = "pods::a_container_waits_for_its_config_map_and_starts_by_itself";
 const LATE_VOLUME: &str = "pods::a_volume_waits_for_its_config_map_and_the_pod_starts_by_itself";
-const ALL: [&str; 11] = [
+const ALL: [&str; 15] = [
     TUTORIAL,
     TOOLBOX,
     ACCOUNT,
@@ -51,6 +52,10 @@ const ALL: [&str; 11] = [
     kubectl::WATCH,
     kubectl::VERBS,
     kubectl::GRACE,
+    resize::RESIZED,
+    resize::DEBUGGED,
+    volumes::LOCAL,
+    recreated::RECREATED,
 ];
 
 /// Brings a lab up for all scenarios of this file and of [`kubectl`].
@@ -75,8 +80,13 @@ pub(crate) async fn stage(report: &mut Report, tools: &Result<Tools>) {
                     (kubectl::WATCH, kubectl::watch(lab).boxed_local()),
                     (kubectl::VERBS, kubectl::verbs(lab).boxed_local()),
                     (kubectl::GRACE, kubectl::grace(lab).boxed_local()),
+                    (resize::RESIZED, resize::resized(lab).boxed_local()),
+                    (resize::DEBUGGED, resize::debugged(lab).boxed_local()),
+                    (volumes::LOCAL, volumes::local(lab).boxed_local()),
                 ])
                 .await;
+            // By itself: it keeps the node busy.
+            report.run(recreated::RECREATED, recreated::recreated(lab)).await;
             Ok(())
         })
         .await;

@@ -70,9 +70,13 @@ pub static SUBRESOURCES: &[Subresource] = &[
     apps("replicasets", "status", ("apps", "v1", "ReplicaSet")),
     apps("statefulsets", "scale", SCALE),
     apps("statefulsets", "status", ("apps", "v1", "StatefulSet")),
+    core("persistentvolumeclaims", "status", true, ("", "v1", "PersistentVolumeClaim"), STATUS_VERBS),
+    core("persistentvolumes", "status", false, ("", "v1", "PersistentVolume"), STATUS_VERBS),
     core("pods", "binding", true, ("", "v1", "Binding"), &["create"]),
+    core("pods", "ephemeralcontainers", true, ("", "v1", "Pod"), STATUS_VERBS),
     core("pods", "eviction", true, ("policy", "v1", "Eviction"), &["create"]),
     core("pods", "log", true, ("", "v1", "Pod"), &["get"]),
+    core("pods", "resize", true, ("", "v1", "Pod"), STATUS_VERBS),
     core("pods", "status", true, ("", "v1", "Pod"), STATUS_VERBS),
     Subresource {
         group: "apiextensions.k8s.io",

@@ -21,10 +21,11 @@ pub(crate) fn returns_deleted(kind: &Kind) -> bool {
     matches!(kind.plural, "pods" | "serviceaccounts" | "services" | "namespaces")
 }
 
-/// Takes from a new object what a client does not set: the status of pods, namespaces, Services, definitions and custom
-/// resources. A node brings its own.
+/// Takes from a new object what a client does not set: the status of pods, namespaces, Services, volumes and their claims,
+/// definitions and custom resources. A node brings its own.
 pub(crate) fn prepare_create(kind: &Kind, object: &mut Value) {
-    let own = kind.group.is_empty() && !matches!(kind.plural, "pods" | "namespaces" | "services");
+    let own = kind.group.is_empty()
+        && !matches!(kind.plural, "pods" | "namespaces" | "services" | "persistentvolumes" | "persistentvolumeclaims");
     if !own
         && kind.status_subresource
         && let Value::Object(map) = object

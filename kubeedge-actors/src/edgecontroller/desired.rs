@@ -1,6 +1,7 @@
 //! What each node should hold. Pure: watch events in, effects out.
 //!
-//! Pods are indexed by the node they are bound to; ConfigMaps and Secrets by the nodes whose pods name them. A pod is
+//! Pods are indexed by the node they are bound to; ConfigMaps, Secrets and claims by the nodes whose pods name them, and a
+//! volume by the nodes whose pods' claims are bound to it. A pod is
 //! held back until everything it names is known (there or absent), so that configuration always precedes it.
 
 use std::{
@@ -10,14 +11,14 @@ use std::{
 
 use kubeedge_proto::{
     resource,
-    v1::{DesiredKind, DesiredState, KubeObject, ObjectKey, ObjectTombstone, ObjectUpsert, ResourceType},
+    v1::{DesiredKind, DesiredState, KubeObject, ObjectKey, ObjectTombstone, ObjectUpsert},
 };
 use serde_json::Value;
 
 use crate::controllers::objects::{envelope_of, key_of, reference_to, text, tombstone, upsert, version_of};
 
 use super::{
-    references::{ConfigKey, ConfigKind, references},
+    references::{ConfigKey, ConfigKind, references, volume_of},
     writes::Bound,
 };
 
@@ -59,8 +60,10 @@ struct ConfigEntry {
     known: Known,
     /// resourceVersion up to which `known` holds.
     as_of: u64,
-    /// Pods that name it, per node.
+    /// Pods that name it, or claims, per node.
     users: HashMap<String, u32>,
+    /// What it names itself: a claim its volume, which its users need as well.
+    leads_to: Option<ConfigKey>,
 }
 
 #[derive(Default)]
@@ -201,9 +204,11 @@ impl Desired {
         let mut effects = Vec::new();
         let Some(config) = self.configs.get_mut(key) else { return effects };
         config.as_of = config.as_of.max(as_of);
+        let leads_to = object.as_ref().filter(|_| key.kind == ConfigKind::Claim).and_then(volume_of);
+        let led_to = std::mem::replace(&mut config.leads_to, leads_to.clone());
         let before = std::mem::replace(
             &mut config.known,
-            object.map_or(Known::Absent, |object| Known::Present(Box::new(envelope_of(config_type(key.kind), object)))),
+            object.map_or(Known::Absent, |object| Known::Present(Box::new(envelope_of(key.kind.type_(), object)))),
         );
         let mut nodes: Vec<&String> = config.users.keys().collect();
         nodes.sort_unstable();
@@ -227,6 +232,18 @@ impl Desired {
                 }
             }
             _ => {}
+        }
+        if led_to != leads_to {
+            let mut nodes: Vec<String> = config.users.keys().cloned().collect();
+            nodes.sort_unstable();
+            for node in nodes {
+                if let Some(next) = &leads_to {
+                    self.add_user(next, &node, &mut effects);
+                }
+                if let Some(last) = &led_to {
+                    self.remove_user(last, &node, as_of, &mut effects);
+                }
+            }
         }
         let mut released: Vec<PodKey> = self.waiting.remove(key).unwrap_or_default().into_iter().collect();
         released.sort_unstable();
@@ -309,21 +326,20 @@ impl Desired {
         self.pods_as_of.is_some()
             && self.pods_of(node).all(|pod| {
                 pod.held_since.is_none()
-                    && pod
-                        .names
-                        .iter()
+                    && self
+                        .named(pod)
                         .all(|key| self.configs.get(key).is_some_and(|config| !matches!(config.known, Known::NotYet)))
             })
     }
 
     /// Everything desired at one node, what is needed before what needs it.
     pub fn snapshot(&self, node: &str) -> DesiredState {
-        let names: BTreeSet<&ConfigKey> = self.pods_of(node).flat_map(|pod| &pod.names).collect();
+        let names: BTreeSet<&ConfigKey> = self.pods_of(node).flat_map(|pod| self.named(pod)).collect();
         let config = |kind| {
             let all = self.configs_as_of.get(&kind).copied().unwrap_or(0);
             let entries = || names.iter().filter(|key| key.kind == kind).filter_map(|key| self.configs.get(*key));
             DesiredKind {
-                r#type: Some(config_type(kind)),
+                r#type: Some(kind.type_()),
                 complete: self.pods_as_of.is_some() && entries().all(|config| !matches!(config.known, Known::NotYet)),
                 // Which are desired is known from the pods.
                 as_of: entries().map(|config| config.as_of.max(all)).chain(self.pods_as_of).min().unwrap_or(0),
@@ -345,7 +361,13 @@ impl Desired {
                 .map(|pod| pod.upsert(&self.configs))
                 .collect(),
         };
-        DesiredState { kinds: vec![config(ConfigKind::ConfigMap), config(ConfigKind::Secret), pods] }
+        DesiredState { kinds: ConfigKind::ALL.into_iter().map(config).chain([pods]).collect() }
+    }
+
+    /// What a pod needs: what it names, and what that names.
+    fn named<'a>(&'a self, pod: &'a PodEntry) -> impl Iterator<Item = &'a ConfigKey> {
+        let next = pod.names.iter().filter_map(|key| self.configs.get(key)?.leads_to.as_ref());
+        pod.names.iter().chain(next)
     }
 
     fn pods_of(&self, node: &str) -> impl Iterator<Item = &PodEntry> {
@@ -429,11 +451,15 @@ impl Desired {
         });
         let users = config.users.entry(node.to_owned()).or_insert(0);
         *users += 1;
-        if *users == 1
-            && let Known::Present(object) = &config.known
-        {
+        if *users > 1 {
+            return;
+        }
+        if let Known::Present(object) = &config.known {
             let as_of = config.as_of;
             effects.push(Effect::Upsert(node.to_owned(), ObjectUpsert { as_of, ..upsert(object) }));
+        }
+        if let Some(next) = config.leads_to.clone() {
+            self.add_user(&next, node, effects);
         }
     }
 
@@ -448,9 +474,13 @@ impl Desired {
         if let Known::Present(object) = &config.known {
             effects.push(Effect::Tombstone(node.to_owned(), tombstone(object, as_of)));
         }
+        let next = config.leads_to.clone();
         if config.users.is_empty() {
             self.configs.remove(key);
             effects.push(Effect::Unwatch(key.clone()));
+        }
+        if let Some(next) = next {
+            self.remove_user(&next, node, as_of, effects);
         }
     }
 
@@ -476,7 +506,8 @@ impl PodEntry {
             Known::Present(object) => Some(reference_to(object)),
             Known::Absent | Known::NotYet => None,
         };
-        let needs = if self.ending { Vec::new() } else { self.names.iter().filter_map(there).collect() };
+        let named = self.names.iter().chain(self.names.iter().filter_map(|key| configs.get(key)?.leads_to.as_ref()));
+        let needs = if self.ending { Vec::new() } else { named.filter_map(there).collect() };
         ObjectUpsert { needs, ..upsert(&self.object) }
     }
 }
@@ -485,13 +516,6 @@ impl PodEntry {
 fn went_back(effects: &mut Vec<Effect>) {
     effects.retain(|effect| !matches!(effect, Effect::Tombstone(..)));
     effects.push(Effect::Compare);
-}
-
-fn config_type(kind: ConfigKind) -> ResourceType {
-    match kind {
-        ConfigKind::ConfigMap => resource::config_maps(),
-        ConfigKind::Secret => resource::secrets(),
-    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! How the ConfigMaps and Secrets that pods name are followed. Pure: wishes and what a watch tells in, orders out.
+//! How the objects that pods name are followed: ConfigMaps, Secrets, claims and their volumes. Pure: wishes and what a watch tells in, orders out.
 //!
 //! A few objects of a kind are watched one by one: nothing else of the kind is read, and a cloud needs no more rights than
 //! that. From [`MANY`] on, one watch of the whole kind takes their place, however many there are: each watch is a
@@ -55,11 +55,11 @@ struct Kind {
     fetching: HashMap<ConfigKey, u64>,
 }
 
-/// The state of both kinds.
+/// The state of all kinds.
 #[derive(Debug, Default)]
 pub struct Follow {
-    config_maps: Kind,
-    secrets: Kind,
+    /// In the order of [`ConfigKind::ALL`].
+    kinds: [Kind; ConfigKind::ALL.len()],
     /// Which objects are named is not known before the pods were listed: nothing is read until then.
     begun: bool,
     numbers: u64,
@@ -67,10 +67,7 @@ pub struct Follow {
 
 impl Follow {
     fn kind(&mut self, kind: ConfigKind) -> &mut Kind {
-        match kind {
-            ConfigKind::ConfigMap => &mut self.config_maps,
-            ConfigKind::Secret => &mut self.secrets,
-        }
+        &mut self.kinds[kind as usize]
     }
 
     fn fetch(&mut self, key: ConfigKey) -> Order {
@@ -86,7 +83,7 @@ impl Follow {
             return Vec::new();
         }
         let mut orders = Vec::new();
-        for kind in [ConfigKind::ConfigMap, ConfigKind::Secret] {
+        for kind in ConfigKind::ALL {
             let it = self.kind(kind);
             if it.wanted.len() <= MANY {
                 let mut wanted: Vec<ConfigKey> = it.wanted.iter().cloned().collect();
@@ -150,10 +147,7 @@ impl Follow {
 
     /// Whether news of this object, by a watch of its whole kind, concerns anybody.
     pub fn wants(&self, key: &ConfigKey) -> bool {
-        let it = match key.kind {
-            ConfigKind::ConfigMap => &self.config_maps,
-            ConfigKind::Secret => &self.secrets,
-        };
+        let it = &self.kinds[key.kind as usize];
         matches!(it.mode, Mode::Listing { .. } | Mode::Shared) && it.wanted.contains(key)
     }
 
@@ -199,10 +193,7 @@ impl Follow {
 
     /// Whether an order to read an object stands.
     pub fn is_fetching(&self, key: &ConfigKey, number: u64) -> bool {
-        let it = match key.kind {
-            ConfigKind::ConfigMap => &self.config_maps,
-            ConfigKind::Secret => &self.secrets,
-        };
+        let it = &self.kinds[key.kind as usize];
         it.fetching.get(key) == Some(&number)
     }
 

@@ -171,12 +171,8 @@ impl EdgeController {
             key.namespace.is_empty() && key.name == node.as_str()
         } else if *type_ == resource::pods() {
             self.desired.pod(&key.namespace, &key.name).is_some_and(|(bound, _)| bound == node.as_str())
-        } else if *type_ == resource::config_maps() {
-            config(ConfigKind::ConfigMap)
-        } else if *type_ == resource::secrets() {
-            config(ConfigKind::Secret)
         } else {
-            false
+            ConfigKind::ALL.into_iter().find(|kind| *type_ == kind.type_()).is_some_and(config)
         }
     }
 }

@@ -35,6 +35,9 @@ const POD_CONDITIONS: &[&str] = &[
     "HeldUpgrade",
 ];
 
+/// Those of them that go away again.
+const PASSING: &[&str] = &["PodResizePending", "PodResizeInProgress"];
+
 /// Fields of a node's status that a kubelet owns.
 const NODE_FIELDS: &[&str] = &["capacity", "allocatable", "addresses", "daemonEndpoints", "nodeInfo", "images"];
 
@@ -86,7 +89,7 @@ pub fn status_patch(owner: Owner, uid: &str, reported: &Value) -> Value {
             None => {}
         }
     }
-    let own: Vec<Value> = reported
+    let mut own: Vec<Value> = reported
         .get("conditions")
         .and_then(Value::as_array)
         .into_iter()
@@ -100,6 +103,12 @@ pub fn status_patch(owner: Owner, uid: &str, reported: &Value) -> Value {
         })
         .cloned()
         .collect();
+    // Only what has resources can have been resized.
+    if owner == Owner::Pod && has_resources(reported) {
+        let said = |own: &[Value], type_: &str| own.iter().any(|condition| condition["type"] == type_);
+        let over: Vec<&str> = PASSING.iter().copied().filter(|type_| !said(&own, type_)).collect();
+        own.extend(over.into_iter().map(|type_| json!({"type": type_, "$patch": "delete"})));
+    }
     if !own.is_empty() {
         status.insert("conditions".into(), own.into());
     }
@@ -108,6 +117,13 @@ pub fn status_patch(owner: Owner, uid: &str, reported: &Value) -> Value {
         metadata.insert("uid".into(), uid.into());
     }
     json!({"metadata": metadata, "status": status})
+}
+
+/// Whether a container of a pod has resources, by its status.
+fn has_resources(reported: &Value) -> bool {
+    let lists = ["containerStatuses", "initContainerStatuses"];
+    let statuses = lists.iter().filter_map(|list| reported.get(*list)?.as_array()).flatten();
+    statuses.into_iter().any(|status| status.get("resources").is_some())
 }
 
 /// Without `$patch` and its like: in a condition it could replace the whole list, others' conditions included.
@@ -245,6 +261,17 @@ mod tests {
                 },
             })
         );
+    }
+
+    #[test]
+    fn a_resize_that_is_over_takes_its_conditions_with_it() {
+        let resized = json!([{"name": "a", "resources": {"requests": {"cpu": "1"}}}]);
+        let under_way = json!({"type": "PodResizeInProgress", "status": "True"});
+        let reported = json!({"containerStatuses": resized, "conditions": [under_way]});
+        let conditions = status_patch(Owner::Pod, "u", &reported)["status"]["conditions"].clone();
+        assert_eq!(conditions, json!([under_way, {"type": "PodResizePending", "$patch": "delete"}]));
+        let without = json!({"containerStatuses": [{"name": "a"}], "conditions": []});
+        assert_eq!(status_patch(Owner::Pod, "u", &without)["status"].get("conditions"), None);
     }
 
     #[test]

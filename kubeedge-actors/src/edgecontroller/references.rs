@@ -1,30 +1,56 @@
-//! Which ConfigMaps and Secrets a pod names.
+//! Which ConfigMaps, Secrets and claims a pod names, and which volume a claim.
 
 use std::collections::BTreeSet;
 
+use kubeedge_proto::{resource, v1::ResourceType};
 use serde_json::Value;
 
-/// The two kinds that are watched one by one, for the pods that name them.
+/// The kinds that are followed for the pods that name them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ConfigKind {
     /// `v1/configmaps`
     ConfigMap,
     /// `v1/secrets`
     Secret,
+    /// `v1/persistentvolumeclaims`
+    Claim,
+    /// `v1/persistentvolumes`: named by claims, not by pods.
+    Volume,
 }
 
-/// One ConfigMap or Secret.
+impl ConfigKind {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::ConfigMap, Self::Secret, Self::Claim, Self::Volume];
+
+    /// Its resource.
+    pub fn type_(self) -> ResourceType {
+        match self {
+            Self::ConfigMap => resource::config_maps(),
+            Self::Secret => resource::secrets(),
+            Self::Claim => resource::persistent_volume_claims(),
+            Self::Volume => resource::persistent_volumes(),
+        }
+    }
+}
+
+/// One object of these kinds.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConfigKey {
-    /// Which of the two.
+    /// Which of them.
     pub kind: ConfigKind,
-    /// Namespace: always the pod's own.
+    /// Namespace: the pod's own; empty for a volume.
     pub namespace: String,
     /// Name.
     pub name: String,
 }
 
-/// Every ConfigMap and Secret that `pod` names: volumes, projected sources, `env`, `envFrom` (of init, ordinary and
+/// The volume that a claim is bound to.
+pub fn volume_of(claim: &Value) -> Option<ConfigKey> {
+    let name = claim.pointer("/spec/volumeName").and_then(Value::as_str).filter(|name| !name.is_empty())?;
+    Some(ConfigKey { kind: ConfigKind::Volume, namespace: String::new(), name: name.to_owned() })
+}
+
+/// Everything that `pod` names: volumes, projected sources, `env`, `envFrom` (of init, ordinary and
 /// ephemeral containers alike) and `imagePullSecrets`.
 pub fn references(pod: &Value) -> BTreeSet<ConfigKey> {
     let namespace = pod.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or_default();
@@ -39,6 +65,7 @@ pub fn references(pod: &Value) -> BTreeSet<ConfigKey> {
     for volume in items(spec, "volumes") {
         add(ConfigKind::ConfigMap, volume.pointer("/configMap/name"));
         add(ConfigKind::Secret, volume.pointer("/secret/secretName"));
+        add(ConfigKind::Claim, volume.pointer("/persistentVolumeClaim/claimName"));
         if let Some(projected) = volume.get("projected") {
             for source in items(projected, "sources") {
                 add(ConfigKind::ConfigMap, source.pointer("/configMap/name"));
@@ -83,7 +110,7 @@ mod tests {
                 {"name": "c", "projected": {"sources": [
                     {"configMap": {"name": "cm-projected"}}, {"secret": {"name": "secret-projected"}},
                     {"serviceAccountToken": {"path": "token"}}]}},
-                {"name": "d", "emptyDir": {}}],
+                {"name": "d", "emptyDir": {}}, {"name": "e", "persistentVolumeClaim": {"claimName": "claim"}}],
             "initContainers": [{"env": [{"name": "X", "valueFrom": {"configMapKeyRef": {"name": "cm-init"}}}]}],
             "containers": [{
                 "env": [{"name": "X", "value": "1"}, {"valueFrom": {"secretKeyRef": {"name": "secret-env"}}}],
@@ -101,10 +128,20 @@ mod tests {
                 "secret-env",
                 "secret-from",
                 "secret-projected",
-                "secret-volume"
+                "secret-volume",
+                "claim"
             ]
         );
         assert!(references(&pod).iter().all(|key| key.namespace == "shop"));
+    }
+
+    #[test]
+    fn a_claim_names_its_volume_once_it_is_bound() {
+        let bound = volume_of(&json!({"spec": {"volumeName": "pv"}})).unwrap();
+        assert_eq!((bound.kind, bound.namespace.as_str(), bound.name.as_str()), (ConfigKind::Volume, "", "pv"));
+        for pending in [json!({"spec": {}}), json!({"spec": {"volumeName": ""}}), json!({"spec": {"volumeName": 1}})] {
+            assert_eq!(volume_of(&pending), None);
+        }
     }
 
     #[test]

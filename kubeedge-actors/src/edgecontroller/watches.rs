@@ -6,7 +6,7 @@ use std::{
 };
 
 use actix::{ActorFutureExt, AsyncContext, Handler, Message, WrapFuture};
-use kubeedge_proto::{resource, v1::ResourceType};
+use kubeedge_proto::resource;
 use serde_json::Value;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -127,7 +127,7 @@ impl EdgeController {
                 Order::WatchAll(kind) => {
                     self.watches.numbers += 1;
                     let number = self.watches.numbers;
-                    let path = type_of(kind).path("", None);
+                    let path = kind.type_().path("", None);
                     let scope = Scope { path, fields: String::new(), page: Some(CONFIG_PAGE) };
                     let watch = self.watch(scope, Source::All(kind, number), ctx);
                     self.watches.all.insert(kind, (number, watch));
@@ -230,7 +230,7 @@ impl EdgeController {
             Change::Forbidden => {
                 orders = self.watches.follow.refused(kind);
                 if !orders.is_empty() {
-                    tracing::warn!("{} may not be listed: each that is needed gets a watch", type_of(kind));
+                    tracing::warn!("{} may not be listed: each that is needed gets a watch", kind.type_());
                 }
             }
             // It is listed in pages.
@@ -267,7 +267,7 @@ impl EdgeController {
                     }
                     Err(error) => {
                         let ConfigKey { kind, namespace, name } = &key;
-                        tracing::warn!("{} {namespace}/{name} cannot be read: {error}", type_of(*kind));
+                        tracing::warn!("{} {namespace}/{name} cannot be read: {error}", kind.type_());
                         ctx.run_later(FETCH_AGAIN, move |this, ctx| {
                             if this.watches.follow.is_fetching(&key, number) {
                                 this.watches.to_fetch.push_back((key, number));
@@ -282,16 +282,9 @@ impl EdgeController {
     }
 }
 
-fn type_of(kind: ConfigKind) -> ResourceType {
-    match kind {
-        ConfigKind::ConfigMap => resource::config_maps(),
-        ConfigKind::Secret => resource::secrets(),
-    }
-}
-
 /// A single object.
 fn one(key: &ConfigKey) -> Scope {
-    let path = type_of(key.kind).path(&key.namespace, None);
+    let path = key.kind.type_().path(&key.namespace, None);
     Scope { path, fields: format!("metadata.name={}", key.name), page: None }
 }
 

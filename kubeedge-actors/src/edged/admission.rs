@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 
 use super::{
     eviction::{Pressure, rank::is_critical},
-    lifecycle::PodFailure,
+    lifecycle::{PendingResize, PodFailure},
     quantity::Quantity,
     resources::{QosClass, qos_class},
 };
@@ -98,8 +98,7 @@ pub fn admit<'a>(
         };
         let taken = used.get(&name).copied().unwrap_or(Quantity::ZERO);
         if taken.plus(amount) > has {
-            // Processors are counted in thousandths.
-            let show = |quantity: Quantity| if name == "cpu" { quantity.milli_value() } else { quantity.value() };
+            let show = |quantity| shown(&name, quantity);
             let why = format!(
                 "Node didn't have enough resource: {name}, requested: {}, used: {}, capacity: {}",
                 show(amount),
@@ -110,6 +109,31 @@ pub fn admit<'a>(
         }
     }
     Ok(())
+}
+
+/// Whether a pod that runs may have the resources that it asks for now, beside `others`; otherwise why not, or not yet.
+pub fn admit_resize<'a>(pod: &Pod, others: impl Iterator<Item = &'a Pod>, room: &Room) -> Result<(), PendingResize> {
+    let infeasible = |message: String| PendingResize { infeasible: true, message };
+    let wanted = requests(pod).map_err(infeasible)?;
+    for name in ["memory", "cpu"] {
+        let amount = wanted.get(name).copied().unwrap_or(Quantity::ZERO);
+        let has = room.get(name).copied().unwrap_or(Quantity::ZERO);
+        if amount > has {
+            let (amount, has) = (shown(name, amount), shown(name, has));
+            let why = format!("{name}, requested: {amount}, capacity: {has}");
+            return Err(infeasible(format!("Node didn't have enough capacity: {why}")));
+        }
+    }
+    // That the node is short is no reason to keep a pod from less, or from what is there.
+    admit(pod, others, room, Pressure::default()).map_err(|refused| PendingResize {
+        infeasible: false,
+        message: refused.message.trim_start_matches("Pod was rejected: ").to_owned(),
+    })
+}
+
+/// Processors are counted in thousandths.
+fn shown(name: &str, quantity: Quantity) -> i64 {
+    if name == "cpu" { quantity.milli_value() } else { quantity.value() }
 }
 
 /// The condition of the node that keeps a pod out. A node that is short of memory takes who asked for some.
@@ -186,6 +210,19 @@ mod tests {
         assert_eq!(refusal(&asks(json!({"example.com/other": "1"})), &[]), None, "a resource of the cluster");
         assert_eq!(refusal(&asks(json!({"hugepages-2Mi": "2Mi"})), &[]).unwrap().0, "OutOfhugepages-2Mi");
         assert_eq!(refusal(&asks(json!({"cpu": "x"})), &[]).unwrap().0, "UnexpectedAdmissionError");
+    }
+
+    #[test]
+    fn a_resize_is_deferred_while_others_have_the_room_and_infeasible_beyond_the_node() {
+        let asked = |cpu: &str, others: &[Pod]| admit_resize(&asks(json!({"cpu": cpu})), others.iter(), &room()).err();
+        let half = asks(json!({"cpu": "1"}));
+        assert_eq!(asked("1", std::slice::from_ref(&half)), None);
+        let deferred = asked("1500m", std::slice::from_ref(&half)).unwrap();
+        let why = "Node didn't have enough resource: cpu, requested: 1500, used: 1000, capacity: 2000";
+        assert_eq!((deferred.reason(), deferred.message.as_str()), ("Deferred", why));
+        let infeasible = asked("2001m", &[]).unwrap();
+        let why = "Node didn't have enough capacity: cpu, requested: 2001, capacity: 2000";
+        assert_eq!((infeasible.reason(), infeasible.message.as_str()), ("Infeasible", why));
     }
 
     #[test]

@@ -161,7 +161,8 @@ impl Book {
                 containers: Vec::new(),
             };
             let want = Want::End { grace_seconds };
-            let order = Order { pod: None, plan: Arc::new(plan), want, report_end: false, failed: None };
+            let order =
+                Order { pod: None, plan: Arc::new(plan), want, report_end: false, failed: None, pending_resize: None };
             self.entries.insert(pod.uid.clone(), Entry { order: order.clone(), gone: true });
             effects.push(Effect::Start { uid: pod.uid.clone(), order });
         }

@@ -72,6 +72,10 @@ pub enum Reason {
     FreeDiskSpaceFailed,
     /// Images could not be removed.
     ImageGcFailed,
+    /// Pods are limited to what the node has for them, all together.
+    NodeAllocatableEnforced,
+    /// They could not be.
+    FailedNodeAllocatableEnforcement,
     /// The node runs short and makes room.
     EvictionThresholdMet,
     /// A pod ends because the node runs short, or because it has more than it may have.
@@ -90,6 +94,14 @@ pub enum Reason {
     FailedPreStopHook,
     /// The pod was active for longer than it may be.
     DeadlineExceeded,
+    /// Containers that run have other resources now.
+    ResizeCompleted,
+    /// They cannot be given them.
+    ResizeError,
+    /// The node has no room for them now.
+    ResizeDeferred,
+    /// The node will never have.
+    ResizeInfeasible,
     /// What came as a pod cannot be run here as it is.
     InvalidPod,
 }
@@ -119,6 +131,8 @@ impl Reason {
             Self::ErrImageNeverPull => "ErrImageNeverPull",
             Self::FreeDiskSpaceFailed => "FreeDiskSpaceFailed",
             Self::ImageGcFailed => "ImageGCFailed",
+            Self::NodeAllocatableEnforced => "NodeAllocatableEnforced",
+            Self::FailedNodeAllocatableEnforcement => "FailedNodeAllocatableEnforcement",
             Self::EvictionThresholdMet => "EvictionThresholdMet",
             Self::Evicted => "Evicted",
             Self::FailedValidation => "FailedValidation",
@@ -128,6 +142,10 @@ impl Reason {
             Self::FailedPostStartHook => "FailedPostStartHook",
             Self::FailedPreStopHook => "FailedPreStopHook",
             Self::DeadlineExceeded => "DeadlineExceeded",
+            Self::ResizeCompleted => "ResizeCompleted",
+            Self::ResizeError => "ResizeError",
+            Self::ResizeDeferred => "ResizeDeferred",
+            Self::ResizeInfeasible => "ResizeInfeasible",
             Self::InvalidPod => "InvalidPod",
         }
     }
@@ -141,6 +159,8 @@ impl Reason {
             | Self::Started
             | Self::Killing
             | Self::BackOffPull
+            | Self::NodeAllocatableEnforced
+            | Self::ResizeCompleted
             | Self::DeadlineExceeded => Severity::Normal,
             Self::BackOffRestart
             | Self::Failed
@@ -150,6 +170,7 @@ impl Reason {
             | Self::ErrImageNeverPull
             | Self::FreeDiskSpaceFailed
             | Self::ImageGcFailed
+            | Self::FailedNodeAllocatableEnforcement
             | Self::EvictionThresholdMet
             | Self::Evicted
             | Self::FailedValidation
@@ -158,6 +179,9 @@ impl Reason {
             | Self::ProbeWarning
             | Self::FailedPostStartHook
             | Self::FailedPreStopHook
+            | Self::ResizeError
+            | Self::ResizeDeferred
+            | Self::ResizeInfeasible
             | Self::InvalidPod => Severity::Warning,
         }
     }

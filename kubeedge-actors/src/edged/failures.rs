@@ -4,15 +4,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::{self, File},
-    io::{self, Write},
-    path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    io,
+    path::Path,
+    sync::Arc,
 };
 
 use actix::{ActorFutureExt, AsyncContext, WrapFuture};
 
-use super::{Edged, lifecycle::PodFailure};
+use super::{Edged, lifecycle::PodFailure, state_file::StateFile};
 use crate::system::Context;
 
 /// The file in the root directory.
@@ -28,25 +27,22 @@ pub struct Failures {
     until_restart: BTreeSet<String>,
     /// Those of them that are being written: nothing follows from them yet.
     pending: BTreeSet<String>,
-    path: PathBuf,
-    version: u64,
-    /// The newest version that is on disk.
-    written: Arc<Mutex<u64>>,
+    file: StateFile,
 }
 
 impl Failures {
     /// Reads the file of a root directory. One that cannot be read is reported and begun anew: then a failed pod may run
     /// once more, and fail again.
     pub fn load(root_dir: &Path) -> Self {
-        let path = root_dir.join(FILE);
-        let pods = match read(&path) {
-            Ok(pods) => pods,
+        let file = StateFile::new(root_dir.join(FILE), MAX_FILE);
+        let pods = match file.read::<BTreeMap<String, PodFailure>>() {
+            Ok(pods) => pods.into_iter().map(|(uid, failure)| (uid, Arc::new(failure))).collect(),
             Err(error) => {
-                tracing::error!(path = %path.display(), "which pods have failed is not known: {error}");
+                tracing::error!(path = %file.path().display(), "which pods have failed is not known: {error}");
                 BTreeMap::new()
             }
         };
-        Self { pods, path, ..Self::default() }
+        Self { pods, file, ..Self::default() }
     }
 
     /// Why a pod has failed, if it has and that is on disk.
@@ -103,48 +99,13 @@ impl Failures {
 
     /// Writes what is known now; an older write that comes later does nothing.
     fn save(&mut self) -> impl FnOnce() -> io::Result<()> + Send + use<> {
-        self.version += 1;
-        let (version, written, path) = (self.version, Arc::clone(&self.written), self.path.clone());
         let pods: BTreeMap<String, PodFailure> = self
             .pods
             .iter()
             .filter(|(uid, _)| !self.until_restart.contains(*uid))
             .map(|(uid, failure)| (uid.clone(), (**failure).clone()))
             .collect();
-        move || {
-            // The guard is held over the write: of two, the older one must not come last.
-            let mut written = written.lock().unwrap_or_else(PoisonError::into_inner);
-            if *written < version {
-                write(&path, &pods)?;
-                *written = version;
-            }
-            Ok(())
-        }
-    }
-}
-
-fn read(path: &Path) -> io::Result<BTreeMap<String, Arc<PodFailure>>> {
-    let file = match File::open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
-        file => file?,
-    };
-    if file.metadata()?.len() > MAX_FILE {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("it is larger than {MAX_FILE} bytes")));
-    }
-    let pods: BTreeMap<String, PodFailure> = serde_json::from_reader(io::BufReader::new(file))?;
-    Ok(pods.into_iter().map(|(uid, failure)| (uid, Arc::new(failure))).collect())
-}
-
-/// The whole file or nothing, through a name beside it.
-fn write(path: &Path, pods: &BTreeMap<String, PodFailure>) -> io::Result<()> {
-    let beside = path.with_extension("json.new");
-    let mut file = File::create(&beside)?;
-    file.write_all(&serde_json::to_vec(pods)?)?;
-    file.sync_all()?;
-    fs::rename(&beside, path)?;
-    match path.parent() {
-        Some(folder) => File::open(folder)?.sync_all(),
-        None => Ok(()),
+        self.file.save(pods)
     }
 }
 
@@ -177,6 +138,8 @@ impl Edged {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn failure(reason: &str) -> PodFailure {

@@ -20,5 +20,7 @@ pub const GRACE_PERIOD: &str = "io.kubernetes.pod.terminationGracePeriod";
 pub const TERMINATION_MESSAGE_PATH: &str = "io.kubernetes.container.terminationMessagePath";
 /// Annotation of ours: the image as the pod's spec had it, to see when the spec changes.
 pub const SPEC_IMAGE: &str = "edge.kubeedge.io/spec-image";
+/// Annotation of ours: what the container was made with, to see when the spec's resources change.
+pub const SIZES: &str = "edge.kubeedge.io/resources";
 /// Annotation of ours on the sandbox: when this node took up the pod (RFC 3339).
 pub const POD_START: &str = "edge.kubeedge.io/pod-start";

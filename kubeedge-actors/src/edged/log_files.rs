@@ -131,6 +131,7 @@ mod tests {
             message: String::new(),
             image: String::new(),
             image_id: String::new(),
+            sizes: None,
             spec_image: None,
             termination_log: None,
         }

@@ -27,6 +27,7 @@ pub mod facts;
 pub mod failures;
 #[cfg(any(test, feature = "fake-runtime"))]
 pub mod fake;
+mod groups;
 pub mod hold;
 pub mod hooks;
 pub mod housekeeping;
@@ -46,10 +47,12 @@ mod references;
 pub mod registrar;
 pub mod relist;
 mod reporter;
+mod resize;
 pub mod resources;
 pub mod runtime;
 mod shutdown;
 pub mod source;
+mod state_file;
 pub mod static_pods;
 pub mod stats;
 pub mod status;
@@ -93,6 +96,7 @@ use self::{
     provision::NodeProvision,
     registrar::Registrar,
     relist::Relist,
+    resize::Resizes,
     runtime::{PodSummary, RuntimeError},
     source::PortObjects,
     static_pods::{Mirrors, StaticPods},
@@ -152,12 +156,17 @@ pub struct Edged {
     /// What the node is short of, for its status.
     pressure: watch::Sender<Pressure>,
     failures: Failures,
+    /// Pods whose spec wants other resources than they can be given now.
+    resizes: Resizes,
     /// The machine goes down: nobody is let in, and the node is not ready.
     going_down: watch::Sender<bool>,
     mirrors: Mirrors,
     static_pods: StaticPods,
     held: hold::Held,
     devices: DeviceManager,
+    /// The shares of the burstable class, for whoever keeps the control groups.
+    burstable: watch::Sender<i64>,
+    groups: Option<AbortOnDropHandle<()>>,
     /// Dropped, no device plugin can register.
     plugins: Option<AbortOnDropHandle<()>>,
     /// Whether directories that pods of earlier lives left were looked for.
@@ -190,6 +199,7 @@ impl Edged {
         let (name, runtime) = (prepared.setup.node_name.clone(), Arc::clone(&prepared.runtime));
         let sampler = Sampler::new(name, runtime, prepared.paths.clone());
         let failures = Failures::load(&prepared.setup.root_dir);
+        let resizes = Resizes::load(&prepared.setup.root_dir);
         let images = Arc::new(ImageCollector::new(Arc::clone(&prepared.runtime), prepared.housekeeping.images.clone()));
         let host_ips = prepared.setup.host_ips.iter().map(ToString::to_string).collect();
         let (node, facts) = watch::channel(NodeFacts { host_ips, runtime_name: String::new() });
@@ -227,11 +237,14 @@ impl Edged {
             eviction: eviction::State::default(),
             pressure: watch::channel(Pressure::default()).0,
             failures,
+            resizes,
             going_down: watch::channel(false).0,
             mirrors,
             static_pods: StaticPods::default(),
             held: hold::Held::default(),
             devices,
+            burstable: watch::channel(0).0,
+            groups: None,
             plugins: None,
             swept: false,
             taken_up: HashSet::new(),
@@ -256,8 +269,11 @@ impl Edged {
             .into_actor(self)
             .map(|(folders, list): (Vec<String>, ObjectList), this, ctx| {
                 this.taken_up.extend(folders);
-                let mut pods =
-                    list.objects.iter().filter_map(|object| this.understand(ctx, object)).collect::<Vec<_>>();
+                let mut pods: Vec<(Arc<Pod>, PodPlan)> = Vec::new();
+                for object in &list.objects {
+                    let understood = this.understand(ctx, object);
+                    pods.extend(understood.map(|(pod, plan)| this.sized(ctx, pod, plan)));
+                }
                 // Who came first has the first claim on the node, as in a kubelet that starts.
                 pods.sort_by_key(|(pod, _)| created(pod));
                 tracing::info!(pods = pods.len(), complete = list.complete, "pods read from disk");
@@ -265,6 +281,7 @@ impl Edged {
                 let uids = list.objects.iter().map(|object| object.uid.as_str()).chain(of_folder).collect();
                 let effects = this.book.loaded(pods, &uids, list.complete);
                 this.apply(ctx, effects);
+                this.retry_resizes(ctx);
                 this.absent_ones(ctx);
                 if std::mem::take(&mut this.load_again) {
                     this.reload(ctx);
@@ -439,6 +456,7 @@ impl Edged {
     }
 
     fn apply(&mut self, ctx: &mut Context<Self>, effects: Vec<Effect>) {
+        let changed = !effects.is_empty();
         self.admit(ctx, &effects);
         for effect in effects {
             match effect {
@@ -452,11 +470,15 @@ impl Edged {
                 }
             }
         }
+        if changed {
+            self.share_out();
+        }
     }
 
     /// The order, with what is known of the pod's failure.
     fn judged(&self, order: Order) -> Order {
-        Order { failed: self.failures.of(&order.plan.uid), ..order }
+        let uid = &order.plan.uid;
+        Order { failed: self.failures.of(uid), pending_resize: self.resizes.of(uid), ..order }
     }
 
     fn start(&mut self, ctx: &mut Context<Self>, uid: String, order: Order) {
@@ -479,12 +501,15 @@ impl Edged {
                 this.workers.remove(&uid);
                 this.board.forget(&uid);
                 this.failures.forget(&uid);
+                this.forget_resize(ctx, &uid);
                 this.taken_up.remove(&uid);
                 this.devices.release(&uid);
                 this.forget_release(&uid);
                 let effects = this.book.worker_ended(&uid);
                 this.static_pod_ended(ctx, &uid);
                 this.apply(ctx, effects);
+                this.share_out();
+                this.retry_resizes(ctx);
             }
             // The worker panicked; the pod is as it was. What is wanted of it stands in the book.
             Err(_) => {
@@ -541,7 +566,13 @@ impl Actor for Edged {
             node: self.prepared.setup.node_name.clone(),
         };
         self.housekeeper = Some(AbortOnDropHandle::new(tokio::spawn(housekeeper.run())));
-        ctx.run_interval(TOKENS_EVERY, |this, _| this.refresh_where(references::has_token));
+        ctx.run_interval(TOKENS_EVERY, |this, ctx| {
+            this.refresh_where(references::has_token);
+            // Pods that ended by themselves have no share any more.
+            this.share_out();
+            this.retry_resizes(ctx);
+        });
+        self.begin_to_keep_groups(ctx);
         self.begin_to_watch_pressure(ctx);
         self.plugins = Some(AbortOnDropHandle::new(tokio::spawn(self.devices.clone().run())));
         let Some(call) = self.call.clone() else {

@@ -18,7 +18,10 @@ impl Handler<ObjectsChanged> for Edged {
         if type_ == resource::pods() {
             let effects = match &message.object {
                 Some(object) => match self.understand(ctx, object) {
-                    Some((pod, plan)) => self.book.upsert(pod, plan),
+                    Some((pod, plan)) => {
+                        let (pod, plan) = self.sized(ctx, pod, plan);
+                        self.book.upsert(pod, plan)
+                    }
                     None if is_deleted(object) => self.book.delete(&object.uid),
                     None => Vec::new(),
                 },
@@ -38,6 +41,10 @@ impl Handler<ObjectsChanged> for Edged {
             self.refresh_where(|pod| in_namespace(pod) && references::names_config_map(pod, &name));
         } else if type_ == resource::secrets() {
             self.refresh_where(|pod| in_namespace(pod) && references::names_secret(pod, &name));
+        } else if type_ == resource::persistent_volume_claims() {
+            self.refresh_where(|pod| in_namespace(pod) && references::names_claim(pod, &name));
+        } else if type_ == resource::persistent_volumes() {
+            self.refresh_where(references::has_claim);
         }
     }
 }
@@ -62,7 +69,14 @@ impl Handler<KindCompleted> for Edged {
             }
             self.absent_ones(ctx);
             self.sync_mirrors(ctx);
-        } else if type_ == resource::config_maps() || type_ == resource::secrets() {
+        } else if [
+            resource::config_maps(),
+            resource::secrets(),
+            resource::persistent_volume_claims(),
+            resource::persistent_volumes(),
+        ]
+        .contains(&type_)
+        {
             // What is absent is now known to be: optional references can do without.
             self.refresh_where(|_| true);
         }

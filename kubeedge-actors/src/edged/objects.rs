@@ -8,7 +8,7 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret};
 use thiserror::Error;
 
 /// Reads the objects that pods name.
@@ -30,6 +30,19 @@ pub trait ObjectSource: Send + Sync {
         name: &'a str,
     ) -> BoxFuture<'a, Result<Option<Arc<Secret>>, ObjectError>>;
 
+    /// The PersistentVolumeClaim of that name, or `None` when there is none.
+    fn claim<'a>(
+        &'a self,
+        namespace: &'a str,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<Option<Arc<PersistentVolumeClaim>>, ObjectError>>;
+
+    /// The PersistentVolume of that name, or `None` when there is none.
+    fn persistent_volume<'a>(
+        &'a self,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<Option<Arc<PersistentVolume>>, ObjectError>>;
+
     /// A new token for a pod's service account. The caller keeps it and asks again when it is due.
     fn token(&self, spec: TokenSpec) -> BoxFuture<'_, Result<Token, ObjectError>>;
 }
@@ -41,6 +54,10 @@ pub enum ObjectKind {
     ConfigMap,
     /// A Secret.
     Secret,
+    /// A PersistentVolumeClaim.
+    Claim,
+    /// A PersistentVolume.
+    Volume,
     /// A token of the service account of that name.
     Token,
 }
@@ -50,6 +67,8 @@ impl fmt::Display for ObjectKind {
         f.write_str(match self {
             Self::ConfigMap => "configmap",
             Self::Secret => "secret",
+            Self::Claim => "persistentvolumeclaim",
+            Self::Volume => "persistentvolume",
             Self::Token => "token of service account",
         })
     }
@@ -142,6 +161,8 @@ pub struct MemoryObjects {
 struct Held {
     config_maps: BTreeMap<(String, String), Arc<ConfigMap>>,
     secrets: BTreeMap<(String, String), Arc<Secret>>,
+    claims: BTreeMap<(String, String), Arc<PersistentVolumeClaim>>,
+    volumes: BTreeMap<String, Arc<PersistentVolume>>,
     token: Option<Token>,
     tokens_asked: Vec<TokenSpec>,
     offline: bool,
@@ -168,6 +189,18 @@ impl MemoryObjects {
     pub fn put_secret(&self, secret: Secret) {
         let key = key_of(&secret.metadata);
         self.held().secrets.insert(key, Arc::new(secret));
+    }
+
+    /// Puts a claim, under the name in its metadata.
+    pub fn put_claim(&self, claim: PersistentVolumeClaim) {
+        let key = key_of(&claim.metadata);
+        self.held().claims.insert(key, Arc::new(claim));
+    }
+
+    /// Puts a persistent volume, under the name in its metadata.
+    pub fn put_persistent_volume(&self, volume: PersistentVolume) {
+        let (_, name) = key_of(&volume.metadata);
+        self.held().volumes.insert(name, Arc::new(volume));
     }
 
     /// The token that is handed out from now on.
@@ -217,6 +250,27 @@ impl ObjectSource for MemoryObjects {
         Box::pin(async move {
             self.offline(ObjectKind::Secret, namespace, name)?;
             Ok(self.held().secrets.get(&(namespace.to_owned(), name.to_owned())).cloned())
+        })
+    }
+
+    fn claim<'a>(
+        &'a self,
+        namespace: &'a str,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<Option<Arc<PersistentVolumeClaim>>, ObjectError>> {
+        Box::pin(async move {
+            self.offline(ObjectKind::Claim, namespace, name)?;
+            Ok(self.held().claims.get(&(namespace.to_owned(), name.to_owned())).cloned())
+        })
+    }
+
+    fn persistent_volume<'a>(
+        &'a self,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<Option<Arc<PersistentVolume>>, ObjectError>> {
+        Box::pin(async move {
+            self.offline(ObjectKind::Volume, "", name)?;
+            Ok(self.held().volumes.get(name).cloned())
         })
     }
 

@@ -14,13 +14,14 @@ use super::{
     admission::Room,
     cri::{CriRuntime, InvalidEndpoint},
     env::KubernetesService,
+    facts::Allocatable,
     housekeeping::HousekeepingPolicy,
     node::{
-        NodeSettings, allocatable, allocatable_resources, node_limits,
+        NodeSettings, allocatable, allocatable_resources, capacity, node_limits,
         readings::{MachinePaths, MachineReadings, ReadingError},
     },
     provision::NodeSetup,
-    resources::CgroupDriver,
+    resources::{CgroupDriver, GroupLimits, node_group_limits},
     runtime::Runtime,
 };
 use crate::route::{address_towards, own_address};
@@ -54,6 +55,10 @@ pub struct EdgedConfig {
     pub allowed_sysctls: Vec<String>,
     /// Processes that one pod may have; no limit when unset.
     pub pod_pids: Option<u32>,
+    /// Whether control groups of pods and of their classes are limited as well, not only those of containers.
+    pub cgroups_per_qos: bool,
+    /// Whether all pods together are held to what is not reserved; otherwise to what the machine has.
+    pub enforce_allocatable: bool,
     /// The API server's service as pods see it.
     pub service: Option<KubernetesService>,
     /// Images that are pulled at the same time.
@@ -83,6 +88,8 @@ impl EdgedConfig {
             resolv_conf: "/etc/resolv.conf".into(),
             allowed_sysctls: Vec::new(),
             pod_pids: None,
+            cgroups_per_qos: true,
+            enforce_allocatable: true,
             service: None,
             // kubelet's serializeImagePulls
             parallel_pulls: 1,
@@ -136,6 +143,8 @@ pub struct Prepared {
     /// What the node has for pods.
     pub(super) room: Room,
     pub(super) static_pods: Option<PathBuf>,
+    /// What all pods together may use, where they are limited together.
+    pub(super) node_group: Option<GroupLimits>,
 }
 
 impl Prepared {
@@ -186,6 +195,11 @@ impl Prepared {
             BTreeMap::new()
         };
         let room = allocatable_resources(&config.node, &readings);
+        let reserved = if config.enforce_allocatable { config.node.reserved } else { Allocatable::default() };
+        let node_group = config.cgroups_per_qos.then(|| {
+            let all = capacity(&readings);
+            node_group_limits(all.cpu.minus(reserved.cpu), all.memory.minus(reserved.memory))
+        });
         let setup = NodeSetup {
             node_name: config.node.name.to_string(),
             host_ips: vec![address],
@@ -197,6 +211,7 @@ impl Prepared {
             resolv_conf: config.resolv_conf,
             allowed_sysctls: config.allowed_sysctls,
             pod_pids: config.pod_pids,
+            cgroups_per_qos: config.cgroups_per_qos,
             limits: node_limits(&readings, unified),
             allocatable: allocatable(&config.node, &readings),
             service: config.service,
@@ -211,6 +226,7 @@ impl Prepared {
             housekeeping: config.housekeeping,
             room,
             static_pods: config.static_pods,
+            node_group,
         })
     }
 }

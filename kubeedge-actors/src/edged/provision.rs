@@ -12,6 +12,7 @@ use kubeedge_proto::cri;
 
 use super::{
     lifecycle::PodPlan,
+    resources::Change,
     runtime::{Instance, LocalImage},
 };
 
@@ -67,6 +68,11 @@ pub trait Provision: Send + Sync {
     ) -> Provided<'a, cri::PodSandboxConfig>;
     /// The configuration of a container, with everything it mounts made.
     fn container<'a>(&'a self, request: ContainerRequest<'a>) -> Provided<'a, cri::ContainerConfig>;
+    /// What a container that runs is to have of processor and memory.
+    fn resources(&self, pod: &Pod, container: &Container) -> Result<cri::LinuxContainerResources, String>;
+    /// Makes room for a pod whose containers get other resources (`Raise`, before), or takes back what it has no more
+    /// (`Set`, after).
+    fn resize<'a>(&'a self, pod: &'a Pod, plan: &'a PodPlan, change: Change) -> Provided<'a, ()>;
     /// The credentials to try for an image, best first; may be empty.
     fn credentials<'a>(&'a self, pod: &'a Pod, image: &'a str) -> Provided<'a, Vec<cri::AuthConfig>>;
 

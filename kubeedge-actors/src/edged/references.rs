@@ -54,6 +54,16 @@ pub(crate) fn has_token(pod: &Pod) -> bool {
         .any(|source| source.service_account_token.is_some())
 }
 
+/// Whether the pod has this claim of its namespace.
+pub(crate) fn names_claim(pod: &Pod, name: &str) -> bool {
+    volumes(pod).any(|volume| volume.persistent_volume_claim.as_ref().is_some_and(|claim| claim.claim_name == name))
+}
+
+/// Whether the pod has any claim.
+pub(crate) fn has_claim(pod: &Pod) -> bool {
+    volumes(pod).any(|volume| volume.persistent_volume_claim.is_some())
+}
+
 fn volumes(pod: &Pod) -> impl Iterator<Item = &Volume> {
     pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten())
 }
@@ -83,7 +93,8 @@ mod tests {
                     {"name": "v1", "configMap": {"name": "c-volume"}}, {"name": "v2", "secret": {"secretName": "s-volume"}},
                     {"name": "v3", "projected": {"sources": [
                         {"configMap": {"name": "c-projected"}}, {"secret": {"name": "s-projected"}},
-                        {"serviceAccountToken": {"path": "token"}}]}}],
+                        {"serviceAccountToken": {"path": "token"}}]}},
+                    {"name": "v4", "persistentVolumeClaim": {"claimName": "data"}}],
             },
         }))
         .unwrap();
@@ -93,6 +104,8 @@ mod tests {
         for name in ["s-pull", "s-from", "s-key", "s-volume", "s-projected"] {
             assert!(names_secret(&pod, name) && !names_config_map(&pod, name), "{name}");
         }
+        assert!(names_claim(&pod, "data") && !names_claim(&pod, "c-volume"));
+        assert!(has_claim(&pod) && !has_claim(&Pod::default()));
         assert!(has_token(&pod) && !has_token(&Pod::default()));
     }
 }

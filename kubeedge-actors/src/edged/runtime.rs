@@ -14,6 +14,8 @@ use jiff::Timestamp;
 use kubeedge_proto::cri;
 use thiserror::Error;
 
+use super::lifecycle::Sizes;
+
 /// Why a call to the runtime failed.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum RuntimeError {
@@ -171,6 +173,8 @@ pub struct Instance {
     pub image_id: String,
     /// The image as the pod's spec had it when this was made; unknown for what others made.
     pub spec_image: Option<String>,
+    /// What it was made with; unknown for what others made.
+    pub sizes: Option<Sizes>,
     /// The file on the node that its last words are in.
     pub termination_log: Option<PathBuf>,
 }
@@ -293,6 +297,8 @@ pub trait Runtime: Send + Sync {
     fn start_container<'a>(&'a self, id: &'a str) -> Answer<'a, ()>;
     /// Asks a container to end and kills it after `grace`; returns when it has ended.
     fn stop_container<'a>(&'a self, id: &'a str, grace: Duration) -> Answer<'a, ()>;
+    /// Changes what a running container may use of processor and memory; what is 0 in `resources` stays.
+    fn update_resources<'a>(&'a self, id: &'a str, resources: &'a cri::LinuxContainerResources) -> Answer<'a, ()>;
     /// Runs a command in a running container until it ends; [`RuntimeError::Timeout`] when that takes too long. A
     /// timeout of 0 is none.
     fn exec_sync<'a>(&'a self, id: &'a str, command: &'a [String], timeout: Duration) -> Answer<'a, ExecOutput>;

@@ -6,7 +6,7 @@ use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use k8s_openapi::api::{
     authentication::v1::TokenRequest,
-    core::v1::{ConfigMap, Secret},
+    core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret},
 };
 use kubeedge_proto::{
     resource,
@@ -120,6 +120,21 @@ impl ObjectSource for PortObjects {
         name: &'a str,
     ) -> BoxFuture<'a, Result<Option<Arc<Secret>>, ObjectError>> {
         Box::pin(self.object(resource::secrets(), ObjectKind::Secret, namespace, name))
+    }
+
+    fn claim<'a>(
+        &'a self,
+        namespace: &'a str,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<Option<Arc<PersistentVolumeClaim>>, ObjectError>> {
+        Box::pin(self.object(resource::persistent_volume_claims(), ObjectKind::Claim, namespace, name))
+    }
+
+    fn persistent_volume<'a>(
+        &'a self,
+        name: &'a str,
+    ) -> BoxFuture<'a, Result<Option<Arc<PersistentVolume>>, ObjectError>> {
+        Box::pin(self.object(resource::persistent_volumes(), ObjectKind::Volume, "", name))
     }
 
     fn token(&self, spec: TokenSpec) -> BoxFuture<'_, Result<Token, ObjectError>> {

@@ -4,15 +4,15 @@ use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{
         ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
-        HostIP, PodCondition, PodIP, PodStatus,
+        HostIP, PodCondition, PodIP, PodStatus, ResourceRequirements,
     },
     apimachinery::pkg::apis::meta::v1::Time,
 };
 
 use super::{
     lifecycle::{
-        ContainerPlan, Failure, Initialization, Input, ReadinessGate, Reason, RestartPolicy, Role, Step, Verdict, Want,
-        current_sandbox, initialization, instances, is_expired, verdict,
+        ContainerPlan, Failure, Initialization, Input, ReadinessGate, Reason, RestartPolicy, Role, Step, StopCause,
+        Verdict, Want, current_sandbox, initialization, instances, is_expired, misfits, quantities, verdict,
     },
     runtime::{Instance, InstanceState},
 };
@@ -108,6 +108,9 @@ fn some_list<T>(items: impl Iterator<Item = T>) -> Option<Vec<T>> {
     (!items.is_empty()).then_some(items)
 }
 
+/// A condition: its type, whether it holds, reason and message, and since when.
+type Row = (&'static str, bool, Option<(&'static str, String)>, Timestamp);
+
 struct View<'a> {
     input: &'a Input<'a>,
     facts: &'a NodeFacts,
@@ -133,7 +136,7 @@ impl View<'_> {
         };
 
         let (state, last_state) = match (&verdict, newest) {
-            (Verdict::Running(instance) | Verdict::Replace(instance) | Verdict::Unhealthy(instance, _), _) => {
+            (Verdict::Running(instance) | Verdict::Replace(instance, _) | Verdict::Unhealthy(instance, _), _) => {
                 (running(instance), ended(before))
             }
             (Verdict::Unclear(_), _) => (waiting("ContainerStatusUnknown", None), ended(before)),
@@ -151,6 +154,13 @@ impl View<'_> {
         };
         let runs = newest.filter(|_| state.running.is_some());
         let checked = runs.map(|instance| history.checked(instance));
+        let present = runs.and_then(|instance| history.sizes(instance));
+        let (requests, limits) = container.resources.as_present(present);
+        let resources = ResourceRequirements {
+            requests: Some(requests).filter(|requests| !requests.is_empty()),
+            limits: Some(limits).filter(|limits| !limits.is_empty()),
+            claims: None,
+        };
         let done = |state: &ContainerState| state.terminated.as_ref().is_some_and(|end| end.exit_code == 0);
         ContainerStatus {
             name: container.name.clone(),
@@ -166,6 +176,8 @@ impl View<'_> {
             container_id: newest.map(|instance| self.id(instance)),
             state: Some(state),
             last_state: last_state.map(terminated),
+            resources: Some(resources).filter(|resources| *resources != ResourceRequirements::default()),
+            allocated_resources: Some(quantities(&container.resources.requests)).filter(|all| !all.is_empty()),
             ..ContainerStatus::default()
         }
     }
@@ -260,6 +272,28 @@ impl View<'_> {
         }
     }
 
+    /// While containers have other resources than the spec wants for them: why that is.
+    fn resize_conditions(&self) -> Vec<Row> {
+        let Input { plan, observed, history, now, .. } = *self.input;
+        if self.ended {
+            return Vec::new();
+        }
+        let pending = history.pending_resize.as_deref();
+        let pending = pending.map(|pending| ("PodResizePending", pending.reason(), pending.message.clone()));
+        let restarts = |container: &ContainerPlan| {
+            let verdict = verdict(plan, container, observed, history, now);
+            matches!(verdict, Verdict::Replace(_, StopCause::Resized))
+        };
+        let under_way = !misfits(self.input).is_empty() || plan.containers.iter().any(restarts);
+        let failed = history.step(Step::Resize);
+        let under_way = under_way.then(|| match failed {
+            Some(failed) => ("PodResizeInProgress", "Error", failed.message.clone()),
+            None => ("PodResizeInProgress", "", String::new()),
+        });
+        let row = |(type_, reason, message)| (type_, true, Some((reason, message)), now);
+        pending.into_iter().chain(under_way).map(row).collect()
+    }
+
     /// `asked`: the containers that must be ready for the pod to be ready.
     fn conditions(&self, asked: &[&ContainerStatus], phase: &str, previous: Option<&PodStatus>) -> Vec<PodCondition> {
         let Input { plan, observed, history, now, .. } = *self.input;
@@ -324,6 +358,7 @@ impl View<'_> {
         ]
         .into_iter()
         .chain(disruption)
+        .chain(self.resize_conditions())
         .map(|(type_, holds, why, since)| {
             let status = if holds { "True" } else { "False" };
             let kept = previous
@@ -334,7 +369,7 @@ impl View<'_> {
             PodCondition {
                 type_: type_.to_owned(),
                 status: status.to_owned(),
-                reason: reason.map(str::to_owned),
+                reason: reason.filter(|reason| !reason.is_empty()).map(str::to_owned),
                 message: message.filter(|message| !message.is_empty()),
                 last_transition_time: Some(kept.unwrap_or(Time(since))),
                 ..PodCondition::default()

@@ -172,6 +172,8 @@ async fn bench_with(pods: &[Value], complete: bool, change: impl FnOnce(&mut Edg
         root_dir: folder.path().join("kubelet"),
         log_dir: folder.path().join("log"),
         node_ip: Some("192.0.2.7".parse().unwrap()),
+        // The runtime is one in memory.
+        cgroups_per_qos: false,
         ..EdgedConfig::new(node)
     };
     change(&mut config);

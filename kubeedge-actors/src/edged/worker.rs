@@ -17,8 +17,8 @@ use tokio::sync::{Notify, watch};
 use super::{
     events::{EventRecord, Involved, Reason as Told},
     lifecycle::{
-        Action, History, Input, PodFailure, PodPlan, Reason, Step, VolumeState, Wait, Want, decide, is_expired, later,
-        newest,
+        Action, History, Input, PendingResize, PodFailure, PodPlan, Reason, Step, VolumeState, Wait, Want, decide,
+        is_expired, later, newest,
     },
     provision::Provision,
     runtime::{InstanceState, ObservedPod, Runtime},
@@ -56,13 +56,15 @@ pub struct Order {
     pub report_end: bool,
     /// It has failed as a whole.
     pub failed: Option<Arc<PodFailure>>,
+    /// Its spec wants other resources, which it does not get now: `pod` and `plan` have those that it has.
+    pub pending_resize: Option<Arc<PendingResize>>,
 }
 
 impl Order {
     /// Runs a pod, or ends it when its deletion was asked for.
     pub fn of(pod: Arc<Pod>, plan: Arc<PodPlan>) -> Self {
         let want = plan.deletion_grace_seconds.map_or(Want::Run, |grace_seconds| Want::End { grace_seconds });
-        Self { pod: Some(pod), plan, want, report_end: true, failed: None }
+        Self { pod: Some(pod), plan, want, report_end: true, failed: None, pending_resize: None }
     }
 
     /// Ends a pod whose object is gone.
@@ -224,6 +226,7 @@ impl Worker {
         let now = self.now();
         self.history.observe(&observed, now);
         self.history.failed.clone_from(&order.failed);
+        self.history.pending_resize.clone_from(&order.pending_resize);
         let node = self.shared.node.borrow().clone();
         let adopting = self.probe(order, &observed);
         let input = Input {

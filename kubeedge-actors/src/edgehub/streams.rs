@@ -93,7 +93,8 @@ async fn run(config: EdgeHubConfig, serve: Serve, opening: Rc<Cell<bool>>) {
 /// Without the component that would serve it.
 async fn refuse(Request { open, mut stream }: Request) {
     let missing = if open.service.is_empty() { "EdgeStream" } else { "ServiceBus (modules.serviceBus.enable)" };
-    let headers = [("content-type".to_owned(), "text/plain; charset=utf-8".to_owned())].into();
+    let headers = [("content-type", "text/plain; charset=utf-8"), ("x-kubeedge-answered-by", "edgehub")];
+    let headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
     stream.respond(StreamHead { status: 501, headers });
     // Shorter than what is buffered: it does not wait. An error: nobody wants to know.
     if stream.write(format!("this node runs no {missing}").into()).await.is_ok() {

@@ -77,6 +77,8 @@ const LAST_WRITES: Duration = Duration::from_secs(3);
 const DELIVER_WITHIN: Duration = Duration::from_secs(20);
 /// Of a call that names no time.
 const CALL_WITHIN: Duration = Duration::from_secs(25);
+/// The longest that a node may ask for: CloudHub waits no longer.
+const CALL_WITHIN_AT_MOST: Duration = Duration::from_secs(300);
 /// Tells repeats of a message apart from another one (draft-ietf-httpapi-idempotency-key-header).
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
@@ -133,6 +135,8 @@ impl Refused {
         let code = match self.status {
             408 | 429 => self.status.into(),
             400..=499 | 501 => self.status.into(),
+            // A redirection is not followed, and would be the same the next time.
+            300..=399 => 400,
             _ => 503,
         };
         Settled::rejected(code, self.why)
@@ -546,7 +550,7 @@ impl Handler<RouteCall> for Router {
         };
         let within = match timeout_ms {
             0 => CALL_WITHIN,
-            ms => Duration::from_millis(ms.into()),
+            ms => Duration::from_millis(ms.into()).min(CALL_WITHIN_AT_MOST),
         };
         let (shared, outbound) = (Arc::clone(&self.shared), self.config.outbound.clone());
         Box::pin(async move {
@@ -626,7 +630,8 @@ mod tests {
             assert_eq!(code(again), u32::from(again));
         }
         assert_eq!((code(400), code(404), code(422), code(501)), (400, 404, 422, 501));
-        assert_eq!((code(500), code(502), code(504), code(302), code(100)), (503, 503, 503, 503, 503));
+        assert_eq!((code(500), code(502), code(504), code(100)), (503, 503, 503, 503));
+        assert_eq!(code(302), 400);
     }
 
     #[test]

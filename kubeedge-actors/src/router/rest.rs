@@ -62,6 +62,7 @@ pub(super) fn start(config: &RouterConfig, shared: Arc<Shared>) -> io::Result<(S
         .backlog(BACKLOG)
         .max_connections(MAX_CONNECTIONS)
         .client_request_timeout(HEAD)
+        .tls_handshake_timeout(HEAD)
         .keep_alive(KEEP_ALIVE)
         .disable_signals();
     let server = match &config.tls {
@@ -161,13 +162,15 @@ async fn publish(
     let shared = &door.shared;
     // KiB: fits.
     let units = MAX_MESSAGE.div_ceil(1024) as u32;
-    let Ok(Ok(_room)) = tokio::time::timeout_at(until, door.held.acquire_many(units)).await else {
+    let Ok(Ok(mut room)) = tokio::time::timeout_at(until, door.held.acquire_many(units)).await else {
         return Err(Refused::new(503, format!("too many messages are under way for {:?}", shared.within)));
     };
     let body = match tokio::time::timeout_at(until, read(payload)).await {
         Ok(body) => body?,
         Err(_) => return Err(Refused::new(408, format!("the request did not come within {:?}", shared.within))),
     };
+    // What it did not need is another's.
+    drop(room.split((units as usize).saturating_sub(body.len().div_ceil(1024))));
     let left = until.saturating_duration_since(Instant::now());
     shared.asks.publish(node, topic, body, left).await?;
     Ok(HttpResponse::Ok().content_type("text/plain; charset=utf-8").body(DELIVERED))

@@ -21,7 +21,7 @@ pub struct InvalidTemplate {
 /// Why a request's path is not looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum InvalidPath {
-    /// `.` or `..`, plain or encoded: services do not agree on what it means.
+    /// `.` or `..`, plain or encoded, also between encoded slashes: services do not agree on what it means.
     #[error("a segment of the path is \".\" or \"..\"")]
     Dots,
     /// `%` without two hexadecimal digits.
@@ -138,7 +138,7 @@ fn unescape(raw: &str) -> Result<String, InvalidPath> {
     if text.chars().any(char::is_control) {
         return Err(InvalidPath::Characters);
     }
-    if text == "." || text == ".." {
+    if text.split(['/', '\\']).any(|part| part == "." || part == "..") {
         return Err(InvalidPath::Dots);
     }
     Ok(text)
@@ -186,6 +186,9 @@ mod tests {
             ("/a/../b", InvalidPath::Dots),
             ("/a/%2e%2E", InvalidPath::Dots),
             ("/a/.", InvalidPath::Dots),
+            ("/a/..%2f..%2fb", InvalidPath::Dots),
+            ("/a/%2e%2e%2Fb", InvalidPath::Dots),
+            ("/a/..%5cb", InvalidPath::Dots),
             ("/%", InvalidPath::Escape),
             ("/%4", InvalidPath::Escape),
             ("/%zz", InvalidPath::Escape),

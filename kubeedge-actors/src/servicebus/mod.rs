@@ -50,8 +50,9 @@ use crate::{
 const STORE_WITHIN: Duration = Duration::from_secs(30);
 /// Pause before it is asked again.
 const READ_AGAIN: Duration = Duration::from_secs(2);
-/// Pause before a port that was taken is tried again.
-const LISTEN_AGAIN: Duration = Duration::from_secs(30);
+/// Pauses before a port that was taken is tried again: each twice the one before. An own server that was just told to
+/// stop gives it back in a moment, a stranger may keep it.
+const LISTEN_AGAIN: std::ops::RangeInclusive<Duration> = Duration::from_millis(200)..=Duration::from_secs(30);
 
 /// How ServiceBus works.
 #[derive(Clone)]
@@ -80,6 +81,8 @@ pub struct ServiceBus {
     serving: Option<ServerHandle>,
     /// An attempt to listen is on the clock.
     waiting: bool,
+    /// The pause before the one after it.
+    listen_again: Duration,
     /// Dropped with this value, which gives their streams up.
     calls: JoinSet<()>,
 }
@@ -95,6 +98,7 @@ impl ServiceBus {
             rules: BTreeMap::new(),
             serving: None,
             waiting: false,
+            listen_again: *LISTEN_AGAIN.start(),
             calls: JoinSet::new(),
         }
     }
@@ -105,8 +109,10 @@ impl ServiceBus {
         ctx.wait(async move { read.ask(message, STORE_WITHIN).await }.into_actor(self).map(|found, this, ctx| {
             match found {
                 Ok(list) => {
-                    // What was told in a life before is told again or gone.
-                    this.rules.clear();
+                    // What was told in a life before is told again or gone, unless not everything could be read.
+                    if list.complete {
+                        this.rules.clear();
+                    }
                     list.objects.iter().for_each(|rule| this.rule_changed(rule));
                     this.follow(ctx);
                 }
@@ -161,16 +167,19 @@ impl ServiceBus {
         match server::start(&self.config, self.targets.clone(), self.call.clone()) {
             Ok((bound, handle)) => {
                 tracing::info!(address = %bound, "ServiceBus is served");
+                self.listen_again = *LISTEN_AGAIN.start();
                 self.serving = Some(handle);
             }
             Err(error) => {
+                let again_in = self.listen_again;
+                self.listen_again = (again_in * 2).min(*LISTEN_AGAIN.end());
                 tracing::error!(
                     %address,
-                    again_in = ?LISTEN_AGAIN,
+                    ?again_in,
                     "ServiceBus is not served: {error}; modules.serviceBus.port chooses another port"
                 );
                 self.waiting = true;
-                ctx.run_later(LISTEN_AGAIN, |this, ctx| {
+                ctx.run_later(again_in, |this, ctx| {
                     this.waiting = false;
                     this.follow(ctx);
                 });

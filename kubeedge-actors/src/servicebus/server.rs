@@ -31,7 +31,7 @@ pub const MAX_POSTED: usize = 5_000_000;
 pub const HELD: usize = 16 * 1024 * 1024;
 /// Those that the system keeps waiting.
 const BACKLOG: u32 = 64;
-/// Time a client has to send the head of its request.
+/// Time a client has to send the head of its request, and for TLS.
 const HEAD: Duration = Duration::from_secs(5);
 /// How long a connection may be idle between requests.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
@@ -84,6 +84,7 @@ pub(super) fn start(
         .backlog(BACKLOG)
         .max_connections(MAX_CONNECTIONS)
         .client_request_timeout(HEAD)
+        .tls_handshake_timeout(HEAD)
         .keep_alive(KEEP_ALIVE)
         .disable_signals();
     let server = match &config.tls {

@@ -29,6 +29,8 @@ const MAX_CONNECTIONS: usize = 128;
 const BACKLOG: u32 = 64;
 /// Time a client has to send the head of its request, and for TLS.
 const HEAD: Duration = Duration::from_secs(5);
+/// How long a client's window may stay shut: longer than a client that can still be told why it is dropped has.
+const SHUT_WITHIN: Duration = Duration::from_secs(30);
 /// Largest frame of a client, bytes: it has nothing to say.
 const FRAME: usize = 4096;
 /// How a browser shows its token, which cannot set headers: as Kubernetes has it, with the token in base64url behind it.
@@ -47,11 +49,16 @@ pub(super) fn start(config: &ViewsConfig, board: Board) -> io::Result<(SocketAdd
     let listener: TcpListener = config.listener.try_clone()?;
     let bound = listener.local_addr()?;
     let data = web::Data::new(Door { config: config.clone(), board, clients: Arc::default() });
+    // A client whose window stays shut: nothing else would find it, since a connection with a full buffer is not looked
+    // at. Connections have it of their listener.
+    #[cfg(target_os = "linux")]
+    socket2::SockRef::from(&listener).set_tcp_user_timeout(Some(SHUT_WITHIN))?;
     let server = HttpServer::new(move || App::new().app_data(data.clone()).route(PATH, web::get().to(events)))
         .workers(1)
         .backlog(BACKLOG)
         .max_connections(MAX_CONNECTIONS)
         .client_request_timeout(HEAD)
+        .tls_handshake_timeout(HEAD)
         .disable_signals();
     let server = match &config.tls {
         None => server.listen(listener)?,

@@ -142,6 +142,19 @@ impl World {
         {
             self.make("ruleendpoints", name, json!({"ruleEndpointType": name, "properties": properties})).await;
         }
+        // Rules and endpoints come by watches of their own. With the last endpoint all are known.
+        self.rule("probe", ("rest", json!({"path": "/probe"})), ("servicebus", json!({"path": "/"}))).await;
+        tokio::time::timeout(SOON, async {
+            loop {
+                let (_, text) = self.routed("/edge-1/default/probe", "").await;
+                if text.contains("edge-1 is not connected") {
+                    return;
+                }
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .unwrap();
     }
 
     async fn rule(&self, name: &str, source: (&str, Value), target: (&str, Value)) {

@@ -50,6 +50,9 @@ pub(super) fn settings(config: &EdgeCore, node: &NodeName) -> Result<EdgedConfig
     );
     let log_dir = logs.parent().unwrap_or(logs).to_owned();
     let cloud = config.modules.edge_hub.websocket.server.to_string();
+    if let Some(other) = kubelet.enforce_node_allocatable.iter().find(|name| name.contains("reserved")) {
+        tracing::warn!("enforceNodeAllocatable: {other} has no effect: what is reserved is kept from pods only");
+    }
     Ok(EdgedConfig {
         endpoint: format!("unix://{}", edged.runtime_endpoint().display()),
         root_dir: edged.root_directory.clone(),
@@ -65,6 +68,8 @@ pub(super) fn settings(config: &EdgeCore, node: &NodeName) -> Result<EdgedConfig
         cluster_domain: kubelet.cluster_domain.clone(),
         resolv_conf: kubelet.resolv_conf.clone(),
         pod_pids: kubelet.pod_pids_limit,
+        cgroups_per_qos: kubelet.cgroups_per_qos,
+        enforce_allocatable: kubelet.enforce_node_allocatable.iter().any(|name| name == "pods"),
         report_events: edged.report_event,
         housekeeping: housekeeping(kubelet),
         parallel_pulls: match kubelet.max_parallel_image_pulls.filter(|_| !kubelet.serialize_image_pulls) {

@@ -9,6 +9,10 @@ use std::{
 use kubeedge_actors::config::{Bytes, GoDuration, Taint, Threshold, UnixEndpoint, optional, or_default, parsed};
 use serde::{Deserialize, Deserializer, de::Error as _};
 
+/// What a kubelet can be told to enforce.
+const ENFORCED: [&str; 6] =
+    ["pods", "none", "system-reserved", "system-reserved-compressible", "kube-reserved", "kube-reserved-compressible"];
+
 /// The port of the node's own API.
 const NODE_API_PORT: u16 = 10350;
 
@@ -86,6 +90,12 @@ pub struct KubeletConfig {
     /// Processes and threads that one pod may have; -1: as many as the node.
     #[serde(deserialize_with = "pod_pids")]
     pub pod_pids_limit: Option<u32>,
+    /// Whether control groups of pods and of their classes are limited as well, not only those of containers.
+    #[serde(rename = "cgroupsPerQOS")]
+    pub cgroups_per_qos: bool,
+    /// What is held to what is left for it: `pods`, all together, or nothing.
+    #[serde(deserialize_with = "enforced")]
+    pub enforce_node_allocatable: Vec<String>,
     /// Whether images are fetched one after the other.
     pub serialize_image_pulls: bool,
     /// How many images are fetched at the same time otherwise.
@@ -128,6 +138,8 @@ impl Default for KubeletConfig {
             kube_reserved: BTreeMap::new(),
             system_reserved: BTreeMap::new(),
             pod_pids_limit: None,
+            cgroups_per_qos: true,
+            enforce_node_allocatable: vec!["pods".to_owned()],
             serialize_image_pulls: true,
             max_parallel_image_pulls: None,
             shutdown_grace_period: GoDuration::seconds(0),
@@ -171,6 +183,17 @@ fn pod_pids<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D
             Some(limit) => Ok(Some(limit)),
             None => Err(D::Error::custom(format!("{limit} is not valid, expected a number of processes, or -1"))),
         },
+    }
+}
+
+/// The names that a kubelet knows. Only `pods` means something here: what the system has is in groups of its own.
+fn enforced<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let names = Option::<Vec<String>>::deserialize(deserializer)?.unwrap_or_else(|| vec!["pods".to_owned()]);
+    match names.iter().find(|name| !ENFORCED.contains(&name.as_str())) {
+        None => Ok(names),
+        Some(other) => {
+            Err(D::Error::custom(format!("{other:?} is not valid, expected some of {}", ENFORCED.join(", "))))
+        }
     }
 }
 

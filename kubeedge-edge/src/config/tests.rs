@@ -38,6 +38,8 @@ fn a_full_file_of_kubeedge_has_no_unknown_field() {
     assert!(!edged.report_event, "KubeEdge's default, written out");
     let kubelet = edged.tailored_kubelet_config;
     assert_eq!(kubelet.cgroup_driver, CgroupDriver::Systemd);
+    assert!(kubelet.cgroups_per_qos);
+    assert_eq!(kubelet.enforce_node_allocatable, ["pods"]);
     assert_eq!(kubelet.cluster_dns, [IpAddr::from([169, 254, 96, 16])]);
     assert_eq!(kubelet.register_with_taints[0].effect, TaintEffect::NoSchedule);
 }
@@ -92,6 +94,10 @@ fn impossible_values_are_refused_where_they_stand() {
         ),
         ("modules: {serviceBus: {allow: [plc.local]}}", "modules.serviceBus.allow[0]: \"plc.local\" is not valid"),
         ("modules: {edged: {tailoredKubeletConfig: {maxPods: 0}}}", "tailoredKubeletConfig.maxPods: 0 is not valid"),
+        (
+            "modules: {edged: {tailoredKubeletConfig: {enforceNodeAllocatable: [pod]}}}",
+            "enforceNodeAllocatable: \"pod\" is not valid, expected some of pods, none",
+        ),
         ("modules: {edged: {tailoredKubeletConfig: {cgroupDriver: x}}}", "cgroupDriver: unknown variant `x`"),
         (
             "modules:\n  edgeHub:\n    outbox:\n      maxEvents: 0\n",

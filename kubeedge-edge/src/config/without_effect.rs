@@ -22,12 +22,12 @@ pub(super) const FIELDS: &[&str] = paths! {
         "networkPluginMTU" "networkPluginName" "podSandboxImage" "registerNode" "registerNodeNamespace"
         "remoteImageEndpoint" "runtimeCgroups" "seccompDefault";
     "modules.edged.tailoredKubeletConfig.": "allowedUnsafeSysctls" "apiVersion" "authentication"
-        "authorization" "cgroupRoot" "cgroupsPerQOS" "configMapAndSecretChangeDetectionStrategy"
+        "authorization" "cgroupRoot" "configMapAndSecretChangeDetectionStrategy"
         "containerLogMaxWorkers"
         "contentType" "cpuCFSQuota" "cpuCFSQuotaPeriod" "cpuManagerPolicy" "cpuManagerPolicyOptions"
         "cpuManagerReconcilePeriod" "crashLoopBackOff" "enableContentionProfiling" "enableControllerAttachDetach"
         "enableDebugFlagsHandler" "enableDebuggingHandlers" "enableProfilingHandler" "enableServer"
-        "enableSystemLogHandler" "enableSystemLogQuery" "enforceNodeAllocatable" "eventBurst" "eventRecordQPS"
+        "enableSystemLogHandler" "enableSystemLogQuery" "eventBurst" "eventRecordQPS"
 
         "failCgroupV1" "failSwapOn" "featureGates" "fileCheckFrequency"
         "hairpinMode" "healthzBindAddress" "healthzPort" "httpCheckFrequency"

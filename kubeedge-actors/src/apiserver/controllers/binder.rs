@@ -1,8 +1,9 @@
 //! The binder: gives each pod without a node one that fits.
 //!
 //! It looks at readiness, `unschedulable`, taints, `nodeSelector`, required node affinity, requested resources against
-//! what the node can give, ports of the host, and the number of pods a node takes; among the nodes that fit it takes the
-//! one with the fewest pods. It does not look at pod affinity, topology or volumes, and nothing makes room for a pod.
+//! what the node can give, ports of the host, the number of pods a node takes, and where the volumes of its claims are;
+//! among the nodes that fit it takes the one with the fewest pods. It does not look at pod affinity or topology, and
+//! nothing makes room for a pod.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,6 +18,7 @@ use super::super::verbs::bind::{bound, condition};
 use super::super::{Api, clock};
 use super::Again;
 use super::usage::{Amounts, Usage, amounts};
+use super::volumes::places;
 
 const SCHEDULER: &str = "default-scheduler";
 
@@ -91,12 +93,17 @@ impl Usages {
 }
 
 /// The node for a pod, or why there is none, in the scheduler's words.
-pub(super) fn choose<'a>(pod: &Value, nodes: &'a [Candidate]) -> Result<&'a str, String> {
+///
+/// `places`: where its volumes are, each a node selector.
+pub(super) fn choose<'a>(pod: &Value, places: &[Value], nodes: &'a [Candidate]) -> Result<&'a str, String> {
     let usage = Usage::of(&pod["spec"]);
     let mut reasons: BTreeMap<String, usize> = BTreeMap::new();
     let mut best: Option<&Candidate> = None;
     for node in nodes {
-        let misfits = misfits(&pod["spec"], &usage, node);
+        let mut misfits = misfits(&pod["spec"], &usage, node);
+        if misfits.is_empty() && !places.iter().all(|place| terms_match(place, node)) {
+            misfits.push("node(s) didn't match PersistentVolume's node affinity".to_owned());
+        }
         if misfits.is_empty() && best.is_none_or(|best| (node.pods, &node.name) < (best.pods, &best.name)) {
             best = Some(node);
         }
@@ -173,11 +180,13 @@ pub(super) fn selected(spec: &Value, node: &Candidate) -> bool {
         return false;
     }
     let required = &spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"];
-    match required["nodeSelectorTerms"].as_array() {
-        // Terms are alternatives; an empty term selects nothing.
-        Some(terms) => terms.iter().any(|term| term_matches(term, node)),
-        None => true,
-    }
+    terms_match(required, node)
+}
+
+/// Terms are alternatives; an empty term selects nothing.
+fn terms_match(selector: &Value, node: &Candidate) -> bool {
+    let terms = selector["nodeSelectorTerms"].as_array();
+    terms.is_none_or(|terms| terms.iter().any(|term| term_matches(term, node)))
 }
 
 fn term_matches(term: &Value, node: &Candidate) -> bool {
@@ -251,7 +260,8 @@ pub(super) async fn reconcile(api: &Arc<Api>, usages: &Usages) -> Result<Again, 
         if text(&value["spec"], "schedulerName") != SCHEDULER || gated {
             continue;
         }
-        match choose(&value, &candidates).map(str::to_owned) {
+        let chosen = places(api, &value).and_then(|places| choose(&value, &places, &candidates).map(str::to_owned));
+        match chosen {
             Ok(name) => {
                 if assign(api, pods, pod, &name).await?
                     && let Some(node) = candidates.iter_mut().find(|node| node.name == name)
@@ -353,12 +363,19 @@ mod tests {
     #[test]
     fn the_emptiest_node_that_fits_is_taken() {
         let mut nodes = [node("b", true, Value::Null), node("a", true, Value::Null)];
-        assert_eq!(choose(&pod(json!({})), &nodes), Ok("a"));
+        assert_eq!(choose(&pod(json!({})), &[], &nodes), Ok("a"));
+        let disk_of = |name: &str| {
+            let term = json!({"matchFields": [{"key": "metadata.name", "operator": "In", "values": [name]}]});
+            [json!({"nodeSelectorTerms": [term]})]
+        };
+        assert_eq!(choose(&pod(json!({})), &disk_of("b"), &nodes), Ok("b"));
+        let why = choose(&pod(json!({})), &disk_of("c"), &nodes).unwrap_err();
+        assert!(why.contains("2 node(s) didn't match PersistentVolume's node affinity"), "{why}");
         nodes[1].pods = 1;
-        assert_eq!(choose(&pod(json!({})), &nodes), Ok("b"));
+        assert_eq!(choose(&pod(json!({})), &[], &nodes), Ok("b"));
         nodes[0].pods = 2;
         nodes[1].pods = 2;
-        assert_eq!(choose(&pod(json!({})), &nodes), Err("0/2 nodes are available: 2 Too many pods.".into()));
+        assert_eq!(choose(&pod(json!({})), &[], &nodes), Err("0/2 nodes are available: 2 Too many pods.".into()));
     }
 
     #[test]
@@ -367,15 +384,15 @@ mod tests {
         let asking = |cpu: &str, memory: &str| {
             pod(json!({"containers": [{"resources": {"requests": {"cpu": cpu, "memory": memory}}}]}))
         };
-        assert_eq!(choose(&asking("1", "1Gi"), &nodes), Ok("a"));
+        assert_eq!(choose(&asking("1", "1Gi"), &[], &nodes), Ok("a"));
         nodes[0].take(&Usage::of(&asking("600m", "1Gi")["spec"]));
-        assert_eq!(choose(&asking("400m", "0"), &nodes[..1]), Ok("a"));
-        let why = choose(&asking("2", "1Mi"), &nodes).unwrap_err();
+        assert_eq!(choose(&asking("400m", "0"), &[], &nodes[..1]), Ok("a"));
+        let why = choose(&asking("2", "1Mi"), &[], &nodes).unwrap_err();
         assert_eq!(why, "0/2 nodes are available: 1 Insufficient memory, 2 Insufficient cpu.");
         let port = pod(json!({"containers": [{"ports": [{"containerPort": 80, "hostPort": 80}]}]}));
         nodes[1].take(&Usage::of(&port["spec"]));
-        assert_eq!(choose(&port, &nodes), Ok("a"));
-        let why = choose(&port, &nodes[1..]).unwrap_err();
+        assert_eq!(choose(&port, &[], &nodes), Ok("a"));
+        let why = choose(&port, &[], &nodes[1..]).unwrap_err();
         assert_eq!(why, "0/1 nodes are available: 1 node(s) didn't have free ports for the requested pod ports.");
     }
 
@@ -388,7 +405,7 @@ mod tests {
             node("down", false, Value::Null),
             node("tainted", true, taint),
         ];
-        let at = |spec: Value| choose(&pod(spec), &nodes).map(str::to_owned);
+        let at = |spec: Value| choose(&pod(spec), &[], &nodes).map(str::to_owned);
         assert_eq!(at(json!({"nodeSelector": {"zone": "a"}})), Ok("a".into()));
         let why = at(json!({"nodeSelector": {"zone": "tainted"}})).unwrap_err();
         assert_eq!(

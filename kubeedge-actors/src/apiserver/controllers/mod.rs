@@ -31,6 +31,7 @@ mod kubernetes;
 mod namespaces;
 mod nodes;
 mod usage;
+mod volumes;
 
 /// Time after which a controller that failed, or that waits for time to pass, looks again.
 const RETRY: Duration = Duration::from_secs(5);
@@ -110,8 +111,11 @@ pub(super) fn start(api: &Arc<Api>, server: SocketAddr) -> Running {
         let monitor = monitor.clone();
         async move { nodes::reconcile(&api, &monitor).await }
     }));
+    let claimed = of(&["persistentvolumes", "persistentvolumeclaims"]);
+    tasks.spawn(run("volumes", api.clone(), claimed, PAUSE, |api| async move { volumes::reconcile(&api).await }));
     let usages = Arc::new(binder::Usages::default());
-    tasks.spawn(run("binder", api.clone(), of(&["pods", "nodes"]), PAUSE, move |api| {
+    let bound_by = of(&["pods", "nodes", "persistentvolumeclaims"]);
+    tasks.spawn(run("binder", api.clone(), bound_by, PAUSE, move |api| {
         let usages = usages.clone();
         async move { binder::reconcile(&api, &usages).await }
     }));

@@ -16,7 +16,9 @@ mod lease;
 pub mod names;
 pub mod namespace;
 pub mod node;
+mod persistentvolume;
 mod pod;
+pub(crate) mod portion;
 pub mod quantity;
 pub(crate) mod schema;
 mod secret;
@@ -28,12 +30,14 @@ mod zero;
 
 use super::kind::Kind;
 
-static KINDS: [Kind; 18] = [
+static KINDS: [Kind; 20] = [
     configmap::KIND,
     endpoints::KIND,
     event::KIND,
     namespace::KIND,
     node::KIND,
+    persistentvolume::CLAIM,
+    persistentvolume::VOLUME,
     pod::KIND,
     secret::KIND,
     serviceaccount::KIND,
@@ -57,6 +61,12 @@ pub fn kinds() -> &'static [Kind] {
 /// The kind of a resource, e.g. `("", "v1", "pods")`.
 pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Kind> {
     KINDS.iter().find(|kind| kind.group == group && kind.version == version && kind.plural == plural)
+}
+
+/// The part of a kind's objects that this subresource is, if it is one.
+pub(crate) fn portion(kind: &Kind, subresource: &str) -> Option<&'static portion::Portion> {
+    let portions: &[portion::Portion] = if (kind.group, kind.plural) == ("", "pods") { &pod::PORTIONS } else { &[] };
+    portions.iter().find(|portion| portion.name == subresource)
 }
 
 #[cfg(test)]

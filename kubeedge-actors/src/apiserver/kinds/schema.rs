@@ -152,10 +152,12 @@ pub(crate) fn definitions() -> Map<String, Value> {
     let mut settings = SchemaSettings::draft2020_12();
     settings.definitions_path = DEFINITIONS.into();
     let mut generator = SchemaGenerator::new(settings);
-    let all: [fn(&mut SchemaGenerator) -> Schema; 28] = [
+    let all: [fn(&mut SchemaGenerator) -> Schema; 30] = [
         SchemaGenerator::subschema_for::<core::Namespace>,
         SchemaGenerator::subschema_for::<core::Node>,
         SchemaGenerator::subschema_for::<core::Pod>,
+        SchemaGenerator::subschema_for::<core::PersistentVolume>,
+        SchemaGenerator::subschema_for::<core::PersistentVolumeClaim>,
         SchemaGenerator::subschema_for::<core::ConfigMap>,
         SchemaGenerator::subschema_for::<core::Secret>,
         SchemaGenerator::subschema_for::<core::ServiceAccount>,

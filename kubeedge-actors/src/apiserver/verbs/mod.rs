@@ -11,6 +11,7 @@ use super::auth::User;
 use super::controllers::definitions;
 use super::custom;
 use super::kind::Kind;
+use super::kinds;
 use super::kubelet::Body;
 use super::negotiate::Form;
 use super::object::{self, Key, Object};
@@ -160,6 +161,26 @@ async fn verb(api: &Arc<Api>, request: &Request, target: &Target) -> Result<Answ
     }
 }
 
+/// GET, PUT and PATCH of a part of an object.
+async fn part(
+    api: &Arc<Api>,
+    request: &Request,
+    target: &Target,
+    name: &str,
+    part: update::Part,
+) -> Result<Answer, Status> {
+    let written = match request.method {
+        Method::Get => {
+            let object = existing(api, target, name)?;
+            return Ok(Answer::ok(request.view(api, target).object(&object)));
+        }
+        Method::Put => update::put(api, request, target, name, part).await?,
+        Method::Patch => patch::patch(api, request, target, name, part).await?,
+        Method::Post | Method::Delete => return Err(Status::method_not_allowed()),
+    };
+    Ok(request.written(api, target, written))
+}
+
 async fn subresource_verb(
     api: &Arc<Api>,
     request: &Request,
@@ -172,21 +193,10 @@ async fn subresource_verb(
     };
     let core = if kind.group.is_empty() { kind.plural } else { "" };
     match (core, subresource, request.method) {
-        (_, "status", _) if kind.status_subresource => match request.method {
-            Method::Get => {
-                let object = existing(api, target, name)?;
-                Ok(Answer::ok(request.view(api, target).object(&object)))
-            }
-            Method::Put => {
-                let written = update::put(api, request, target, name, update::Part::Status).await?;
-                Ok(request.written(api, target, written))
-            }
-            Method::Patch => {
-                let written = patch::patch(api, request, target, name, update::Part::Status).await?;
-                Ok(request.written(api, target, written))
-            }
-            _ => Err(Status::method_not_allowed()),
-        },
+        (_, "status", _) if kind.status_subresource => part(api, request, target, name, update::Part::Status).await,
+        (_, subresource, _) if let Some(portion) = kinds::portion(kind, subresource) => {
+            part(api, request, target, name, update::Part::Portion(portion)).await
+        }
         (_, "scale", _) if let Some(paths) = scale::paths(target) => {
             scale::scale(api, request, target, name, &paths).await
         }

@@ -5,6 +5,7 @@ use serde_json::Value;
 use super::super::Api;
 use super::super::body::{check_content_type, decode};
 use super::super::kind::Kind;
+use super::super::kinds::portion::Portion;
 use super::super::object::{Key, metadata, text};
 use super::super::request::{Target, WriteOptions};
 use super::super::status::{FieldCause, FieldError, Status};
@@ -22,6 +23,8 @@ pub(crate) enum Part {
     Status,
     /// `spec.finalizers` of a namespace.
     Finalizers,
+    /// What only this subresource changes.
+    Portion(&'static Portion),
 }
 
 /// Replaces an object by the one in the body.
@@ -128,6 +131,7 @@ pub(crate) fn settle(target: &Target, old: &Value, mut new: Value, part: Part) -
             new["metadata"] = meta;
             new["spec"]["finalizers"] = finalizers;
         }
+        Part::Portion(portion) => new = (portion.take)(&new, old),
     }
     keep_metadata(&mut new, old);
     match part {
@@ -136,7 +140,7 @@ pub(crate) fn settle(target: &Target, old: &Value, mut new: Value, part: Part) -
             admission::update(kind, &mut new);
         }
         Part::Status => strategy::prepare_status(kind, &mut new),
-        Part::Finalizers => {}
+        Part::Finalizers | Part::Portion(_) => {}
     }
     target.default(&mut new);
     let mut errors = meta::validate_update(&new, old);
@@ -144,6 +148,7 @@ pub(crate) fn settle(target: &Target, old: &Value, mut new: Value, part: Part) -
         Part::Main => target.validate_update(&new, old),
         Part::Status => target.validate_status(&new, old),
         Part::Finalizers => Vec::new(),
+        Part::Portion(portion) => (portion.validate)(&new, old),
     });
     if !errors.is_empty() {
         return Err(Status::invalid(kind, &name, errors));

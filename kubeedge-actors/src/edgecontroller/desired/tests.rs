@@ -56,6 +56,43 @@ fn a_pod_waits_for_what_it_names_and_comes_after_it() {
 }
 
 #[test]
+fn a_claim_brings_its_volume_once_it_is_bound_and_takes_it_along() {
+    let mut desired = Desired::default();
+    let mut with_claim = pod("a", "u1", 5, "e1", &[]);
+    with_claim["spec"]["volumes"] = json!([{"name": "d", "persistentVolumeClaim": {"claimName": "d"}}]);
+    assert_eq!(words(&desired.pods_replaced(T0, vec![with_claim], 9)), ["watch d"]);
+    let claim = ConfigKey { kind: ConfigKind::Claim, namespace: "ns".into(), name: "d".into() };
+    let volume = |name: &str| ConfigKey { kind: ConfigKind::Volume, namespace: String::new(), name: name.into() };
+    let bound = |version: u64, to: Option<&str>| {
+        let mut claim = config("d", "c1", version, "");
+        claim["spec"] = json!({"volumeName": to});
+        claim
+    };
+    // A claim that is not bound yet is told, and its pod with it.
+    let effects = desired.config_known(&claim, Some(bound(4, None)), 10);
+    assert_eq!(words(&effects), ["+persistentvolumeclaims/d:c1@e1", "+pods/a:u1@e1"]);
+    assert!(desired.is_complete("e1") && !desired.names("e1", &volume("v")));
+    let effects = desired.config_known(&claim, Some(bound(11, Some("v"))), 11);
+    assert_eq!(words(&effects), ["+persistentvolumeclaims/d:c1@e1", "watch v"]);
+    assert!(!desired.is_complete("e1") && desired.names("e1", &volume("v")));
+    let effects = desired.config_known(&volume("v"), Some(config("v", "v1", 3, "")), 12);
+    assert_eq!(words(&effects), ["+persistentvolumes/v:v1@e1"]);
+    assert!(desired.is_complete("e1"));
+    let kinds = desired.snapshot("e1").kinds;
+    let held: Vec<usize> = kinds.iter().map(|kind| kind.objects.len()).collect();
+    assert_eq!(held, [0, 0, 1, 1, 1], "config maps, secrets, claims, volumes, pods");
+    let needs: Vec<&str> = kinds[4].objects[0].needs.iter().map(|needed| needed.uid.as_str()).collect();
+    assert_eq!(needs, ["c1", "v1"]);
+    let effects = desired.config_known(&claim, Some(bound(13, Some("w"))), 13);
+    assert_eq!(
+        words(&effects),
+        ["+persistentvolumeclaims/d:c1@e1", "watch w", "-persistentvolumes/v:v1@e1", "unwatch v"]
+    );
+    let gone = words(&desired.pods_replaced(T0, vec![], 14));
+    assert_eq!(gone, ["-pods/a:u1@e1", "-persistentvolumeclaims/d:c1@e1", "unwatch d", "unwatch w"]);
+}
+
+#[test]
 fn a_list_that_went_back_ends_nothing_and_has_every_node_compared() {
     let mut desired = Desired::default();
     desired.pods_replaced(T0, vec![pod("a", "u1", 5, "e1", &["c"]), pod("b", "u2", 8, "e1", &[])], 9);

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use k8s_openapi::api::core::v1::Pod;
 
-use super::admit;
+use super::{Room, admit};
 use crate::{
     edged::{
         Edged,
@@ -54,17 +54,25 @@ impl Edged {
             let message = "Pod was rejected as the node is shutting down.".to_owned();
             return Err(PodFailure { reason: "NodeShutdown".to_owned(), message, ..PodFailure::default() });
         }
+        let others = self.active_pods().filter(|(other, _)| *other != uid && !waiting.contains(other));
+        admit(pod, others.map(|(_, pod)| pod), &self.room(), *self.pressure.borrow())
+    }
+
+    /// What the node has for pods.
+    pub(in crate::edged) fn room(&self) -> Room {
         let mut room = self.prepared.room.clone();
         for (name, _, healthy) in self.devices.amounts() {
             room.insert(name, Quantity::units(i64::try_from(healthy).unwrap_or(i64::MAX)));
         }
+        room
+    }
+
+    /// The pods that have a part of it: those that are not over.
+    pub(in crate::edged) fn active_pods(&self) -> impl Iterator<Item = (&str, &Pod)> {
         let over = |uid: &str| {
             let status = self.board.of(uid);
             status.is_some_and(|status| matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")))
         };
-        let has_room =
-            |other: &str| other != uid && !waiting.contains(other) && !self.failures.contains(other) && !over(other);
-        let others = self.book.pods().filter(|(other, _)| has_room(other)).map(|(_, pod)| pod);
-        admit(pod, others, &room, *self.pressure.borrow())
+        self.book.pods().filter(move |(uid, _)| !self.failures.contains(uid) && !over(uid))
     }
 }

@@ -116,6 +116,7 @@ pub(super) fn instance(status: cri::ContainerStatus, sandbox_id: String) -> Resu
         image: status.image.map(|image| image.image).unwrap_or_default(),
         image_id: status.image_ref,
         spec_image: annotations.remove(labels::SPEC_IMAGE),
+        sizes: annotations.remove(labels::SIZES).and_then(|text| text.parse().ok()),
         termination_log,
     })
 }

@@ -243,6 +243,19 @@ impl Runtime for CriRuntime {
         })
     }
 
+    fn update_resources<'a>(&'a self, id: &'a str, resources: &'a cri::LinuxContainerResources) -> Answer<'a, ()> {
+        Box::pin(async move {
+            let request = cri::UpdateContainerResourcesRequest {
+                container_id: id.to_owned(),
+                linux: Some(resources.clone()),
+                annotations: Default::default(),
+            };
+            let mut client = self.runtime.clone();
+            self.call("UpdateContainerResources", QUICK, client.update_container_resources(request)).await?;
+            Ok(())
+        })
+    }
+
     fn exec_sync<'a>(&'a self, id: &'a str, command: &'a [String], timeout: Duration) -> Answer<'a, ExecOutput> {
         Box::pin(async move {
             let seconds = i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX);

@@ -18,8 +18,8 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use kubeedge_proto::{
     cri,
     deviceplugin::{
-        AllocateRequest, ContainerAllocateRequest, DevicePluginOptions, Empty, PreStartContainerRequest,
-        RegisterRequest,
+        AllocateRequest, ContainerAllocateRequest, ContainerPreferredAllocationRequest, DevicePluginOptions, Empty,
+        PreStartContainerRequest, PreferredAllocationRequest, RegisterRequest,
         device_plugin_client::DevicePluginClient,
         registration_server::{Registration, RegistrationServer},
     },
@@ -31,7 +31,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use super::pool::{Checkpoint, MAX_RESOURCES, Pools};
+use super::pool::{Checkpoint, MAX_RESOURCES, Offer, Pools};
 use crate::edged::quantity::Quantity;
 
 /// The version of the API.
@@ -218,6 +218,20 @@ impl DeviceManager {
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         let mut given = Given::default();
         for (resource, count) in wanted(container)? {
+            let reusable = init_containers(pod);
+            let asked = {
+                let state = self.lock();
+                let plugin = state.plugins.get(&resource);
+                let has_a_say = plugin.filter(|plugin| plugin.options.get_preferred_allocation_available);
+                let offer = || state.pools.offer(uid, &container.name, &resource, count, &reusable);
+                has_a_say.and_then(|plugin| Some((plugin.client.clone(), offer()?)))
+            };
+            let preferred = match asked {
+                Some((client, offer)) => preferred(client, offer, count)
+                    .await
+                    .map_err(|why| format!("GetPreferredAllocation of the device plugin of {resource}: {why}"))?,
+                None => Vec::new(),
+            };
             let (plugin, ids, save) = {
                 let mut state = self.lock();
                 if !state.pools.knows(&resource) && state.pools.held(uid, &container.name, &resource).is_none() {
@@ -225,7 +239,7 @@ impl DeviceManager {
                     continue;
                 }
                 let new = state.pools.held(uid, &container.name, &resource).is_none();
-                let ids = state.pools.give(uid, &container.name, &resource, count, &init_containers(pod));
+                let ids = state.pools.give(uid, &container.name, &resource, count, &reusable, &preferred);
                 let ids = ids.map_err(|short| format!("Allocate failed due to {short}, which is unexpected"))?;
                 let plugin = state.plugins.get(&resource).map(|plugin| (plugin.client.clone(), plugin.options));
                 (plugin, ids, new.then(|| self.save(&mut state)))
@@ -408,6 +422,24 @@ async fn connect(path: &Path) -> Result<DevicePluginClient<Channel>, String> {
     let channel = tokio::time::timeout(CONNECT, endpoint.connect()).await;
     let channel = channel.map_err(|_| "no connection".to_owned())?;
     Ok(DevicePluginClient::new(channel.map_err(|error| error.to_string())?))
+}
+
+/// Asks a plugin which devices it would give.
+async fn preferred(
+    mut client: DevicePluginClient<Channel>,
+    Offer { certain, available }: Offer,
+    count: usize,
+) -> Result<Vec<String>, String> {
+    let request = ContainerPreferredAllocationRequest {
+        available_device_ids: available.into_iter().collect(),
+        must_include_device_ids: certain.into_iter().collect(),
+        allocation_size: i32::try_from(count).unwrap_or(i32::MAX),
+    };
+    let answer = client.get_preferred_allocation(PreferredAllocationRequest { container_requests: vec![request] });
+    let answer = tokio::time::timeout(ANSWER, answer).await.map_err(|_| "no answer".to_owned())?;
+    let answer = answer.map_err(|status| status.message().to_owned())?.into_inner();
+    // One that says nothing leaves it to the node.
+    Ok(answer.container_responses.into_iter().next().map(|answer| answer.device_ids).unwrap_or_default())
 }
 
 /// How many devices a container wants, by resource: whole numbers of what has a domain of its own.

@@ -4,10 +4,11 @@
 //! devices and who has which; what a container was given is on disk before the container is made. `manager` talks to
 //! the plugins. A plugin that is gone keeps what its containers have; its other devices are not given away.
 //!
-//! Not there: `GetPreferredAllocation` (devices are taken by the order of their ids) and NUMA topology.
+//! A plugin that says it has a preference (`GetPreferredAllocation`) is asked for it; otherwise devices are taken by the
+//! order of their ids. Not there: NUMA topology.
 
 mod manager;
 pub mod pool;
 
 pub use manager::{DeviceManager, Given};
-pub use pool::{Pools, Shortage};
+pub use pool::{Offer, Pools, Shortage};

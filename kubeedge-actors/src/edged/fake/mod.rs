@@ -257,6 +257,7 @@ impl Runtime for FakeRuntime {
             })?;
             if let Some(instance) = state.model.instances.last_mut() {
                 instance.spec_image = config.annotations.get(labels::SPEC_IMAGE).cloned();
+                instance.sizes = config.annotations.get(labels::SIZES).and_then(|text| text.parse().ok());
             }
             let grace = config.annotations.get(labels::GRACE_PERIOD).and_then(|text| text.parse().ok());
             for known in state.model.sandboxes.iter_mut().filter(|known| known.sandbox.id == sandbox_id) {
@@ -301,6 +302,14 @@ impl Runtime for FakeRuntime {
             let code = if stubborn { model::KILLED } else { TERMINATED };
             self.state().model.exit(id, code, (self.clock)());
             Ok(())
+        })
+    }
+
+    fn update_resources<'a>(&'a self, id: &'a str, resources: &'a cri::LinuxContainerResources) -> Answer<'a, ()> {
+        Box::pin(async move {
+            let cri::LinuxContainerResources { cpu_shares, cpu_quota, memory_limit_in_bytes, .. } = resources;
+            let subject = format!("{id} {cpu_shares} {cpu_quota} {memory_limit_in_bytes}");
+            self.begin("update_resources", &subject).map(drop)
         })
     }
 

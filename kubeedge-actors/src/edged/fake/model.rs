@@ -84,6 +84,7 @@ impl Model {
             message: String::new(),
             image: image.to_owned(),
             image_id: format!("sha256:{image}"),
+            sizes: None,
             spec_image: Some(image.to_owned()),
             termination_log: None,
         });

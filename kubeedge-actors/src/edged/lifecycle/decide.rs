@@ -6,7 +6,8 @@ use jiff::Timestamp;
 
 use super::{
     history::{History, Reason, Step},
-    plan::{PodPlan, RestartPolicy, Role},
+    plan::{ContainerPlan, PodPlan, RestartPolicy, Role},
+    sizes::{Resize, Sizes},
     verdict::{Initialization, Verdict, current_sandbox, deadline, initialization, instances, is_over, verdict},
 };
 use crate::edged::{
@@ -71,6 +72,11 @@ pub enum Action {
         /// Instances that end before this one is asked to, as long as there is time.
         after: Vec<String>,
     },
+    /// Give containers that run other resources, in place.
+    Resize {
+        /// Which, and what.
+        containers: Vec<Fitting>,
+    },
     /// Remove a container that does not run, and its log.
     RemoveContainer {
         /// The instance.
@@ -96,6 +102,19 @@ pub enum Action {
     Finish,
 }
 
+/// A container that runs and what it is to have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fitting {
+    /// The instance.
+    pub id: String,
+    /// The container.
+    pub container: String,
+    /// What it has.
+    pub from: Sizes,
+    /// What it is to have.
+    pub to: Sizes,
+}
+
 /// Why a container is stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopCause {
@@ -103,6 +122,8 @@ pub enum StopCause {
     Ends,
     /// Its image in the spec is another one by now.
     Changed,
+    /// Other resources take a restart.
+    Resized,
     /// The hook after its start failed.
     PostStart,
     /// A probe failed.
@@ -117,7 +138,7 @@ pub enum StopCause {
 impl StopCause {
     /// Whether the instance is followed by another one, whatever the restart policy says about how it ended.
     pub fn is_replaced(self) -> bool {
-        matches!(self, Self::Changed | Self::Probe { restarts: true, .. })
+        matches!(self, Self::Changed | Self::Resized | Self::Probe { restarts: true, .. })
     }
 
     /// Kubelet's words for it.
@@ -125,6 +146,7 @@ impl StopCause {
         match self {
             Self::Ends => format!("Stopping container {container}"),
             Self::Changed => format!("Container {container} definition changed, will be restarted"),
+            Self::Resized => format!("Container {container} resize requires restart"),
             Self::PostStart => "FailedPostStartHook".to_owned(),
             Self::Probe { kind, restarts } => {
                 let which = if kind == ProbeKind::Startup { "startup" } else { "liveness" };
@@ -234,11 +256,11 @@ fn run(input: &Input<'_>) -> Decision {
     let mut decision = Decision::default();
     for container in &plan.containers {
         match verdict(plan, container, observed, history, now) {
-            Verdict::Replace(instance) => decision.actions.push(Action::StopContainer {
+            Verdict::Replace(instance, why) => decision.actions.push(Action::StopContainer {
                 id: instance.id.clone(),
                 container: instance.name.clone(),
                 grace_seconds: plan.grace_seconds,
-                why: StopCause::Changed,
+                why,
                 after: Vec::new(),
             }),
             Verdict::Unhealthy(instance, kind) => {
@@ -258,6 +280,13 @@ fn run(input: &Input<'_>) -> Decision {
     }
     if !decision.actions.is_empty() {
         return decision;
+    }
+    let containers = misfits(input);
+    if !containers.is_empty() {
+        try_step(input, Step::Resize, Action::Resize { containers }, &mut decision);
+        if !decision.actions.is_empty() {
+            return decision;
+        }
     }
 
     let startable = startable(input, &mut decision);
@@ -288,6 +317,18 @@ fn run(input: &Input<'_>) -> Decision {
         }
     }
     decision
+}
+
+/// The containers that run as they should but for their resources, which they can be given as they are.
+pub(crate) fn misfits(input: &Input<'_>) -> Vec<Fitting> {
+    let Input { plan, observed, history, now, .. } = *input;
+    let misfit = |container: &ContainerPlan| {
+        let Verdict::Running(instance) = verdict(plan, container, observed, history, now) else { return None };
+        let from = history.sizes(instance)?;
+        let Some(Resize::InPlace(to)) = container.resources.resize(Some(from)) else { return None };
+        Some(Fitting { id: instance.id.clone(), container: container.name.clone(), from, to })
+    };
+    plan.containers.iter().filter_map(misfit).collect()
 }
 
 /// Unless the step failed a moment ago.
@@ -365,7 +406,7 @@ fn startable(input: &Input<'_>, decision: &mut Decision) -> Vec<(String, u32, Op
                 decision.waits.push(Wait::Failed { container, until, reason: failure.reason });
             }
             Verdict::Running(_)
-            | Verdict::Replace(_)
+            | Verdict::Replace(..)
             | Verdict::Unhealthy(..)
             | Verdict::Unclear(_)
             | Verdict::Ended(_) => {}

@@ -11,7 +11,10 @@ use std::{
 
 use jiff::{SignedDuration, Timestamp};
 
-use super::failure::PodFailure;
+use super::{
+    failure::PodFailure,
+    sizes::{PendingResize, Sizes},
+};
 use crate::edged::{
     probes::Checked,
     runtime::{Instance, InstanceState, ObservedPod},
@@ -102,6 +105,8 @@ pub enum Step {
     Volumes,
     /// Making its sandbox.
     Sandbox,
+    /// Giving containers that run other resources.
+    Resize,
     /// Stopping or removing something.
     CleanUp,
 }
@@ -137,6 +142,10 @@ pub struct History {
     pub failed: Option<Arc<PodFailure>>,
     /// Instances whose hook before their end has run.
     pub hooked: BTreeSet<String>,
+    /// What instances have that were given other resources since they were made.
+    pub resized: BTreeMap<String, Sizes>,
+    /// A change of resources that the node does not allow yet, or at all.
+    pub pending_resize: Option<Arc<PendingResize>>,
     /// What probes say of instances that run.
     pub checks: BTreeMap<String, Checked>,
     /// When this node took up the pod.
@@ -167,6 +176,7 @@ impl History {
         };
         self.replaced.retain(|id| remembered(id));
         self.hooked.retain(|id| remembered(id));
+        self.resized.retain(|id, _| remembered(id));
         for instance in &observed.instances {
             let known = self.containers.entry(instance.name.clone()).or_default();
             if instance.state != InstanceState::Created {
@@ -182,6 +192,11 @@ impl History {
     /// What is remembered of a container.
     pub fn container(&self, name: &str) -> Option<&ContainerHistory> {
         self.containers.get(name)
+    }
+
+    /// What an instance has of processor and memory, as far as it is known.
+    pub fn sizes(&self, instance: &Instance) -> Option<Sizes> {
+        self.resized.get(&instance.id).copied().or(instance.sizes)
     }
 
     /// What probes say of an instance.

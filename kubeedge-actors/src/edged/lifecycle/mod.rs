@@ -13,11 +13,13 @@ mod decide;
 mod failure;
 mod history;
 mod plan;
+mod sizes;
 #[cfg(test)]
 mod tests;
 mod verdict;
 
-pub use decide::{Action, Decision, Input, StopCause, VolumeState, Wait, Want, decide};
+pub(crate) use decide::misfits;
+pub use decide::{Action, Decision, Fitting, Input, StopCause, VolumeState, Wait, Want, decide};
 pub use failure::PodFailure;
 pub use history::{
     CRASH_FIRST, CRASH_MAX, CRASH_RESET, ContainerHistory, Failure, History, Reason, Step, StepFailure, later,
@@ -26,6 +28,8 @@ pub use plan::{
     ContainerPlan, DEFAULT_GRACE_SECONDS, InvalidPod, PodPlan, ReadinessGate, RestartPolicy, Role, container,
     ephemeral_target,
 };
+pub(crate) use sizes::quantities;
+pub use sizes::{PendingResize, Resize, Resources, Sizes};
 pub use verdict::{
     Initialization, Verdict, current_sandbox, deadline, initialization, instances, is_expired, is_over, newest, verdict,
 };

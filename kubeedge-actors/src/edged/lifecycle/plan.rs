@@ -5,6 +5,7 @@ use std::{borrow::Cow, time::Duration};
 use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod};
 use thiserror::Error;
 
+use super::sizes::Resources;
 use crate::edged::probes::Probes;
 
 /// Grace period when neither the deletion nor the spec names one: the API's default, in seconds.
@@ -85,6 +86,8 @@ pub struct ContainerPlan {
     pub role: Role,
     /// What it is asked while it runs; nothing for an init container.
     pub probes: Probes,
+    /// What it is to have of the machine.
+    pub resources: Resources,
 }
 
 /// A condition that somebody else sets and that has to hold before the pod is ready.
@@ -155,7 +158,11 @@ impl PodPlan {
             let image = container.image.clone().unwrap_or_default();
             let probed = matches!(role, Role::App | Role::Sidecar);
             let probes = if probed { Probes::of(container) } else { Probes::default() };
-            containers.push(ContainerPlan { name: container.name.clone(), image, role, probes });
+            let mut resources = Resources::of(container, matches!(role, Role::App | Role::Sidecar));
+            if role == Role::App && restart_policy == RestartPolicy::Never {
+                resources = resources.in_place();
+            }
+            containers.push(ContainerPlan { name: container.name.clone(), image, role, probes, resources });
         }
         if spec.containers.is_empty() {
             return Err(InvalidPod::NoContainers { pod: shown });

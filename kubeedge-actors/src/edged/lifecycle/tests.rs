@@ -17,6 +17,7 @@ use crate::edged::{
 
 mod faults;
 mod health;
+mod sizes;
 
 const START: i64 = 1_800_000_000;
 
@@ -121,6 +122,10 @@ impl Sim {
                 assert!(!self.done_for_good.contains(container), "{container} is started after it ended for good");
                 self.history.restarted(container, "i", *ended_at, now);
                 let id = self.model.create(sandbox_id, container, *attempt, "i", now);
+                let planned = self.plan.containers.iter().find(|planned| planned.name == *container);
+                if let Some(instance) = self.model.instances.last_mut() {
+                    instance.sizes = planned.and_then(|planned| planned.resources.sizes);
+                }
                 if let Some(id) = id
                     && self.model.start(&id, now)
                 {
@@ -135,6 +140,13 @@ impl Sim {
                     self.history.replaced.insert(id.clone());
                 }
                 self.exit(id, TERMINATED);
+            }
+            Action::Resize { containers } => {
+                for Fitting { id, to, .. } in containers {
+                    assert!(self.model.instances.iter().any(|i| i.id == *id && i.state == InstanceState::Running));
+                    self.history.resized.insert(id.clone(), *to);
+                }
+                self.history.step_succeeded(Step::Resize);
             }
             Action::RemoveContainer { id, .. } => self.model.remove_container(id),
             Action::StopSandbox { id } => {

@@ -5,8 +5,10 @@ use std::cmp::Reverse;
 use jiff::Timestamp;
 
 use super::{
+    decide::StopCause,
     history::{Failure, History, later},
     plan::{ContainerPlan, PodPlan, RestartPolicy, Role},
+    sizes::Resize,
 };
 use crate::edged::{
     probes::ProbeKind,
@@ -18,8 +20,8 @@ use crate::edged::{
 pub enum Verdict<'a> {
     /// It runs as it should.
     Running(&'a Instance),
-    /// It runs with another image than the spec asks for: stop it, then start it anew.
-    Replace(&'a Instance),
+    /// It runs with another image, or with resources that it cannot be given while it runs: stop it, then start it anew.
+    Replace(&'a Instance, StopCause),
     /// It runs, and this probe says that it should not: stop it, then start it anew unless that is never done.
     Unhealthy(&'a Instance, ProbeKind),
     /// Nobody knows whether it runs: stop it to make sure.
@@ -108,9 +110,12 @@ pub fn verdict<'a>(
             InstanceState::Running => {
                 let asked = instance.spec_image.as_ref().is_none_or(|image| *image == container.image);
                 return match history.checked(instance).failed(&container.probes) {
-                    _ if !asked => Verdict::Replace(instance),
+                    _ if !asked => Verdict::Replace(instance, StopCause::Changed),
                     Some(kind) => Verdict::Unhealthy(instance, kind),
-                    None => Verdict::Running(instance),
+                    None => match container.resources.resize(history.sizes(instance)) {
+                        Some(Resize::Restart) => Verdict::Replace(instance, StopCause::Resized),
+                        Some(Resize::InPlace(_)) | None => Verdict::Running(instance),
+                    },
                 };
             }
             InstanceState::Unknown => return Verdict::Unclear(instance),

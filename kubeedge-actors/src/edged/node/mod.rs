@@ -190,7 +190,7 @@ fn address(type_: &str, address: String) -> NodeAddress {
 }
 
 /// All that the machine has.
-fn capacity(readings: &MachineReadings) -> Allocatable {
+pub fn capacity(readings: &MachineReadings) -> Allocatable {
     Allocatable {
         cpu: Quantity::units(i64::from(readings.cpus)),
         memory: Quantity::bytes(readings.memory),

@@ -9,7 +9,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, Pod};
 use kubeedge_proto::cri;
 
 use super::{ContainerRequest, Provide, Provided, Provision, logs::LogDirs};
@@ -20,12 +20,12 @@ use crate::edged::{
     facts::{Allocatable, PodFacts},
     image_name::ImageName,
     labels,
-    lifecycle::{PodPlan, container},
+    lifecycle::{PodPlan, Sizes, container},
     objects::ObjectSource,
     resources::{
-        self, CgroupDriver, NodeDns, NodeLimits, ResolvConf, cgroup_parent, container_resources, container_security,
-        end_pod_cgroups, limit_pod_pids, pod_dns, pod_hostname, pod_sysctls, port_mappings, qos_class,
-        sandbox_resources, sandbox_security,
+        self, CgroupDriver, Change, Groups, NodeDns, NodeLimits, ResolvConf, cgroup_parent, container_resources,
+        container_security, end_pod_cgroups, limit_pod_pids, pod_dns, pod_hostname, pod_limits, pod_sysctls,
+        port_mappings, qos_class, sandbox_resources, sandbox_security,
     },
     runtime::{ImageUser, Instance},
     volumes::{MountedVolumes, PodUid, Volumes},
@@ -59,12 +59,21 @@ pub struct NodeSetup {
     pub allowed_sysctls: Vec<String>,
     /// Processes that one pod may have, all of its containers together; no limit when unset.
     pub pod_pids: Option<u32>,
+    /// Whether the control groups of pods and classes are limited as well, not only those of containers.
+    pub cgroups_per_qos: bool,
     /// What the machine says about limits.
     pub limits: NodeLimits,
     /// What pods may use of the node.
     pub allocatable: Allocatable,
     /// The API server's service as pods see it.
     pub service: Option<KubernetesService>,
+}
+
+impl NodeSetup {
+    /// The node's control groups.
+    pub fn groups(&self) -> Groups {
+        Groups::new(self.cgroup_driver, Path::new(CGROUP_ROOT))
+    }
 }
 
 /// [`Provision`] on a Linux node.
@@ -241,6 +250,7 @@ impl NodeProvision {
         }
         let limits = container_resources(pod, container, &self.setup.limits).provide()?;
         self.limit_pids(pod, plan).await?;
+        self.limit_pod(pod, plan, Change::Set).await?;
         let name = container.name.clone();
         let directory = (plan.clone(), name.clone());
         self.files("the log directory cannot be made", move |logs| logs.prepare(&directory.0, &directory.1)).await?;
@@ -255,6 +265,7 @@ impl NodeProvision {
             (labels::RESTART_COUNT, attempt.to_string()),
             (labels::GRACE_PERIOD, plan.grace_seconds.to_string()),
             (labels::SPEC_IMAGE, container.image.clone().unwrap_or_default()),
+            (labels::SIZES, Sizes::of(container).provide()?.to_string()),
         ]
         .into_iter()
         .map(|(key, value)| (key.to_owned(), value))
@@ -297,6 +308,17 @@ impl NodeProvision {
             limit_pod_pids(driver, Path::new(CGROUP_ROOT), qos, &uid, limit)
         })
         .await
+    }
+
+    /// Before each container, as with the processes.
+    async fn limit_pod(&self, pod: &Pod, plan: &PodPlan, change: Change) -> Result<(), String> {
+        if !self.setup.cgroups_per_qos {
+            return Ok(());
+        }
+        let (groups, qos) = (self.setup.groups(), qos_class(pod).provide()?);
+        let limits = pod_limits(pod, self.setup.limits.cpu_quota).provide()?;
+        let uid: PodUid = plan.uid.parse().provide()?;
+        self.files("the pod's resources cannot be limited", move |_| groups.limit_pod(qos, &uid, limits, change)).await
     }
 
     async fn pull_secrets(&self, pod: &Pod, image: &str) -> Result<Vec<cri::AuthConfig>, String> {
@@ -395,6 +417,21 @@ impl Provision for NodeProvision {
 
     fn container<'a>(&'a self, request: ContainerRequest<'a>) -> Provided<'a, cri::ContainerConfig> {
         Box::pin(self.container_config(request))
+    }
+
+    fn resources(&self, pod: &Pod, container: &Container) -> Result<cri::LinuxContainerResources, String> {
+        let all = container_resources(pod, container, &self.setup.limits).provide()?;
+        Ok(cri::LinuxContainerResources {
+            cpu_shares: all.cpu_shares,
+            cpu_period: all.cpu_period,
+            cpu_quota: all.cpu_quota,
+            memory_limit_in_bytes: all.memory_limit_in_bytes,
+            ..cri::LinuxContainerResources::default()
+        })
+    }
+
+    fn resize<'a>(&'a self, pod: &'a Pod, plan: &'a PodPlan, change: Change) -> Provided<'a, ()> {
+        Box::pin(self.limit_pod(pod, plan, change))
     }
 
     fn credentials<'a>(&'a self, pod: &'a Pod, image: &'a str) -> Provided<'a, Vec<cri::AuthConfig>> {

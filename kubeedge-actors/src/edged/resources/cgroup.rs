@@ -64,6 +64,19 @@ pub(super) fn cgroup_folder(driver: CgroupDriver, qos: QosClass, uid: &PodUid) -
     }
 }
 
+/// The folder of a class; of the class that has none of its own that of all pods.
+pub(super) fn class_folder(driver: CgroupDriver, qos: QosClass) -> PathBuf {
+    let path = match (driver, qos) {
+        (CgroupDriver::Cgroupfs, QosClass::Guaranteed) => "kubepods",
+        (CgroupDriver::Cgroupfs, QosClass::Burstable) => "kubepods/burstable",
+        (CgroupDriver::Cgroupfs, QosClass::BestEffort) => "kubepods/besteffort",
+        (CgroupDriver::Systemd, QosClass::Guaranteed) => "kubepods.slice",
+        (CgroupDriver::Systemd, QosClass::Burstable) => "kubepods.slice/kubepods-burstable.slice",
+        (CgroupDriver::Systemd, QosClass::BestEffort) => "kubepods.slice/kubepods-besteffort.slice",
+    };
+    path.into()
+}
+
 /// Limits the processes of a pod, all of its containers together. Its control group has been made by the runtime, with
 /// the sandbox: one that is not there is an error, since the pod would have no limit.
 pub fn limit_pod_pids(driver: CgroupDriver, root: &Path, qos: QosClass, uid: &PodUid, limit: u32) -> io::Result<()> {
@@ -103,6 +116,12 @@ mod tests {
         let nested = Path::new("kubepods.slice/kubepods-burstable.slice/kubepods-burstable-poda_b.slice");
         assert_eq!(folder(CgroupDriver::Systemd, QosClass::Burstable), nested);
         assert_eq!(folder(CgroupDriver::Cgroupfs, QosClass::Guaranteed), Path::new("kubepods/poda-b"));
+        for driver in [CgroupDriver::Cgroupfs, CgroupDriver::Systemd] {
+            for qos in [QosClass::Guaranteed, QosClass::Burstable, QosClass::BestEffort] {
+                let class = class_folder(driver, qos);
+                assert_eq!(folder(driver, qos).parent(), Some(&*class), "a pod is in the folder of its class");
+            }
+        }
     }
 
     #[test]

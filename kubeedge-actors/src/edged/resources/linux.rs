@@ -8,11 +8,11 @@ use kubeedge_proto::cri::{HugepageLimit, LinuxContainerResources};
 use super::qos::{InvalidResource, QosClass, limit, qos_class, request};
 
 /// The kernel's period of a cpu quota, microseconds.
-const PERIOD: i64 = 100_000;
+pub(super) const PERIOD: i64 = 100_000;
 /// The least quota that the kernel takes, microseconds.
 const LEAST_QUOTA: i64 = 1000;
 /// The bounds of `cpu.shares`.
-const SHARES: (i64, i64) = (2, 262_144);
+pub(super) const SHARES: (i64, i64) = (2, 262_144);
 /// `oom_score_adj` of pods that are guaranteed or critical to the node.
 const OOM_GUARANTEED: i64 = -997;
 /// `oom_score_adj` of pods that are promised nothing.
@@ -74,11 +74,11 @@ pub fn sandbox_resources(pod: &Pod, node: &NodeLimits) -> Result<LinuxContainerR
     })
 }
 
-fn shares(milli: i64) -> i64 {
+pub(super) fn shares(milli: i64) -> i64 {
     (milli.saturating_mul(1024) / 1000).clamp(SHARES.0, SHARES.1)
 }
 
-fn quota(milli: i64) -> i64 {
+pub(super) fn quota(milli: i64) -> i64 {
     if milli == 0 { 0 } else { (milli.saturating_mul(PERIOD) / 1000).max(LEAST_QUOTA) }
 }
 

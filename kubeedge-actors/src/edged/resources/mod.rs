@@ -6,6 +6,8 @@
 mod cgroup;
 mod cgroup_end;
 mod dns;
+mod group_files;
+mod group_limits;
 mod hostname;
 mod linux;
 mod ports;
@@ -16,6 +18,8 @@ mod sysctls;
 pub use cgroup::{CgroupDriver, cgroup_parent, limit_pod_pids, pod_processes};
 pub use cgroup_end::end_pod_cgroups;
 pub use dns::{DnsError, NodeDns, PodDns, ResolvConf, pod_dns};
+pub use group_files::{Change, Groups};
+pub use group_limits::{GroupLimits, best_effort, burstable_shares, node_group_limits, pod_limits, weight};
 pub use hostname::{HostnameError, PodHostname, hosts_file, node_hosts_file, pod_hostname};
 pub use linux::{NodeLimits, container_resources, sandbox_resources};
 pub use ports::{InvalidPort, port_mappings};

@@ -88,6 +88,60 @@ async fn pods_that_came_while_edgecore_was_down_are_judged_in_their_order_of_age
     again.stop(LIMIT).await;
 }
 
+#[actix_rt::test]
+async fn a_resize_that_does_not_fit_waits_over_a_restart_until_there_is_room() {
+    let mut node = bench(&[], true).await;
+    node.system.stop(LIMIT).await;
+    node.prepared.room.insert("memory".into(), crate::edged::quantity::Quantity::units(1 << 30));
+    let sized = |name: &str, uid: &str, memory: &str| {
+        let mut pod = pod(name, uid);
+        pod["spec"]["containers"][0]["resources"] = json!({"requests": {"memory": memory}});
+        pod
+    };
+    let pods = [sized("grows", "1", "600Mi"), sized("beside", "2", "300Mi")];
+    lock(&node.site.objects).extend(pods.iter().map(object));
+    node.system = system(&node.site, &node.prepared);
+    node.phase("1", "Running").await;
+    node.phase("2", "Running").await;
+
+    let pending = |site: &Site| {
+        let reports = lock(&site.reports);
+        let (_, _, status) = reports.iter().rev().find(|(_, uid, _)| uid == "1")?;
+        let conditions = status["conditions"].as_array()?;
+        conditions.iter().find(|condition| condition["type"] == "PodResizePending").cloned()
+    };
+    lock(&node.site.objects).retain(|object| object.uid != "1");
+    node.tell(&sized("grows", "1", "800Mi")).await;
+    let condition = node.until("a resize that waits", pending).await;
+    let why = format!(
+        "Node didn't have enough resource: memory, requested: {}, used: {}, capacity: {}",
+        800_u64 << 20,
+        300_u64 << 20,
+        1_u64 << 30
+    );
+    assert_eq!((&condition["reason"], &condition["message"]), (&json!("Deferred"), &json!(why)));
+    let told = node.event("ResizeDeferred", |_| true).await;
+    assert_eq!(told["message"], format!("Pod resize Deferred: {why}"));
+
+    // What the pod has is known to the next edgecore, which the spec alone would not tell.
+    node.system.stop(LIMIT).await;
+    lock(&node.site.reports).clear();
+    node.system = system(&node.site, &node.prepared);
+    node.until("the same resize", |site| pending(site).filter(|it| it["message"] == why)).await;
+    assert_eq!(node.made("update_resources"), 0, "{:?}", node.runtime.calls());
+
+    lock(&node.site.objects).retain(|object| object.uid != "2");
+    node.gone("beside", "2").await;
+    let has = |site: &Site| {
+        let reports = lock(&site.reports);
+        let (_, _, status) = reports.iter().rev().find(|(_, uid, _)| uid == "1")?;
+        (status["containerStatuses"][0]["resources"]["requests"]["memory"] == "800Mi").then_some(())
+    };
+    node.until("the resize is done", |site| has(site).filter(|()| pending(site).is_none())).await;
+    assert_eq!(node.made("update_resources"), 1, "{:?}", node.runtime.calls());
+    node.stop().await;
+}
+
 fn held(name: &str, uid: &str) -> Value {
     let mut pod = pod(name, uid);
     pod["metadata"]["annotations"] = json!({hold::HOLD: "true"});

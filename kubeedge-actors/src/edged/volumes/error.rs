@@ -97,9 +97,37 @@ pub enum SetUpError {
         /// What it should be.
         reason: &'static str,
     },
+    /// A claim that has no volume here, or none yet.
+    #[error("persistentvolumeclaim \"{name}\": {why}")]
+    Claim {
+        /// The claim's name.
+        name: String,
+        /// What is missing.
+        why: String,
+    },
+    /// A persistent volume that is known to be absent.
+    #[error("persistentvolume \"{0}\" not found")]
+    VolumeNotFound(String),
+    /// A local persistent volume is not on this node's disk.
+    #[error("local volume: {path} {reason}", path = path.display())]
+    Local {
+        /// Where it should be.
+        path: PathBuf,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// An export could not be mounted.
+    #[error("mounting {source_name} failed: {source}")]
+    Nfs {
+        /// `server:/path`
+        source_name: String,
+        /// The system's answer.
+        source: io::Error,
+    },
     /// A volume type that this node does not serve.
     #[error(
-        "volume type {0} is not supported: expected emptyDir, hostPath, configMap, secret, projected or downwardAPI"
+        "volume type {0} is not supported: expected emptyDir, hostPath, configMap, secret, projected, downwardAPI, nfs or a \
+         persistentVolumeClaim of a local, hostPath or nfs volume"
     )]
     Unsupported(&'static str),
     /// A value that Kubernetes does not allow.

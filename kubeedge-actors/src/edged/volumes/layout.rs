@@ -65,6 +65,7 @@ pub(crate) enum Plugin {
     Secret,
     Projected,
     DownwardApi,
+    Nfs,
 }
 
 impl Plugin {
@@ -75,6 +76,7 @@ impl Plugin {
             Self::Secret => "kubernetes.io~secret",
             Self::Projected => "kubernetes.io~projected",
             Self::DownwardApi => "kubernetes.io~downward-api",
+            Self::Nfs => "kubernetes.io~nfs",
         }
     }
 }

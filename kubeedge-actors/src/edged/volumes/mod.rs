@@ -1,7 +1,7 @@
 //! A pod's volumes on the node's disk.
 //!
-//! Served: `emptyDir`, `hostPath`, `configMap`, `secret`, `projected` (tokens, ConfigMaps, Secrets, downward API) and
-//! `downwardAPI`. Everything else is refused by name. Only volumes that a container mounts are made.
+//! Served: `emptyDir`, `hostPath`, `configMap`, `secret`, `projected` (tokens, ConfigMaps, Secrets, downward API),
+//! `downwardAPI`, `nfs`, and a `persistentVolumeClaim` that is bound to a local, `hostPath` or `nfs` volume. Everything else is refused by name. Only volumes that a container mounts are made.
 //!
 //! The layout is the kubelet's, below `<root>/pods/<uid>`:
 //!
@@ -31,7 +31,9 @@ mod error;
 mod host_path;
 mod layout;
 mod mount_table;
+mod nfs;
 mod payload;
+mod persistent;
 mod plan;
 mod projected;
 mod remove;
@@ -59,6 +61,7 @@ use self::{
     error::AtPath as _,
     layout::{PodDir, pods_dir},
     payload::Payload,
+    persistent::Claim,
     plan::{Plan, Planned, Source},
     projected::{Readers, TokenBook},
     tokens::Tokens,
@@ -195,6 +198,13 @@ impl Volumes {
         let mut book = self.token_book(&plan).await?;
         let mut work = Vec::new();
         for volume in plan.volumes.clone() {
+            let volume = match self.found(pod, facts, volume.clone()).await {
+                Ok(found) => found,
+                Err(source) => {
+                    self.keep_tokens(plan, book).await?;
+                    return Err(VolumeError::SetUp { volume: volume.name.as_str().to_owned(), source });
+                }
+            };
             match self.payload(pod, facts, &plan, &volume, &mut book).await {
                 Ok(payload) => work.push((volume, payload)),
                 Err(source) => {
@@ -325,6 +335,19 @@ impl Volumes {
         self.blocking(plan.uid, work).await
     }
 
+    /// A volume that is claimed, by what it is on this node.
+    async fn found(&self, pod: &Pod, facts: &PodFacts, planned: Planned) -> Result<Planned, SetUpError> {
+        let Source::Claim(Claim { name, .. }) = &planned.source else { return Ok(planned) };
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        let claim = self.objects.claim(namespace, name).await?;
+        let claim = claim.ok_or_else(|| SetUpError::Claim { name: name.clone(), why: "not found".to_owned() })?;
+        let volume_name = persistent::bound_volume(&claim)?;
+        let volume = self.objects.persistent_volume(volume_name).await?;
+        let volume = volume.ok_or_else(|| SetUpError::VolumeNotFound(volume_name.to_owned()))?;
+        let (source, read_only) = persistent::source(&claim, &volume, &facts.node_name)?;
+        Ok(Planned { source, read_only: planned.read_only || read_only, ..planned })
+    }
+
     /// The files of one volume; empty for one that is not made of objects.
     async fn payload(
         &self,
@@ -337,7 +360,9 @@ impl Volumes {
         let objects = self.objects.as_ref();
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         let mut payload = match &volume.source {
-            Source::EmptyDir(_) | Source::HostPath(_) => Payload::default(),
+            Source::EmptyDir(_) | Source::HostPath(_) | Source::Nfs(_) | Source::Claim(_) | Source::Local(_) => {
+                Payload::default()
+            }
             Source::ConfigMap(source) => {
                 let (name, items) = (source.name.as_str(), source.items.as_ref());
                 let (default_mode, optional) = (source.default_mode, source.optional);
@@ -410,7 +435,16 @@ fn make(
     let plugin = match (&volume.source, volume.source.plugin()) {
         (Source::HostPath(host_path), _) => {
             host_path.set_up()?;
-            return Ok((place(&host_path.path, false, false), false));
+            return Ok((place(&host_path.path, volume.read_only, false), false));
+        }
+        (Source::Local(path), _) => {
+            persistent::set_up_local(path, readers.group)?;
+            return Ok((place(path, volume.read_only, true), false));
+        }
+        (Source::Nfs(nfs), Some(plugin)) => {
+            let path = dir.volume(plugin, &volume.name);
+            nfs.set_up(&path)?;
+            return Ok((place(&path, volume.read_only, false), false));
         }
         (Source::EmptyDir(kind), Some(plugin)) => {
             let path = dir.volume(plugin, &volume.name);

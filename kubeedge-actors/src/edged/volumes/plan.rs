@@ -1,6 +1,9 @@
 //! What a pod's volumes are, parsed and checked before anything is touched. Pure.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 use k8s_openapi::api::core::v1::{
     ConfigMapVolumeSource, DownwardAPIVolumeSource, Pod, PodSpec, ProjectedVolumeSource, SecretVolumeSource,
@@ -12,6 +15,8 @@ use super::{
     error::{SetUpError, VolumeError},
     host_path::HostPath,
     layout::{Label, Plugin, PodDir, PodUid},
+    nfs::Nfs,
+    persistent::Claim,
     projected::Readers,
 };
 use crate::edged::facts::PodFacts;
@@ -30,6 +35,8 @@ pub(crate) struct Plan {
 pub(crate) struct Planned {
     pub(crate) name: Label,
     pub(crate) source: Source,
+    /// Whether containers may only read it.
+    pub(crate) read_only: bool,
 }
 
 /// Where a volume's content comes from.
@@ -41,14 +48,20 @@ pub(crate) enum Source {
     Secret(SecretVolumeSource),
     Projected(ProjectedVolumeSource),
     DownwardApi(DownwardAPIVolumeSource),
+    Nfs(Nfs),
+    /// Of which only the claim is known yet.
+    Claim(Claim),
+    /// A directory of the node that a persistent volume is.
+    Local(PathBuf),
 }
 
 impl Source {
-    /// The directory kind; `None` for a host path.
+    /// The directory kind; `None` for what has none below the pod's.
     pub(crate) fn plugin(&self) -> Option<Plugin> {
         match self {
             Self::EmptyDir(_) => Some(Plugin::EmptyDir),
-            Self::HostPath(_) => None,
+            Self::HostPath(_) | Self::Claim(_) | Self::Local(_) => None,
+            Self::Nfs(_) => Some(Plugin::Nfs),
             Self::ConfigMap(_) => Some(Plugin::ConfigMap),
             Self::Secret(_) => Some(Plugin::Secret),
             Self::Projected(_) => Some(Plugin::Projected),
@@ -58,7 +71,7 @@ impl Source {
 
     /// Whether its files are written by the node from objects, and followed up.
     pub(crate) fn is_written(&self) -> bool {
-        !matches!(self, Self::EmptyDir(_) | Self::HostPath(_))
+        matches!(self, Self::ConfigMap(_) | Self::Secret(_) | Self::Projected(_) | Self::DownwardApi(_))
     }
 
     /// Whether its files are not to reach a disk.
@@ -80,7 +93,12 @@ impl Plan {
                 let name = Label::parse("volume name", &volume.name)?;
                 let source = source(volume, pod, facts)
                     .map_err(|source| VolumeError::SetUp { volume: volume.name.clone(), source })?;
-                volumes.push(Planned { name, source });
+                let read_only = match &source {
+                    Source::Claim(claim) => claim.read_only,
+                    Source::Nfs(_) => volume.nfs.as_ref().is_some_and(|nfs| nfs.read_only == Some(true)),
+                    _ => false,
+                };
+                volumes.push(Planned { name, source, read_only });
             }
             let group = spec.security_context.as_ref().and_then(|context| context.fs_group);
             readers = Readers { user: common_user(spec), group: group.map(id).transpose()? };
@@ -137,16 +155,30 @@ fn source(volume: &Volume, pod: &Pod, facts: &PodFacts) -> Result<Source, SetUpE
     if let Some(source) = &volume.downward_api {
         return Ok(Source::DownwardApi(source.clone()));
     }
+    if let Some(source) = &volume.nfs {
+        let read_only = source.read_only == Some(true);
+        return Ok(Source::Nfs(Nfs::plan(&source.server, &source.path, read_only, &[])?));
+    }
+    if let Some(source) = &volume.persistent_volume_claim {
+        // It becomes part of no path; as a key it is what the API allows.
+        let claim = Claim { name: source.claim_name.clone(), read_only: source.read_only == Some(true) };
+        if !kubeedge_proto::is_dns_subdomain(&claim.name) {
+            return Err(SetUpError::Invalid {
+                field: "persistentVolumeClaim.claimName",
+                value: claim.name.chars().take(300).collect(),
+                expected: "the name of a claim",
+            });
+        }
+        return Ok(Source::Claim(claim));
+    }
     Err(SetUpError::Unsupported(foreign_type(volume)))
 }
 
 /// The name of a volume type that this node does not serve.
 fn foreign_type(volume: &Volume) -> &'static str {
     let types = [
-        ("persistentVolumeClaim", volume.persistent_volume_claim.is_some()),
         ("csi", volume.csi.is_some()),
         ("ephemeral", volume.ephemeral.is_some()),
-        ("nfs", volume.nfs.is_some()),
         ("iscsi", volume.iscsi.is_some()),
         ("fc", volume.fc.is_some()),
         ("flexVolume", volume.flex_volume.is_some()),

@@ -188,8 +188,12 @@ async fn what_no_waiting_mends_is_final_and_names_the_volume() {
     let site = Site::new();
     site.config_map("cm", json!({"a": "1"}));
     for (volume, part) in [
-        (json!({"persistentVolumeClaim": {"claimName": "x"}}), "persistentVolumeClaim is not supported"),
-        (json!({"nfs": {"server": "x", "path": "/"}}), "nfs is not supported"),
+        (
+            json!({"persistentVolumeClaim": {"claimName": "X/y"}}),
+            "persistentVolumeClaim.claimName \"X/y\" is not valid",
+        ),
+        (json!({"nfs": {"server": "x y", "path": "/"}}), "nfs.server \"x y\" is not valid"),
+        (json!({"iscsi": {"targetPortal": "x", "iqn": "y", "lun": 1}}), "iscsi is not supported"),
         (json!({"csi": {"driver": "x"}}), "csi is not supported"),
         (json!({"projected": {"sources": [{"clusterTrustBundle": {"path": "x"}}]}}), "clusterTrustBundle"),
         (json!({"emptyDir": {"medium": "HugePages"}}), "HugePages"),
@@ -212,6 +216,44 @@ async fn what_no_waiting_mends_is_final_and_names_the_volume() {
         assert!(matches!(site.volumes.tear_down(uid).await, Err(VolumeError::Name(_))));
     }
     assert!(matches!(site.set_up(&pod(json!([{"name": "../x", "emptyDir": {}}]))).await, Err(VolumeError::Name(_))));
+}
+
+#[tokio::test]
+async fn a_claim_is_waited_for_until_it_is_bound_to_a_volume_that_is_there() {
+    let site = Site::new();
+    let disk = tempfile::tempdir().unwrap();
+    fs::write(disk.path().join("kept"), "x").unwrap();
+    let pod = pod(json!([{"name": "v", "persistentVolumeClaim": {"claimName": "data", "readOnly": true}}]));
+    let waits = async |words: &str| {
+        let (error, is_final) = site.error(&pod).await;
+        let start = "MountVolume.SetUp failed for volume \"v\" : ";
+        assert!(error.starts_with(start) && error.contains(words) && !is_final, "{error}");
+    };
+    waits("persistentvolumeclaim \"data\": not found").await;
+    let claim = |volume: &str| {
+        let value =
+            json!({"metadata": {"name": "data", "namespace": "ns", "uid": "c1"}, "spec": {"volumeName": volume}});
+        site.objects.put_claim(serde_json::from_value(value).unwrap());
+    };
+    claim("");
+    waits("not bound to a volume yet").await;
+    claim("pv");
+    waits("persistentvolume \"pv\" not found").await;
+    let volume = |path: &Path| {
+        let value = json!({"metadata": {"name": "pv"}, "spec": {"local": {"path": path},
+            "claimRef": {"namespace": "ns", "name": "data", "uid": "c1"}}});
+        site.objects.put_persistent_volume(serde_json::from_value(value).unwrap());
+    };
+    volume(&disk.path().join("none"));
+    waits("none does not exist").await;
+    volume(disk.path());
+    let mounts = site.mounts(&pod, &[]).await.unwrap();
+    assert_eq!((mounts[0].host_path.as_path(), mounts[0].read_only), (disk.path(), true));
+    site.objects.set_offline(true);
+    waits("cannot be fetched").await;
+    assert!(!site.volumes.refresh(&pod, &facts()).await.unwrap(), "a volume that is mounted has nothing to refresh");
+    site.volumes.tear_down(UID).await.unwrap();
+    assert_eq!(fs::read_to_string(disk.path().join("kept")).unwrap(), "x");
 }
 
 #[tokio::test]

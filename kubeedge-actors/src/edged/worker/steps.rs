@@ -11,8 +11,9 @@ use super::{Order, Told, Worker, show};
 use crate::edged::{
     hooks::{self, Hook, HookTarget},
     image_name::ImageName,
-    lifecycle::{Action, PodPlan, Reason, Step, StopCause, VolumeState, container, ephemeral_target},
+    lifecycle::{Action, Fitting, PodPlan, Reason, Step, StopCause, VolumeState, container, ephemeral_target},
     provision::ContainerRequest,
+    resources::Change,
     runtime::{Instance, InstanceState, LocalImage},
 };
 
@@ -104,6 +105,14 @@ impl Worker {
                 }
                 // The other containers do not depend on this one.
                 true
+            }
+            Action::Resize { containers } => {
+                let Some(pod) = &order.pod else { return false };
+                let result = self.resize(order, pod, &containers).await;
+                if let Err(error) = &result {
+                    self.tell(order, None, Told::ResizeError, error.as_str());
+                }
+                self.step_done(plan, Step::Resize, result)
             }
             Action::RemoveContainer { id, container, attempt } => {
                 let result = runtime.remove_container(&id).await.map_err(|error| error.to_string());
@@ -199,6 +208,39 @@ impl Worker {
             Some(hook) => self.after_start(order, name, id, &hook).await,
             None => Ok(()),
         }
+    }
+
+    /// Gives containers that run other resources. The pod's own control group makes room first, and gives back what is
+    /// not needed any more at last.
+    async fn resize(&mut self, order: &Order, pod: &Pod, containers: &[Fitting]) -> Result<(), String> {
+        let (provision, runtime) = (Arc::clone(&self.shared.provision), Arc::clone(&self.shared.runtime));
+        provision.resize(pod, &order.plan, Change::Raise).await?;
+        for Fitting { id, container: name, from, to } in containers {
+            let spec = container(pod, name).ok_or_else(|| format!("the pod has no container {name:?}"))?;
+            let less = |limit: i64| from.memory_limit.is_none_or(|before| limit < before);
+            if let Some(limit) = to.memory_limit.filter(|limit| less(*limit)) {
+                self.has_room(id, name, limit).await?;
+            }
+            let resources = provision.resources(pod, &spec)?;
+            runtime.update_resources(id, &resources).await.map_err(|error| format!("container {name}: {error}"))?;
+            self.history.resized.insert(id.clone(), *to);
+            tracing::info!(pod = %show(&order.plan), container = name, "resized from {from} to {to}");
+        }
+        provision.resize(pod, &order.plan, Change::Set).await?;
+        self.tell(order, None, Told::ResizeCompleted, "Pod resize completed");
+        Ok(())
+    }
+
+    /// The kernel would end processes for a limit below what they use.
+    async fn has_room(&self, id: &str, name: &str, limit: i64) -> Result<(), String> {
+        let stats = self.shared.runtime.container_stats().await.map_err(|error| error.to_string())?;
+        let usage = stats.iter().find(|stats| stats.id == id).map_or(0, |stats| stats.memory_working_set);
+        if i64::try_from(usage).unwrap_or(i64::MAX) < limit {
+            return Ok(());
+        }
+        Err(format!(
+            "attempting to set memory limit of container {name} below current usage: limit {limit}, usage {usage}"
+        ))
     }
 
     /// The instance that an ephemeral container is to look into.

@@ -2,6 +2,7 @@
 
 use std::sync::Mutex;
 
+use k8s_openapi::api::core::v1::Container;
 use serde_json::{Value, json};
 use tokio::{task::JoinHandle, time::Instant};
 
@@ -10,13 +11,15 @@ use crate::edged::{
     events::Correlator,
     fake::FakeRuntime,
     labels,
-    lifecycle::DEFAULT_GRACE_SECONDS,
+    lifecycle::{DEFAULT_GRACE_SECONDS, Sizes},
     provision::{ContainerRequest, Provided},
+    resources::{Change, NodeLimits, container_resources},
     runtime::Instance,
 };
 
 mod hooks;
 mod probes;
+mod resize;
 
 #[derive(Default)]
 struct Reports {
@@ -108,10 +111,25 @@ impl Provision for Words {
                     attempt: request.attempt,
                 }),
                 image: Some(kubeedge_proto::cri::ImageSpec { image: image.clone(), ..Default::default() }),
-                annotations: [(labels::SPEC_IMAGE.to_owned(), image)].into(),
+                annotations: [
+                    (labels::SPEC_IMAGE.to_owned(), image),
+                    (labels::SIZES.to_owned(), Sizes::of(request.container).unwrap().to_string()),
+                ]
+                .into(),
                 ..Default::default()
             })
         })
+    }
+    fn resources(
+        &self,
+        pod: &Pod,
+        container: &Container,
+    ) -> Result<kubeedge_proto::cri::LinuxContainerResources, String> {
+        let limits = NodeLimits { cpu_quota: true, ..NodeLimits::default() };
+        container_resources(pod, container, &limits).map_err(|error| error.to_string())
+    }
+    fn resize<'a>(&'a self, _pod: &'a Pod, _plan: &'a PodPlan, change: Change) -> Provided<'a, ()> {
+        self.note(if change == Change::Raise { "make room" } else { "take back" })
     }
     fn credentials<'a>(&'a self, _pod: &'a Pod, _image: &'a str) -> Provided<'a, Vec<kubeedge_proto::cri::AuthConfig>> {
         Box::pin(async { Ok(Vec::new()) })

@@ -1,4 +1,4 @@
-//! StatefulSet (`apps/v1`). Claims of volumes are refused: this server has no PersistentVolumeClaims.
+//! StatefulSet (`apps/v1`). Templates of claims are refused: nobody here would make volumes for them.
 
 use k8s_openapi::api::apps::v1::StatefulSet;
 use serde_json::{Value, json};
@@ -107,7 +107,7 @@ fn validate(object: &Value) -> Vec<FieldError> {
         errors.invalid(&path.field("ordinals").field("start"), start, NOT_NEGATIVE);
     }
     if !list(object, "/spec/volumeClaimTemplates").is_empty() {
-        let why = "this server has no PersistentVolumeClaims: give the template a hostPath or emptyDir volume instead";
+        let why = "this server makes no PersistentVolumeClaims: name one that is there, or give the template a hostPath or emptyDir";
         errors.forbidden(&path.field("volumeClaimTemplates"), why);
     }
     template::check(object, "StatefulSet", &mut errors);

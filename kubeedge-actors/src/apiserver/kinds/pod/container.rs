@@ -59,6 +59,7 @@ fn check(container: &Value, path: &Path, context: &Context<'_>, errors: &mut Err
         policy => errors.one_of(&path.field("imagePullPolicy"), policy, &["Always", "IfNotPresent", "Never"]),
     }
     check_resources(container, &path.field("resources"), errors);
+    check_resize_policy(container, &path.field("resizePolicy"), errors);
     if let Some(security) = container.get("securityContext") {
         check_security(security, &path.field("securityContext"), errors);
     }
@@ -288,7 +289,7 @@ fn is_whole(name: &str) -> bool {
     name.contains('/') || name.starts_with("hugepages-")
 }
 
-fn check_resources(container: &Value, path: &Path, errors: &mut Errors) {
+pub(super) fn check_resources(container: &Value, path: &Path, errors: &mut Errors) {
     for field in ["limits", "requests"] {
         for (name, amount) in entries(container, &format!("/resources/{field}")) {
             let path = path.field(field).key(name);
@@ -306,6 +307,21 @@ fn check_resources(container: &Value, path: &Path, errors: &mut Errors) {
             if field == "requests" {
                 check_request(container, name, amount, &path, errors);
             }
+        }
+    }
+}
+
+/// How another amount of a resource reaches a container that runs.
+pub(super) fn check_resize_policy(container: &Value, path: &Path, errors: &mut Errors) {
+    let policies = list(container, "/resizePolicy");
+    for (index, policy) in policies.iter().enumerate() {
+        let path = path.index(index);
+        let resource = text(policy, "/resourceName");
+        errors.one_of(&path.field("resourceName"), resource, &["cpu", "memory"]);
+        let how = text(policy, "/restartPolicy");
+        errors.one_of(&path.field("restartPolicy"), how, &["NotRequired", "RestartContainer"]);
+        if policies[..index].iter().any(|other| text(other, "/resourceName") == resource) {
+            errors.duplicate(&path.field("resourceName"), resource);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod container;
 mod defaults;
+mod portion;
 mod probe;
 mod qos;
 mod table;
@@ -13,6 +14,7 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::decode;
 use super::fields::text;
+use super::portion::Portion;
 use crate::apiserver::kind::Kind;
 
 pub(super) use defaults::default_template_spec;
@@ -49,6 +51,9 @@ pub(super) const KIND: Kind = Kind {
     columns: table::COLUMNS,
     cells: table::cells,
 };
+
+/// What changes by a subresource of its own.
+pub(super) static PORTIONS: [Portion; 2] = [portion::EPHEMERAL, portion::RESIZE];
 
 /// The lists of containers of a pod spec.
 const CONTAINER_LISTS: [&str; 3] = ["initContainers", "containers", "ephemeralContainers"];

@@ -3,8 +3,8 @@
 use std::{pin::Pin, time::Instant};
 
 use kubeedge_proto::deviceplugin::{
-    AllocateResponse, ContainerAllocateResponse, Device, DeviceSpec, ListAndWatchResponse, Mount,
-    PreStartContainerResponse, PreferredAllocationRequest, PreferredAllocationResponse,
+    AllocateResponse, ContainerAllocateResponse, ContainerPreferredAllocationResponse, Device, DeviceSpec,
+    ListAndWatchResponse, Mount, PreStartContainerResponse, PreferredAllocationRequest, PreferredAllocationResponse,
     device_plugin_server::{DevicePlugin, DevicePluginServer},
     registration_client::RegistrationClient,
 };
@@ -46,9 +46,18 @@ impl DevicePlugin for Gpus {
 
     async fn get_preferred_allocation(
         &self,
-        _: Request<PreferredAllocationRequest>,
+        request: Request<PreferredAllocationRequest>,
     ) -> Answer<PreferredAllocationResponse> {
-        Err(Status::unimplemented(""))
+        let request = request.into_inner().container_requests.remove(0);
+        let (all, size) = (request.available_device_ids, usize::try_from(request.allocation_size).unwrap());
+        let certain = request.must_include_device_ids.join(" ");
+        self.asked.lock().unwrap().push(format!("prefer {size} of {}, {certain} for sure", all.join(" ")));
+        if all.iter().any(|id| id == "undecided") {
+            return Err(Status::internal("cannot say"));
+        }
+        let device_ids = all.into_iter().rev().take(size).collect();
+        let answer = ContainerPreferredAllocationResponse { device_ids };
+        Ok(Response::new(PreferredAllocationResponse { container_responses: vec![answer] }))
     }
 
     async fn allocate(&self, request: Request<AllocateRequest>) -> Answer<AllocateResponse> {
@@ -193,6 +202,32 @@ async fn a_plugin_registers_gives_devices_goes_and_comes_back() {
     until(&node.manager, (3, 3)).await;
     assert_eq!(allocate(&node.manager, &pod("p", "1".into())).await.unwrap().envs["GPUS"], "a");
     assert_eq!(allocate(&node.manager, &pod("r", "2".into())).await.unwrap().envs["GPUS"], "b,c");
+    plugin.abort();
+    node.stop(client).await;
+}
+
+#[tokio::test]
+async fn a_plugin_that_has_a_preference_is_asked_for_it_while_there_is_a_choice() {
+    let root = tempfile::tempdir().unwrap();
+    let (node, mut client) = Node::start(root.path()).await;
+    let (tell, told) = watch::channel(devices(&[("a", true), ("b", true), ("c", true), ("d", false)]));
+    let gpus = Gpus { devices: told, asked: Arc::default() };
+    let listener = UnixListener::bind(root.path().join("device-plugins/gpu.sock")).unwrap();
+    let plugin = tokio::spawn(accept(listener, DevicePluginServer::new(gpus.clone())));
+    let options = Some(DevicePluginOptions { get_preferred_allocation_available: true, pre_start_required: false });
+    client.register(RegisterRequest { options, ..registration("gpu.sock", GPU) }).await.unwrap();
+    until(&node.manager, (4, 3)).await;
+    assert_eq!(allocate(&node.manager, &pod("p", "1".into())).await.unwrap().envs["GPUS"], "c");
+    assert_eq!(allocate(&node.manager, &pod("p", "1".into())).await.unwrap().envs["GPUS"], "c", "it keeps it");
+    assert_eq!(allocate(&node.manager, &pod("q", "2".into())).await.unwrap().envs["GPUS"], "a,b");
+    let asked = ["prefer 1 of a b c,  for sure", "allocate c", "allocate c", "allocate a b"];
+    assert_eq!(*gpus.asked.lock().unwrap(), asked, "where there is no choice it is not asked");
+    // One that cannot say keeps the container waiting; nothing is given away meanwhile.
+    tell.send_replace(devices(&[("a", true), ("b", true), ("c", true), ("d", true), ("undecided", true)]));
+    until(&node.manager, (5, 5)).await;
+    let error = allocate(&node.manager, &pod("r", "1".into())).await.unwrap_err();
+    assert_eq!(error, "GetPreferredAllocation of the device plugin of example.com/gpu: cannot say");
+    assert_eq!(node.manager.lock().pools.held("r", "c", GPU), None);
     plugin.abort();
     node.stop(client).await;
 }
