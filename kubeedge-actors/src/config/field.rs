@@ -12,16 +12,32 @@ use serde_saphyr::Spanned;
 type Place = (u64, u64);
 
 /// The path of the value that begins at `place`, such as `bolts[1].size`; otherwise that of the innermost mapping or
-/// list around it. `None` is the whole document, or a text that is no YAML, or one with keys that are no texts.
+/// list around it. Of a text that is no YAML the last value before `place`, as far as what is before it can be read.
+/// `None` is the whole document.
 pub(super) fn at(text: &str, place: Place) -> Option<String> {
+    let mut path = String::new();
+    match read(text) {
+        Some(document) => document.follow(place, false, &mut path),
+        None => read(before(text, place))?.follow(place, true, &mut path),
+    }
+    Some(path).filter(|path| !path.is_empty())
+}
+
+fn read(text: &str) -> Option<Node> {
     let options = serde_saphyr::options! {
         duplicate_keys: serde_saphyr::DuplicateKeyPolicy::FirstWins,
         with_snippet: false,
     };
-    let document: Node = serde_saphyr::from_str_with_options(text, options).ok()?;
-    let mut path = String::new();
-    document.follow(place, &mut path);
-    Some(path).filter(|path| !path.is_empty())
+    serde_saphyr::from_str_with_options(text, options).ok()
+}
+
+/// What stands before a place.
+fn before(text: &str, (line, column): Place) -> &str {
+    let lines = usize::try_from(line.saturating_sub(1)).unwrap_or(usize::MAX);
+    let start: usize = text.split_inclusive('\n').take(lines).map(str::len).sum();
+    let columns = usize::try_from(column.saturating_sub(1)).unwrap_or(usize::MAX);
+    let end = text[start..].char_indices().nth(columns).map_or(text.len(), |(index, _)| start + index);
+    &text[..end]
 }
 
 /// The structure of a document, with the place of each value.
@@ -32,18 +48,19 @@ enum Node {
 }
 
 impl Node {
-    /// Appends the steps to the last value that does not begin after `place`: into a scalar only where it begins.
-    fn follow(&self, place: Place, path: &mut String) {
+    /// Appends the steps to the last value that does not begin after `place`; into a scalar only where it begins, unless
+    /// the text ends there.
+    fn follow(&self, place: Place, ends: bool, path: &mut String) {
         let begin = |child: &Spanned<Self>| (child.referenced.line(), child.referenced.column());
         let before = |child: &Spanned<Self>| begin(child) <= place;
-        let leads = |child: &Spanned<Self>| !matches!(child.value, Self::Scalar) || begin(child) == place;
+        let leads = |child: &Spanned<Self>| ends || !matches!(child.value, Self::Scalar) || begin(child) == place;
         match self {
             Self::Scalar => {}
             Self::List(items) => {
                 let Some(index) = items.iter().rposition(before).filter(|index| leads(&items[*index])) else { return };
                 // A String takes everything.
                 let _ = write!(path, "[{index}]");
-                items[index].value.follow(place, path);
+                items[index].value.follow(place, ends, path);
             }
             Self::Mapping(entries) => {
                 let last = entries.iter().rev().find(|(_, child)| before(child));
@@ -52,7 +69,7 @@ impl Node {
                     path.push('.');
                 }
                 path.push_str(key);
-                child.value.follow(place, path);
+                child.value.follow(place, ends, path);
             }
         }
     }
@@ -158,7 +175,10 @@ mod tests {
         ] {
             assert_eq!(at(text, place).as_deref(), field, "{place:?}");
         }
-        assert_eq!(at("a: [", (1, 4)), None);
+        assert_eq!(at("a: [", (1, 4)).as_deref(), Some("a"));
+        assert_eq!(at("a:\n  b: 1\n  c: \"x\n", (3, 6)).as_deref(), Some("a.c"));
+        assert_eq!(at("a: {b: [", (1, 8)), None);
+        assert_eq!(at("ä: [", (7, 7)), None);
         assert_eq!(at("text", (1, 1)), None);
     }
 }
