@@ -34,6 +34,8 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 const POD_LIMIT: Duration = Duration::from_secs(40);
 /// How long containerd itself may take to end.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
+/// How long its children may go on after it. What is there then is reported.
+const ENDING_LIMIT: Duration = Duration::from_secs(5);
 /// A shorter uid could be part of another's name.
 const MIN_UID: usize = 32;
 /// `sun_path` of a unix socket address holds this many bytes.
@@ -211,6 +213,12 @@ impl PrivateContainerd {
         let bridge = network.bridge().to_owned();
         let pods = self.remove_all_pods().await;
         self.process.stop(STOP_LIMIT).await?;
+        // What it had begun, such as the clearing away of a shim that was gone, ends by itself.
+        let deadline = tokio::time::Instant::now() + ENDING_LIMIT;
+        let mut tick = tokio::time::interval(Duration::from_millis(50));
+        while !leftovers::processes_naming(&folder)?.is_empty() && tokio::time::Instant::now() < deadline {
+            tick.tick().await;
+        }
         for mount in leftovers::mounts_below(&folder)? {
             // What containerd itself mounted and kept; a busy one is reported below.
             if let Err(error) = rustix::mount::unmount(&mount, rustix::mount::UnmountFlags::empty()) {
