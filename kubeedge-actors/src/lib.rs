@@ -67,6 +67,9 @@ pub mod device;
 ))]
 pub mod rule;
 
+#[cfg(any(feature = "router", feature = "servicebus", feature = "views", feature = "kubeletapi"))]
+mod serving;
+
 #[cfg(any(feature = "router", feature = "servicebus", feature = "views"))]
 pub mod web;
 

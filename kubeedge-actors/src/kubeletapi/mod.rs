@@ -22,13 +22,15 @@ pub mod summary;
 use std::{net::SocketAddr, time::Duration};
 
 use actix::{Actor, AsyncContext, Handler, ResponseActFuture, ResponseFuture, WrapFuture};
-use actix_web::dev::ServerHandle;
 use kubeedge_proto::v1::{KubeletAnswer, ListPods, NodeStats, QueryProgress, QueryStats, ReadKubelet};
 
 pub use serve::MAX_CONNECTIONS;
 
 pub use crate::system::Observed;
-use crate::system::{AskError, Component, Context, Contract, Port, Ports, Stage, metrics};
+use crate::{
+    serving::Serving,
+    system::{AskError, Component, Context, Contract, Port, Ports, Stage, metrics},
+};
 
 /// How long Edged may take for an answer: two looks at the machine and the runtime.
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);
@@ -53,7 +55,7 @@ pub struct KubeletApiConfig {
 pub struct KubeletApi {
     config: KubeletApiConfig,
     asks: Asks,
-    serving: Option<ServerHandle>,
+    serving: Option<Serving>,
 }
 
 /// Whom it asks, and whom it observes.
@@ -102,15 +104,6 @@ impl Actor for KubeletApi {
     }
 }
 
-impl Drop for KubeletApi {
-    fn drop(&mut self) {
-        if let Some(handle) = self.serving.take() {
-            // The command is sent here; the future would only wait for its end.
-            drop(handle.stop(false));
-        }
-    }
-}
-
 impl Component for KubeletApi {
     const NAME: &'static str = "kubeletapi";
     const STAGE: Stage = Stage::Source;
@@ -123,10 +116,10 @@ impl Component for KubeletApi {
     }
 
     fn stop(&mut self, _: &mut Context<Self>) -> ResponseActFuture<Self, ()> {
-        let handle = self.serving.take();
+        let serving = self.serving.take();
         let stop = async move {
-            if let Some(handle) = handle {
-                handle.stop(false).await;
+            if let Some(serving) = serving {
+                serving.stop().await;
             }
         };
         Box::pin(stop.into_actor(self))

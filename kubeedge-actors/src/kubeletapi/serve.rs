@@ -4,12 +4,12 @@ use std::{io, net::SocketAddr, time::Duration};
 
 use actix_web::{
     App, HttpRequest, HttpResponse, HttpServer,
-    dev::ServerHandle,
     http::{Method, StatusCode, header},
     web,
 };
 
 use super::{Asks, answer};
+use crate::serving::Serving;
 
 /// Connections at a time; more wait in the system's queue.
 pub const MAX_CONNECTIONS: usize = 32;
@@ -20,8 +20,8 @@ const HEAD: Duration = Duration::from_secs(5);
 /// How long a connection may be idle between requests: longer than the pause between two scrapes.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
-/// Serves until the handle is told to stop.
-pub(super) fn start(address: SocketAddr, asks: Asks) -> io::Result<(SocketAddr, ServerHandle)> {
+/// Serves until what is returned is stopped or dropped.
+pub(super) fn start(address: SocketAddr, asks: Asks) -> io::Result<(SocketAddr, Serving)> {
     let data = web::Data::new(asks);
     let server = HttpServer::new(move || App::new().app_data(data.clone()).default_service(web::to(handle)))
         .workers(1)
@@ -32,14 +32,7 @@ pub(super) fn start(address: SocketAddr, asks: Asks) -> io::Result<(SocketAddr, 
         .disable_signals()
         .bind(address)?;
     let bound = server.addrs().first().copied().unwrap_or(address);
-    let server = server.run();
-    let handle = server.handle();
-    actix_rt::spawn(async move {
-        if let Err(error) = server.await {
-            tracing::error!("the node's API has ended: {error}");
-        }
-    });
-    Ok((bound, handle))
+    Ok((bound, Serving::begin(server.run(), "the node's API")))
 }
 
 /// Every request comes here. A body is not read, which ends the connection behind the answer.

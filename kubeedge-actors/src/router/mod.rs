@@ -35,7 +35,6 @@ use std::{
 };
 
 use actix::{Actor, ActorFutureExt, AsyncContext, Handler, Message, MessageResult, ResponseActFuture, WrapFuture};
-use actix_web::dev::ServerHandle;
 use bytes::Bytes;
 use kubeedge_proto::{
     NodeName, resource,
@@ -57,6 +56,7 @@ use crate::{
         objects::{key_of, text},
     },
     link::streams::ConnectStreams,
+    serving::Serving,
     system::{AskError, Component, Context, Contract, Port, Ports, Stage},
     web::tokens::Tokens,
 };
@@ -181,7 +181,7 @@ pub struct Router {
     listed: bool,
     /// Statuses are being written.
     writing: bool,
-    serving: Option<ServerHandle>,
+    serving: Option<Serving>,
 }
 
 impl Router {
@@ -317,15 +317,6 @@ impl Actor for Router {
     }
 }
 
-impl Drop for Router {
-    fn drop(&mut self) {
-        if let Some(handle) = self.serving.take() {
-            // The command is sent here; the future would only wait for its end.
-            drop(handle.stop(false));
-        }
-    }
-}
-
 impl Component for Router {
     const NAME: &'static str = "router";
     /// It waits for room at CloudHub, which is to be found first if it is stuck.
@@ -343,12 +334,12 @@ impl Component for Router {
     }
 
     fn stop(&mut self, _: &mut Context<Self>) -> ResponseActFuture<Self, ()> {
-        let handle = self.serving.take();
+        let serving = self.serving.take();
         let due = self.shared.counts().due(WRITTEN_AT_ONCE);
         let client = self.client.clone();
         let stop = async move {
-            if let Some(handle) = handle {
-                handle.stop(false).await;
+            if let Some(serving) = serving {
+                serving.stop().await;
             }
             let write = async {
                 for due in due {

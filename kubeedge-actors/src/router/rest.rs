@@ -10,7 +10,6 @@ use std::{
 use actix_web::{
     App, HttpRequest, HttpResponse, HttpServer,
     body::SizedStream,
-    dev::ServerHandle,
     http::{Method, StatusCode, header},
     web::{self, BytesMut},
 };
@@ -27,6 +26,7 @@ use super::{
 };
 use crate::{
     rule::template,
+    serving::Serving,
     system::trace::Trace,
     web::{ANSWERED_BY, MAX_BODY, headers},
 };
@@ -52,8 +52,8 @@ struct Door {
     held: Semaphore,
 }
 
-/// Serves until the handle is told to stop.
-pub(super) fn start(config: &RouterConfig, shared: Arc<Shared>) -> io::Result<(SocketAddr, ServerHandle)> {
+/// Serves until what is returned is stopped or dropped.
+pub(super) fn start(config: &RouterConfig, shared: Arc<Shared>) -> io::Result<(SocketAddr, Serving)> {
     let listener: TcpListener = config.listener.try_clone()?;
     let bound = listener.local_addr()?;
     let data = web::Data::new(Door { shared, held: Semaphore::new(HELD / 1024) });
@@ -69,14 +69,7 @@ pub(super) fn start(config: &RouterConfig, shared: Arc<Shared>) -> io::Result<(S
         None => server.listen(listener)?,
         Some(tls) => server.listen_rustls_0_23(listener, rustls::ServerConfig::clone(tls))?,
     };
-    let server = server.run();
-    let handle = server.handle();
-    actix_rt::spawn(async move {
-        if let Err(error) = server.await {
-            tracing::error!("the router's REST server has ended: {error}");
-        }
-    });
-    Ok((bound, handle))
+    Ok((bound, Serving::begin(server.run(), "the router's REST server")))
 }
 
 async fn handle(door: web::Data<Door>, request: HttpRequest, payload: web::Payload) -> HttpResponse {

@@ -32,7 +32,6 @@ use std::{
 };
 
 use actix::{Actor, ActorFutureExt, AsyncContext, Handler, ResponseActFuture, WrapFuture};
-use actix_web::dev::ServerHandle;
 use kubeedge_proto::{
     resource,
     v1::{CallCloud, KubeObject, ObjectKey, ObjectsChanged, ObjectsReloaded, ReadObjects},
@@ -43,6 +42,7 @@ use self::allow::Allow;
 use crate::{
     link::streams::{ServeService, connection::REQUESTS},
     rule::types::{RuleSpec, Source},
+    serving::Serving,
     system::{Component, Context, Contract, Overflow, Port, Ports, Stage},
 };
 
@@ -78,7 +78,7 @@ pub struct ServiceBus {
     targets: Targets,
     /// The URL of each rule that has one.
     rules: BTreeMap<(String, String), String>,
-    serving: Option<ServerHandle>,
+    serving: Option<Serving>,
     /// An attempt to listen is on the clock.
     waiting: bool,
     /// The pause before the one after it.
@@ -153,7 +153,7 @@ impl ServiceBus {
             (true, None) => self.listen(ctx),
             (false, Some(_)) => {
                 tracing::info!("ServiceBus has no rule to serve any more");
-                self.close();
+                self.serving = None;
             }
             _ => {}
         }
@@ -186,13 +186,6 @@ impl ServiceBus {
             }
         }
     }
-
-    fn close(&mut self) {
-        if let Some(handle) = self.serving.take() {
-            // The command is sent here; the future would only wait for its end.
-            drop(handle.stop(false));
-        }
-    }
 }
 
 /// What a rule says of its source.
@@ -213,12 +206,6 @@ impl Actor for ServiceBus {
     }
 }
 
-impl Drop for ServiceBus {
-    fn drop(&mut self) {
-        self.close();
-    }
-}
-
 impl Component for ServiceBus {
     const NAME: &'static str = "servicebus";
     const STAGE: Stage = Stage::Source;
@@ -233,10 +220,10 @@ impl Component for ServiceBus {
 
     fn stop(&mut self, _: &mut Context<Self>) -> ResponseActFuture<Self, ()> {
         self.calls.abort_all();
-        let handle = self.serving.take();
+        let serving = self.serving.take();
         let stop = async move {
-            if let Some(handle) = handle {
-                handle.stop(false).await;
+            if let Some(serving) = serving {
+                serving.stop().await;
             }
         };
         Box::pin(stop.into_actor(self))

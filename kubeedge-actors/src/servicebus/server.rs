@@ -9,7 +9,6 @@ use std::{
 
 use actix_web::{
     App, HttpRequest, HttpResponse, HttpServer,
-    dev::ServerHandle,
     http::header,
     web::{self, BytesMut},
 };
@@ -21,7 +20,10 @@ use serde_json::value::RawValue;
 use tokio::sync::Semaphore;
 
 use super::{ServiceBus, ServiceBusConfig, Targets};
-use crate::system::{AskError, Component as _, Port, trace::Trace};
+use crate::{
+    serving::Serving,
+    system::{AskError, Component as _, Port, trace::Trace},
+};
 
 /// Connections at a time; more wait in the system's queue.
 pub const MAX_CONNECTIONS: usize = 64;
@@ -72,12 +74,12 @@ struct Shared {
     held: Semaphore,
 }
 
-/// Serves until the handle is told to stop.
+/// Serves until what is returned is stopped or dropped.
 pub(super) fn start(
     config: &ServiceBusConfig,
     targets: Targets,
     call: Port<CallCloud>,
-) -> io::Result<(SocketAddr, ServerHandle)> {
+) -> io::Result<(SocketAddr, Serving)> {
     let data = web::Data::new(Shared { targets, call, within: config.within, held: Semaphore::new(HELD / 1024) });
     let server = HttpServer::new(move || App::new().app_data(data.clone()).default_service(web::to(handle)))
         .workers(1)
@@ -92,14 +94,7 @@ pub(super) fn start(
         Some(tls) => server.bind_rustls_0_23(config.listen, rustls::ServerConfig::clone(tls))?,
     };
     let bound = server.addrs().first().copied().unwrap_or(config.listen);
-    let server = server.run();
-    let handle = server.handle();
-    actix_rt::spawn(async move {
-        if let Err(error) = server.await {
-            tracing::error!("ServiceBus' server has ended: {error}");
-        }
-    });
-    Ok((bound, handle))
+    Ok((bound, Serving::begin(server.run(), "ServiceBus' server")))
 }
 
 /// Every request comes here, whatever its path and method.

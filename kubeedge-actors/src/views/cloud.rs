@@ -10,7 +10,6 @@
 use std::time::Duration;
 
 use actix::{Actor, AsyncContext, Handler, Message, ResponseActFuture, WrapFuture};
-use actix_web::dev::ServerHandle;
 use kubeedge_proto::{
     resource,
     v1::{NodeSessionChanged, ResourceType},
@@ -24,6 +23,7 @@ use crate::{
         list_watch::{self, Change, Scope},
         objects::{key_of, text},
     },
+    serving::Serving,
     system::{Component, Context, Contract, Overflow, Ports, Stage},
 };
 
@@ -41,7 +41,7 @@ pub struct CloudViews {
     board: Board,
     watches: [Option<AbortOnDropHandle<()>>; WATCHED.len()],
     wishing: Option<AbortOnDropHandle<()>>,
-    serving: Option<ServerHandle>,
+    serving: Option<Serving>,
 }
 
 impl CloudViews {
@@ -158,15 +158,6 @@ impl Actor for CloudViews {
     }
 }
 
-impl Drop for CloudViews {
-    fn drop(&mut self) {
-        if let Some(handle) = self.serving.take() {
-            // The command is sent here; the future would only wait for its end.
-            drop(handle.stop(false));
-        }
-    }
-}
-
 impl Component for CloudViews {
     const NAME: &'static str = "views";
     const STAGE: Stage = Stage::Source;
@@ -178,10 +169,10 @@ impl Component for CloudViews {
     }
 
     fn stop(&mut self, _: &mut Context<Self>) -> ResponseActFuture<Self, ()> {
-        let handle = self.serving.take();
+        let serving = self.serving.take();
         let stop = async move {
-            if let Some(handle) = handle {
-                handle.stop(false).await;
+            if let Some(serving) = serving {
+                serving.stop().await;
             }
         };
         Box::pin(stop.into_actor(self))

@@ -12,7 +12,6 @@
 use std::time::Duration;
 
 use actix::{Actor, ActorFutureExt, AsyncContext, Handler, Message, ResponseActFuture, WrapFuture};
-use actix_web::dev::ServerHandle;
 use kubeedge_proto::{
     NodeName,
     v1::{LinkStateChanged, ListPods, MqttReceived, QueryProgress, SubscribeMqtt, UnsubscribeMqtt},
@@ -21,7 +20,10 @@ use serde_json::{Map, Value, json};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{ViewsConfig, board::Board, filter::Kind, item, server, show_components};
-use crate::system::{Component, Context, Contract, Overflow, Port, Ports, Stage};
+use crate::{
+    serving::Serving,
+    system::{Component, Context, Contract, Overflow, Port, Ports, Stage},
+};
 
 /// How often pods, progress and components are looked at while somebody wants to see them.
 const LOOK: Duration = Duration::from_secs(1);
@@ -52,7 +54,7 @@ pub struct EdgeViews {
     /// Edged is being asked.
     looking: bool,
     wishing: Option<AbortOnDropHandle<()>>,
-    serving: Option<ServerHandle>,
+    serving: Option<Serving>,
 }
 
 impl EdgeViews {
@@ -210,15 +212,6 @@ impl Actor for EdgeViews {
     }
 }
 
-impl Drop for EdgeViews {
-    fn drop(&mut self) {
-        if let Some(handle) = self.serving.take() {
-            // The command is sent here; the future would only wait for its end.
-            drop(handle.stop(false));
-        }
-    }
-}
-
 impl Component for EdgeViews {
     const NAME: &'static str = "views";
     const STAGE: Stage = Stage::Source;
@@ -233,10 +226,10 @@ impl Component for EdgeViews {
     }
 
     fn stop(&mut self, _: &mut Context<Self>) -> ResponseActFuture<Self, ()> {
-        let handle = self.serving.take();
+        let serving = self.serving.take();
         let stop = async move {
-            if let Some(handle) = handle {
-                handle.stop(false).await;
+            if let Some(serving) = serving {
+                serving.stop().await;
             }
         };
         Box::pin(stop.into_actor(self))

@@ -12,7 +12,6 @@ use std::{
 
 use actix_web::{
     App, HttpRequest, HttpResponse, HttpServer,
-    dev::ServerHandle,
     http::{StatusCode, header},
     web,
 };
@@ -20,6 +19,7 @@ use actix_web_actors::ws;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 
 use super::{PATH, ViewsConfig, board::Board, filter::Filter, socket::Socket};
+use crate::serving::Serving;
 
 /// Clients at a time; one more is answered 503.
 pub const MAX_CLIENTS: usize = 64;
@@ -44,8 +44,8 @@ struct Door {
     clients: Arc<AtomicUsize>,
 }
 
-/// Serves until the handle is told to stop.
-pub(super) fn start(config: &ViewsConfig, board: Board) -> io::Result<(SocketAddr, ServerHandle)> {
+/// Serves until what is returned is stopped or dropped.
+pub(super) fn start(config: &ViewsConfig, board: Board) -> io::Result<(SocketAddr, Serving)> {
     let listener: TcpListener = config.listener.try_clone()?;
     let bound = listener.local_addr()?;
     let data = web::Data::new(Door { config: config.clone(), board, clients: Arc::default() });
@@ -64,14 +64,7 @@ pub(super) fn start(config: &ViewsConfig, board: Board) -> io::Result<(SocketAdd
         None => server.listen(listener)?,
         Some(tls) => server.listen_rustls_0_23(listener, rustls::ServerConfig::clone(tls))?,
     };
-    let server = server.run();
-    let handle = server.handle();
-    actix_rt::spawn(async move {
-        if let Err(error) = server.await {
-            tracing::error!("the server of the views has ended: {error}");
-        }
-    });
-    Ok((bound, handle))
+    Ok((bound, Serving::begin(server.run(), "the server of the views")))
 }
 
 /// A refusal: a status, and why.
