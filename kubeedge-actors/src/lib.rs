@@ -20,6 +20,7 @@
 //! | `dmi` | what both ends of the Device Mapper Interface share |
 //! | `mapper` | a mapper's end of it, for mappers in Rust |
 //! | `controllers` | what the cloud's controllers share |
+//! | `kubeapi` | what every server of the Kubernetes API has in common |
 //! | `admission` `cloudhub` `cloudstream` `devicecontroller` `edgecontroller` `router` `apiserver` | the cloud's components |
 //! | `devicetwin` `edged` `edgehub` `edgestream` `eventbus` `kubeletapi` `metamanager` `servicebus` | the edge's components |
 
@@ -72,6 +73,11 @@ mod serving;
 
 #[cfg(any(feature = "router", feature = "servicebus", feature = "views"))]
 pub mod web;
+
+#[cfg(feature = "kubeapi")]
+// What only one of its servers reads is in the other's build all the same, and alone nobody reads it.
+#[cfg_attr(not(feature = "apiserver"), allow(dead_code, unused_imports))]
+pub mod kubeapi;
 
 #[cfg(feature = "views")]
 pub mod views;

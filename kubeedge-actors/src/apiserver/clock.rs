@@ -2,6 +2,8 @@
 
 use jiff::Timestamp;
 
+pub(crate) use crate::kubeapi::time::now as system;
+
 /// RFC 3339 with whole seconds, in UTC: `2026-01-01T00:00:00Z`.
 pub(crate) fn rfc3339(seconds: i64) -> String {
     Timestamp::from_second(seconds).unwrap_or(Timestamp::UNIX_EPOCH).to_string()
@@ -10,11 +12,6 @@ pub(crate) fn rfc3339(seconds: i64) -> String {
 /// Seconds since 1970, when `text` is a time.
 pub(crate) fn parse(text: &str) -> Option<i64> {
     text.parse::<Timestamp>().ok().map(Timestamp::as_second)
-}
-
-/// The system's clock, seconds since 1970.
-pub(crate) fn system() -> i64 {
-    Timestamp::now().as_second()
 }
 
 #[cfg(test)]

@@ -1,36 +1,16 @@
 //! What the server says about itself: health, version, discovery, OpenAPI.
 
-use actix_web::body::MessageBody;
-use actix_web::http::header::{ACCEPT, CACHE_CONTROL, ETAG, IF_NONE_MATCH};
+use actix_web::http::header::ACCEPT;
 use actix_web::{HttpRequest, HttpResponse};
 use serde_json::{Value, json};
 
-use super::http::{header, json_response, page_not_found};
+use super::http::{JSON, header, json_response, page_not_found};
 use super::request::Path;
 use super::status::Status;
 use super::{Api, discovery, openapi};
+use crate::kubeapi::http::{tagged, version};
 
 const PLAIN: &str = "text/plain; charset=utf-8";
-const JSON: &str = "application/json";
-
-/// `/version`: what clients choose their behaviour by.
-fn version() -> Value {
-    json!({
-        "major": "1", "minor": "33", "emulationMajor": "1", "emulationMinor": "33",
-        "minCompatibilityMajor": "1", "minCompatibilityMinor": "32", "gitVersion": "v1.33.0+kubeedge", "gitCommit": "", "gitTreeState": "",
-        "buildDate": "1970-01-01T00:00:00Z", "goVersion": "", "compiler": "rustc",
-        "platform": format!("{}/{}", std::env::consts::OS, architecture()),
-    })
-}
-
-/// Go's name of the processor.
-fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => other,
-    }
-}
 
 /// What is answered to anyone: whether the server is there, and which one it is.
 pub(super) fn public(api: &Api, http: &HttpRequest) -> Option<HttpResponse> {
@@ -158,18 +138,4 @@ pub(super) fn open_id(api: &Api, http: &HttpRequest) -> Option<HttpResponse> {
         }
         _ => None,
     }
-}
-
-/// An answer that a client may keep: 304 when it still has it.
-fn tagged(http: &HttpRequest, content_type: &str, etag: &str, body: impl MessageBody + 'static) -> HttpResponse {
-    let known = header(http, &IF_NONE_MATCH)
-        .is_some_and(|tags| tags.split(',').map(str::trim).any(|tag| tag == etag || tag == "*"));
-    if known {
-        return HttpResponse::NotModified().insert_header((ETAG, etag)).finish();
-    }
-    HttpResponse::Ok()
-        .insert_header((ETAG, etag))
-        .insert_header((CACHE_CONTROL, "no-cache, private"))
-        .content_type(content_type)
-        .body(body)
 }

@@ -4,13 +4,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix_web::body::{BodySize, BoxBody, MessageBody};
-use actix_web::http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderName, RETRY_AFTER, WARNING};
-use actix_web::http::{ConnectionType, StatusCode};
+use actix_web::http::ConnectionType;
+use actix_web::http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, WARNING};
 use actix_web::{HttpRequest, HttpResponse, web};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use serde_json::json;
 use tokio_util::task::task_tracker::TaskTrackerToken;
+
+pub(super) use crate::kubeapi::http::{JSON, error, header, json_response, lines, page_not_found, status_code};
 
 use super::auth::User;
 use super::body::MAX_BODY;
@@ -18,10 +20,9 @@ use super::kind::Kind;
 use super::kubelet::Body;
 use super::request::{Path, Query, Target};
 use super::status::Status;
-use super::verbs::{Answer, Method, Request, Stream, connect, serve, serve_virtual};
+use super::verbs::{Answer, Method, Request, connect, serve, serve_virtual};
 use super::{Api, auth, documents, negotiate, protobuf, upgraded};
 
-const JSON: &str = "application/json";
 /// Time a client has to send its body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -150,10 +151,6 @@ fn method(http: &HttpRequest) -> Result<Method, Status> {
     }
 }
 
-pub(super) fn header<'a>(http: &'a HttpRequest, name: &HeaderName) -> Option<&'a str> {
-    http.headers().get(name)?.to_str().ok()
-}
-
 /// Reads a body up to its bound.
 async fn read(mut payload: web::Payload) -> Result<Bytes, Status> {
     let mut body = BytesMut::new();
@@ -165,26 +162,6 @@ async fn read(mut payload: web::Payload) -> Result<Bytes, Status> {
         body.extend_from_slice(&chunk);
     }
     Ok(body.freeze())
-}
-
-pub(super) fn page_not_found() -> HttpResponse {
-    HttpResponse::NotFound().content_type("text/plain; charset=utf-8").body("404 page not found\n")
-}
-
-pub(super) fn json_response(code: u16, body: Bytes) -> HttpResponse {
-    HttpResponse::build(status_code(code)).content_type(JSON).body(body)
-}
-
-pub(super) fn status_code(code: u16) -> StatusCode {
-    StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
-}
-
-fn error(status: &Status) -> HttpResponse {
-    let mut response = HttpResponse::build(status_code(status.code));
-    if let Some(seconds) = status.retry_after() {
-        response.insert_header((RETRY_AFTER, seconds.to_string()));
-    }
-    response.content_type(JSON).body(status.body().to_string())
 }
 
 fn respond(answer: Answer) -> HttpResponse {
@@ -208,13 +185,6 @@ fn respond(answer: Answer) -> HttpResponse {
         }
         Answer::Watch(stream) => HttpResponse::Ok().content_type(JSON).streaming(lines(stream)),
     }
-}
-
-fn lines(stream: Box<Stream>) -> impl futures_util::Stream<Item = Result<Bytes, actix_web::Error>> {
-    futures_util::stream::unfold(stream, |mut stream| async move {
-        let line = stream.next().await?;
-        Some((Ok(line), stream))
-    })
 }
 
 /// A kubelet's bytes. When they break off the client's do, too.

@@ -1,6 +1,6 @@
 //! The server as a value: started from a configuration, stopped in order.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +24,7 @@ use super::kinds;
 use super::storage::{Disk, Storage};
 use super::{Api, clock, controllers, http};
 use crate::identity::{IdentityError, ServiceAccountTokens};
+use crate::kubeapi::http::listen;
 use crate::store::{Store, StoreError};
 
 /// Where the server listens.
@@ -142,23 +143,6 @@ const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long a connection may be idle between requests: that of a real API server.
 const KEEP_ALIVE: Duration = Duration::from_secs(180);
-/// How long a peer may leave sent data unread or unacknowledged, and idle before it is probed: a watch whose client is
-/// gone or does not read costs no more than this.
-const PEER_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// Listens with [`PEER_TIMEOUT`], which accepted connections inherit.
-fn listener(address: SocketAddr) -> std::io::Result<TcpListener> {
-    let listener = TcpListener::bind(address)?;
-    #[cfg(target_os = "linux")]
-    {
-        use rustix::net::sockopt;
-        sockopt::set_socket_keepalive(&listener, true)?;
-        sockopt::set_tcp_keepidle(&listener, PEER_TIMEOUT)?;
-        sockopt::set_tcp_user_timeout(&listener, u32::try_from(PEER_TIMEOUT.as_millis()).unwrap_or(u32::MAX))?;
-    }
-    Ok(listener)
-}
-
 fn tls_acceptor(config: &rustls::ServerConfig) -> TlsAcceptor {
     let mut config = config.clone();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
@@ -215,7 +199,7 @@ impl Server {
             Listen::InsecureLoopback { port } => (SocketAddr::from((Ipv4Addr::LOCALHOST, *port)), None),
         };
         let failed = |source| StartError::Listen { address, source };
-        let listener = listener(address).map_err(failed)?;
+        let listener = listen(address).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let api = Arc::new(Api {
             storage,

@@ -4,7 +4,6 @@
 //! write are one step. A commit runs in a task of its own: a client that goes away leaves either nothing or everything.
 //! Every change gets the next resourceVersion of one counter, which is on disk in the same batch.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use serde_json::Value;
@@ -14,7 +13,8 @@ use tokio_util::sync::CancellationToken;
 use super::custom::{Definition, Version};
 use super::kind::Kind;
 use super::object::{Key, Object};
-use super::watch::{Event, EventLog, TooOld};
+use crate::kubeapi::collection::{Collection, Kept};
+use crate::kubeapi::event_log::{Event, TooOld};
 use crate::store::StoreError;
 
 mod disk;
@@ -50,8 +50,7 @@ struct Shelf {
     /// What a custom kind is now; `None` for a row of the table, and for a custom kind that has ended.
     custom: Option<Arc<Definition>>,
     live: bool,
-    objects: BTreeMap<Key, Arc<Object>>,
-    log: EventLog,
+    kept: Kept,
     /// Carries the last published resourceVersion.
     signal: watch::Sender<u64>,
 }
@@ -99,8 +98,7 @@ impl Storage {
                 kind,
                 custom,
                 live: true,
-                objects,
-                log: EventLog::new(last),
+                kept: Kept::new(objects, last),
                 signal: watch::Sender::new(loaded.resource_version),
             })
             .collect();
@@ -189,16 +187,13 @@ impl Storage {
 
     pub(crate) fn get(&self, kind: KindId, key: &Key) -> Option<Arc<Object>> {
         let row = self.row(kind);
-        self.read(|state| state.shelves[row.0].objects.get(key).cloned())
+        self.read(|state| state.shelves[row.0].kept.objects.get(key).cloned())
     }
 
     /// The objects of a kind, in one namespace or in all, in the order of their keys, with the resourceVersion.
     pub(crate) fn list(&self, kind: KindId, namespace: Option<&str>) -> (u64, Vec<Arc<Object>>) {
         let row = self.row(kind);
-        self.read(|state| {
-            let objects = scope(&state.shelves[row.0].objects, namespace, None).map(|(_, o)| o.clone()).collect();
-            (state.resource_version, objects)
-        })
+        self.read(|state| (state.resource_version, state.shelves[row.0].kept.list(namespace)))
     }
 
     /// Calls `visit` with each object after `start`, as they were at `position`; it says when to stop. `None` is now.
@@ -209,36 +204,11 @@ impl Storage {
         namespace: Option<&str>,
         position: Option<u64>,
         start: Option<&Key>,
-        mut visit: impl FnMut(&Arc<Object>) -> bool,
+        visit: &mut dyn FnMut(&Arc<Object>) -> bool,
     ) -> Result<u64, TooOld> {
         let row = self.row(kind);
         self.read(|state| {
-            let shelf = &state.shelves[row.0];
-            let past = match position {
-                Some(position) => shelf.log.undo(position)?,
-                None => BTreeMap::new(),
-            };
-            let mut present = scope(&shelf.objects, namespace, start).peekable();
-            let mut past = scope(&past, namespace, start).peekable();
-            loop {
-                // A merge of two sorted streams; where both have a key, the past one stands.
-                let take_past = match (present.peek(), past.peek()) {
-                    (None, None) => break,
-                    (Some(_), None) => false,
-                    (None, Some(_)) => true,
-                    (Some((now, _)), Some((then, _))) => then <= now,
-                };
-                let object = if take_past {
-                    let Some((key, object)) = past.next() else { break };
-                    present.next_if(|(now, _)| *now == key);
-                    object.as_ref()
-                } else {
-                    present.next().map(|(_, object)| object)
-                };
-                if object.is_some_and(|object| !visit(object)) {
-                    break;
-                }
-            }
+            state.shelves[row.0].kept.scan(namespace, position, start, visit)?;
             Ok(position.unwrap_or(state.resource_version))
         })
     }
@@ -246,14 +216,7 @@ impl Storage {
     /// Up to `limit` events of a kind after `position`, and the position reached: the answer has everything up to it.
     pub(crate) fn events(&self, kind: KindId, position: u64, limit: usize) -> Result<(Vec<Event>, u64), TooOld> {
         let row = self.row(kind);
-        self.read(|state| {
-            let events: Vec<Event> = state.shelves[row.0].log.after(position)?.take(limit).cloned().collect();
-            let reached = match events.last() {
-                Some(last) if events.len() == limit => last.resource_version,
-                _ => state.resource_version.max(position),
-            };
-            Ok((events, reached))
-        })
+        self.read(|state| state.shelves[row.0].kept.events(position, limit, state.resource_version))
     }
 
     pub(crate) fn resource_version(&self) -> u64 {
@@ -286,18 +249,42 @@ impl Storage {
     }
 }
 
-fn scope<'a, T>(
-    map: &'a BTreeMap<Key, T>,
-    namespace: Option<&'a str>,
-    after: Option<&Key>,
-) -> impl Iterator<Item = (&'a Key, &'a T)> {
-    use std::ops::Bound;
-    let first = Key::new(namespace.unwrap_or_default(), "");
-    let lower = match after {
-        Some(key) => Bound::Excluded(key.clone()),
-        None => Bound::Included(first),
-    };
-    map.range((lower, Bound::Unbounded)).take_while(move |(key, _)| namespace.is_none_or(|ns| key.namespace == ns))
+/// The objects of one kind, for lists and watches.
+pub(crate) struct OfKind {
+    pub(crate) storage: Arc<Storage>,
+    pub(crate) id: KindId,
+}
+
+impl Collection for OfKind {
+    fn resource_version(&self) -> u64 {
+        self.storage.resource_version()
+    }
+
+    fn list(&self, namespace: Option<&str>) -> (u64, Vec<Arc<Object>>) {
+        self.storage.list(self.id, namespace)
+    }
+
+    fn scan(
+        &self,
+        namespace: Option<&str>,
+        position: Option<u64>,
+        start: Option<&Key>,
+        visit: &mut dyn FnMut(&Arc<Object>) -> bool,
+    ) -> Result<u64, TooOld> {
+        self.storage.scan(self.id, namespace, position, start, visit)
+    }
+
+    fn events(&self, position: u64, limit: usize) -> Result<(Vec<Event>, u64), TooOld> {
+        self.storage.events(self.id, position, limit)
+    }
+
+    fn subscribe(&self) -> watch::Receiver<u64> {
+        self.storage.subscribe(self.id)
+    }
+
+    fn closing(&self) -> &CancellationToken {
+        self.storage.closing()
+    }
 }
 
 #[cfg(test)]

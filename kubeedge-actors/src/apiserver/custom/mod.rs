@@ -21,6 +21,7 @@ use super::kinds::fields::{Errors, Path, list, text};
 use super::kinds::time;
 use super::object::{Key, Object};
 use super::status::FieldError;
+use super::table::Custom;
 use jsonpath::JsonPath;
 use rows::Names;
 use schema::Schema;
@@ -281,20 +282,20 @@ impl Version {
         prune::default(&self.schema, object);
     }
 
-    /// A stored object as this version has it now.
-    pub(crate) fn read(&self, object: &mut Value) {
-        prune::prune(&self.schema, object);
-        prune::default(&self.schema, object);
-    }
-
     /// What is wrong with an object, and with its coming after `old`. Rules are asked about what is right otherwise.
     pub(crate) fn validate(&self, object: &Value, old: Option<&Value>) -> Vec<FieldError> {
         let errors = validate::validate(&self.schema, object);
         if errors.is_empty() { rules::evaluate(&self.schema, object, old) } else { errors }
     }
+}
 
-    /// The columns of a table.
-    pub(crate) fn columns(&self) -> Vec<Value> {
+impl Custom for Version {
+    fn read(&self, object: &mut Value) {
+        prune::prune(&self.schema, object);
+        prune::default(&self.schema, object);
+    }
+
+    fn columns(&self) -> Vec<Value> {
         let name = json!({"name": "Name", "type": "string", "format": "name", "description": "Name of the object",
             "priority": 0});
         let of = |column: &Column| {
@@ -304,8 +305,7 @@ impl Version {
         std::iter::once(name).chain(self.columns.iter().map(of)).collect()
     }
 
-    /// The cells of an object at `now`, seconds since 1970.
-    pub(crate) fn cells(&self, object: &Value, now: i64) -> Vec<Value> {
+    fn cells(&self, object: &Value, now: i64) -> Vec<Value> {
         let name = json!(text(object, "/metadata/name"));
         std::iter::once(name).chain(self.columns.iter().map(|column| column.cell(object, now))).collect()
     }

@@ -10,7 +10,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 
 use serde_json::{Value, json};
 
-use crate::apiserver::kind::{DecodeError, Kind};
+use crate::apiserver::kind::{DecodeError, Kind, Resource};
 
 /// Different sets of names in the life of the process at most; a definition beyond is refused.
 pub(crate) const MAX_ROWS: usize = 4096;
@@ -48,27 +48,29 @@ pub(super) fn row(names: Names) -> Option<&'static Kind> {
         return None;
     }
     let row = Box::leak(Box::new(Kind {
-        group: keep(&names.group),
-        version: keep(&names.version),
-        kind: keep(&names.kind),
-        plural: keep(&names.plural),
-        singular: keep(&names.singular),
-        short_names: keep_all(&names.short_names),
-        categories: keep_all(&names.categories),
-        namespaced: names.namespaced,
-        status_subresource: names.status,
+        resource: Resource {
+            group: keep(&names.group),
+            version: keep(&names.version),
+            kind: keep(&names.kind),
+            plural: keep(&names.plural),
+            singular: keep(&names.singular),
+            short_names: keep_all(&names.short_names),
+            categories: keep_all(&names.categories),
+            namespaced: names.namespaced,
+            status_subresource: names.status,
+            stored_as: None,
+            selectable: &[],
+            columns: &[],
+            cells: |_, _| Vec::new(),
+        },
         scale_subresource: names.scale,
         has_generation: true,
-        stored_as: None,
         // A definition does this, not the row: see `Target`.
         decode: |_| Err(DecodeError { message: "a custom kind is decoded by its definition".to_owned() }),
         default: |_| {},
         validate_create: |_| Vec::new(),
         validate_update: |_, _| Vec::new(),
         validate_status: |_, _| Vec::new(),
-        selectable: &[],
-        columns: &[],
-        cells: |_, _| Vec::new(),
     }));
     rows.insert(names, row);
     Some(row)

@@ -95,15 +95,6 @@ fn simple(json_path: &str) -> Option<Vec<&str>> {
     steps.iter().all(plain).then_some(steps)
 }
 
-/// The text of a field that a selector names, as it is compared; empty where it is not there.
-pub(crate) fn selected(object: &Value, name: &str) -> String {
-    match name.split('.').try_fold(object, |value, step| value.get(step)) {
-        Some(Value::String(text)) => text.clone(),
-        Some(value @ (Value::Bool(_) | Value::Number(_))) => value.to_string(),
-        _ => String::new(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -140,13 +131,5 @@ mod tests {
         let scale = ["specReplicasPath", "statusReplicasPath"].map(|name| format!("v.subresources.scale.{name}"));
         let fields = [0, 1, 2, 3, 5].map(|index| format!("v.selectableFields[{index}].jsonPath"));
         assert_eq!(errors, [&scale[..], &fields].concat());
-    }
-
-    #[test]
-    fn a_selected_field_is_compared_as_text() {
-        let object = json!({"spec": {"color": "red", "size": 3, "on": false, "list": [1]}});
-        for (name, text) in [("color", "red"), ("size", "3"), ("on", "false"), ("list", ""), ("nope", "")] {
-            assert_eq!(selected(&object, &format!("spec.{name}")), text);
-        }
     }
 }

@@ -1,24 +1,6 @@
 //! Resources that are written to and hold nothing: `bindings`, and the reviews, whose answer is all there is.
 
-/// One of them. Its only verb is `create`.
-#[derive(Debug)]
-pub struct WriteOnly {
-    /// API group, empty for core.
-    pub group: &'static str,
-    /// API version.
-    pub version: &'static str,
-    /// Plural resource name, e.g. `tokenreviews`.
-    pub plural: &'static str,
-    /// Singular name, e.g. `tokenreview`.
-    pub singular: &'static str,
-    /// Kind, e.g. `TokenReview`.
-    pub kind: &'static str,
-    /// Whether it is sent to a namespace.
-    pub namespaced: bool,
-}
-
-/// What can be done with each of them.
-pub(super) const VERBS: &[&str] = &["create"];
+pub use crate::kubeapi::discovery::WriteOnly;
 
 const fn review(
     group: &'static str,

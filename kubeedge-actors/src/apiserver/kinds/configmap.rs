@@ -1,38 +1,26 @@
 //! ConfigMap.
 
 use k8s_openapi::api::core::v1::ConfigMap;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::fields::{Errors, Path, entries, flag, nothing};
-use super::table::{AGE, NAME, column, creation_age, name};
 use super::{decode, names};
 use crate::apiserver::kind::Kind;
 use crate::apiserver::status::FieldError;
+use crate::kubeapi::kinds as rows;
 
 /// Most bytes of data in one config map or secret.
 pub(super) const MAX_DATA: usize = 1 << 20;
 
 pub(super) const KIND: Kind = Kind {
-    group: "",
-    version: "v1",
-    kind: "ConfigMap",
-    plural: "configmaps",
-    singular: "configmap",
-    short_names: &["cm"],
-    categories: &[],
-    namespaced: true,
-    status_subresource: false,
+    resource: rows::CONFIG_MAP,
     scale_subresource: false,
     has_generation: false,
-    stored_as: None,
     decode: decode::typed::<ConfigMap>,
     default: |_| {},
     validate_create: validate,
     validate_update,
     validate_status: nothing,
-    selectable: &[],
-    columns: &[NAME, column("Data", "Number of keys"), AGE],
-    cells,
 };
 
 fn validate(object: &Value) -> Vec<FieldError> {
@@ -82,13 +70,10 @@ pub(super) fn frozen(new: &Value, old: &Value, data: &[&str]) -> Vec<FieldError>
     errors.done()
 }
 
-fn cells(object: &Value, now: i64) -> Vec<Value> {
-    let keys = entries(object, "/data").count() + entries(object, "/binaryData").count();
-    vec![name(object), json!(keys), creation_age(object, now)]
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::apiserver::status::FieldCause;
 
@@ -118,6 +103,6 @@ mod tests {
     #[test]
     fn the_table_counts_keys_of_both_maps() {
         let object = json!({"metadata": {"name": "c"}, "data": {"a": ""}, "binaryData": {"b": ""}});
-        assert_eq!(cells(&object, 0), [json!("c"), json!(2), json!("<unknown>")]);
+        assert_eq!((KIND.cells)(&object, 0), [json!("c"), json!(2), json!("<unknown>")]);
     }
 }

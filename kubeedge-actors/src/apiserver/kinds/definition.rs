@@ -9,7 +9,7 @@ use super::fields::{Errors, Path, flag, list, object_mut, set_missing, text};
 use super::table::{NAME, column, name};
 use super::{decode, names};
 use crate::apiserver::custom::{Definition, GROUP, PLURAL};
-use crate::apiserver::kind::{DecodeError, Decoded, Kind};
+use crate::apiserver::kind::{DecodeError, Decoded, Kind, Resource};
 use crate::apiserver::status::FieldError;
 
 /// The definition of a schema inside a definition.
@@ -20,26 +20,28 @@ const APPROVED: &str = "api-approved.kubernetes.io";
 const MAX_VERSIONS: usize = 20;
 
 pub(super) const KIND: Kind = Kind {
-    group: GROUP,
-    version: "v1",
-    kind: "CustomResourceDefinition",
-    plural: PLURAL,
-    singular: "customresourcedefinition",
-    short_names: &["crd", "crds"],
-    categories: &["api-extensions"],
-    namespaced: false,
-    status_subresource: true,
+    resource: Resource {
+        group: GROUP,
+        version: "v1",
+        kind: "CustomResourceDefinition",
+        plural: PLURAL,
+        singular: "customresourcedefinition",
+        short_names: &["crd", "crds"],
+        categories: &["api-extensions"],
+        namespaced: false,
+        status_subresource: true,
+        stored_as: None,
+        selectable: &[],
+        columns: &[NAME, column("Created At", "Time of creation")],
+        cells: |object, _| vec![name(object), json!(text(object, "/metadata/creationTimestamp"))],
+    },
     scale_subresource: false,
     has_generation: true,
-    stored_as: None,
     decode,
     default,
     validate_create: validate,
     validate_update,
     validate_status: |new, _| stored_versions(new),
-    selectable: &[],
-    columns: &[NAME, column("Created At", "Time of creation")],
-    cells: |object, _| vec![name(object), json!(text(object, "/metadata/creationTimestamp"))],
 };
 
 fn decode(object: Value) -> Result<Decoded, DecodeError> {

@@ -7,30 +7,32 @@ use super::fields::{Errors, Path, integer, list, list_mut, nothing, text};
 use super::service::{check_not_special, check_port_number, check_protocol};
 use super::table::{AGE, NAME, NONE, column, creation_age, name};
 use super::{decode, names};
-use crate::apiserver::kind::Kind;
+use crate::apiserver::kind::{Kind, Resource};
 use crate::apiserver::status::FieldError;
 
 pub(super) const KIND: Kind = Kind {
-    group: "",
-    version: "v1",
-    kind: "Endpoints",
-    plural: "endpoints",
-    singular: "endpoints",
-    short_names: &["ep"],
-    categories: &[],
-    namespaced: true,
-    status_subresource: false,
+    resource: Resource {
+        group: "",
+        version: "v1",
+        kind: "Endpoints",
+        plural: "endpoints",
+        singular: "endpoints",
+        short_names: &["ep"],
+        categories: &[],
+        namespaced: true,
+        status_subresource: false,
+        stored_as: None,
+        selectable: &[],
+        columns: &[NAME, column("Endpoints", "The first addresses and ports"), AGE],
+        cells: |object, now| vec![name(object), json!(shown(object)), creation_age(object, now)],
+    },
     scale_subresource: false,
     has_generation: false,
-    stored_as: None,
     decode: decode::typed::<Endpoints>,
     default,
     validate_create: validate,
     validate_update: |new, _| validate(new),
     validate_status: nothing,
-    selectable: &[],
-    columns: &[NAME, column("Endpoints", "The first addresses and ports"), AGE],
-    cells: |object, now| vec![name(object), json!(shown(object)), creation_age(object, now)],
 };
 
 /// Endpoints that a table shows.

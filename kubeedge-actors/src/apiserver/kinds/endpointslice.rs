@@ -7,36 +7,38 @@ use super::fields::{Errors, Path, integer, list, list_mut, nothing, set_missing,
 use super::service::{check_not_special, check_protocol};
 use super::table::{AGE, NAME, column, creation_age, name};
 use super::{decode, names};
-use crate::apiserver::kind::Kind;
+use crate::apiserver::kind::{Kind, Resource};
 use crate::apiserver::status::FieldError;
 
 pub(super) const KIND: Kind = Kind {
-    group: "discovery.k8s.io",
-    version: "v1",
-    kind: "EndpointSlice",
-    plural: "endpointslices",
-    singular: "endpointslice",
-    short_names: &[],
-    categories: &[],
-    namespaced: true,
-    status_subresource: false,
+    resource: Resource {
+        group: "discovery.k8s.io",
+        version: "v1",
+        kind: "EndpointSlice",
+        plural: "endpointslices",
+        singular: "endpointslice",
+        short_names: &[],
+        categories: &[],
+        namespaced: true,
+        status_subresource: false,
+        stored_as: None,
+        selectable: &[],
+        columns: &[
+            NAME,
+            column("AddressType", "What its addresses are"),
+            column("Ports", "Its ports"),
+            column("Endpoints", "The first addresses"),
+            AGE,
+        ],
+        cells,
+    },
     scale_subresource: false,
     has_generation: true,
-    stored_as: None,
     decode: decode::typed::<EndpointSlice>,
     default,
     validate_create: validate,
     validate_update,
     validate_status: nothing,
-    selectable: &[],
-    columns: &[
-        NAME,
-        column("AddressType", "What its addresses are"),
-        column("Ports", "Its ports"),
-        column("Endpoints", "The first addresses"),
-        AGE,
-    ],
-    cells,
 };
 
 /// The label that names the Service of a slice.

@@ -7,53 +7,55 @@ use super::decode;
 use super::fields::{Errors, Path, integer, nothing, text};
 use super::table::{NAME, column, name, wide};
 use super::time;
-use crate::apiserver::kind::{Column, Kind};
+use crate::apiserver::kind::{Column, Kind, Resource};
 use crate::apiserver::status::FieldError;
 
 pub(super) const KIND: Kind = Kind {
-    group: "",
-    version: "v1",
-    kind: "Event",
-    plural: "events",
-    singular: "event",
-    short_names: &["ev"],
-    categories: &[],
-    namespaced: true,
-    status_subresource: false,
+    resource: Resource {
+        group: "",
+        version: "v1",
+        kind: "Event",
+        plural: "events",
+        singular: "event",
+        short_names: &["ev"],
+        categories: &[],
+        namespaced: true,
+        status_subresource: false,
+        stored_as: None,
+        selectable: &[
+            ("involvedObject.kind", |o| text(o, "/involvedObject/kind").to_owned()),
+            ("involvedObject.namespace", |o| text(o, "/involvedObject/namespace").to_owned()),
+            ("involvedObject.name", |o| text(o, "/involvedObject/name").to_owned()),
+            ("involvedObject.uid", |o| text(o, "/involvedObject/uid").to_owned()),
+            ("involvedObject.apiVersion", |o| text(o, "/involvedObject/apiVersion").to_owned()),
+            ("involvedObject.resourceVersion", |o| text(o, "/involvedObject/resourceVersion").to_owned()),
+            ("involvedObject.fieldPath", |o| text(o, "/involvedObject/fieldPath").to_owned()),
+            ("reason", |o| text(o, "/reason").to_owned()),
+            ("type", |o| text(o, "/type").to_owned()),
+            ("reportingComponent", |o| component(o).to_owned()),
+            ("source", |o| component(o).to_owned()),
+        ],
+        columns: &[
+            column("Last Seen", "When it happened last"),
+            column("Type", "Normal or Warning"),
+            column("Reason", "Why, in one word"),
+            column("Object", "What it is about"),
+            wide("Subobject", "The part of the object it is about"),
+            wide("Source", "Who reports it"),
+            column("Message", "What happened"),
+            wide("First Seen", "When it happened first"),
+            wide("Count", "How often it happened"),
+            Column { priority: 1, ..NAME },
+        ],
+        cells,
+    },
     scale_subresource: false,
     has_generation: false,
-    stored_as: None,
     decode: decode::typed::<Event>,
     default: |_| {},
     validate_create: validate,
     validate_update,
     validate_status: nothing,
-    selectable: &[
-        ("involvedObject.kind", |o| text(o, "/involvedObject/kind").to_owned()),
-        ("involvedObject.namespace", |o| text(o, "/involvedObject/namespace").to_owned()),
-        ("involvedObject.name", |o| text(o, "/involvedObject/name").to_owned()),
-        ("involvedObject.uid", |o| text(o, "/involvedObject/uid").to_owned()),
-        ("involvedObject.apiVersion", |o| text(o, "/involvedObject/apiVersion").to_owned()),
-        ("involvedObject.resourceVersion", |o| text(o, "/involvedObject/resourceVersion").to_owned()),
-        ("involvedObject.fieldPath", |o| text(o, "/involvedObject/fieldPath").to_owned()),
-        ("reason", |o| text(o, "/reason").to_owned()),
-        ("type", |o| text(o, "/type").to_owned()),
-        ("reportingComponent", |o| component(o).to_owned()),
-        ("source", |o| component(o).to_owned()),
-    ],
-    columns: &[
-        column("Last Seen", "When it happened last"),
-        column("Type", "Normal or Warning"),
-        column("Reason", "Why, in one word"),
-        column("Object", "What it is about"),
-        wide("Subobject", "The part of the object it is about"),
-        wide("Source", "Who reports it"),
-        column("Message", "What happened"),
-        wide("First Seen", "When it happened first"),
-        wide("Count", "How often it happened"),
-        Column { priority: 1, ..NAME },
-    ],
-    cells,
 };
 
 /// Longest message, bytes: that of the events API; keeps an event small enough to be carried as one.
@@ -173,7 +175,7 @@ mod tests {
 
     #[test]
     fn a_row_names_object_source_and_ages() {
-        let now = time::seconds("2026-01-02T00:01:00Z").expect("a time");
+        let now = crate::kubeapi::time::seconds("2026-01-02T00:01:00Z").expect("a time");
         let row = cells(&event(), now);
         let expected = json!(["60s", "Normal", "Started", "pod/p", "", "kubelet", "hi", "24h", 1, "e.1"]);
         assert_eq!(json!(row), expected);

@@ -6,30 +6,33 @@ use serde_json::{Map, Value, json};
 use super::decode;
 use super::event;
 use super::fields::{Errors, Path, integer, nothing, text};
-use crate::apiserver::kind::{Kind, StoredAs};
+use crate::apiserver::kind::{Kind, Resource, StoredAs};
 use crate::apiserver::status::FieldError;
 
 pub(super) const KIND: Kind = Kind {
-    group: "events.k8s.io",
-    stored_as: Some(StoredAs { kind: &event::KIND, to_stored, from_stored }),
+    resource: Resource {
+        group: "events.k8s.io",
+        stored_as: Some(StoredAs { kind: &event::KIND.resource, to_stored, from_stored }),
+        // In the order of the stored kind, whose values count; what it has beyond them cannot be asked for here.
+        selectable: &[
+            ("regarding.kind", |o| text(o, "/regarding/kind").to_owned()),
+            ("regarding.namespace", |o| text(o, "/regarding/namespace").to_owned()),
+            ("regarding.name", |o| text(o, "/regarding/name").to_owned()),
+            ("regarding.uid", |o| text(o, "/regarding/uid").to_owned()),
+            ("regarding.apiVersion", |o| text(o, "/regarding/apiVersion").to_owned()),
+            ("regarding.resourceVersion", |o| text(o, "/regarding/resourceVersion").to_owned()),
+            ("regarding.fieldPath", |o| text(o, "/regarding/fieldPath").to_owned()),
+            ("reason", |o| text(o, "/reason").to_owned()),
+            ("type", |o| text(o, "/type").to_owned()),
+            ("reportingController", |o| event::component(&to_stored(o.clone())).to_owned()),
+        ],
+        cells: |object, now| event::cells(&to_stored(object.clone()), now),
+        ..event::KIND.resource
+    },
     decode: decode::typed::<Event>,
     validate_create,
     validate_update: |new, old| event::validate_update(&to_stored(new.clone()), &to_stored(old.clone())),
     validate_status: nothing,
-    // In the order of the stored kind, whose values count; what it has beyond them cannot be asked for here.
-    selectable: &[
-        ("regarding.kind", |o| text(o, "/regarding/kind").to_owned()),
-        ("regarding.namespace", |o| text(o, "/regarding/namespace").to_owned()),
-        ("regarding.name", |o| text(o, "/regarding/name").to_owned()),
-        ("regarding.uid", |o| text(o, "/regarding/uid").to_owned()),
-        ("regarding.apiVersion", |o| text(o, "/regarding/apiVersion").to_owned()),
-        ("regarding.resourceVersion", |o| text(o, "/regarding/resourceVersion").to_owned()),
-        ("regarding.fieldPath", |o| text(o, "/regarding/fieldPath").to_owned()),
-        ("reason", |o| text(o, "/reason").to_owned()),
-        ("type", |o| text(o, "/type").to_owned()),
-        ("reportingController", |o| event::component(&to_stored(o.clone())).to_owned()),
-    ],
-    cells: |object, now| event::cells(&to_stored(object.clone()), now),
     ..event::KIND
 };
 

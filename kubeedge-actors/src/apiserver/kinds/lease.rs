@@ -6,30 +6,32 @@ use serde_json::{Value, json};
 use super::decode;
 use super::fields::{Errors, Path, integer, nothing, text};
 use super::table::{AGE, NAME, column, creation_age, name};
-use crate::apiserver::kind::Kind;
+use crate::apiserver::kind::{Kind, Resource};
 use crate::apiserver::status::FieldError;
 
 pub(super) const KIND: Kind = Kind {
-    group: "coordination.k8s.io",
-    version: "v1",
-    kind: "Lease",
-    plural: "leases",
-    singular: "lease",
-    short_names: &[],
-    categories: &[],
-    namespaced: true,
-    status_subresource: false,
+    resource: Resource {
+        group: "coordination.k8s.io",
+        version: "v1",
+        kind: "Lease",
+        plural: "leases",
+        singular: "lease",
+        short_names: &[],
+        categories: &[],
+        namespaced: true,
+        status_subresource: false,
+        stored_as: None,
+        selectable: &[],
+        columns: &[NAME, column("Holder", "Who holds the lease"), AGE],
+        cells: |object, now| vec![name(object), json!(text(object, "/spec/holderIdentity")), creation_age(object, now)],
+    },
     scale_subresource: false,
     has_generation: false,
-    stored_as: None,
     decode: decode::typed::<Lease>,
     default: |object| super::fields::set_missing(object, "spec", json!({})),
     validate_create: validate,
     validate_update: |new, _| validate(new),
     validate_status: nothing,
-    selectable: &[],
-    columns: &[NAME, column("Holder", "Who holds the lease"), AGE],
-    cells: |object, now| vec![name(object), json!(text(object, "/spec/holderIdentity")), creation_age(object, now)],
 };
 
 fn validate(object: &Value) -> Vec<FieldError> {

@@ -13,7 +13,6 @@ mod event;
 mod event_v1;
 pub(crate) mod fields;
 mod lease;
-pub mod names;
 pub mod namespace;
 pub mod node;
 mod persistentvolume;
@@ -24,11 +23,12 @@ pub(crate) mod schema;
 mod secret;
 pub(crate) mod service;
 pub mod serviceaccount;
-mod table;
 pub(crate) mod time;
 mod zero;
 
 use super::kind::Kind;
+use crate::kubeapi::kinds::cells as table;
+pub(crate) use crate::kubeapi::names;
 
 static KINDS: [Kind; 20] = [
     configmap::KIND,

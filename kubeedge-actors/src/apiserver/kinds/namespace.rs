@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::fields::{Errors, Path, list, object_mut, set_missing, text};
 use super::table::{AGE, NAME, column, creation_age, name};
 use super::{decode, names};
-use crate::apiserver::kind::Kind;
+use crate::apiserver::kind::{Kind, Resource};
 use crate::apiserver::status::FieldError;
 
 /// The label that carries the name, for selectors.
@@ -15,26 +15,28 @@ pub const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 pub const FINALIZER: &str = "kubernetes";
 
 pub(super) const KIND: Kind = Kind {
-    group: "",
-    version: "v1",
-    kind: "Namespace",
-    plural: "namespaces",
-    singular: "namespace",
-    short_names: &["ns"],
-    categories: &[],
-    namespaced: false,
-    status_subresource: true,
+    resource: Resource {
+        group: "",
+        version: "v1",
+        kind: "Namespace",
+        plural: "namespaces",
+        singular: "namespace",
+        short_names: &["ns"],
+        categories: &[],
+        namespaced: false,
+        status_subresource: true,
+        stored_as: None,
+        selectable: &[("status.phase", |object| text(object, "/status/phase").to_owned())],
+        columns: &[NAME, column("Status", "Active or Terminating"), AGE],
+        cells: |object, now| vec![name(object), json!(text(object, "/status/phase")), creation_age(object, now)],
+    },
     scale_subresource: false,
     has_generation: false,
-    stored_as: None,
     decode: decode::typed::<Namespace>,
     default,
     validate_create: validate,
     validate_update: |_, _| Vec::new(),
     validate_status,
-    selectable: &[("status.phase", |object| text(object, "/status/phase").to_owned())],
-    columns: &[NAME, column("Status", "Active or Terminating"), AGE],
-    cells: |object, now| vec![name(object), json!(text(object, "/status/phase")), creation_age(object, now)],
 };
 
 fn default(object: &mut Value) {

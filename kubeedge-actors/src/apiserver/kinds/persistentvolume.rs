@@ -7,12 +7,12 @@ use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use serde_json::{Value, json};
 
 use super::decode;
-use super::fields::{Errors, IMMUTABLE, Path, entries, list, nothing, object_mut, set_missing, text};
+use super::fields::{Errors, IMMUTABLE, Path, list, nothing, object_mut, set_missing, text};
 use super::names;
 use super::quantity::Quantity;
-use super::table::{AGE, NAME, column, creation_age, name, text_or, wide};
 use crate::apiserver::kind::Kind;
 use crate::apiserver::status::FieldError;
+use crate::kubeapi::kinds::{self as rows, size};
 
 const MODES: [&str; 4] = ["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"];
 const VOLUME_MODES: [&str; 2] = ["Block", "Filesystem"];
@@ -43,71 +43,25 @@ const SOURCES: [&str; 22] = [
 ];
 
 pub(super) const VOLUME: Kind = Kind {
-    group: "",
-    version: "v1",
-    kind: "PersistentVolume",
-    plural: "persistentvolumes",
-    singular: "persistentvolume",
-    short_names: &["pv"],
-    categories: &[],
-    namespaced: false,
-    status_subresource: true,
+    resource: rows::PERSISTENT_VOLUME,
     scale_subresource: false,
     has_generation: false,
-    stored_as: None,
     decode: decode::typed::<PersistentVolume>,
     default: default_volume,
     validate_create: validate_volume,
     validate_update: validate_volume_update,
     validate_status: nothing,
-    selectable: &[],
-    columns: &[
-        NAME,
-        column("Capacity", "Its size"),
-        column("Access Modes", "How it may be used"),
-        column("Reclaim Policy", "What becomes of it without its claim"),
-        column("Status", "Its phase"),
-        column("Claim", "Who has it"),
-        column("StorageClass", "Its class"),
-        column("VolumeAttributesClass", "The class of its attributes"),
-        column("Reason", "Why it has failed"),
-        AGE,
-        wide("VolumeMode", "Whether it is a file system"),
-    ],
-    cells: volume_cells,
 };
 
 pub(super) const CLAIM: Kind = Kind {
-    group: "",
-    version: "v1",
-    kind: "PersistentVolumeClaim",
-    plural: "persistentvolumeclaims",
-    singular: "persistentvolumeclaim",
-    short_names: &["pvc"],
-    categories: &[],
-    namespaced: true,
-    status_subresource: true,
+    resource: rows::PERSISTENT_VOLUME_CLAIM,
     scale_subresource: false,
     has_generation: false,
-    stored_as: None,
     decode: decode::typed::<PersistentVolumeClaim>,
     default: default_claim,
     validate_create: validate_claim,
     validate_update: validate_claim_update,
     validate_status: nothing,
-    selectable: &[],
-    columns: &[
-        NAME,
-        column("Status", "Its phase"),
-        column("Volume", "What it has"),
-        column("Capacity", "The size of that"),
-        column("Access Modes", "How it may be used"),
-        column("StorageClass", "Its class"),
-        column("VolumeAttributesClass", "The class of its attributes"),
-        AGE,
-        wide("VolumeMode", "Whether it is a file system"),
-    ],
-    cells: claim_cells,
 };
 
 fn default_volume(object: &mut Value) {
@@ -161,10 +115,6 @@ fn check_size(amount: Option<&str>, path: &Path, errors: &mut Errors) {
         Some((text, Some(size))) if !size.is_positive() => errors.invalid(path, text, "must be greater than zero"),
         Some(_) => {}
     }
-}
-
-fn size<'a>(object: &'a Value, pointer: &str) -> Option<&'a str> {
-    entries(object, pointer).find(|(name, _)| *name == "storage").and_then(|(_, amount)| amount.as_str())
 }
 
 fn validate_volume(object: &Value) -> Vec<FieldError> {
@@ -262,60 +212,6 @@ fn validate_claim_update(new: &Value, old: &Value) -> Vec<FieldError> {
     found
 }
 
-/// `RWO,ROX`, as kubectl knows them.
-fn modes(object: &Value, pointer: &str) -> String {
-    let short = |mode: &Value| match mode.as_str().unwrap_or_default() {
-        "ReadWriteOnce" => "RWO",
-        "ReadOnlyMany" => "ROX",
-        "ReadWriteMany" => "RWX",
-        "ReadWriteOncePod" => "RWOP",
-        _ => "",
-    };
-    list(object, pointer).iter().map(short).collect::<Vec<_>>().join(",")
-}
-
-/// The phase; of what is being deleted, that.
-fn phase(object: &Value) -> &str {
-    if object.pointer("/metadata/deletionTimestamp").is_some() { "Terminating" } else { text(object, "/status/phase") }
-}
-
-fn volume_cells(object: &Value, now: i64) -> Vec<Value> {
-    let claim = match (text(object, "/spec/claimRef/namespace"), text(object, "/spec/claimRef/name")) {
-        (_, "") => String::new(),
-        (namespace, name) => format!("{namespace}/{name}"),
-    };
-    vec![
-        name(object),
-        json!(size(object, "/spec/capacity").unwrap_or_default()),
-        json!(modes(object, "/spec/accessModes")),
-        json!(text(object, "/spec/persistentVolumeReclaimPolicy")),
-        json!(phase(object)),
-        json!(claim),
-        json!(text(object, "/spec/storageClassName")),
-        json!(text_or(object, "/spec/volumeAttributesClassName", "<unset>")),
-        json!(text(object, "/status/reason")),
-        creation_age(object, now),
-        json!(text_or(object, "/spec/volumeMode", "<unset>")),
-    ]
-}
-
-fn claim_cells(object: &Value, now: i64) -> Vec<Value> {
-    // What it has, once it has something.
-    let bound = !text(object, "/spec/volumeName").is_empty();
-    let capacity = size(object, "/status/capacity").filter(|_| bound).unwrap_or_default();
-    vec![
-        name(object),
-        json!(phase(object)),
-        json!(text(object, "/spec/volumeName")),
-        json!(capacity),
-        json!(if bound { modes(object, "/status/accessModes") } else { String::new() }),
-        json!(text(object, "/spec/storageClassName")),
-        json!(text_or(object, "/spec/volumeAttributesClassName", "<unset>")),
-        creation_age(object, now),
-        json!(text_or(object, "/spec/volumeMode", "<unset>")),
-    ]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -374,13 +270,13 @@ mod tests {
         let mut bound = volume(json!({"claimRef": {"namespace": "n", "name": "c"}, "storageClassName": "disk"}));
         bound["status"] = json!({"phase": "Bound"});
         (VOLUME.default)(&mut bound);
-        let row = volume_cells(&bound, 0);
+        let row = (VOLUME.cells)(&bound, 0);
         assert_eq!(
             row[1..7],
             [json!("1Gi"), json!("RWO"), json!("Retain"), json!("Bound"), json!("n/c"), json!("disk")]
         );
         let claim = json!({"spec": {"volumeName": "v"}, "status": {"phase": "Bound", "capacity": {"storage": "1Gi"},
             "accessModes": ["ReadWriteOnce", "ReadOnlyMany"]}});
-        assert_eq!(claim_cells(&claim, 0)[1..5], [json!("Bound"), json!("v"), json!("1Gi"), json!("RWO,ROX")]);
+        assert_eq!((CLAIM.cells)(&claim, 0)[1..5], [json!("Bound"), json!("v"), json!("1Gi"), json!("RWO,ROX")]);
     }
 }

@@ -3,36 +3,24 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use k8s_openapi::api::core::v1::Secret;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::configmap::{MAX_DATA, frozen};
 use super::fields::{Errors, Path, entries, nothing, object_mut, set_missing, text};
-use super::table::{AGE, NAME, column, creation_age, name};
 use super::{decode, names};
 use crate::apiserver::kind::Kind;
 use crate::apiserver::status::FieldError;
+use crate::kubeapi::kinds as rows;
 
 pub(super) const KIND: Kind = Kind {
-    group: "",
-    version: "v1",
-    kind: "Secret",
-    plural: "secrets",
-    singular: "secret",
-    short_names: &[],
-    categories: &[],
-    namespaced: true,
-    status_subresource: false,
+    resource: rows::SECRET,
     scale_subresource: false,
     has_generation: false,
-    stored_as: None,
     decode: decode::typed::<Secret>,
     default,
     validate_create: validate,
     validate_update,
     validate_status: nothing,
-    selectable: &[("type", |object| text(object, "/type").to_owned())],
-    columns: &[NAME, column("Type", "What the secret is for"), column("Data", "Number of keys"), AGE],
-    cells,
 };
 
 const OPAQUE: &str = "Opaque";
@@ -110,13 +98,10 @@ fn validate_update(new: &Value, old: &Value) -> Vec<FieldError> {
     errors
 }
 
-fn cells(object: &Value, now: i64) -> Vec<Value> {
-    let keys = entries(object, "/data").count();
-    vec![name(object), json!(text(object, "/type")), json!(keys), creation_age(object, now)]
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]

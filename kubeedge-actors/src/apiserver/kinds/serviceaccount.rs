@@ -6,29 +6,31 @@ use serde_json::{Value, json};
 use super::decode;
 use super::fields::{list, nothing};
 use super::table::{AGE, NAME, column, creation_age, name};
-use crate::apiserver::kind::Kind;
+use crate::apiserver::kind::{Kind, Resource};
 
 pub(super) const KIND: Kind = Kind {
-    group: "",
-    version: "v1",
-    kind: "ServiceAccount",
-    plural: "serviceaccounts",
-    singular: "serviceaccount",
-    short_names: &["sa"],
-    categories: &[],
-    namespaced: true,
-    status_subresource: false,
+    resource: Resource {
+        group: "",
+        version: "v1",
+        kind: "ServiceAccount",
+        plural: "serviceaccounts",
+        singular: "serviceaccount",
+        short_names: &["sa"],
+        categories: &[],
+        namespaced: true,
+        status_subresource: false,
+        stored_as: None,
+        selectable: &[],
+        columns: &[NAME, column("Secrets", "Number of secrets"), AGE],
+        cells: |object, now| vec![name(object), json!(list(object, "/secrets").len()), creation_age(object, now)],
+    },
     scale_subresource: false,
     has_generation: false,
-    stored_as: None,
     decode: decode::typed::<ServiceAccount>,
     default: |_| {},
     validate_create: |_| Vec::new(),
     validate_update: nothing,
     validate_status: nothing,
-    selectable: &[],
-    columns: &[NAME, column("Secrets", "Number of secrets"), AGE],
-    cells: |object, now| vec![name(object), json!(list(object, "/secrets").len()), creation_age(object, now)],
 };
 
 /// The name of the account that every namespace has.

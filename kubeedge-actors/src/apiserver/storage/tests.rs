@@ -33,7 +33,7 @@ fn map(name: u8, value: u8) -> Value {
 /// What a reader sees: names and values.
 fn seen(storage: &Storage, id: KindId, namespace: Option<&str>, position: Option<u64>) -> Vec<(Key, String)> {
     let mut all = Vec::new();
-    let scanned = storage.scan(id, namespace, position, None, |object| {
+    let scanned = storage.scan(id, namespace, position, None, &mut |object| {
         let value = object.value(storage.kind(id));
         all.push((object.key.clone(), value["data"]["v"].as_str().unwrap_or_default().to_owned()));
         true
@@ -127,7 +127,7 @@ async fn a_position_before_the_log_is_too_old_and_one_within_is_not() {
     let storage = Storage::open(kinds::kinds(), Disk::new(Store::in_memory())).unwrap();
     let id = storage.core("configmaps").unwrap();
     let over = 10;
-    for _ in 0..(crate::apiserver::watch::LOG_EVENTS + over) {
+    for _ in 0..(crate::kubeapi::event_log::LOG_EVENTS + over) {
         storage.write().await.commit(vec![Change::Put(id, map(1, 1))]).await.unwrap();
     }
     assert_eq!(storage.events(id, over as u64 - 1, 1).unwrap_err(), TooOld { oldest: over as u64 });

@@ -11,7 +11,8 @@ use super::{Change, KindId, Shelf, Storage};
 use crate::apiserver::custom::Definition;
 use crate::apiserver::object::{Key, Object, metadata};
 use crate::apiserver::status::Status;
-use crate::apiserver::watch::{Event, EventLog};
+use crate::kubeapi::collection::Kept;
+use crate::kubeapi::event_log::{Event, EventLog};
 use crate::store::StoreError;
 
 struct Prepared {
@@ -56,8 +57,7 @@ impl Writer {
                 kind,
                 custom: Some(definition),
                 live: true,
-                objects: BTreeMap::new(),
-                log: EventLog::new(now),
+                kept: Kept::new(BTreeMap::new(), now),
                 signal: watch::Sender::new(now),
             }),
         }
@@ -72,7 +72,7 @@ impl Writer {
         let shelf = &mut state.shelves[id.0];
         shelf.live = false;
         shelf.custom = None;
-        shelf.log = EventLog::new(now);
+        shelf.kept.log = EventLog::new(now);
         // Receivers of the old one see its end.
         shelf.signal = watch::Sender::new(now);
         drop(state);
@@ -140,11 +140,11 @@ impl Storage {
                 let resource_version = object.resource_version;
                 let shelf = &mut state.shelves[kind.0];
                 let previous = if deleted {
-                    shelf.objects.remove(&object.key)
+                    shelf.kept.objects.remove(&object.key)
                 } else {
-                    shelf.objects.insert(object.key.clone(), object.clone())
+                    shelf.kept.objects.insert(object.key.clone(), object.clone())
                 };
-                shelf.log.push(Event { resource_version, previous, object: object.clone(), deleted });
+                shelf.kept.log.push(Event { resource_version, previous, object: object.clone(), deleted });
                 state.resource_version = resource_version;
                 touched.push(kind);
                 results.push(object);

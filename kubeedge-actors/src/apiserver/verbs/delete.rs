@@ -8,7 +8,7 @@ use super::super::Api;
 use super::super::body::check_content_type;
 use super::super::kind::Kind;
 use super::super::object::{Key, Object, metadata, text};
-use super::super::request::{ListOptions, Query, Target, dry_run};
+use super::super::request::{Query, Target, dry_run};
 use super::super::status::{FieldCause, FieldError, Status};
 use super::super::storage::Change;
 use super::super::table::ListMeta;
@@ -288,7 +288,7 @@ const BATCH: usize = 200;
 /// Deletes what a list selects. As in Kubernetes this is not one step: what is created meanwhile may stay.
 pub(super) async fn collection(api: &Api, request: &Request, target: &Target) -> Result<Answer, Status> {
     let options = DeleteOptions::parse(request)?;
-    let list = ListOptions::parse(target, &request.query)?;
+    let list = target.list_options(&request.query)?;
     let (resource_version, mut items) = api.storage.list(target.id, target.namespace.as_deref());
     items.retain(|object| list.selector.matches(object));
     for batch in items.chunks(BATCH) {

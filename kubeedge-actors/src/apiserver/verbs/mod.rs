@@ -15,16 +15,16 @@ use super::kinds;
 use super::kubelet::Body;
 use super::negotiate::Form;
 use super::object::{self, Key, Object};
-use super::request::{ListOptions, Path, Query, Target};
+use super::request::{Path, Query, Target};
 use super::status::Status;
-use super::storage::{Change, KindId, Writer};
-use super::table::{Include, View};
+use super::storage::{Change, KindId, OfKind, Writer};
+use super::table::{Custom, Include, View};
+use crate::kubeapi::{list, watch};
 
 pub(crate) mod bind;
 pub(crate) mod connect;
 pub(crate) mod create;
 pub(crate) mod delete;
-mod list;
 mod log;
 mod measured;
 mod patch;
@@ -32,9 +32,8 @@ mod review;
 pub(crate) mod scale;
 mod token;
 pub(crate) mod update;
-mod watch;
 
-pub(crate) use watch::Stream;
+pub(crate) use crate::kubeapi::watch::Stream;
 
 /// The methods that are served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,7 +94,8 @@ pub(crate) struct Written {
 
 impl Request {
     fn view(&self, api: &Api, target: &Target) -> View {
-        let (kind, custom) = (target.kind, target.custom.clone());
+        let custom = target.custom.clone().map(|version| version as Arc<dyn Custom>);
+        let kind = &target.kind.resource;
         View { kind, custom, form: self.form, include: Include::parse(self.query.get("includeObject")), now: api.now() }
     }
 
@@ -134,12 +134,15 @@ async fn verb(api: &Arc<Api>, request: &Request, target: &Target) -> Result<Answ
             Ok(Answer::ok(request.view(api, target).object(&object)))
         }
         (Method::Get, None) => {
-            let options = ListOptions::parse(target, &request.query)?;
+            let options = target.list_options(&request.query)?;
             let view = request.view(api, target);
+            let objects = OfKind { storage: api.storage.clone(), id: target.id };
+            let namespace = target.namespace.clone();
             if options.watch {
-                watch::watch(api, target, view, options)
+                let stream = watch::watch(Arc::new(objects), &api.watches, namespace, view, options, api.clock)?;
+                Ok(Answer::Watch(stream))
             } else {
-                list::list(api, target, view, &options)
+                Ok(Answer::ok(list::list(&objects, namespace.as_deref(), &view, &options)?))
             }
         }
         (Method::Post, None) if kind.namespaced && target.namespace.is_none() => Err(Status::method_not_allowed()),

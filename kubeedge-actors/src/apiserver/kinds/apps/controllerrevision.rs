@@ -4,33 +4,35 @@ use k8s_openapi::api::apps::v1::ControllerRevision;
 use serde_json::{Value, json};
 
 use super::NOT_NEGATIVE;
-use crate::apiserver::kind::{Column, Kind};
+use crate::apiserver::kind::{Column, Kind, Resource};
 use crate::apiserver::kinds::decode;
 use crate::apiserver::kinds::fields::{Errors, Path, integer, list, nothing, set_missing, text};
 use crate::apiserver::kinds::table::{AGE, NAME, NONE, column, creation_age, name};
 use crate::apiserver::status::FieldError;
 
 pub(in crate::apiserver::kinds) const KIND: Kind = Kind {
-    group: "apps",
-    version: "v1",
-    kind: "ControllerRevision",
-    plural: "controllerrevisions",
-    singular: "controllerrevision",
-    short_names: &[],
-    categories: &[],
-    namespaced: true,
-    status_subresource: false,
+    resource: Resource {
+        group: "apps",
+        version: "v1",
+        kind: "ControllerRevision",
+        plural: "controllerrevisions",
+        singular: "controllerrevision",
+        short_names: &[],
+        categories: &[],
+        namespaced: true,
+        status_subresource: false,
+        stored_as: None,
+        selectable: &[],
+        columns: COLUMNS,
+        cells,
+    },
     scale_subresource: false,
     has_generation: false,
-    stored_as: None,
     decode: decode::typed::<ControllerRevision>,
     default: |object| set_missing(object, "revision", 0),
     validate_create: validate,
     validate_update,
     validate_status: nothing,
-    selectable: &[],
-    columns: COLUMNS,
-    cells,
 };
 
 const COLUMNS: &[Column] = &[

@@ -6,25 +6,30 @@ use serde_json::{Value, json};
 use super::{
     check_counts, check_not_above_all, check_share, containers, default_parts, is_zero, selector_cell, template,
 };
-use crate::apiserver::kind::{Column, Kind};
+use crate::apiserver::kind::{Column, Kind, Resource};
 use crate::apiserver::kinds::decode;
 use crate::apiserver::kinds::fields::{Errors, Path, entries, integer, object_mut, set_missing, text};
 use crate::apiserver::kinds::table::{AGE, NAME, NONE, column, creation_age, name, wide};
 use crate::apiserver::status::FieldError;
 
 pub(in crate::apiserver::kinds) const KIND: Kind = Kind {
-    group: "apps",
-    version: "v1",
-    kind: "DaemonSet",
-    plural: "daemonsets",
-    singular: "daemonset",
-    short_names: &["ds"],
-    categories: &["all"],
-    namespaced: true,
-    status_subresource: true,
+    resource: Resource {
+        group: "apps",
+        version: "v1",
+        kind: "DaemonSet",
+        plural: "daemonsets",
+        singular: "daemonset",
+        short_names: &["ds"],
+        categories: &["all"],
+        namespaced: true,
+        status_subresource: true,
+        stored_as: None,
+        selectable: &[],
+        columns: COLUMNS,
+        cells,
+    },
     scale_subresource: false,
     has_generation: true,
-    stored_as: None,
     decode: decode::typed::<DaemonSet>,
     default,
     validate_create: validate,
@@ -34,9 +39,6 @@ pub(in crate::apiserver::kinds) const KIND: Kind = Kind {
         check_counts(new, "/status", COUNTS, &mut errors);
         errors.done()
     },
-    selectable: &[],
-    columns: COLUMNS,
-    cells,
 };
 
 /// What a status counts.

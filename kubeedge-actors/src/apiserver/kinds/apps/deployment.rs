@@ -7,33 +7,35 @@ use super::{
     check_counts, check_not_above, check_not_above_all, check_share, containers, default_parts, is_zero, selector_cell,
     template,
 };
-use crate::apiserver::kind::{Column, Kind};
+use crate::apiserver::kind::{Column, Kind, Resource};
 use crate::apiserver::kinds::decode;
 use crate::apiserver::kinds::fields::{Errors, Path, integer, object_mut, set_missing, text};
 use crate::apiserver::kinds::table::{AGE, NAME, column, creation_age, name, wide};
 use crate::apiserver::status::FieldError;
 
 pub(in crate::apiserver::kinds) const KIND: Kind = Kind {
-    group: "apps",
-    version: "v1",
-    kind: "Deployment",
-    plural: "deployments",
-    singular: "deployment",
-    short_names: &["deploy"],
-    categories: &["all"],
-    namespaced: true,
-    status_subresource: true,
+    resource: Resource {
+        group: "apps",
+        version: "v1",
+        kind: "Deployment",
+        plural: "deployments",
+        singular: "deployment",
+        short_names: &["deploy"],
+        categories: &["all"],
+        namespaced: true,
+        status_subresource: true,
+        stored_as: None,
+        selectable: &[],
+        columns: COLUMNS,
+        cells,
+    },
     scale_subresource: true,
     has_generation: true,
-    stored_as: None,
     decode: decode::typed::<Deployment>,
     default,
     validate_create: validate,
     validate_update,
     validate_status,
-    selectable: &[],
-    columns: COLUMNS,
-    cells,
 };
 
 const COLUMNS: &[Column] = &[

@@ -4,33 +4,35 @@ use k8s_openapi::api::apps::v1::ReplicaSet;
 use serde_json::{Value, json};
 
 use super::{check_counts, check_not_above, containers, default_parts, selector_cell, template};
-use crate::apiserver::kind::{Column, Kind};
+use crate::apiserver::kind::{Column, Kind, Resource};
 use crate::apiserver::kinds::decode;
 use crate::apiserver::kinds::fields::{Errors, Path, integer, set_missing};
 use crate::apiserver::kinds::table::{AGE, NAME, column, creation_age, name, wide};
 use crate::apiserver::status::FieldError;
 
 pub(in crate::apiserver::kinds) const KIND: Kind = Kind {
-    group: "apps",
-    version: "v1",
-    kind: "ReplicaSet",
-    plural: "replicasets",
-    singular: "replicaset",
-    short_names: &["rs"],
-    categories: &["all"],
-    namespaced: true,
-    status_subresource: true,
+    resource: Resource {
+        group: "apps",
+        version: "v1",
+        kind: "ReplicaSet",
+        plural: "replicasets",
+        singular: "replicaset",
+        short_names: &["rs"],
+        categories: &["all"],
+        namespaced: true,
+        status_subresource: true,
+        stored_as: None,
+        selectable: &[("status.replicas", |o| integer(o, "/status/replicas").unwrap_or_default().to_string())],
+        columns: COLUMNS,
+        cells,
+    },
     scale_subresource: true,
     has_generation: true,
-    stored_as: None,
     decode: decode::typed::<ReplicaSet>,
     default,
     validate_create: validate,
     validate_update,
     validate_status,
-    selectable: &[("status.replicas", |o| integer(o, "/status/replicas").unwrap_or_default().to_string())],
-    columns: COLUMNS,
-    cells,
 };
 
 const COLUMNS: &[Column] = &[

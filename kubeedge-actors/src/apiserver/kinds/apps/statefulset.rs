@@ -4,7 +4,7 @@ use k8s_openapi::api::apps::v1::StatefulSet;
 use serde_json::{Value, json};
 
 use super::{NOT_NEGATIVE, check_counts, check_not_above, containers, default_parts, template};
-use crate::apiserver::kind::{Column, Kind};
+use crate::apiserver::kind::{Column, Kind, Resource};
 use crate::apiserver::kinds::decode;
 use crate::apiserver::kinds::fields::{Errors, Path, integer, list, object_mut, set_missing, text};
 use crate::apiserver::kinds::names;
@@ -12,26 +12,28 @@ use crate::apiserver::kinds::table::{AGE, NAME, column, creation_age, name, wide
 use crate::apiserver::status::FieldError;
 
 pub(in crate::apiserver::kinds) const KIND: Kind = Kind {
-    group: "apps",
-    version: "v1",
-    kind: "StatefulSet",
-    plural: "statefulsets",
-    singular: "statefulset",
-    short_names: &["sts"],
-    categories: &["all"],
-    namespaced: true,
-    status_subresource: true,
+    resource: Resource {
+        group: "apps",
+        version: "v1",
+        kind: "StatefulSet",
+        plural: "statefulsets",
+        singular: "statefulset",
+        short_names: &["sts"],
+        categories: &["all"],
+        namespaced: true,
+        status_subresource: true,
+        stored_as: None,
+        selectable: &[],
+        columns: COLUMNS,
+        cells,
+    },
     scale_subresource: true,
     has_generation: true,
-    stored_as: None,
     decode: decode::typed::<StatefulSet>,
     default,
     validate_create,
     validate_update,
     validate_status,
-    selectable: &[],
-    columns: COLUMNS,
-    cells,
 };
 
 /// Fields of the spec that may change.

@@ -10,35 +10,37 @@ use serde_json::Value;
 
 use super::decode;
 use super::fields::{list, text};
-use crate::apiserver::kind::Kind;
+use crate::apiserver::kind::{Kind, Resource};
 
 pub(crate) use update::inherit;
 pub(super) use validate::{check_not_special, check_port_number, check_protocol};
 
 pub(super) const KIND: Kind = Kind {
-    group: "",
-    version: "v1",
-    kind: "Service",
-    plural: "services",
-    singular: "service",
-    short_names: &["svc"],
-    categories: &["all"],
-    namespaced: true,
-    status_subresource: true,
+    resource: Resource {
+        group: "",
+        version: "v1",
+        kind: "Service",
+        plural: "services",
+        singular: "service",
+        short_names: &["svc"],
+        categories: &["all"],
+        namespaced: true,
+        status_subresource: true,
+        stored_as: None,
+        selectable: &[
+            ("spec.clusterIP", |o| text(o, "/spec/clusterIP").to_owned()),
+            ("spec.type", |o| text(o, "/spec/type").to_owned()),
+        ],
+        columns: table::COLUMNS,
+        cells: table::cells,
+    },
     scale_subresource: false,
     has_generation: false,
-    stored_as: None,
     decode: decode::typed::<Service>,
     default: defaults::default,
     validate_create: validate::validate,
     validate_update: update::validate,
     validate_status: update::validate_status,
-    selectable: &[
-        ("spec.clusterIP", |o| text(o, "/spec/clusterIP").to_owned()),
-        ("spec.type", |o| text(o, "/spec/type").to_owned()),
-    ],
-    columns: table::COLUMNS,
-    cells: table::cells,
 };
 
 /// `spec.clusterIP` of a Service that has names and no address.

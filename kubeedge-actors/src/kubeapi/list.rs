@@ -2,14 +2,14 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
 use serde_json::{Value, json};
 
-use super::super::Api;
-use super::super::object::Key;
-use super::super::request::{At, ListOptions, Target};
-use super::super::status::Status;
-use super::super::table::{ListMeta, View};
-use super::Answer;
+use super::collection::Collection;
+use super::object::Key;
+use super::request::{At, ListOptions};
+use super::status::Status;
+use super::table::{ListMeta, View};
 
 /// Where the next page starts.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,9 +46,14 @@ impl Continue {
 }
 
 /// Lists one namespace, or all.
-pub(super) fn list(api: &Api, target: &Target, view: View, options: &ListOptions) -> Result<Answer, Status> {
+pub(crate) fn list(
+    collection: &dyn Collection,
+    namespace: Option<&str>,
+    view: &View,
+    options: &ListOptions,
+) -> Result<Bytes, Status> {
     let from = options.continue_.as_deref().map(Continue::decode).transpose()?;
-    let current = api.storage.resource_version();
+    let current = collection.resource_version();
     let position = match (&from, options.at) {
         (Some(from), _) => from.resource_version,
         (None, At::Latest) => None,
@@ -64,12 +69,12 @@ pub(super) fn list(api: &Api, target: &Target, view: View, options: &ListOptions
     let limit = if options.limit == 0 { usize::MAX } else { options.limit };
     let (mut items, mut beyond) = (Vec::new(), 0_usize);
     let after = from.as_ref().map(|from| &from.after);
-    if after.is_some_and(|after| target.namespace.as_deref().is_some_and(|namespace| namespace != after.namespace)) {
+    if after.is_some_and(|after| namespace.is_some_and(|namespace| namespace != after.namespace)) {
         return Err(Status::bad_request("invalid continue token: it is of another namespace"));
     }
     // Counting what remains is cheap without a selector; with one the count would be of the wrong things.
     let count = options.selector.is_empty();
-    let scanned = api.storage.scan(target.id, target.namespace.as_deref(), position, after, |object| {
+    let scanned = collection.scan(namespace, position, after, &mut |object| {
         if options.selector.matches(object) {
             if items.len() < limit {
                 items.push(object.clone());
@@ -95,7 +100,7 @@ pub(super) fn list(api: &Api, target: &Target, view: View, options: &ListOptions
         meta.continue_ = Some(next.encode());
         meta.remaining = count.then_some(beyond);
     }
-    Ok(Answer::ok(view.list(&meta, &items)))
+    Ok(view.list(&meta, &items))
 }
 
 fn expired_continue(from: &Continue) -> Status {

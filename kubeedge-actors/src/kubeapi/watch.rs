@@ -9,18 +9,16 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use serde_json::json;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, interval_at};
 
-use super::super::Api;
-use super::super::object::{Object, metadata};
-use super::super::request::{ListOptions, Target};
-use super::super::selector::Selector;
-use super::super::status::Status;
-use super::super::storage::{KindId, Storage};
-use super::super::table::View;
-use super::super::watch::{Event, Seen};
-use super::Answer;
+use super::collection::Collection;
+use super::event_log::{Event, Seen};
+use super::object::{Object, metadata};
+use super::request::ListOptions;
+use super::selector::Selector;
+use super::status::Status;
+use super::table::View;
 
 /// Events read from the log at once: what one watch may hold encoded.
 const BATCH: usize = 128;
@@ -37,8 +35,7 @@ struct Initial {
 
 /// One running watch.
 pub(crate) struct Stream {
-    storage: Arc<Storage>,
-    id: KindId,
+    collection: Arc<dyn Collection>,
     namespace: Option<String>,
     selector: Selector,
     view: View,
@@ -54,14 +51,20 @@ pub(crate) struct Stream {
     _permit: OwnedSemaphorePermit,
 }
 
-/// Starts a watch.
-pub(super) fn watch(api: &Api, target: &Target, view: View, options: ListOptions) -> Result<Answer, Status> {
-    let permit =
-        api.watches.clone().try_acquire_owned().map_err(|_| {
-            Status::too_many("as many watches are open as this server allows, please try again later", 1)
-        })?;
-    let storage = api.storage.clone();
-    let changed = storage.subscribe(target.id);
+/// Starts a watch, one of as many as `permits` has; `clock` gives seconds since 1970.
+pub(crate) fn watch(
+    collection: Arc<dyn Collection>,
+    permits: &Arc<Semaphore>,
+    namespace: Option<String>,
+    view: View,
+    options: ListOptions,
+    clock: fn() -> i64,
+) -> Result<Box<Stream>, Status> {
+    let permit = permits
+        .clone()
+        .try_acquire_owned()
+        .map_err(|_| Status::too_many("as many watches are open as this server allows, please try again later", 1))?;
+    let changed = collection.subscribe();
     // No resourceVersion, or 0: begin with the present. `sendInitialEvents` decides for itself.
     let from_present = match options.resource_version {
         _ if options.initial_events => true,
@@ -69,7 +72,7 @@ pub(super) fn watch(api: &Api, target: &Target, view: View, options: ListOptions
         Some(_) => false,
     };
     let (position, initial) = if from_present {
-        let (version, objects) = storage.list(target.id, target.namespace.as_deref());
+        let (version, objects) = collection.list(namespace.as_deref());
         if let Some(asked) = options.resource_version.filter(|asked| *asked > version) {
             return Err(Status::resource_version_too_large(asked, version));
         }
@@ -82,13 +85,12 @@ pub(super) fn watch(api: &Api, target: &Target, view: View, options: ListOptions
     let timeout =
         Duration::from_secs(options.timeout_seconds.filter(|s| *s > 0).unwrap_or(DEFAULT_TIMEOUT_SECONDS).min(86_400));
     let bookmarks = options.bookmarks.then(|| interval_at(Instant::now() + BOOKMARK, BOOKMARK));
-    Ok(Answer::Watch(Box::new(Stream {
-        storage,
-        id: target.id,
-        namespace: target.namespace.clone(),
+    Ok(Box::new(Stream {
+        collection,
+        namespace,
         selector: options.selector,
         view,
-        now: api.clock,
+        now: clock,
         initial,
         position,
         changed,
@@ -97,7 +99,7 @@ pub(super) fn watch(api: &Api, target: &Target, view: View, options: ListOptions
         first: true,
         ended: false,
         _permit: permit,
-    })))
+    }))
 }
 
 impl Stream {
@@ -106,7 +108,7 @@ impl Stream {
         if self.ended {
             return None;
         }
-        let closing = self.storage.closing().clone();
+        let closing = self.collection.closing().clone();
         loop {
             self.view.now = (self.now)();
             if let Some(lines) = self.initial_lines() {
@@ -114,7 +116,7 @@ impl Stream {
             }
             // Marked seen before reading: a change after the read wakes us.
             self.changed.borrow_and_update();
-            match self.storage.events(self.id, self.position, BATCH) {
+            match self.collection.events(self.position, BATCH) {
                 Err(too_old) => {
                     self.ended = true;
                     let why = format!("too old resource version: {} ({})", self.position, too_old.oldest);

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::kind::Kind;
+use super::resource::Resource;
 
 /// An error answer. Built by the constructors below so that code, reason and message always agree.
 #[derive(Clone, Debug, PartialEq)]
@@ -133,7 +133,7 @@ impl Status {
     }
 
     /// 404: no object of that name.
-    pub fn not_found(kind: &Kind, name: &str) -> Self {
+    pub fn not_found(kind: &Resource, name: &str) -> Self {
         let message = format!("{} \"{name}\" not found", qualified(kind.plural, kind.group));
         Self { details: Some(details(name, kind.group, kind.plural)), ..Self::new(404, "NotFound", message) }
     }
@@ -145,14 +145,14 @@ impl Status {
     }
 
     /// 501: a part of a resource that a real API server has and this one does not.
-    pub fn not_implemented(kind: &Kind, subresource: &str) -> Self {
+    pub fn not_implemented(kind: &Resource, subresource: &str) -> Self {
         let what = format!("{}/{subresource}", kind.plural);
         let message = format!("this API server does not serve {what}: reach the pod or the node itself");
         Self { details: Some(details("", kind.group, &what)), ..Self::new(501, "NotImplemented", message) }
     }
 
     /// 409: the name is taken.
-    pub fn already_exists(kind: &Kind, name: &str) -> Self {
+    pub fn already_exists(kind: &Resource, name: &str) -> Self {
         let message = format!("{} \"{name}\" already exists", qualified(kind.plural, kind.group));
         Self { details: Some(details(name, kind.group, kind.plural)), ..Self::new(409, "AlreadyExists", message) }
     }
@@ -164,13 +164,13 @@ impl Status {
     }
 
     /// 409: the resourceVersion sent is not the object's.
-    pub fn modified(kind: &Kind, name: &str) -> Self {
+    pub fn modified(kind: &Resource, name: &str) -> Self {
         let why = "the object has been modified; please apply your changes to the latest version and try again";
         Self::conflict(kind.group, kind.plural, name, why)
     }
 
     /// 422: fields of an object are wrong. The same error twice stands twice in the causes, once in the message.
-    pub fn invalid(kind: &Kind, name: &str, errors: Vec<FieldError>) -> Self {
+    pub fn invalid(kind: &Resource, name: &str, errors: Vec<FieldError>) -> Self {
         Self::invalid_as(kind.group, kind.kind, name, errors)
     }
 
@@ -210,7 +210,7 @@ impl Status {
     }
 
     /// 403: known, and not allowed.
-    pub fn forbidden(kind: &Kind, name: &str, why: &str) -> Self {
+    pub fn forbidden(kind: &Resource, name: &str, why: &str) -> Self {
         let what = qualified(kind.plural, kind.group);
         let message = if name.is_empty() {
             format!("{what} is forbidden: {why}")

@@ -1,8 +1,8 @@
 //! Label and field selectors: parsed once, matched against stored objects without parsing them.
 
-use super::kind::Kind;
-use super::kinds::names::{label_value, qualified_name};
+use super::names::{label_value, qualified_name};
 use super::object::Object;
+use super::resource::Resource;
 use super::status::Status;
 
 /// What a list or watch selects.
@@ -41,7 +41,7 @@ pub(crate) struct FieldRequirement {
 pub(crate) enum Field {
     Name,
     Namespace,
-    /// Position in `Kind::selectable`.
+    /// Position in `Resource::selectable`.
     Of(usize),
     /// A field of a custom kind, by its path: read from the object at each match.
     Custom(String),
@@ -66,7 +66,7 @@ impl Requirement {
 impl Selector {
     /// Parses the two query parameters, empty when they were not sent; `custom` fields can be selected by beside those
     /// of the kind's row.
-    pub(crate) fn parse(kind: &Kind, custom: &[String], labels: &str, fields: &str) -> Result<Self, Status> {
+    pub(crate) fn parse(kind: &Resource, custom: &[String], labels: &str, fields: &str) -> Result<Self, Status> {
         Ok(Self { labels: parse_labels(labels)?, fields: parse_fields(kind, custom, fields)? })
     }
 
@@ -92,7 +92,7 @@ impl Selector {
     }
 }
 
-fn parse_fields(kind: &Kind, custom: &[String], text: &str) -> Result<Vec<FieldRequirement>, Status> {
+fn parse_fields(kind: &Resource, custom: &[String], text: &str) -> Result<Vec<FieldRequirement>, Status> {
     let mut requirements = Vec::new();
     for part in split_unescaped(text) {
         if part.is_empty() {
@@ -121,7 +121,7 @@ fn parse_fields(kind: &Kind, custom: &[String], text: &str) -> Result<Vec<FieldR
     Ok(requirements)
 }
 
-fn unknown_field(kind: &Kind, custom: &[String], name: &str) -> Status {
+fn unknown_field(kind: &Resource, custom: &[String], name: &str) -> Status {
     // The generic sentence where a kind has no fields of its own, the short one where it has.
     Status::bad_request(if kind.selectable.is_empty() && custom.is_empty() {
         format!("\"{name}\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")

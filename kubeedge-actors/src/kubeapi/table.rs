@@ -5,10 +5,9 @@ use std::sync::Arc;
 use bytes::{BufMut, Bytes, BytesMut};
 use serde_json::{Map, Value, json};
 
-use super::custom::Version;
-use super::kind::Kind;
 use super::negotiate::Form;
 use super::object::Object;
+use super::resource::{Column, Resource};
 
 const META: &str = "meta.k8s.io/v1";
 
@@ -31,12 +30,24 @@ impl Include {
     }
 }
 
+/// A custom kind's version, as far as answers show it.
+pub(crate) trait Custom: std::fmt::Debug + Send + Sync {
+    /// Makes of a stored object what this version has now.
+    fn read(&self, object: &mut Value);
+
+    /// The columns of a table.
+    fn columns(&self) -> Vec<Value>;
+
+    /// The cells of an object at `now`, seconds since 1970.
+    fn cells(&self, object: &Value, now: i64) -> Vec<Value>;
+}
+
 /// How one request wants its objects.
 #[derive(Clone, Debug)]
 pub(crate) struct View {
-    pub(crate) kind: &'static Kind,
+    pub(crate) kind: &'static Resource,
     /// What a custom kind's definition says of this version.
-    pub(crate) custom: Option<Arc<Version>>,
+    pub(crate) custom: Option<Arc<dyn Custom>>,
     pub(crate) form: Form,
     pub(crate) include: Include,
     /// Seconds since 1970, for ages.
@@ -178,7 +189,7 @@ impl View {
     }
 
     fn columns(&self) -> Vec<Value> {
-        let define = |column: &super::kind::Column| {
+        let define = |column: &Column| {
             json!({
                 "name": column.name, "type": column.type_, "format": column.format,
                 "description": column.description, "priority": column.priority,

@@ -1,13 +1,39 @@
-//! The line `kubectl get pods` prints.
+//! Pod, and the line `kubectl get pods` prints.
 
 use serde_json::{Value, json};
 
-use crate::apiserver::kind::Column;
-use crate::apiserver::kinds::fields::{flag, integer, list, text};
-use crate::apiserver::kinds::table::{AGE, NAME, NONE, column, creation_age, name, text_or, wide};
-use crate::apiserver::kinds::time;
+use super::cells::{AGE, NAME, NONE, column, creation_age, name, text_or, wide};
+use crate::kubeapi::fields::{flag, integer, list, text};
+use crate::kubeapi::resource::{Column, Resource};
+use crate::kubeapi::time;
 
-pub(super) const COLUMNS: &[Column] = &[
+/// Pod.
+pub(crate) const POD: Resource = Resource {
+    group: "",
+    version: "v1",
+    kind: "Pod",
+    plural: "pods",
+    singular: "pod",
+    short_names: &["po"],
+    categories: &["all"],
+    namespaced: true,
+    status_subresource: true,
+    stored_as: None,
+    selectable: &[
+        ("spec.nodeName", |o| text(o, "/spec/nodeName").to_owned()),
+        ("spec.restartPolicy", |o| text(o, "/spec/restartPolicy").to_owned()),
+        ("spec.schedulerName", |o| text(o, "/spec/schedulerName").to_owned()),
+        ("spec.serviceAccountName", |o| text(o, "/spec/serviceAccountName").to_owned()),
+        ("spec.hostNetwork", |o| flag(o, "/spec/hostNetwork").to_string()),
+        ("status.phase", |o| text(o, "/status/phase").to_owned()),
+        ("status.podIP", |o| text(o, "/status/podIP").to_owned()),
+        ("status.nominatedNodeName", |o| text(o, "/status/nominatedNodeName").to_owned()),
+    ],
+    columns: COLUMNS,
+    cells,
+};
+
+const COLUMNS: &[Column] = &[
     NAME,
     column("Ready", "Ready containers of all containers"),
     column("Status", "Phase, or the reason that says more"),
@@ -19,7 +45,7 @@ pub(super) const COLUMNS: &[Column] = &[
     wide("Readiness Gates", "Readiness gates passed of all gates"),
 ];
 
-pub(super) fn cells(pod: &Value, now: i64) -> Vec<Value> {
+fn cells(pod: &Value, now: i64) -> Vec<Value> {
     let summary = Summary::of(pod);
     let gates = list(pod, "/spec/readinessGates");
     let gates = match gates.len() {

@@ -3,7 +3,7 @@
 use bytes::{BufMut, Bytes, BytesMut};
 use serde_json::{Map, Value};
 
-use super::kind::Kind;
+use super::resource::Resource;
 
 /// Namespace (empty for cluster-wide kinds) and name; the order of a list.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,7 +26,7 @@ pub(crate) struct Object {
     pub(crate) resource_version: u64,
     pub(crate) deleting: bool,
     pub(crate) labels: Box<[(String, String)]>,
-    /// The values of `Kind::selectable`, in its order.
+    /// The values of `Resource::selectable`, in its order.
     pub(crate) fields: Box<[String]>,
     /// Uids of the owners.
     pub(crate) owners: Box<[String]>,
@@ -36,7 +36,7 @@ pub(crate) struct Object {
 
 impl Object {
     /// Takes `value`, one of `kind`, with its `metadata.resourceVersion` already set.
-    pub(crate) fn new(kind: &Kind, value: &Value) -> Self {
+    pub(crate) fn new(kind: &Resource, value: &Value) -> Self {
         let (kind, mut stored) = match kind.stored_as {
             Some(stored) => (stored.kind, (stored.to_stored)(value.clone())),
             None => (kind, value.clone()),
@@ -50,7 +50,7 @@ impl Object {
     }
 
     /// Reads what `stored` gave, from the disk.
-    pub(crate) fn from_stored(kind: &Kind, json: Bytes) -> Result<Self, serde_json::Error> {
+    pub(crate) fn from_stored(kind: &Resource, json: Bytes) -> Result<Self, serde_json::Error> {
         let mut value: Value = serde_json::from_slice(&json)?;
         add_type(&mut value, kind);
         let fields = kind.selectable.iter().map(|(_, read)| read(&value)).collect();
@@ -83,7 +83,7 @@ impl Object {
     }
 
     /// Appends the object as it stands in a list of `kind`: no `kind`, no `apiVersion`.
-    pub(crate) fn write_item(&self, kind: &Kind, out: &mut BytesMut) {
+    pub(crate) fn write_item(&self, kind: &Resource, out: &mut BytesMut) {
         match kind.stored_as {
             Some(stored) => out.put_slice((stored.from_stored)(self.parsed()).to_string().as_bytes()),
             None => out.put_slice(&self.json),
@@ -91,7 +91,7 @@ impl Object {
     }
 
     /// Appends the whole object to `out`. The stored bytes are spliced, not parsed: they start with `{"metadata"...`.
-    pub(crate) fn write_wire(&self, kind: &Kind, out: &mut BytesMut) {
+    pub(crate) fn write_wire(&self, kind: &Resource, out: &mut BytesMut) {
         if kind.stored_as.is_some() {
             out.put_slice(self.value(kind).to_string().as_bytes());
             return;
@@ -111,7 +111,7 @@ impl Object {
     }
 
     /// The whole object as one of `kind`, parsed.
-    pub(crate) fn value(&self, kind: &Kind) -> Value {
+    pub(crate) fn value(&self, kind: &Resource) -> Value {
         let mut value = match kind.stored_as {
             Some(stored) => (stored.from_stored)(self.parsed()),
             None => self.parsed(),
@@ -122,7 +122,7 @@ impl Object {
 
     /// The text of a field by its path, for a kind whose selectable fields are not kept.
     pub(crate) fn field(&self, name: &str) -> String {
-        super::custom::subresources::selected(&self.parsed(), name)
+        selected(&self.parsed(), name)
     }
 
     pub(crate) fn label(&self, name: &str) -> Option<&str> {
@@ -136,12 +136,12 @@ impl Object {
 }
 
 /// `v1`, or `coordination.k8s.io/v1`.
-pub(crate) fn api_version(kind: &Kind) -> String {
+pub(crate) fn api_version(kind: &Resource) -> String {
     if kind.group.is_empty() { kind.version.to_owned() } else { format!("{}/{}", kind.group, kind.version) }
 }
 
 /// Sets `kind` and `apiVersion`.
-pub(crate) fn add_type(value: &mut Value, kind: &Kind) {
+pub(crate) fn add_type(value: &mut Value, kind: &Resource) {
     if let Value::Object(map) = value {
         map.insert("kind".into(), kind.kind.into());
         map.insert("apiVersion".into(), api_version(kind).into());
@@ -170,5 +170,29 @@ pub(crate) fn member<'a>(value: &'a mut Value, name: &str) -> &'a mut Map<String
     match inner {
         Value::Object(map) => map,
         _ => unreachable!("made a map just above"),
+    }
+}
+
+/// The text of a field that a selector names, as it is compared; empty where it is not there.
+fn selected(object: &Value, name: &str) -> String {
+    match name.split('.').try_fold(object, |value, step| value.get(step)) {
+        Some(Value::String(text)) => text.clone(),
+        Some(value @ (Value::Bool(_) | Value::Number(_))) => value.to_string(),
+        _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_selected_field_is_compared_as_text() {
+        let object = json!({"spec": {"color": "red", "size": 3, "on": false, "list": [1]}});
+        for (name, text) in [("color", "red"), ("size", "3"), ("on", "false"), ("list", ""), ("nope", "")] {
+            assert_eq!(selected(&object, &format!("spec.{name}")), text);
+        }
     }
 }
