@@ -25,6 +25,9 @@ answers! {
     ReportSettled => ();
     ReportsPending => ();
     ReadObjects => v1::ObjectList;
+    KeepNode => v1::Settled;
+    ReadStatuses => v1::StatusList;
+    StatusChanged => ();
     ObjectsChanged => ();
     ObjectsReloaded => ();
     KindCompleted => ();

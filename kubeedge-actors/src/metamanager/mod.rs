@@ -2,10 +2,10 @@
 //!
 //! | | |
 //! |---|---|
-//! | answers | `ApplyState`, `CompleteInventory`, `StoreBookmark`, `DescribeStore`, `SessionStarted`, `ListInventory` (EdgeHub), `ReportStatus` (Edged, DeviceTwin), `PendingReports`, `ReportSettled` (EdgeHub), `ReadObjects` (anyone) |
-//! | announces | `ObjectsChanged`, `KindCompleted`, `ObjectsReloaded` (at its start); who cannot keep up is waited for |
+//! | answers | `ApplyState`, `CompleteInventory`, `StoreBookmark`, `DescribeStore`, `SessionStarted`, `ListInventory` (EdgeHub), `ReportStatus` (Edged, DeviceTwin), `PendingReports`, `ReportSettled` (EdgeHub), `ReadObjects`, `ReadStatuses` (anyone), `KeepNode` (MetaServer) |
+//! | announces | `ObjectsChanged`, `StatusChanged`, `KindCompleted`, `ObjectsReloaded` (at its start); who cannot keep up is waited for |
 //! | tells | `ReportsPending` (EdgeHub) |
-//! | stores | objects by (type, namespace, name); one record per kind; the box's own record; reports not settled yet |
+//! | stores | objects by (type, namespace, name); the node's own object; of each the status that this node reported last; one record per kind; the box's own record; reports not settled yet |
 //! | offline | everything but news from the cloud works; reports wait on disk, the newest per object |
 //!
 //! A message is answered when it is on disk, and told on only then. Until a kind is complete
@@ -15,17 +15,24 @@ pub mod index;
 pub mod reports;
 pub mod state;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::SystemTime,
 };
 
 use actix::{Actor, ActorFutureExt, AsyncContext, Handler, MessageResult, ResponseActFuture, WrapFuture};
-use kubeedge_proto::v1::{
-    ApplyState, BoxRecord, CompleteInventory, DescribeStore, InventoryList, KindCompleted, KindRecord, KubeObject,
-    ListInventory, ObjectKey, ObjectList, ObjectsChanged, ObjectsReloaded, PendingReports, PendingReportsList,
-    ReadObjects, ReportSettled, ReportStatus, ReportsPending, ResourceType, SessionStarted, Settled, StoreBookmark,
-    StoreDescription, envelope::Body,
+use kubeedge_proto::{
+    resource,
+    v1::{
+        ApplyState, BoxRecord, CompleteInventory, DescribeStore, InventoryList, KeepNode, KindCompleted, KindRecord,
+        KubeObject, ListInventory, ObjectKey, ObjectList, ObjectsChanged, ObjectsReloaded, PendingReports,
+        PendingReportsList, ReadObjects, ReadStatuses, ReportSettled, ReportStatus, ReportsPending, ResourceType,
+        SessionStarted, Settled, StatusChanged, StatusList, StatusUpdate, StoreBookmark, StoreDescription,
+        envelope::Body, report_status::Report,
+    },
 };
 use thiserror::Error;
 use tokio::sync::oneshot;
@@ -39,7 +46,7 @@ use crate::{
     system::{Component, Context, Contract, Port, Ports, Stage, Topic, TryTellError},
 };
 
-crate::message_records!(BoxRecord, KindRecord, KubeObject, ReportStatus);
+crate::message_records!(BoxRecord, KindRecord, KubeObject, ReportStatus, StatusUpdate);
 
 /// Reports kept for the cloud at most; one per object, so only a node with more objects than this comes here. The
 /// newest is then refused and the reporter tries again with its next status.
@@ -54,6 +61,7 @@ pub struct MetaManager {
     changed: Topic<ObjectsChanged>,
     reloaded: Topic<ObjectsReloaded>,
     completed: Topic<KindCompleted>,
+    status_changed: Topic<StatusChanged>,
     pending: Option<Port<ReportsPending>>,
     /// State that needs what is being written. The session's window bounds it.
     waiting: Vec<(Box<Body>, oneshot::Sender<Settled>)>,
@@ -69,6 +77,11 @@ pub struct Tables {
     kinds: Table<KindRecord>,
     boxes: Table<BoxRecord>,
     reports: Table<ReportStatus>,
+    /// What this node reported last of each object that is here, and of itself.
+    statuses: Table<StatusUpdate>,
+    /// This node's own object: one at most.
+    own: Table<KubeObject>,
+    life: u64,
     /// The last generation of a report: goes on when the component is built again.
     generations: Arc<AtomicU64>,
 }
@@ -81,21 +94,38 @@ pub struct TablesError(#[from] StoreError);
 impl Tables {
     /// The tables in `store`. A first use makes the box's identity and puts it on disk.
     pub async fn open(store: Store) -> Result<Self, TablesError> {
-        let tables = Self {
+        let mut tables = Self {
             objects: store.table("objects"),
             kinds: store.table("kinds"),
             boxes: store.table("box"),
             reports: store.table("reports"),
+            statuses: store.table("statuses"),
+            own: store.table("own"),
+            life: 0,
             generations: Arc::default(),
             store,
         };
-        if tables.boxes.get(BOX_KEY)?.is_none() {
+        let known = tables.boxes.get(BOX_KEY)?;
+        let is_new = known.is_none();
+        let this_box = known.unwrap_or_else(|| {
             let instance_id = uuid::Uuid::new_v4().into_bytes().to_vec().into();
-            let mut batch = tables.store.batch();
-            batch.put(&tables.boxes, BOX_KEY, &BoxRecord { instance_id, ..BoxRecord::default() });
-            batch.commit().await?;
+            BoxRecord { instance_id, ..BoxRecord::default() }
+        });
+        tables.life = next_life(this_box.life, SystemTime::now());
+        let mut batch = tables.store.batch();
+        batch.put(&tables.boxes, BOX_KEY, &BoxRecord { life: tables.life, ..this_box });
+        match batch.commit().await {
+            // A full disk keeps no box from its pods. The next life is told from this one by the clock.
+            Err(error) if !is_new => tracing::warn!("the count of lives is not on disk: {error}"),
+            committed => committed?,
         }
         Ok(tables)
+    }
+
+    /// A number that no earlier use of this store had, and no earlier store of this box either while its clock was right.
+    /// It rises.
+    pub fn life(&self) -> u64 {
+        self.life
     }
 
     /// Reads everything the component keeps in memory. A record that cannot be read is left out with a warning: the
@@ -111,7 +141,12 @@ impl Tables {
         if unread > 0 {
             state.index.doubt();
         }
-        let mut reports = Reports::after(self.generations.load(Ordering::Relaxed));
+        // What was reported before counts on: of two statuses the higher generation is the newer one.
+        let last = readable("statuses", self.statuses.scan_prefix(b""), &mut 0)
+            .map(|(_, status)| status.generation)
+            .max()
+            .unwrap_or_default();
+        let mut reports = Reports::after(self.generations.load(Ordering::Relaxed).max(last));
         for (_, report) in readable("reports", self.reports.scan_prefix(b""), &mut 0) {
             if let Some(key) = ReportKey::of(&report) {
                 reports.load(key, report);
@@ -119,6 +154,12 @@ impl Tables {
         }
         (state, reports)
     }
+}
+
+/// The life after `last`, at least the seconds since 1970.
+fn next_life(last: u64, now: SystemTime) -> u64 {
+    let seconds = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    seconds.max(last.saturating_add(1))
 }
 
 /// The rows that can be read; the others are counted.
@@ -148,6 +189,7 @@ impl MetaManager {
             changed: ports.topic(),
             reloaded: ports.topic(),
             completed: ports.topic(),
+            status_changed: ports.topic(),
             pending: ports.optional(),
             waiting: Vec::new(),
             telling: false,
@@ -172,6 +214,13 @@ impl MetaManager {
 
     fn object_key(type_: &ResourceType, key: &ObjectKey) -> Vec<u8> {
         [type_.to_string().as_bytes(), key.namespace.as_bytes(), key.name.as_bytes()].join(&0)
+    }
+
+    /// What the keys of a type begin with.
+    fn of_type(type_: &ResourceType) -> Vec<u8> {
+        let mut prefix = type_.to_string().into_bytes();
+        prefix.push(0);
+        prefix
     }
 
     fn apply(&mut self, body: Option<Body>) -> ResponseActFuture<Self, Settled> {
@@ -207,6 +256,10 @@ impl MetaManager {
             None => batch.delete(&self.tables.objects, &at),
         }
         batch.put(&self.tables.kinds, change.type_.to_string().as_bytes(), &change.record);
+        if change.news.iter().any(|news| news.object.is_none()) {
+            // What was reported of it ends with it.
+            batch.delete(&self.tables.statuses, &at);
+        }
         let changed = self.changed.clone();
         Box::pin(batch.commit().into_actor(self).then(move |committed, this, ctx| {
             if let Err(error) = &committed {
@@ -222,6 +275,30 @@ impl MetaManager {
             }
             .into_actor(this)
         }))
+    }
+
+    fn own(&self) -> Vec<(Vec<u8>, KubeObject)> {
+        let mut unread = 0;
+        readable("own", self.tables.own.scan_prefix(b""), &mut unread).collect()
+    }
+
+    /// What a report says of an object that is here, or of this node, and where it is kept.
+    fn kept_status(&self, report: ReportStatus) -> Option<(Vec<u8>, StatusUpdate)> {
+        let status = match report.report? {
+            Report::Update(update) => update,
+            Report::Terminated(pod) => StatusUpdate {
+                r#type: Some(resource::pods()),
+                key: pod.key,
+                uid: pod.uid,
+                generation: pod.generation,
+                status_json: pod.status_json,
+            },
+            Report::Device(_) => return None,
+        };
+        let (type_, key) = (status.r#type.as_ref()?, status.key.as_ref()?);
+        let here = self.state.index.get(type_, key).is_some_and(|entry| entry.uid == status.uid);
+        let at = Self::object_key(type_, key);
+        (here || *type_ == resource::nodes()).then_some((at, status))
     }
 
     fn save_box(&self, record: &BoxRecord) -> impl Future<Output = Result<(), StoreError>> + use<> {
@@ -278,9 +355,12 @@ impl Component for MetaManager {
         contract.answers::<PendingReports>();
         contract.answers::<ReportSettled>();
         contract.answers::<ReadObjects>();
+        contract.answers::<ReadStatuses>();
+        contract.answers::<KeepNode>();
         contract.announces::<ObjectsChanged>();
         contract.announces::<ObjectsReloaded>();
         contract.announces::<KindCompleted>();
+        contract.announces::<StatusChanged>();
         contract.may_ask::<ReportsPending>();
     }
 }
@@ -383,6 +463,10 @@ impl Handler<ReadObjects> for MetaManager {
 
     fn handle(&mut self, message: ReadObjects, _: &mut Context<Self>) -> Self::Result {
         let Some(type_) = message.r#type else { return MessageResult(ObjectList::default()) };
+        if type_ == resource::nodes() {
+            let objects: Vec<KubeObject> = self.own().into_iter().map(|(_, object)| object).collect();
+            return MessageResult(ObjectList { complete: !objects.is_empty(), objects });
+        }
         let mut unread = 0;
         let objects = match message.key {
             Some(key) => match self.tables.objects.get(&Self::object_key(&type_, &key)) {
@@ -394,13 +478,63 @@ impl Handler<ReadObjects> for MetaManager {
                 }
             },
             None => {
-                let mut prefix = type_.to_string().into_bytes();
-                prefix.push(0);
-                let rows = self.tables.objects.scan_prefix(&prefix);
+                let rows = self.tables.objects.scan_prefix(&Self::of_type(&type_));
                 readable("objects", rows, &mut unread).map(|(_, object)| object).collect()
             }
         };
         MessageResult(ObjectList { objects, complete: unread == 0 && self.state.index.is_complete(&type_) })
+    }
+}
+
+impl Handler<KeepNode> for MetaManager {
+    type Result = ResponseActFuture<Self, Settled>;
+
+    fn handle(&mut self, message: KeepNode, _: &mut Context<Self>) -> Self::Result {
+        let object = message.object.unwrap_or_default();
+        let (Some(type_), Some(key)) = (object.r#type.clone(), object.key.clone()) else {
+            return self.answer(Settled::rejected(400, "a KeepNode names no object"));
+        };
+        if type_ != resource::nodes() || object.uid.is_empty() {
+            return self.answer(Settled::rejected(400, format!("{type_} {key} is no node with a uid")));
+        }
+        let at = Self::object_key(&type_, &key);
+        let mut batch = self.tables.store.batch();
+        let mut news = Vec::new();
+        for (other, old) in self.own() {
+            if other == at && old == object {
+                return self.answer(Settled::applied());
+            }
+            if other != at || old.uid != object.uid {
+                batch.delete(&self.tables.own, &other);
+                news.push(ObjectsChanged { r#type: old.r#type, key: old.key, uid: old.uid, object: None });
+            }
+        }
+        batch.put(&self.tables.own, &at, &object);
+        let uid = object.uid.clone();
+        news.push(ObjectsChanged { r#type: Some(type_), key: Some(key), uid, object: Some(object) });
+        let changed = self.changed.clone();
+        let kept = async move {
+            let committed = batch.commit().await;
+            if committed.is_ok() {
+                for change in news {
+                    changed.announce(change).await;
+                }
+            }
+            settled(committed)
+        };
+        Box::pin(kept.into_actor(self))
+    }
+}
+
+impl Handler<ReadStatuses> for MetaManager {
+    type Result = MessageResult<ReadStatuses>;
+
+    fn handle(&mut self, message: ReadStatuses, _: &mut Context<Self>) -> Self::Result {
+        let Some(type_) = message.r#type else { return MessageResult(StatusList::default()) };
+        let prefix = Self::of_type(&type_);
+        let mut unread = 0;
+        let rows = readable("statuses", self.tables.statuses.scan_prefix(&prefix), &mut unread);
+        MessageResult(StatusList { statuses: rows.map(|(_, status)| status).collect() })
     }
 }
 
@@ -420,11 +554,22 @@ impl Handler<ReportStatus> for MetaManager {
         self.tables.generations.store(self.reports.last(), Ordering::Relaxed);
         let mut batch = self.tables.store.batch();
         batch.put(&self.tables.reports, key.bytes(), &report);
-        Box::pin(batch.commit().into_actor(self).map(|committed, this, ctx| {
+        let status = self.kept_status(report);
+        if let Some((at, status)) = &status {
+            batch.put(&self.tables.statuses, at, status);
+        }
+        Box::pin(batch.commit().into_actor(self).then(|committed, this, ctx| {
             if committed.is_ok() {
                 this.tell_pending(ctx);
             }
-            settled(committed)
+            let changed = this.status_changed.clone();
+            async move {
+                if let Some((_, status)) = status.filter(|_| committed.is_ok()) {
+                    changed.announce(StatusChanged { status: Some(status) }).await;
+                }
+                settled(committed)
+            }
+            .into_actor(this)
         }))
     }
 }
