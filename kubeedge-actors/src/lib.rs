@@ -22,7 +22,7 @@
 //! | `controllers` | what the cloud's controllers share |
 //! | `kubeapi` | what every server of the Kubernetes API has in common |
 //! | `admission` `cloudhub` `cloudstream` `devicecontroller` `edgecontroller` `router` `apiserver` | the cloud's components |
-//! | `devicetwin` `edged` `edgehub` `edgestream` `eventbus` `kubeletapi` `metamanager` `servicebus` | the edge's components |
+//! | `devicetwin` `edged` `edgehub` `edgestream` `eventbus` `kubeletapi` `metamanager` `metaserver` `servicebus` | the edge's components |
 
 pub mod audit;
 pub mod system;
@@ -68,7 +68,13 @@ pub mod device;
 ))]
 pub mod rule;
 
-#[cfg(any(feature = "router", feature = "servicebus", feature = "views", feature = "kubeletapi"))]
+#[cfg(any(
+    feature = "router",
+    feature = "servicebus",
+    feature = "views",
+    feature = "kubeletapi",
+    feature = "metaserver"
+))]
 mod serving;
 
 #[cfg(any(feature = "router", feature = "servicebus", feature = "views"))]
@@ -121,5 +127,7 @@ pub mod eventbus;
 pub mod kubeletapi;
 #[cfg(feature = "metamanager")]
 pub mod metamanager;
+#[cfg(feature = "metaserver")]
+pub mod metaserver;
 #[cfg(feature = "servicebus")]
 pub mod servicebus;

@@ -17,6 +17,7 @@ use kubeedge_actors::{
     kubeletapi::{KubeletApi, KubeletApiConfig},
     link::{self, backoff},
     metamanager::{MetaManager, Tables},
+    metaserver::MetaServer,
     program::{POWER_FAILURE, StopSignals, abort_when_blocked, machine_goes_down},
     servicebus::ServiceBus,
     store::{Options, Store},
@@ -107,6 +108,7 @@ async fn start(config: &EdgeCore, runtime: Runtime) -> Result<Running> {
     }
     let store = opened.store;
     let tables = Tables::open(store.clone()).await?;
+    let life = tables.life();
 
     let observed = Observed::default();
     let mut builder = System::builder("edgecore")
@@ -171,6 +173,9 @@ async fn start(config: &EdgeCore, runtime: Runtime) -> Result<Running> {
     if config.modules.service_bus.enable && config.modules.edge_hub.enable {
         let settings = http::settings(&config.modules.service_bus)?;
         builder = builder.component(move |ports: &Ports| ServiceBus::new(settings.clone(), ports));
+    }
+    if let Some(settings) = http::meta_server(&config.modules.meta_manager.meta_server, &node, life)? {
+        builder = builder.component(move |ports: &Ports| MetaServer::new(settings.clone(), ports));
     }
     if let Some(settings) = http::views(&config.modules.views, &observed)? {
         let node = node.clone();

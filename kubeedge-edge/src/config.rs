@@ -82,6 +82,9 @@ pub struct Modules {
     /// MQTT.
     #[serde(deserialize_with = "or_default")]
     pub event_bus: EventBus,
+    /// The edge's copy of its objects, and the local API on it.
+    #[serde(deserialize_with = "or_default")]
+    pub meta_manager: MetaManager,
     /// HTTP between applications and rules of the cloud.
     #[serde(deserialize_with = "or_default")]
     pub service_bus: ServiceBus,
@@ -335,6 +338,8 @@ mod devices;
 mod event_bus;
 #[path = "config/kubelet.rs"]
 mod kubelet;
+#[path = "config/meta_manager.rs"]
+mod meta_manager;
 #[path = "config/service_bus.rs"]
 mod service_bus;
 #[path = "config/views.rs"]
@@ -345,6 +350,7 @@ mod without_effect;
 pub use devices::DeviceTwin;
 pub use event_bus::{EventBus, EventBusTls, MqttMode};
 pub use kubelet::{CgroupDriver, KubeletConfig};
+pub use meta_manager::{MetaManager, MetaServer};
 pub use service_bus::ServiceBus;
 pub use views::Views;
 

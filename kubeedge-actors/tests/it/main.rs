@@ -23,6 +23,8 @@ mod kubectl;
 mod lifecycle;
 #[cfg(feature = "link")]
 mod link;
+#[cfg(all(feature = "apiserver", feature = "edgecontroller", feature = "metamanager", feature = "metaserver"))]
+mod metaserver;
 #[cfg(all(feature = "embedded-broker", feature = "eventbus-tls", feature = "test-kit"))]
 mod mqtt;
 #[cfg(feature = "apiserver")]

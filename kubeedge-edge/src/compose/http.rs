@@ -1,16 +1,18 @@
-//! How ServiceBus and the views are served, and what ServiceBus may call.
+//! How MetaServer, ServiceBus and the views are served, and what ServiceBus may call.
 
 use std::{net::TcpListener, path::Path, sync::Arc};
 
 use anyhow::{Context, Result, anyhow, bail};
 use kubeedge_actors::{
+    metaserver::{MetaServerConfig, Versions},
     servicebus::{ServiceBusConfig, allow::Allow},
     system::Observed,
     views::ViewsConfig,
     web::{server_tls, tokens::Tokens},
 };
+use kubeedge_proto::NodeName;
 
-use crate::config::{ServiceBus, Views};
+use crate::config::{MetaServer, ServiceBus, Views};
 
 /// TLS by the files that a module names; `None` where it names none.
 fn files(module: &str, certificate: &Path, key: &Path) -> Result<Option<Arc<rustls::ServerConfig>>> {
@@ -48,6 +50,21 @@ pub(super) fn views(settings: &Views, observed: &Observed) -> Result<Option<View
     Ok(Some(ViewsConfig { listener: Arc::new(listener), tls, tokens, observed: observed.clone() }))
 }
 
+/// Where the local API is served; `None` where it is switched off. `life` is the store's.
+pub(super) fn meta_server(settings: &MetaServer, node: &NodeName, life: u64) -> Result<Option<MetaServerConfig>> {
+    if !settings.enable {
+        return Ok(None);
+    }
+    if !settings.server.ip().is_loopback() {
+        bail!(
+            "modules.metaManager.metaServer.server is {}, which others reach, and would give this node's Secrets to all of \
+             them: choose an address of the loopback interface, such as 127.0.0.1:10550",
+            settings.server
+        );
+    }
+    Ok(Some(MetaServerConfig { listen: settings.server, node: node.clone(), versions: Versions::of_life(life) }))
+}
+
 pub(super) fn settings(settings: &ServiceBus) -> Result<ServiceBusConfig> {
     let tls = files("serviceBus", &settings.tls_cert_file, &settings.tls_private_key_file)?;
     if tls.is_none() && !settings.server.is_loopback() {
@@ -68,6 +85,20 @@ pub(super) fn settings(settings: &ServiceBus) -> Result<ServiceBusConfig> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_local_api_is_for_this_machine_only() {
+        let node = "edge-1".parse().unwrap();
+        let at = |server: &str| MetaServer { enable: true, server: server.parse().unwrap() };
+        assert!(super::meta_server(&MetaServer::default(), &node, 1).unwrap().is_none());
+        assert!(super::meta_server(&at("[::1]:10550"), &node, 1).unwrap().is_some());
+        for others in ["0.0.0.0:10550", "192.0.2.1:10550", "[::]:10550"] {
+            assert!(
+                super::meta_server(&at(others), &node, 1).err().unwrap().to_string().contains("loopback"),
+                "{others}"
+            );
+        }
+    }
 
     #[test]
     fn a_certificate_is_whole_or_left_out_and_a_list_names_services() {

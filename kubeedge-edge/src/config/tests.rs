@@ -20,8 +20,9 @@ fn a_full_file_of_kubeedge_has_no_unknown_field() {
         assert!(without_effect.iter().any(|path| path == field), "{field}");
     }
     let EdgeCore { database, modules } = value;
-    let Modules { edged, edge_hub, edge_stream, device_twin, event_bus, service_bus, views } = modules;
+    let Modules { edged, edge_hub, edge_stream, device_twin, event_bus, meta_manager, service_bus, views } = modules;
     assert_eq!((service_bus, views), (ServiceBus::default(), Views::default()), "KubeEdge's defaults, written out");
+    assert_eq!(meta_manager, MetaManager::default(), "the same");
     assert_eq!((event_bus.mqtt_mode, event_bus.mqtt_qos), (MqttMode::External, 0));
     assert_eq!(device_twin.socket(), Path::new("/etc/kubeedge/dmi.sock"));
     assert!(!edge_stream.enable, "as the file has it");

@@ -11,7 +11,10 @@ pub(super) const FIELDS: &[&str] = paths! {
     "": "edgecoreVersion" "featureGates";
     "database.": "driverName" "aliasName";
     "modules.eventBus.": "mqttPubClientID";
-    "modules.": "metaManager" "dbTest" "taskManager";
+    "modules.": "dbTest" "taskManager";
+    "modules.metaManager.": "contextSendGroup" "contextSendModule" "enable" "remoteQueryTimeout";
+    "modules.metaManager.metaServer.": "apiAudiences" "dummyServer" "serviceAccountIssuers" "serviceAccountKeyFiles"
+        "tlsCaFile" "tlsCertFile" "tlsPrivateKeyFile";
     "modules.edgeStream.": "handshakeTimeout" "readDeadline" "server" "tlsTunnelCAFile" "tlsTunnelCertFile"
         "tlsTunnelPrivateKeyFile" "writeDeadline";
     "modules.edgeHub.": "messageQPS" "messageBurst" "projectID" "quic";

@@ -2,11 +2,15 @@
 
 pub(crate) mod cells;
 mod config;
+#[cfg(feature = "metaserver")]
+mod device;
 mod node;
 mod pod;
 mod volume;
 
 pub(crate) use config::{CONFIG_MAP, SECRET};
+#[cfg(feature = "metaserver")]
+pub(crate) use device::{DEVICE, DEVICE_MODEL, RULE};
 pub(crate) use node::NODE;
 pub(crate) use pod::POD;
 #[cfg(feature = "apiserver")]

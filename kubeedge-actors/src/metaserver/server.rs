@@ -1,0 +1,116 @@
+//! The HTTP server: heads in, answers out.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use actix_web::{
+    App, HttpRequest, HttpResponse, HttpServer,
+    http::header::{ACCEPT, HOST, ORIGIN},
+    web,
+};
+
+use super::answer::{Answer, Copies, Head, answer};
+use crate::{
+    kubeapi::{
+        discovery,
+        http::{JSON, error, header, json_response, lines, listen, page_not_found, tagged},
+        status::Status,
+    },
+    serving::Serving,
+};
+
+/// Connections at a time; more wait in the system's queue. Every watch has one.
+pub const MAX_CONNECTIONS: usize = 512;
+/// Watches at a time; one more is answered 429. About 2 KB each beside the connection.
+pub const MAX_WATCHES: usize = 256;
+/// Time a client has to send the head of its request.
+const HEAD: Duration = Duration::from_secs(5);
+/// How long a connection may be idle between requests: that of an API server.
+const KEEP_ALIVE: Duration = Duration::from_secs(180);
+
+/// What every request sees.
+pub(super) struct Shared {
+    pub(super) copies: Arc<Copies>,
+    pub(super) online: Arc<AtomicBool>,
+}
+
+/// Serves until what is returned is stopped or dropped.
+pub(super) fn start(address: SocketAddr, shared: Shared) -> io::Result<(SocketAddr, Serving)> {
+    let listener = listen(address)?;
+    let bound = listener.local_addr()?;
+    let data = web::Data::new(shared);
+    let server = HttpServer::new(move || App::new().app_data(data.clone()).default_service(web::to(handle)))
+        .workers(1)
+        .max_connections(MAX_CONNECTIONS)
+        .client_request_timeout(HEAD)
+        .keep_alive(KEEP_ALIVE)
+        // A client that closes its end is gone: a quiet watch ends with it, not with its next line.
+        .h1_allow_half_closed(false)
+        .disable_signals()
+        .listen(listener)?;
+    Ok((bound, Serving::begin(server.run(), "MetaServer's server")))
+}
+
+/// Every request comes here: the paths are data, not routes. Bodies are not read.
+async fn handle(shared: web::Data<Shared>, http: HttpRequest) -> HttpResponse {
+    respond(&shared, &http).unwrap_or_else(|status| error(&status))
+}
+
+fn respond(shared: &Shared, http: &HttpRequest) -> Result<HttpResponse, Status> {
+    let host = header(http, &HOST).unwrap_or_default();
+    if http.headers().contains_key(ORIGIN) || !is_local(host) {
+        // A page of elsewhere in a browser of this machine, whatever name its resolver gave this address.
+        return Err(Status::new(
+            403,
+            "Forbidden",
+            "this API is for programs of this machine, not for pages in a browser",
+        ));
+    }
+    let head = Head {
+        method: http.method().as_str(),
+        path: http.path(),
+        query: http.query_string(),
+        accept: header(http, &ACCEPT),
+        host,
+    };
+    Ok(match answer(&shared.copies, head, shared.online.load(Ordering::Relaxed))? {
+        Answer::Json(body) => json_response(200, body),
+        Answer::Aggregated(version, body) => {
+            let etag = discovery::etag(body.as_bytes());
+            tagged(http, &discovery::aggregated_content_type(version), &etag, body)
+        }
+        Answer::Watch(stream) => HttpResponse::Ok().content_type(JSON).streaming(lines(stream)),
+        Answer::Text(text) => HttpResponse::Ok().content_type("text/plain; charset=utf-8").body(text),
+        Answer::NoPage => page_not_found(),
+    })
+}
+
+/// Whether a host, with or without a port, is an address that is written out, or `localhost`.
+fn is_local(host: &str) -> bool {
+    let bare = host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit()));
+    let bare = bare.map_or(host, |(bare, _)| bare);
+    let inner = bare.strip_prefix('[').and_then(|bare| bare.strip_suffix(']')).unwrap_or(bare);
+    bare.is_empty() || bare.eq_ignore_ascii_case("localhost") || inner.parse::<IpAddr>().is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_anybody_may_point_here_is_refused() {
+        for good in ["127.0.0.1:10550", "127.0.0.1", "localhost", "LocalHost:1", "[::1]:10550", "[::1]", ""] {
+            assert!(is_local(good), "{good:?}");
+        }
+        for bad in ["evil.example:10550", "evil.example", "127.0.0.1.evil.example", "localhost.evil", "[x]:1"] {
+            assert!(!is_local(bad), "{bad:?}");
+        }
+    }
+}
