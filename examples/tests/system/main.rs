@@ -22,6 +22,7 @@ mod enrolment;
 mod faults;
 mod kubectl;
 mod logs;
+mod metaserver;
 mod node;
 mod pods;
 mod quickstart;
@@ -50,6 +51,7 @@ async fn main() -> ExitCode {
     quickstart::stage(&mut report).await;
     devices::stage(&mut report).await;
     rules::stage(&mut report).await;
+    metaserver::stage(&mut report).await;
     let tools = Tools::find();
     containerd::stage(&mut report, &tools).await;
     edged::stage(&mut report, &tools).await;

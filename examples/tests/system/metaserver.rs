@@ -1,0 +1,343 @@
+//! The local API of a node as programs on it use it: with kubectl and kube-rs, online, over a cut, and after a boot without a
+//! cloud. Pods are in memory; everything else is real.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    pin::pin,
+    process::Stdio,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use futures_util::TryStreamExt as _;
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
+use kube::{
+    Api, Client, Config, ResourceExt as _,
+    api::{ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams},
+};
+use kubeedge_examples::{
+    http,
+    lab::{Lab, NODE, free_ports, node_ready},
+};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    process::Command,
+};
+
+use crate::{
+    cluster::{NAMESPACE, poll},
+    report::{Outcome, Report},
+};
+
+const UP: &str = "metaserver::a_lab_comes_up";
+const DOWN: &str = "metaserver::nothing_is_left_on_the_machine";
+const ONLINE: &str = "metaserver::kubectl_and_kube_rs_read_what_the_node_holds";
+const CUT: &str = "metaserver::a_watch_outlives_the_link_and_repeats_nothing";
+const BOOT: &str = "metaserver::a_node_that_boots_offline_serves_what_is_on_its_disk";
+const ALL: [&str; 3] = [ONLINE, CUT, BOOT];
+
+/// For one thing to come about.
+const LIMIT: Duration = Duration::from_secs(60);
+/// What `tools/install-kubectl` fetches.
+const KUBECTL: [&str; 2] = ["1.32", "1.36"];
+
+pub(crate) async fn stage(report: &mut Report) {
+    if !report.begins(&ALL) {
+        return;
+    }
+    let mut address = None;
+    let begin = async |lab: &mut Lab| {
+        lab.start_cloud().await?;
+        address = Some(join(lab).await?);
+        lab.start_edge_with(&["--fake-runtime"])?;
+        lab.guarded(async |lab| {
+            node_ready(lab.client()?).await?;
+            make(&lab.client()?).await
+        })
+        .await
+    };
+    let Some((mut lab, folder)) = report.lab(UP, begin).await else { return };
+    if let Some(address) = address {
+        let site = Site { address, folder: lab.folder().join("kubectl-home") };
+        report.run(ONLINE, lab.guarded(async |lab| online(lab, &site).await)).await;
+        report.run(CUT, cut(&mut lab, &site)).await;
+        report.run(BOOT, boot(&mut lab, &site)).await;
+    }
+    report.close(DOWN, lab, folder, Ok(())).await;
+}
+
+/// Makes the machine a node with a local API, and says where that is.
+async fn join(lab: &Lab) -> Result<SocketAddr> {
+    lab.join().await?;
+    let [port] = free_ports()?;
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let path = lab.folder().join("edge/edgecore.yaml");
+    let text = fs::read_to_string(&path)?;
+    let settings = format!("modules:\n  metaManager: {{metaServer: {{enable: true, server: {address}}}}}\n");
+    let with = text.replacen("modules:\n", &settings, 1);
+    ensure!(with != text, "{} has no modules:\n{text}", path.display());
+    fs::write(&path, with)?;
+    Ok(address)
+}
+
+/// A pod, and what it names.
+async fn make(client: &Client) -> Result<()> {
+    let create = PostParams::default();
+    let map = json!({"metadata": {"name": "menu"}, "data": {"soup": "1"}});
+    let secret = json!({"metadata": {"name": "key"}, "data": {"password": "c2VjcmV0"}});
+    Api::<ConfigMap>::namespaced(client.clone(), NAMESPACE).create(&create, &serde_json::from_value(map)?).await?;
+    Api::<Secret>::namespaced(client.clone(), NAMESPACE).create(&create, &serde_json::from_value(secret)?).await?;
+    // Of nobody at this node.
+    let other = json!({"metadata": {"name": "other"}});
+    Api::<ConfigMap>::namespaced(client.clone(), NAMESPACE).create(&create, &serde_json::from_value(other)?).await?;
+    pod(client, "web").await
+}
+
+async fn pod(client: &Client, name: &str) -> Result<()> {
+    let from = json!([{"configMapRef": {"name": "menu"}}, {"secretRef": {"name": "key"}}]);
+    let pod = json!({
+        "metadata": {"name": name, "labels": {"app": name}},
+        "spec": {"nodeName": NODE, "containers": [{"name": "main", "image": "registry.example/web:1", "envFrom": from}]},
+    });
+    let api = Api::<Pod>::namespaced(client.clone(), NAMESPACE);
+    api.create(&PostParams::default(), &serde_json::from_value(pod)?).await?;
+    Ok(())
+}
+
+/// Where the local API is, and a home for kubectl.
+struct Site {
+    address: SocketAddr,
+    folder: PathBuf,
+}
+
+impl Site {
+    fn client(&self) -> Result<Client> {
+        let url = format!("http://{}", self.address);
+        Ok(Client::try_from(Config::new(url.parse()?))?)
+    }
+
+    /// Every kubectl there is, by name.
+    fn kubectls(&self) -> Vec<PathBuf> {
+        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap_or(Path::new("target"));
+        let pinned = KUBECTL.map(|version| target.join("kubectl").join(version).join("kubectl"));
+        pinned.into_iter().filter(|program| program.is_file()).collect()
+    }
+
+    fn kubectl(&self, program: &Path, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
+        command.env_clear().env("HOME", &self.folder).env("KUBECONFIG", "/dev/null");
+        command.arg("--server").arg(format!("http://{}", self.address)).args(arguments);
+        command.stdin(Stdio::null()).kill_on_drop(true);
+        command
+    }
+
+    async fn run(&self, program: &Path, line: &str) -> Result<String> {
+        let arguments: Vec<&str> = line.split(' ').collect();
+        let output = tokio::time::timeout(LIMIT, self.kubectl(program, &arguments).output()).await??;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "kubectl {line}: {}", said.trim());
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// Until the pod is shown as running in a container that started at another time than `before`; when that was.
+    async fn shows_running(&self, name: &str, before: &str) -> Result<String> {
+        let path = format!("/api/v1/namespaces/{NAMESPACE}/pods/{name}");
+        poll(&format!("{name} runs, the node says"), async || {
+            let answer = match http::get(self.address, &path).await {
+                Ok(answer) => answer,
+                Err(error) => return Ok(Err(format!("{error:#}"))),
+            };
+            let pod: Value = serde_json::from_slice(&answer.body)?;
+            let container = &pod["status"]["containerStatuses"][0];
+            let started = container["state"]["running"]["startedAt"].as_str().unwrap_or_default();
+            let runs = container["ready"] == true && !started.is_empty() && started != before;
+            Ok(if runs { Ok(started.to_owned()) } else { Err(pod.to_string()) })
+        })
+        .await
+    }
+
+    /// Until the node's own object is there: it is asked for once the node has registered.
+    async fn knows_its_node(&self) -> Result<()> {
+        poll("the node is known", async || {
+            let answer = http::get(self.address, &format!("/api/v1/nodes/{NODE}")).await?;
+            Ok(if answer.status == 200 { Ok(()) } else { Err(String::from_utf8_lossy(&answer.body).into_owned()) })
+        })
+        .await
+    }
+
+    /// What any client sees of what the node holds.
+    async fn holds(&self, pods: &[&str]) -> Result<()> {
+        let wanted: BTreeSet<String> = pods.iter().map(|name| (*name).to_owned()).collect();
+        let client = self.client()?;
+        let found = Api::<Pod>::namespaced(client.clone(), NAMESPACE).list(&ListParams::default()).await?;
+        let names: BTreeSet<String> = found.iter().map(|pod| pod.name_any()).collect();
+        ensure!(names == wanted, "kube-rs lists {names:?}");
+        let map = Api::<ConfigMap>::namespaced(client.clone(), NAMESPACE).get("menu").await?;
+        ensure!(map.data.is_some_and(|data| data.contains_key("soup")), "the ConfigMap's data is not there");
+        let secret = Api::<Secret>::namespaced(client, NAMESPACE).get("key").await?;
+        ensure!(secret.data.is_some_and(|data| data["password"].0 == b"secret"), "the Secret's data is not there");
+        for program in self.kubectls() {
+            self.tables(&program, pods).await.with_context(|| program.display().to_string())?;
+        }
+        Ok(())
+    }
+
+    async fn tables(&self, program: &Path, pods: &[&str]) -> Result<()> {
+        let table = self.run(program, "get pods").await?;
+        ensure!(table.starts_with("NAME"), "{table}");
+        for name in pods {
+            let line = table.lines().find(|line| line.split(' ').next() == Some(name));
+            ensure!(line.is_some_and(|line| line.contains("1/1") && line.contains("Running")), "{name} in:\n{table}");
+        }
+        let wide = self.run(program, "get pods -A -o wide -l app=web").await?;
+        ensure!(wide.lines().count() == 2 && wide.contains(NODE), "{wide}");
+        let json: Value = serde_json::from_str(&self.run(program, "get pod web -o json").await?)?;
+        ensure!(json["spec"]["nodeName"] == NODE, "{json}");
+        let yaml = self.run(program, "get configmap menu -o yaml").await?;
+        ensure!(yaml.contains("soup:"), "{yaml}");
+        let maps = self.run(program, "get cm -o name").await?;
+        let nodes = self.run(program, "get nodes").await?;
+        ensure!(nodes.lines().any(|line| line.starts_with(NODE) && line.contains(" Ready ")), "{nodes}");
+        ensure!(maps.contains("configmap/menu") && !maps.contains("configmap/other"), "{maps}");
+        Ok(())
+    }
+}
+
+async fn online(lab: &Lab, site: &Site) -> Result<Outcome> {
+    site.shows_running("web", "").await?;
+    site.knows_its_node().await?;
+    site.holds(&["web"]).await?;
+    // The same object as in the cloud, but for what the node is not told.
+    let local = Api::<Pod>::namespaced(site.client()?, NAMESPACE).get("web").await?;
+    let cloud = Api::<Pod>::namespaced(lab.client()?, NAMESPACE).get("web").await?;
+    ensure!(local.spec == cloud.spec && local.uid() == cloud.uid(), "{local:?}\n{cloud:?}");
+    for program in site.kubectls() {
+        let kinds = site.run(&program, "api-resources -o name --verbs=watch").await?;
+        for kind in ["pods", "secrets", "persistentvolumeclaims", "devices.devices.kubeedge.io"] {
+            ensure!(kinds.lines().any(|line| line == kind), "{kind} is not in:\n{kinds}");
+        }
+        let described = site.run(&program, "get pod web -o jsonpath={.status.phase}").await?;
+        ensure!(described == "Running", "{described}");
+    }
+    Ok(Outcome::Proved)
+}
+
+/// One line for each event of a kind's objects.
+fn said(event: &WatchEvent<ConfigMap>) -> String {
+    let of = |what: &str, map: &ConfigMap| {
+        format!(
+            "{what} {} {}",
+            map.name_any(),
+            map.data.iter().flat_map(|data| data.get("soup")).map(String::as_str).collect::<String>()
+        )
+    };
+    match event {
+        WatchEvent::Added(map) => of("ADDED", map),
+        WatchEvent::Modified(map) => of("MODIFIED", map),
+        WatchEvent::Deleted(map) => of("DELETED", map),
+        WatchEvent::Bookmark(_) => "BOOKMARK".to_owned(),
+        WatchEvent::Error(status) => format!("ERROR {} {}", status.code, status.message),
+    }
+}
+
+async fn change(lab: &Lab, soup: &str) -> Result<()> {
+    let api = Api::<ConfigMap>::namespaced(lab.client()?, NAMESPACE);
+    api.patch("menu", &PatchParams::default(), &Patch::Merge(json!({"data": {"soup": soup}}))).await?;
+    Ok(())
+}
+
+/// The cloud is killed and comes back while somebody watches.
+async fn cut(lab: &mut Lab, site: &Site) -> Result<Outcome> {
+    let api = Api::<ConfigMap>::namespaced(site.client()?, NAMESPACE);
+    let list = api.list(&ListParams::default()).await?;
+    let from = list.metadata.resource_version.context("a list has a version")?;
+    let mut events = pin!(api.watch(&WatchParams::default().timeout(280), &from).await?);
+    let mut next = async || -> Result<String> {
+        let event = tokio::time::timeout(LIMIT, events.try_next()).await.context("no event comes")??;
+        event.as_ref().map(said).context("the watch has ended")
+    };
+    lab.guarded(async |lab| change(lab, "2").await).await?;
+    let before = next().await?;
+    ensure!(before == "MODIFIED menu 2", "{before}");
+    lab.kill_cloud().await?;
+    lab.resume_cloud().await?;
+    lab.guarded(async |lab| change(lab, "3").await).await?;
+    let after = next().await?;
+    ensure!(after == "MODIFIED menu 3", "{after}");
+    // Whoever comes back with what it saw last is told what came after it, and nothing else.
+    let again = api.list(&ListParams::default()).await?.metadata.resource_version.context("a version")?;
+    for (position, expected) in [(&from, &["2", "3"][..]), (&again, &[])] {
+        let watched = api.watch(&WatchParams::default().timeout(1), position).await?;
+        let told: Vec<String> = watched.map_ok(|event| said(&event)).try_collect().await?;
+        let expected: Vec<String> = expected.iter().map(|soup| format!("MODIFIED menu {soup}")).collect();
+        ensure!(told == expected, "from {position}: {told:?}");
+    }
+    Ok(Outcome::Proved)
+}
+
+/// Cloud away, edgecore killed: what is on the disk is served, and is all there was.
+async fn boot(lab: &mut Lab, site: &Site) -> Result<Outcome> {
+    lab.guarded(async |lab| pod(&lab.client()?, "db").await).await?;
+    let db = site.shows_running("db", "").await?;
+    let web = site.shows_running("web", "").await?;
+    lab.kill_cloud().await?;
+    site.holds(&["db", "web"]).await?;
+    refuses_writes(site).await?;
+    let before = Api::<ConfigMap>::namespaced(site.client()?, NAMESPACE).list(&ListParams::default()).await?;
+    lab.kill_edge().await?;
+    lab.start_edge_with(&["--fake-runtime"])?;
+    // Pods in memory ended with it, and are started anew.
+    site.shows_running("web", &web).await?;
+    site.shows_running("db", &db).await?;
+    site.holds(&["db", "web"]).await?;
+    refuses_writes(site).await?;
+    let api = Api::<ConfigMap>::namespaced(site.client()?, NAMESPACE);
+    let after = api.list(&ListParams::default()).await?;
+    ensure!(
+        before.items.iter().map(|map| &map.data).eq(after.items.iter().map(|map| &map.data)),
+        "{before:?}\n{after:?}"
+    );
+    let old = before.metadata.resource_version.context("a list has a version")?;
+    let told: Vec<String> =
+        api.watch(&WatchParams::default().timeout(1), &old).await?.map_ok(|event| said(&event)).try_collect().await?;
+    ensure!(matches!(told.as_slice(), [only] if only.starts_with("ERROR 410 ")), "{told:?}");
+    for program in site.kubectls() {
+        watched(site, &program).await.with_context(|| program.display().to_string())?;
+    }
+    lab.resume_cloud().await?;
+    Ok(Outcome::Proved)
+}
+
+async fn refuses_writes(site: &Site) -> Result<()> {
+    let path = format!("/api/v1/namespaces/{NAMESPACE}/configmaps");
+    let refused = http::post(site.address, &path, "Content-Type: application/json\r\n", b"{}").await?;
+    let status: Value = serde_json::from_slice(&refused.body)?;
+    ensure!(refused.status == 503 && status["reason"] == "ServiceUnavailable", "{status}");
+    ensure!(status["message"].as_str().is_some_and(|message| message.contains("offline")), "{status}");
+    ensure!(refused.head.to_ascii_lowercase().contains("retry-after: "), "{}", refused.head);
+    Ok(())
+}
+
+/// `kubectl get pods -w` shows what there is, and goes on.
+async fn watched(site: &Site, program: &Path) -> Result<()> {
+    let mut kubectl = site.kubectl(program, &["get", "pods", "-w"]).stdout(Stdio::piped()).spawn()?;
+    let mut lines = BufReader::new(kubectl.stdout.take().context("its output is ours")?).lines();
+    let mut missing = BTreeSet::from(["db", "web"]);
+    let seen = async {
+        while !missing.is_empty() {
+            let line = lines.next_line().await?.context("kubectl has ended")?;
+            missing.retain(|name| !line.starts_with(name));
+        }
+        Ok::<_, anyhow::Error>(())
+    };
+    let seen = tokio::time::timeout(LIMIT, seen).await;
+    if kubectl.try_wait()?.is_some() {
+        bail!("kubectl get -w has ended");
+    }
+    kubectl.kill().await?;
+    seen.context("not all pods are shown")?
+}
