@@ -44,6 +44,18 @@ impl Report {
         Self { filters, list, passed: 0, skipped: 0, failed: BTreeSet::new() }
     }
 
+    /// For stages beside this report's, to be added at their end.
+    pub(crate) fn another(&self) -> Self {
+        Self { filters: self.filters.clone(), list: self.list, passed: 0, skipped: 0, failed: BTreeSet::new() }
+    }
+
+    /// Adds what came of stages beside this report's.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.skipped += other.skipped;
+        self.failed.extend(other.failed);
+    }
+
     /// Whether this scenario was asked for.
     pub(crate) fn wants(&self, name: &str) -> bool {
         self.filters.is_empty() || self.filters.iter().any(|filter| name.contains(filter.as_str()))

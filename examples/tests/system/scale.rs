@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use kubeedge_examples::scale::{
     Clouds, Fleet, Place, Tally, Workload,
     generator::{Plan, node_name},
-    workload::{PODS, config_name},
+    workload::{PODS, SETTINGS, config_name},
 };
 use tempfile::TempDir;
 
@@ -71,7 +71,7 @@ impl Trial {
         };
         let clouds = Clouds::start(place).await?;
         let mut fleet = Fleet::new(program.to_owned(), None);
-        let plan = Plan { first: 0, count: NODES, links: clouds.links(), authority: clouds.authority() };
+        let plan = Plan { first: 0, count: NODES, links: clouds.links(), authority: clouds.authority(), stores: None };
         fleet.start(&plan, &folder.path().join("nodes.log"))?;
         let work = Workload::new(clouds.client());
         let mut trial = Self { clouds, fleet, work, folder };
@@ -90,7 +90,7 @@ impl Trial {
         let expected = before + CHANGED as u64;
         self.until("the changes are applied", |tally| tally.configs_applied >= expected).await?;
 
-        self.work.create_configs(std::iter::once(SHARED.to_owned())).await?;
+        self.work.create_configs(std::iter::once(SHARED.to_owned()), SETTINGS).await?;
         for node in 0..INTERESTED {
             self.work.create_pod(&format!("{SHARED}-{node}"), node, std::iter::once(SHARED)).await?;
         }

@@ -51,10 +51,9 @@ fn number(name: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{name} is a number, not {text:?}")))
 }
 
-/// How many histories run at a time: all the machine can by itself, one beside other tests.
+/// How many histories run at a time. Few other tests are left when their turn comes, which is by name.
 fn workers() -> usize {
-    let alone = std::env::var_os("SIM_SEEDS").is_some();
-    if alone { std::thread::available_parallelism().map_or(2, usize::from) } else { 1 }
+    std::thread::available_parallelism().map_or(2, usize::from)
 }
 
 fn fail(seed: u64, failure: &str) -> ! {
