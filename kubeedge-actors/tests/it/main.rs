@@ -44,6 +44,8 @@ mod services;
 ))]
 mod sim;
 #[cfg(feature = "link")]
+#[cfg(any(feature = "apiserver", all(feature = "eventbus-tls", feature = "test-kit")))]
+mod skip;
 mod streams;
 #[cfg(all(feature = "edgeviews", feature = "test-kit"))]
 mod views;
