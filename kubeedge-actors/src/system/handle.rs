@@ -60,8 +60,8 @@ impl SystemBuilder {
         self
     }
 
-    /// Adds a component that lives on another arbiter. A wiring fault of its factory cannot be returned by
-    /// [`start`](Self::start): it ends the component as `Failed`.
+    /// Adds a component that lives on another arbiter. A wiring fault or a panic of its factory cannot be returned by
+    /// [`start`](Self::start): it ends the component as `Failed`, and with it the system.
     pub fn component_on<A, F>(mut self, arbiter: &ArbiterHandle, factory: F) -> Self
     where
         A: Component,
@@ -77,7 +77,7 @@ impl SystemBuilder {
     /// heard by every shard.
     ///
     /// The shards are named `<NAME>/0`, `<NAME>/1` ...; each has a queue, a restart budget and metrics of its own.
-    /// Wiring faults of the factory end the shard, as with [`component_on`](Self::component_on).
+    /// Wiring faults and panics of the factory end the shard, as with [`component_on`](Self::component_on).
     pub fn sharded<A, F>(mut self, arbiters: &[ArbiterHandle], factory: F) -> Self
     where
         A: Component,
