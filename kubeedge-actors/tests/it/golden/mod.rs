@@ -83,6 +83,19 @@ fn every_exclusion_names_a_recorded_exchange_and_has_a_reason() {
     }
 }
 
+#[test]
+fn what_is_not_served_is_named_as_the_recorded_server_lists_it() {
+    let Some(all) = exchanges("what_is_not_served_is_named_as_the_recorded_server_lists_it") else { return };
+    let lists =
+        all.iter().filter(|exchange| exchange.file == "01-discovery").map(|exchange| &exchange.response["body"]);
+    let lists = lists.flat_map(|body| [&body["groups"], &body["resources"]]).filter_map(Value::as_array);
+    let listed: Vec<&Value> = lists.flatten().map(|entry| &entry["name"]).collect();
+    for (name, reason) in excluded::NOT_SERVED {
+        assert!(listed.contains(&&json!(name)), "{name} is not in the recordings");
+        assert!(reason.len() > 10, "{name} needs a reason");
+    }
+}
+
 /// Headers that are compared.
 const HEADERS: [&str; 2] = ["Content-Type", "Warning"];
 /// The file whose requests are sent with a token nobody issued.
