@@ -4,7 +4,7 @@ CARGO ?= cargo
 PROFILE ?= dev
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 # Each must compile alone: embedders take single components.
-FEATURES := config program store identity link mapper mapper-push admission cloudhub cloudstream devicecontroller edgecontroller router cloudviews edgeviews apiserver devicetwin edgehub edgestream servicebus eventbus eventbus-tls embedded-broker kubeletapi metamanager edged cloud edge standalone test-kit metrics
+FEATURES := config program store identity link dmi mapper mapper-push admission cloudhub cloudstream devicecontroller edgecontroller router views cloudviews edgeviews apiserver devicetwin edgehub edgestream servicebus eventbus eventbus-tls embedded-broker kubeletapi metamanager edged fake-runtime cloud edge standalone test-kit metrics
 
 .DEFAULT_GOAL := help
 .PHONY: help build size pods scale quickstart layout test sim crash faults powercut mutants fuzz lint features bench docs packages kubectl
@@ -90,7 +90,8 @@ lint: packages ## format, clippy, links in the docs, licences
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --all-features check bans licenses sources; \
 	else echo "cargo-deny is not installed: bans, licences and sources were not checked"; fi
 
-features: packages ## each cargo feature of kubeedge-actors compiles alone (FEATURES="..." chooses)
+features: packages ## kubeedge-actors compiles without any feature, and with each alone (FEATURES="..." chooses)
+	$(CARGO) check -p kubeedge-actors --no-default-features
 	for feature in $(FEATURES); do \
 	  $(CARGO) check -p kubeedge-actors --no-default-features --features $$feature || exit 1; done
 

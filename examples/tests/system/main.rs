@@ -23,6 +23,7 @@ mod embedding;
 mod enrolment;
 mod faults;
 mod kubectl;
+mod kubectls;
 mod logs;
 mod node;
 mod pods;

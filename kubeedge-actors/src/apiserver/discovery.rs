@@ -91,6 +91,10 @@ pub static SUBRESOURCES: &[Subresource] = &[
     core("serviceaccounts", "token", true, ("authentication.k8s.io", "v1", "TokenRequest"), &["create"]),
 ];
 
+/// Streams with a pod, by what their query holds. They are requests to connect, of which OpenAPI has no documents here.
+const CONNECTS: [(&str, &str); 3] =
+    [("attach", "PodAttachOptions"), ("exec", "PodExecOptions"), ("portforward", "PodPortForwardOptions")];
+
 /// Kubernetes' order of its own groups; those that users define come behind, in the order of their definitions.
 const GROUP_ORDER: [&str; 7] = [
     "apps",
@@ -194,7 +198,7 @@ pub fn resources(served: &[&'static Kind], group: &str, version: &str) -> Option
             "kind": kind.kind, "verbs": verbs(kind), "storageVersionHash": storage_version_hash(kind)});
         add_names(&mut resource, kind);
         list.push(resource);
-        for sub in of(kind) {
+        for sub in listed(kind) {
             let (group, version, name) = sub.kind;
             let mut resource = json!({"name": format!("{}/{}", sub.plural, sub.name), "singularName": "",
                 "namespaced": sub.namespaced, "kind": name, "verbs": sub.verbs});
@@ -262,7 +266,8 @@ fn aggregated_resources(served: &[&'static Kind], group: &str, version: &str) ->
             "responseKind": response_kind((kind.group, kind.version, kind.kind)), "scope": scope(kind.namespaced),
             "singularResource": kind.singular, "verbs": verbs(kind)});
         add_names(&mut resource, kind);
-        let subresources: Vec<Value> = of(kind)
+        let subresources: Vec<Value> = listed(kind)
+            .into_iter()
             .map(|sub| json!({"subresource": sub.name, "responseKind": response_kind(sub.kind), "verbs": sub.verbs}))
             .collect();
         if !subresources.is_empty() {
@@ -297,6 +302,17 @@ pub fn of(kind: &'static Kind) -> impl Iterator<Item = Subresource> {
     own.copied()
         .chain((custom && kind.status_subresource).then_some(status))
         .chain((custom && kind.scale_subresource).then_some(scale))
+}
+
+/// What is listed below a kind, by name: its subresources, and streams.
+fn listed(kind: &'static Kind) -> Vec<Subresource> {
+    let mut all: Vec<Subresource> = of(kind).collect();
+    if (kind.group, kind.version, kind.plural) == (CORE.0, CORE.1, "pods") {
+        let connects = CONNECTS.map(|(name, of)| core("pods", name, true, (CORE.0, CORE.1, of), &["create", "get"]));
+        all.extend(connects);
+        all.sort_by_key(|sub| sub.name);
+    }
+    all
 }
 
 /// The verbs of a kind, sorted; those of a custom kind stand as a real API server has them. Namespaces are not deleted

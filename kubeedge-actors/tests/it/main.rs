@@ -13,6 +13,7 @@ mod clients;
 mod custom;
 #[cfg(feature = "apiserver")]
 mod events;
+mod features;
 #[cfg(feature = "apiserver")]
 mod golden;
 #[cfg(all(feature = "cloudhub", feature = "edgehub", feature = "metamanager"))]
@@ -43,6 +44,8 @@ mod services;
     feature = "edged"
 ))]
 mod sim;
+#[cfg(any(feature = "apiserver", all(feature = "eventbus-tls", feature = "test-kit")))]
+mod skip;
 #[cfg(feature = "link")]
 mod streams;
 #[cfg(all(feature = "edgeviews", feature = "test-kit"))]

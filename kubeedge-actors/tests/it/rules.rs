@@ -25,8 +25,9 @@ use kubeedge_actors::{
     web::tokens::Tokens,
 };
 use kubeedge_proto::v1::{
-    CallCloud, Envelope, ObjectKey, ObjectList, ObjectsChanged, ObjectsReloaded, QueryRules, ReadObjects, RecheckNodes,
-    RouteCall, RouteEvent, SendEventToNode, SendToNode, ServiceCall, Settled, UserMessage, call_reply, envelope::Body,
+    CallCloud, Envelope, KubeObject, ObjectKey, ObjectList, ObjectsChanged, ObjectsReloaded, QueryRules, ReadObjects,
+    RecheckNodes, RouteCall, RouteEvent, SendEventToNode, SendToNode, ServiceCall, Settled, UserMessage, call_reply,
+    envelope::Body,
 };
 use serde_json::{Value, json};
 use tokio::{net::TcpStream, sync::mpsc};
@@ -321,12 +322,11 @@ struct Edge {
 
 impl Edge {
     fn start(allow: Allow) -> Self {
-        let config = ServiceBusConfig {
-            listen: (Ipv4Addr::LOCALHOST, 0).into(),
-            tls: None,
-            within: Duration::from_secs(5),
-            allow,
-        };
+        Self::listening((Ipv4Addr::LOCALHOST, 0).into(), allow)
+    }
+
+    fn listening(listen: SocketAddr, allow: Allow) -> Self {
+        let config = ServiceBusConfig { listen, tls: None, within: Duration::from_secs(5), allow };
         let read = Recorder::<ReadObjects>::answering(|_| ObjectList { complete: true, ..ObjectList::default() });
         let call = Recorder::<CallCloud>::answering(|_| Default::default());
         let test = TestSystem::builder()
@@ -408,5 +408,58 @@ async fn a_node_calls_only_what_its_configuration_allows() {
     assert_eq!(edge.call(&address.to_string(), "/a", b"x").await.0, 403, "a list names all there is");
     let (code, text) = edge.call("127.0.0.1:1", "/", b"").await;
     assert!(code == 502 && text.contains("cannot be reached"), "{code} {text}");
+    edge.test.assert_quiet().await;
+}
+
+/// A line that this thread logs.
+struct Told(mpsc::Sender<String>);
+
+impl std::io::Write for Told {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        // Nobody asks for a line that there is no room for.
+        let _ = self.0.try_send(String::from_utf8_lossy(bytes).into_owned());
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[actix_rt::test]
+async fn a_port_in_use_is_logged_with_its_setting_and_taken_when_it_is_free() {
+    let (sender, mut told) = mpsc::channel(1000);
+    let lines = tracing_subscriber::fmt().with_writer(move || Told(sender.clone())).with_ansi(false).finish();
+    // With a single subscriber, a place that another thread logs at first would count as of no interest to anybody.
+    let _another = tracing::Dispatch::new(tracing_subscriber::registry());
+    let _logged = tracing::subscriber::set_default(lines);
+    let mut says = async |words: &str| {
+        loop {
+            let line = tokio::time::timeout(SOON, told.recv()).await.expect(words).unwrap();
+            if line.contains(words) {
+                return line;
+            }
+        }
+    };
+    let holder = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let taken = holder.local_addr().unwrap();
+    let edge = Edge::listening(taken, Allow::Loopback);
+    // It listens for the sake of a rule.
+    let rule = json!({"spec": {
+        "source": "bus", "sourceResource": {"target_url": "http://orders.example/in", "node_name": "edge-1"},
+        "target": "rest", "targetResource": {"resource": "http://127.0.0.1:1/orders"},
+    }});
+    let key = Some(ObjectKey::new("default", "orders"));
+    let object = KubeObject { key: key.clone(), json: rule.to_string().into_bytes().into(), ..KubeObject::default() };
+    let r#type = Some(kubeedge_proto::resource::rules());
+    let change = ObjectsChanged { r#type, key, object: Some(object), ..ObjectsChanged::default() };
+    edge.test.announce(change).await;
+    let line = says("ServiceBus is not served").await;
+    for part in [&taken.to_string(), "Address already in use", "modules.serviceBus.port chooses another port"] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    drop(holder);
+    says("ServiceBus is served").await;
+    TcpStream::connect(taken).await.unwrap();
     edge.test.assert_quiet().await;
 }
