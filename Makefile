@@ -55,7 +55,7 @@ crash: packages ## both programs killed at random for two minutes (CRASH_SECONDS
 
 faults: ## lines and processes broken in every way for two minutes and more (FAULTS_SECONDS=n, FAULTS_SEED=n; root)
 	$(CARGO) build --workspace --all-features --bins --tests
-	FAULTS_SECONDS=$${FAULTS_SECONDS:-210} $(CARGO) test --workspace --all-features --test system -- faults::
+	FAULTS_SECONDS=$${FAULTS_SECONDS:-210} $(CARGO) test --workspace --all-features --test system -- faults:: scale::
 
 powercut: ## the power of both stores cut again and again (POWER_CUTS=n; root and loop devices)
 	POWER_CUTS=$${POWER_CUTS:-48} $(CARGO) test -p kubeedge-actors --all-features --lib -- power_cut --nocapture
