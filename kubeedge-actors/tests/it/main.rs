@@ -9,6 +9,8 @@ mod apiserver;
 mod apps;
 #[cfg(all(feature = "apiserver", feature = "edgecontroller"))]
 mod clients;
+#[cfg(all(feature = "config", feature = "link"))]
+mod corpus;
 #[cfg(feature = "apiserver")]
 mod custom;
 #[cfg(feature = "apiserver")]
