@@ -13,6 +13,7 @@ mod clients;
 mod corpus;
 #[cfg(feature = "apiserver")]
 mod custom;
+mod documented;
 #[cfg(feature = "apiserver")]
 mod events;
 #[cfg(feature = "apiserver")]
