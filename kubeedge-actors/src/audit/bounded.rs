@@ -129,12 +129,13 @@ mod tests {
             const MOST: u32 = 50;
             let mut lines = Bounded::new(MOST);
             let mut now = Instant::now();
-            let (mut given, mut told, mut window) = (0u64, 0u64, (now, 0u32));
+            let (mut given, mut told, mut window) = (0u64, 0u64, (None::<Instant>, 0u32));
             for (who, pause) in steps {
                 now += Duration::from_millis(pause);
                 let (left_out, written) = lines.take(origin(who), now);
-                if now - window.0 >= WINDOW {
-                    window = (now, 0);
+                // It begins with its first refusal.
+                if window.0.is_none_or(|begun| now - begun >= WINDOW) {
+                    window = (Some(now), 0);
                 }
                 given += 1;
                 window.1 += u32::from(written);
