@@ -245,6 +245,35 @@ async fn a_token_for_another_audience_does_not_open_this_server_and_is_known_to_
     api.server.stop().await;
 }
 
+#[cfg(feature = "test-kit")]
+#[tokio::test]
+async fn who_is_not_known_or_not_allowed_has_a_line_in_the_audit_log() {
+    let heard = kubeedge_actors::audit::testing::Heard::everywhere();
+    let api = Api::start(Config::in_memory()).await;
+    let path = "/api/v1/namespaces/default/serviceaccounts/default/token";
+    let token = api.post(path, json!({"spec": {}})).await["status"]["token"].as_str().unwrap().to_owned();
+    // A path that no other test asks for.
+    let path = "/api/v1/namespaces/of-the-audit-log/configmaps";
+    for (token, code, said) in [
+        ("nobodys-token", 401, "Unauthorized"),
+        (&*token, 403, "User \"system:serviceaccount:default:default\" cannot list resource \"configmaps\""),
+        ("admin", 200, ""),
+    ] {
+        let before = heard.count();
+        let answer = Client::new(api.server.address(), token).send("GET", path, &[], None).await;
+        assert_eq!(answer.status, code, "{}", answer.text);
+        let lines = heard.after(before, path);
+        match code {
+            200 => assert_eq!(lines, Vec::<String>::new()),
+            _ => {
+                assert!(lines.len() == 1 && lines[0].contains(said) && lines[0].contains("who=127.0.0.1:"), "{lines:?}")
+            }
+        }
+        assert!(lines.iter().all(|line| !line.contains(token)), "{lines:?}");
+    }
+    api.server.stop().await;
+}
+
 #[tokio::test]
 async fn who_reads_the_published_keys_verifies_a_token_by_itself() {
     let api = Api::start(Config::in_memory()).await;
