@@ -10,9 +10,12 @@ mod session;
 #[path = "../../fuzz/src/text.rs"]
 mod text;
 
+/// A folder of the corpus, and what is done with its files.
+type Target = (&'static str, fn(&[u8]));
+
 #[test]
 fn every_file_of_the_corpus_is_replayed_and_none_breaks_its_target() {
-    let targets: [(&str, fn(&[u8])); 4] =
+    let targets: [Target; 4] =
         [("frame", session::frame), ("inventory", session::inventory), ("token", text::token), ("csr", text::csr)];
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
     let names = |folder: &Path| -> BTreeSet<String> {
