@@ -155,7 +155,7 @@ impl Trial {
         let busy = |number: usize| format!("busy-{number}");
         let groups = 5;
         let before = self.fleet.tally().await?;
-        self.work.create_configs((0..BUSY).map(busy)).await?;
+        self.work.create_configs((0..BUSY).map(busy), SETTINGS).await?;
         for node in 0..groups * BUSY_AT {
             let configs: Vec<String> = (node % groups..BUSY).step_by(groups).map(busy).collect();
             self.work.create_pod(&format!("busy-{node}"), node, configs.iter().map(String::as_str)).await?;
@@ -164,7 +164,7 @@ impl Trial {
         self.until("the shared objects are held", |tally| tally.configs_applied >= held).await?;
 
         let much = |number: usize| format!("much-{number}");
-        self.work.create_configs((0..FIRST_SYNC).map(much)).await?;
+        self.work.create_configs((0..FIRST_SYNC).map(much), SETTINGS).await?;
         let configs: Vec<String> = (0..FIRST_SYNC).map(much).collect();
         for node in NODES..NODES + LATE {
             let metadata = ObjectMeta { name: Some(node_name(node)), ..ObjectMeta::default() };
