@@ -4,7 +4,7 @@ CARGO ?= cargo
 PROFILE ?= dev
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 # Each must compile alone: embedders take single components.
-FEATURES := config program store identity link mapper mapper-push admission cloudhub cloudstream devicecontroller edgecontroller router cloudviews edgeviews apiserver devicetwin edgehub edgestream servicebus eventbus eventbus-tls embedded-broker kubeletapi metamanager edged cloud edge standalone test-kit metrics
+FEATURES := config program store identity link dmi mapper mapper-push admission cloudhub cloudstream devicecontroller edgecontroller router views cloudviews edgeviews apiserver devicetwin edgehub edgestream servicebus eventbus eventbus-tls embedded-broker kubeletapi metamanager edged fake-runtime cloud edge standalone test-kit metrics
 
 .DEFAULT_GOAL := help
 .PHONY: help build size pods scale quickstart layout test sim crash faults powercut mutants fuzz lint features bench docs packages kubectl
@@ -55,7 +55,7 @@ crash: packages ## both programs killed at random for two minutes (CRASH_SECONDS
 
 faults: ## lines and processes broken in every way for two minutes and more (FAULTS_SECONDS=n, FAULTS_SEED=n; root)
 	$(CARGO) build --workspace --all-features --bins --tests
-	FAULTS_SECONDS=$${FAULTS_SECONDS:-210} $(CARGO) test --workspace --all-features --test system -- faults::
+	FAULTS_SECONDS=$${FAULTS_SECONDS:-210} $(CARGO) test --workspace --all-features --test system -- faults:: scale::
 
 powercut: ## the power of both stores cut again and again (POWER_CUTS=n; root and loop devices)
 	POWER_CUTS=$${POWER_CUTS:-48} $(CARGO) test -p kubeedge-actors --all-features --lib -- power_cut --nocapture
@@ -90,7 +90,8 @@ lint: packages ## format, clippy, links in the docs, licences
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --all-features check bans licenses sources; \
 	else echo "cargo-deny is not installed: bans, licences and sources were not checked"; fi
 
-features: packages ## each cargo feature of kubeedge-actors compiles alone (FEATURES="..." chooses)
+features: packages ## kubeedge-actors compiles without any feature, and with each alone (FEATURES="..." chooses)
+	$(CARGO) check -p kubeedge-actors --no-default-features
 	for feature in $(FEATURES); do \
 	  $(CARGO) check -p kubeedge-actors --no-default-features --features $$feature || exit 1; done
 

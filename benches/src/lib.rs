@@ -23,8 +23,9 @@ pub struct Ratio {
     pub ours: String,
     /// The bench whose time it is divided by.
     pub theirs: String,
-    /// The ratio when it was last committed.
-    pub committed: f64,
+    /// The ratio when it was last committed; a new row has none until then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub committed: Option<f64>,
     /// What it should be at most, if there is a goal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub goal: Option<f64>,
@@ -64,6 +65,8 @@ pub struct Measured {
 pub enum Verdict {
     /// As good as committed, within [`TOLERANCE`].
     Good,
+    /// There is nothing to compare it with yet.
+    Uncommitted,
     /// As committed, and the goal is missed.
     GoalMissed,
     /// Worse than committed by more than [`TOLERANCE`].
@@ -76,13 +79,25 @@ impl Measured {
         self.ours / self.theirs
     }
 
+    /// The ratio as it is committed and shown: to a hundredth, and a small one to two digits.
+    pub fn rounded(self) -> f64 {
+        let ratio = self.ratio();
+        let mut scale = 100.0;
+        while ratio > 0.0 && ratio * scale < 10.0 {
+            scale *= 10.0;
+        }
+        (ratio * scale).round() / scale
+    }
+
     /// Compares with the committed ratio.
     pub fn verdict(self, committed: &Ratio) -> Verdict {
         let ratio = self.ratio();
-        if ratio > committed.committed * TOLERANCE {
+        if committed.committed.is_some_and(|committed| ratio > committed * TOLERANCE) {
             Verdict::Worse
         } else if committed.goal.is_some_and(|goal| ratio > goal) {
             Verdict::GoalMissed
+        } else if committed.committed.is_none() {
+            Verdict::Uncommitted
         } else {
             Verdict::Good
         }
@@ -122,8 +137,8 @@ pub fn measure(criterion: &Path, row: &Ratio) -> Result<Measured> {
 mod tests {
     use super::*;
 
-    fn row(committed: f64, goal: Option<f64>) -> Ratio {
-        Ratio { name: "n".into(), ours: "a".into(), theirs: "b".into(), committed, goal }
+    fn row(committed: impl Into<Option<f64>>, goal: Option<f64>) -> Ratio {
+        Ratio { name: "n".into(), ours: "a".into(), theirs: "b".into(), committed: committed.into(), goal }
     }
 
     fn measured(ratio: f64) -> Measured {
@@ -144,11 +159,25 @@ mod tests {
     }
 
     #[test]
+    fn a_row_without_a_committed_ratio_is_compared_with_its_goal_only() {
+        assert_eq!(measured(9.0).verdict(&row(None, None)), Verdict::Uncommitted);
+        assert_eq!(measured(9.0).verdict(&row(None, Some(1.5))), Verdict::GoalMissed);
+    }
+
+    #[test]
+    fn a_ratio_is_rounded_to_a_hundredth_and_never_to_nothing() {
+        let rounded = [1.234, 0.999, 12.345, 0.1, 0.0449, 0.003_46].map(|ratio| measured(ratio).rounded());
+        assert_eq!(rounded, [1.23, 1.0, 12.35, 0.1, 0.045, 0.0035]);
+        assert_eq!(measured(0.0).rounded(), 0.0);
+    }
+
+    #[test]
     fn every_committed_ratio_names_two_benches_and_is_a_number() {
         let rows: Vec<Ratio> = read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("ratios.json")).unwrap();
         assert!(!rows.is_empty());
         for row in rows {
-            assert!(row.ours != row.theirs && row.committed.is_finite() && row.committed > 0.0, "{row:?}");
+            let ratio = row.committed.unwrap_or(1.0);
+            assert!(row.ours != row.theirs && ratio.is_finite() && ratio > 0.0, "{row:?}");
         }
     }
 

@@ -76,15 +76,26 @@ fn a_port_in_use_is_told_with_its_setting() {
     let file = folder.path().join("cloudcore.yaml");
     let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let taken = holder.local_addr().unwrap();
-    let ports = ["modules.cloudHub.websocket", "modules.cloudHub.https", "standalone"];
-    for setting in ports {
+    let settings = [
+        "modules.cloudHub.websocket.port",
+        "modules.cloudHub.https.port",
+        "modules.cloudStream.streamPort",
+        "modules.router.port",
+        "modules.views.port",
+        "modules.admission.port",
+        "standalone.port",
+    ];
+    for setting in settings {
         let port = |of: &str| if of == setting { taken.port() } else { 0 };
+        let [link, enrolment, stream, router, views, admission, api] = settings.map(port);
         let config = format!(
-            "modules:\n  cloudHub:\n    websocket: {{address: 127.0.0.1, port: {}}}\n    https: {{address: \
-             127.0.0.1, port: {}}}\n    tlsCAFile: ''\nstandalone: {{address: 127.0.0.1, port: {}}}\n",
-            port(ports[0]),
-            port(ports[1]),
-            port(ports[2])
+            "modules:\n  cloudHub:\n    websocket: {{address: 127.0.0.1, port: {link}}}\n    \
+             https: {{address: 127.0.0.1, port: {enrolment}}}\n    tlsCAFile: ''\n  \
+             cloudStream: {{address: 127.0.0.1, streamPort: {stream}}}\n  \
+             router: {{enable: true, address: 127.0.0.1, port: {router}}}\n  \
+             views: {{enable: true, address: 127.0.0.1, port: {views}}}\n  \
+             admission: {{enable: true, address: 127.0.0.1, port: {admission}}}\n\
+             standalone: {{address: 127.0.0.1, port: {api}}}\n"
         );
         std::fs::write(&file, config).unwrap();
         let data = folder.path().join(setting);
@@ -93,7 +104,7 @@ fn a_port_in_use_is_told_with_its_setting() {
         assert!(!refused.status.success());
         let said = text(&refused.stderr);
         let expected = format!("cannot listen on {taken} for ");
-        assert!(said.contains(&expected) && said.contains(&format!("set {setting}.port to a free one")), "{said}");
+        assert!(said.contains(&expected) && said.contains(&format!("set {setting} to a free one")), "{said}");
     }
 }
 

@@ -166,25 +166,79 @@ impl Node {
         text(&refused.stderr)
     }
 
+    /// Puts these modules into its configuration, in the place of Edged, which is off in it.
+    fn configure(&self, modules: &str) {
+        let file = self.path("edgecore.yaml");
+        let config = fs::read_to_string(&file).unwrap();
+        fs::write(file, config.replace("  edged: {enable: false}\n", modules)).unwrap();
+    }
+
     /// Runs; what was said up to there.
     fn runs(&self) -> (Child, String) {
-        let mut child = self.command().stderr(Stdio::piped()).spawn().unwrap();
-        let mut log = BufReader::new(child.stderr.take().unwrap());
-        let mut lines = String::new();
-        while !lines.contains("edgecore runs") {
-            assert_ne!(log.read_line(&mut lines).unwrap(), 0, "edgecore ended:\n{lines}");
-        }
-        // Read to its end, so that it can go on writing.
-        std::thread::spawn(move || log.read_to_end(&mut Vec::new()));
-        (child, lines)
+        says(&mut self.command(), "edgecore runs")
     }
 
     fn runs_once(&self) -> String {
         let (mut child, said) = self.runs();
-        let pid = rustix::process::Pid::from_child(&child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-        assert!(child.wait().unwrap().success(), "SIGTERM is an orderly stop");
+        stop(&mut child);
         said
+    }
+}
+
+/// Runs until it says this; what was said up to there.
+fn says(command: &mut Command, words: &str) -> (Child, String) {
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    let mut lines = String::new();
+    while !lines.contains(words) {
+        assert_ne!(log.read_line(&mut lines).unwrap(), 0, "edgecore ended:\n{lines}");
+    }
+    // Read to its end, so that it can go on writing.
+    std::thread::spawn(move || log.read_to_end(&mut Vec::new()));
+    (child, lines)
+}
+
+fn stop(child: &mut Child) {
+    let pid = rustix::process::Pid::from_child(child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert!(child.wait().unwrap().success(), "SIGTERM is an orderly stop");
+}
+
+#[test]
+fn a_port_of_the_views_in_use_is_told_with_its_setting_and_refuses_the_start() {
+    let node = Node::new();
+    let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = holder.local_addr().unwrap();
+    let views = format!("  views: {{enable: true, address: 127.0.0.1, port: {}}}\n", taken.port());
+    node.configure(&format!("  edged: {{enable: false}}\n{views}"));
+    let said = node.refused();
+    let expected = format!("cannot listen on {taken} for modules.views: set its port to a free one");
+    assert!(said.contains(&expected) && said.contains("Address already in use"), "{said}");
+    drop(holder);
+    assert!(node.runs_once().contains("the views are served"));
+}
+
+/// Pods run on without their node's own API, so that its port is no reason not to start.
+#[cfg(feature = "fake-runtime")]
+#[test]
+fn a_port_of_the_nodes_api_in_use_is_logged_with_its_setting_and_the_edge_runs() {
+    let node = Node::new();
+    let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = holder.local_addr().unwrap();
+    node.configure(&format!(
+        "  edged:\n    rootDirectory: {}\n    tailoredKubeletConfig:\n      podLogsDir: {}\n      \
+         address: 127.0.0.1\n      readOnlyPort: {}\n",
+        node.path("kubelet").display(),
+        node.path("logs/pods").display(),
+        taken.port()
+    ));
+    let (mut child, said) = says(node.command().arg("--fake-runtime"), "the node's API is not served");
+    stop(&mut child);
+    assert!(said.contains("edgecore runs"), "{said}");
+    let line = said.lines().last().unwrap();
+    let setting = "modules.edged.tailoredKubeletConfig.readOnlyPort chooses another port, 0 none";
+    for part in [&taken.to_string(), "Address already in use", setting] {
+        assert!(line.contains(part), "{part}: {said}");
     }
 }
 

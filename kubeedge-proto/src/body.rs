@@ -99,9 +99,15 @@ impl v1::Settled {
         Self { disposition: v1::Disposition::Superseded.into(), ..Default::default() }
     }
 
-    /// Refused for good, with an HTTP status and a reason for a person.
+    /// Refused, with an HTTP status and a reason for a person.
     pub fn rejected(code: u32, reason: impl Into<String>) -> Self {
         Self { disposition: v1::Disposition::Rejected.into(), code, reason: reason.into() }
+    }
+
+    /// Whether it was refused for now: whoever could not take it, or the API server behind it, may take it later. Other
+    /// codes are for good.
+    pub fn is_for_now(&self) -> bool {
+        matches!(self.code, 408 | 429) || (self.code >= 500 && self.code != 501)
     }
 }
 

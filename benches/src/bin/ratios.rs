@@ -26,24 +26,31 @@ fn main() -> Result<()> {
     println!("|---|---|---|---|---|---|---|");
     for row in &mut rows {
         let measured = measure(&criterion, row)?;
-        let goal = row.goal.map_or(String::from("-"), |goal| format!("{goal:.2}"));
+        // Two digits behind the point, or as many as a small one has.
+        let number = |ratio: Option<f64>| match ratio {
+            None => String::from("-"),
+            Some(ratio) if ratio < 0.1 => ratio.to_string(),
+            Some(ratio) => format!("{ratio:.2}"),
+        };
         let verdict = match measured.verdict(row) {
             Verdict::Good => "",
+            Verdict::Uncommitted => "not committed yet",
             Verdict::GoalMissed => "goal missed",
             Verdict::Worse => "WORSE",
         };
         println!(
-            "| {} | {} | {} | {:.2} | {:.2} | {goal} | {verdict} |",
+            "| {} | {} | {} | {} | {} | {} | {verdict} |",
             row.name,
             time(measured.ours),
             time(measured.theirs),
-            measured.ratio(),
-            row.committed
+            number(Some(measured.rounded())),
+            number(row.committed),
+            number(row.goal)
         );
         if measured.verdict(row) == Verdict::Worse {
             worse.push(row.name.clone());
         }
-        row.committed = (measured.ratio() * 100.0).round() / 100.0;
+        row.committed = Some(measured.rounded());
     }
     let figures_file = own.join("figures.json");
     let mut figures: Vec<Figure> = read(&figures_file)?;

@@ -7,13 +7,9 @@ use std::{
 
 use anyhow::{Context, Result};
 use kubeedge_proto::cri::{ListPodSandboxRequest, PodSandboxFilter, PodSandboxState, StopContainerRequest};
-use tokio::process::Command;
 
 use super::Lab;
-use crate::{
-    containerd::{Container, PrivateContainerd, by_uid},
-    process::{find_program, search_path},
-};
+use crate::containerd::{Container, PrivateContainerd, by_uid};
 
 impl Lab {
     /// The container runtime.
@@ -64,15 +60,6 @@ impl Lab {
     /// Everything that all runs of `program` (`cloudcore` or `edgecore`) wrote to the log.
     pub fn log(&self, program: &str) -> Result<String> {
         read(&self.folder.join(format!("{program}.log")))
-    }
-
-    /// A `kubectl` for this cluster, to which arguments can be added; `None` without one on this machine.
-    pub fn kubectl(&self) -> Option<Command> {
-        let mut command = Command::new(find_program("kubectl")?);
-        command.env("PATH", search_path()).env("KUBECONFIG", self.kubeconfig()).kill_on_drop(true);
-        // Its cache of the API's kinds is kept in the home folder.
-        command.arg("--cache-dir").arg(self.folder.join("kubectl"));
-        Some(command)
     }
 }
 

@@ -35,6 +35,11 @@ impl Fleet {
         Self { program, network, generators: Vec::new() }
     }
 
+    /// Another one of the same program and network, without processes.
+    pub fn none_yet(&self) -> Self {
+        Self::new(self.program.clone(), self.network.clone())
+    }
+
     /// Starts one more.
     pub fn start(&mut self, plan: &Plan, log: &Path) -> Result<()> {
         let mut launch = Launch::new("hollow nodes", &self.program, log)
@@ -43,6 +48,9 @@ impl Fleet {
             .arg("--authority")
             .arg(&plan.authority)
             .env("RUST_LOG", "error");
+        if let Some(stores) = &plan.stores {
+            launch = launch.arg("--stores").arg(stores);
+        }
         for link in &plan.links {
             launch = launch.args(["--link", link]);
         }

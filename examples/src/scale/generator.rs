@@ -9,7 +9,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use kubeedge_actors::identity::CertificateAuthority;
+use kubeedge_actors::{
+    identity::CertificateAuthority,
+    store::{self, Store},
+};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
@@ -39,6 +42,8 @@ pub struct Plan {
     pub links: Vec<String>,
     /// The folder of the authority, which signs the nodes' certificates.
     pub authority: PathBuf,
+    /// The folder of the nodes' stores; without one they are in memory.
+    pub stores: Option<PathBuf>,
 }
 
 /// The name of a node.
@@ -84,8 +89,13 @@ async fn serve(plan: &Plan, authority: &CertificateAuthority) -> Result<()> {
                 for _ in 0..more {
                     let number = plan.first + nodes.len();
                     let link = plan.links[number % plan.links.len()].clone();
-                    let name = node_name(number).parse().context("a node's name")?;
-                    nodes.push(start(name, link, authority, Rc::clone(&tally)).await?);
+                    let name = node_name(number);
+                    let store = match &plan.stores {
+                        Some(folder) => Store::open(&folder.join(&name), store::Options::default())?.store,
+                        None => Store::in_memory(),
+                    };
+                    let name = name.parse().context("a node's name")?;
+                    nodes.push(start(name, link, store, authority, Rc::clone(&tally)).await?);
                     tally.borrow_mut().started += 1;
                 }
                 let part = nodes.len().div_ceil(ROUND);

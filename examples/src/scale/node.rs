@@ -53,13 +53,13 @@ pub(super) struct Node {
 pub(super) async fn start(
     name: NodeName,
     address: String,
+    store: Store,
     authority: &CertificateAuthority,
     tally: Rc<RefCell<Tally>>,
 ) -> Result<Node> {
     let issued = authority.issue_client(&name.common_name(), "system:nodes", SystemTime::now())?;
     let mut tls = issued_client_config(authority.certificate().clone(), &issued, system_clock())?;
     tls.resumption = Resumption::disabled();
-    let store = Store::in_memory();
     let tables = Tables::open(store.clone()).await?;
     let hub = EdgeHubConfig {
         address,

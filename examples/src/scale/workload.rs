@@ -22,6 +22,8 @@ const CONCURRENT: usize = 32;
 const ATTEMPTS: u32 = 8;
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// What is in a ConfigMap whose size does not matter.
+pub const SETTINGS: &str = "level=info\n";
 /// Objects of each node: so many pods, each with a ConfigMap of its own.
 pub const PODS: usize = 2;
 
@@ -50,7 +52,7 @@ impl Workload {
             .map(|node| async move {
                 for part in 0..PODS {
                     let name = config_name(node, part);
-                    self.create_config(&name).await?;
+                    self.create_config(&name, SETTINGS).await?;
                     self.create_pod(&name, node, [name.as_str()].into_iter()).await?;
                 }
                 Ok(())
@@ -60,10 +62,10 @@ impl Workload {
             .await
     }
 
-    /// ConfigMaps of these names.
-    pub async fn create_configs(&self, names: impl Iterator<Item = String>) -> Result<()> {
+    /// ConfigMaps of these names, each with this text in it.
+    pub async fn create_configs(&self, names: impl Iterator<Item = String>, settings: &str) -> Result<()> {
         stream::iter(names)
-            .map(|name| async move { self.create_config(&name).await })
+            .map(|name| async move { self.create_config(&name, settings).await })
             .buffer_unordered(CONCURRENT)
             .try_collect()
             .await
@@ -86,10 +88,10 @@ impl Workload {
         create(&self.pods, name, &pod).await
     }
 
-    async fn create_config(&self, name: &str) -> Result<()> {
+    async fn create_config(&self, name: &str, settings: &str) -> Result<()> {
         let config = json!({
             "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name},
-            "data": {STAMP: stamp().to_string(), "settings": "level=info\n"},
+            "data": {STAMP: stamp().to_string(), "settings": settings},
         });
         create(&self.configs, name, &config).await
     }

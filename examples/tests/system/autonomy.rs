@@ -38,8 +38,9 @@ const UP: &str = "autonomy::a_lab_comes_up";
 const DOWN: &str = "autonomy::nothing_is_left_on_the_machine";
 const BOOT: &str = "autonomy::ten_pods_boot_without_a_cloud_as_fast_as_the_runtime_can";
 const BACK: &str = "autonomy::after_an_outage_the_cloud_is_right_within_ten_seconds";
+const REIMAGED: &str = "autonomy::a_new_box_under_the_name_of_a_node_that_is_still_there_is_that_node";
 const DELETED: &str = "autonomy::a_deleted_node_and_a_new_box_under_the_old_name_come_back";
-const ALL: [&str; 3] = [BOOT, BACK, DELETED];
+const ALL: [&str; 4] = [BOOT, BACK, REIMAGED, DELETED];
 
 const PODS: usize = 10;
 /// What a boot may take: so many times the bare calls, and a constant.
@@ -72,6 +73,7 @@ pub(crate) async fn stage(report: &mut Report, tools: &Result<Tools>) {
     if let Some(mut site) = site {
         report.run(BOOT, boot(&mut lab, &mut site)).await;
         report.run(BACK, back(&mut lab, &site)).await;
+        report.run(REIMAGED, reimaged(&mut lab, &site)).await;
         report.run(DELETED, deleted(&mut lab, &mut site)).await;
     }
     report.close(DOWN, lab, folder, Ok(())).await;
@@ -437,6 +439,28 @@ impl Changes {
     fn containers(&self) -> Vec<String> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
+}
+
+/// The box dies and comes back without anything, joined anew under its name. Its Node is there and still says Ready.
+async fn reimaged(lab: &mut Lab, site: &Site) -> Result<Outcome> {
+    ensure!(lab.edge_runs() && lab.cloud_runs(), "the scenario before this one did not get that far");
+    let nodes = Api::<Node>::all(lab.client()?);
+    let uid = nodes.get(NODE).await?.uid();
+    let before = site.containers(lab).await?;
+    lab.kill_edge().await?;
+    lab.wipe_edge().await?;
+    join(lab).await?;
+    lab.guarded(async |lab| {
+        site.runs(lab).await?;
+        site.cloud_is_right(lab).await
+    })
+    .await?;
+    ensure!(nodes.get(NODE).await?.uid() == uid, "the Node was made anew");
+    let anew = site.containers(lab).await?;
+    ensure!(anew.iter().all(|id| !before.contains(id)), "a new box has nothing of the old one: {anew:?}");
+    let secrets = site.read(lab, "/secret/password").await?;
+    ensure!(secrets.iter().all(|secret| secret == "t0p-secret"), "they see {secrets:?}");
+    Ok(Outcome::Proved)
 }
 
 /// The node was deleted while its box was away: first the box comes back, then another one under its name.

@@ -20,7 +20,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     cluster::poll,
-    kubectl,
+    kubectl, kubectls,
     report::{Outcome, Report},
 };
 
@@ -217,8 +217,8 @@ async fn next(mapper: &mut Mapper) -> Result<Event> {
 }
 
 async fn walk(lab: &Lab) -> Result<Outcome> {
-    if lab.kubectl().is_none() {
-        return Ok(Outcome::Skipped("kubectl is not on PATH".to_owned()));
+    if kubectls::newest().is_none() {
+        return kubectls::missing();
     }
     let crds = lab.command("cloudcore", &["crds"]).await?;
     ensure!(crds.status.success(), "cloudcore crds: {}", String::from_utf8_lossy(&crds.stderr));

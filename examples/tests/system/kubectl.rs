@@ -4,13 +4,11 @@ use std::{fs, process::Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 use kubeedge_examples::lab::{Lab, NODE};
-use tokio::{
-    io::{AsyncBufReadExt, BufReader},
-    process::Command,
-};
+use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::{
     cluster::{nothing_left, pods, running, uid},
+    kubectls::{self, command, outcome, said},
     pods::{script, serving},
     report::Outcome,
 };
@@ -19,21 +17,13 @@ pub(crate) const WATCH: &str = "kubectl::get_pods_w_shows_pending_container_crea
 pub(crate) const VERBS: &str = "kubectl::apply_get_describe_edit_and_delete_work";
 pub(crate) const GRACE: &str = "kubectl::delete_waits_for_the_container_to_end_in_order";
 
-macro_rules! kubectl {
-    ($lab:expr) => {
-        match $lab.kubectl() {
-            Some(kubectl) => kubectl,
-            None => return Ok(Outcome::Skipped("kubectl is not on PATH".to_owned())),
-        }
-    };
-}
-
 /// The columns of one pod, a line for each change.
 pub(crate) async fn watch(lab: &Lab) -> Result<Outcome> {
-    let mut kubectl = kubectl!(lab);
+    let Some(kubectl) = kubectls::newest() else { return kubectls::missing() };
     let name = "watched";
-    kubectl.args(["get", "pods", "-w", "--field-selector", &format!("metadata.name={name}")]);
-    let mut watching = kubectl.stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().context("start kubectl")?;
+    let selector = format!("metadata.name={name}");
+    let mut kubectl = command(lab, &kubectl, &["get", "pods", "-w", "--field-selector", &selector]);
+    let mut watching = kubectl.stderr(Stdio::inherit()).spawn().context("start kubectl")?;
     let mut lines = BufReader::new(watching.stdout.take().context("its output is ours")?).lines();
     apply(lab, &serving(name, "/")).await?;
     let mut states = Vec::new();
@@ -65,7 +55,7 @@ pub(crate) async fn watch(lab: &Lab) -> Result<Outcome> {
 
 /// What everybody does on the first day.
 pub(crate) async fn verbs(lab: &Lab) -> Result<Outcome> {
-    kubectl!(lab);
+    let Some(kubectl) = kubectls::newest() else { return kubectls::missing() };
     let manifest = serving("verbs", "/");
     let said = apply(lab, &manifest).await?;
     ensure!(said.trim() == "pod/verbs created", "{said:?}");
@@ -94,15 +84,16 @@ pub(crate) async fn verbs(lab: &Lab) -> Result<Outcome> {
     ensure!(data == "{\"a\":\"b\",\"c\":\"d\"}", "{data}");
     let deleted = run(lab, &["delete", "pod/verbs", "configmap/made", "--now"]).await?;
     ensure!(deleted.contains("pod \"verbs\"") && deleted.contains("configmap \"made\""), "{deleted}");
-    let gone = output(lab, &["get", "pod", "verbs"]).await?;
-    let stderr = String::from_utf8_lossy(&gone.stderr);
-    ensure!(!gone.status.success() && stderr.contains("(NotFound): pods \"verbs\" not found"), "{stderr}");
+    let (found, why) = outcome(lab, &kubectl, &["get", "pod", "verbs"]).await?;
+    ensure!(!found && why.contains("(NotFound): pods \"verbs\" not found"), "{why}");
     Ok(Outcome::Proved)
 }
 
 /// SIGTERM, then time; `kubectl delete` comes back when nothing is left.
 pub(crate) async fn grace(lab: &Lab) -> Result<Outcome> {
-    kubectl!(lab);
+    if kubectls::newest().is_none() {
+        return kubectls::missing();
+    }
     let outside = lab.folder().join("grace");
     fs::create_dir(&outside)?;
     let told = "trap 'echo told >> /out/story; sleep 2; echo done >> /out/story; exit 0' TERM; \
@@ -142,15 +133,7 @@ async fn apply(lab: &Lab, manifest: &str) -> Result<String> {
     run(lab, &["apply", "-f", path.to_str().context("a path of UTF-8")?]).await
 }
 
-/// `kubectl` with these arguments; what it printed.
+/// The newest kubectl with these arguments; what it printed.
 pub(crate) async fn run(lab: &Lab, arguments: &[&str]) -> Result<String> {
-    let output = output(lab, arguments).await?;
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "kubectl {}: {}", arguments.join(" "), stderr.trim());
-    Ok(String::from_utf8(output.stdout)?)
-}
-
-async fn output(lab: &Lab, arguments: &[&str]) -> Result<std::process::Output> {
-    let mut kubectl: Command = lab.kubectl().context("kubectl is on PATH")?;
-    Ok(kubectl.args(arguments).output().await?)
+    said(lab, &kubectls::newest().context("there is no kubectl")?, arguments).await
 }

@@ -1,7 +1,7 @@
 //! `kubectl logs`, from the API server through the gateway and the node's stream connection to the file, and back.
 
 use std::{
-    process::Stdio,
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -11,6 +11,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::{
     cluster::{apply, log_says, poll, restarts, running, until_pod},
+    kubectls::{self, command, outcome},
     pods::{script, up},
     report::{Outcome, Report},
     stream_figures, streams,
@@ -68,19 +69,21 @@ async fn talk(lab: &Lab) -> Result<()> {
     running(&lab.client()?, POD).await.map(drop)
 }
 
-async fn logs(lab: &Lab, arguments: &[&str]) -> Result<(bool, String)> {
-    let mut kubectl = lab.kubectl().context("kubectl is on PATH")?;
-    let output = kubectl.arg("logs").args(arguments).output().await?;
-    let text = if output.status.success() { output.stdout } else { output.stderr };
-    Ok((output.status.success(), String::from_utf8_lossy(&text).into_owned()))
+async fn logs(lab: &Lab, kubectl: &Path, arguments: &[&str]) -> Result<(bool, String)> {
+    outcome(lab, kubectl, &[&["logs"], arguments].concat()).await
 }
 
 async fn read(lab: &Lab) -> Result<Outcome> {
-    if lab.kubectl().is_none() {
-        return Ok(Outcome::Skipped("kubectl is not on PATH".to_owned()));
+    let Some(kubectls) = kubectls::all() else { return kubectls::missing() };
+    for (version, kubectl) in kubectls {
+        read_by(lab, &kubectl).await.with_context(|| format!("kubectl {version}"))?;
     }
+    Ok(Outcome::Proved)
+}
+
+async fn read_by(lab: &Lab, kubectl: &Path) -> Result<()> {
     let whole = poll("the first lines are in the log", async || {
-        let (done, text) = logs(lab, &[POD]).await?;
+        let (done, text) = logs(lab, kubectl, &[POD]).await?;
         Ok(if done && text.contains("three\n") { Ok(text) } else { Err(text) })
     })
     .await?;
@@ -89,31 +92,36 @@ async fn read(lab: &Lab) -> Result<Outcome> {
     for line in ["one", "two", "three"] {
         ensure!(first.contains(&line), "{line} is not among the first lines:\n{whole}");
     }
-    let (done, tail) = logs(lab, &[POD, "--tail", "1"]).await?;
+    let (done, tail) = logs(lab, kubectl, &[POD, "--tail", "1"]).await?;
     ensure!(done && tail.lines().count() == 1, "--tail 1: {tail:?}");
-    let (done, none) = logs(lab, &[POD, "--tail", "0"]).await?;
+    let (done, none) = logs(lab, kubectl, &[POD, "--tail", "0"]).await?;
     ensure!(done && none.is_empty(), "--tail 0: {none:?}");
-    let (done, cut) = logs(lab, &[POD, "--limit-bytes", "2"]).await?;
+    let (done, cut) = logs(lab, kubectl, &[POD, "--limit-bytes", "2"]).await?;
     ensure!(done && cut.len() == 2, "--limit-bytes 2: {cut:?}");
-    let (done, timed) = logs(lab, &[POD, "--timestamps", "-c", "main", "--since", "1h"]).await?;
+    let (done, timed) = logs(lab, kubectl, &[POD, "--timestamps", "-c", "main", "--since", "1h"]).await?;
     let time = timed.split(' ').next().unwrap_or_default();
     ensure!(done && time.len() >= 30 && time.contains('T'), "--timestamps: {timed:?}");
-    let (done, wrong) = logs(lab, &[POD, "-c", "nobody"]).await?;
+    let (done, wrong) = logs(lab, kubectl, &[POD, "-c", "nobody"]).await?;
     ensure!(!done && wrong.contains("container nobody is not valid for pod talker"), "{wrong:?}");
-    let (done, wrong) = logs(lab, &[POD, "--previous"]).await?;
+    let (done, wrong) = logs(lab, kubectl, &[POD, "--previous"]).await?;
     let words = "previous terminated container \"main\" in pod \"talker\" not found";
     ensure!(!done && wrong.contains(words), "{wrong:?}");
-    Ok(Outcome::Proved)
+    Ok(())
 }
 
 async fn followed(lab: &Lab) -> Result<Outcome> {
-    let Some(mut kubectl) = lab.kubectl() else {
-        return Ok(Outcome::Skipped("kubectl is not on PATH".to_owned()));
-    };
-    let mut following = kubectl.args(["logs", "-f", POD]).stdout(Stdio::piped()).spawn().context("start kubectl")?;
+    let Some(kubectls) = kubectls::all() else { return kubectls::missing() };
+    for (version, kubectl) in kubectls {
+        followed_by(lab, &kubectl).await.with_context(|| format!("kubectl {version}"))?;
+    }
+    Ok(Outcome::Proved)
+}
+
+async fn followed_by(lab: &Lab, kubectl: &Path) -> Result<()> {
+    let mut following = command(lab, kubectl, &["logs", "-f", POD]).spawn().context("start kubectl")?;
     let mut lines = BufReader::new(following.stdout.take().context("its output is ours")?).lines();
     let seen = lines.next_line().await?.context("kubectl ended")?;
-    let (done, now) = logs(lab, &[POD]).await?;
+    let (done, now) = logs(lab, kubectl, &[POD]).await?;
     ensure!(done && now.contains(&seen), "{now:?}");
     // Lines that were not there when it began.
     let fresh = tokio::time::timeout(Duration::from_secs(30), async {
@@ -127,36 +135,36 @@ async fn followed(lab: &Lab) -> Result<Outcome> {
     let before = lab.log("edgecore")?.len();
     following.kill().await?;
     log_says(lab, "edgecore", before, &["a stream was given up"]).await?;
-    Ok(Outcome::Proved)
+    Ok(())
 }
 
 async fn previous(lab: &Lab) -> Result<Outcome> {
-    if lab.kubectl().is_none() {
-        return Ok(Outcome::Skipped("kubectl is not on PATH".to_owned()));
-    }
+    let Some(kubectls) = kubectls::all() else { return kubectls::missing() };
     let name = "crashing";
     let story = "if [ -e /work/again ]; then echo second; while :; do sleep 1; done; fi; \
                  touch /work/again; echo first; exit 3";
     apply(lab, &script(name, "Always", story)).await?;
     until_pod(&lab.client()?, name, "started again", |pod| restarts(pod) == 1).await?;
-    for (arguments, expected) in [(vec![name], "second\n"), (vec![name, "-p"], "first\n")] {
-        poll(&format!("kubectl logs {arguments:?} is {expected:?}"), async || {
-            let (done, text) = logs(lab, &arguments).await?;
-            Ok(if done && text == expected { Ok(()) } else { Err(text) })
-        })
-        .await?;
+    for (version, kubectl) in kubectls {
+        for (arguments, expected) in [(vec![name], "second\n"), (vec![name, "-p"], "first\n")] {
+            poll(&format!("kubectl {version} logs {arguments:?} is {expected:?}"), async || {
+                let (done, text) = logs(lab, &kubectl, &arguments).await?;
+                Ok(if done && text == expected { Ok(()) } else { Err(text) })
+            })
+            .await?;
+        }
     }
     Ok(Outcome::Proved)
 }
 
 async fn offline(lab: &mut Lab) -> Result<Outcome> {
-    if lab.kubectl().is_none() {
-        return Ok(Outcome::Skipped("kubectl is not on PATH".to_owned()));
-    }
+    let Some(kubectls) = kubectls::all() else { return kubectls::missing() };
     lab.stop_edge().await?;
-    let asked = Instant::now();
-    let (done, said) = logs(lab, &[POD]).await?;
-    ensure!(!done && said.contains("node edge-1 is not connected"), "{said:?}");
-    ensure!(asked.elapsed() < BOUNDED, "it took {:?}", asked.elapsed());
+    for (version, kubectl) in kubectls {
+        let asked = Instant::now();
+        let (done, said) = logs(lab, &kubectl, &[POD]).await?;
+        ensure!(!done && said.contains("node edge-1 is not connected"), "kubectl {version}: {said:?}");
+        ensure!(asked.elapsed() < BOUNDED, "kubectl {version}: it took {:?}", asked.elapsed());
+    }
     Ok(Outcome::Proved)
 }

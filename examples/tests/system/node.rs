@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use crate::{
     cluster::{NAMESPACE, apply, container, delete, poll, running, uid, until_pod},
+    kubectls::{self, outcome},
     pods::{script, up},
     report::{Outcome, Report},
 };
@@ -133,28 +134,19 @@ async fn api(lab: &Lab) -> Result<Outcome> {
     Ok(Outcome::Proved)
 }
 
-async fn kubectl(lab: &Lab, arguments: &[&str]) -> Result<(bool, String)> {
-    let mut kubectl = lab.kubectl().context("kubectl is on PATH")?;
-    let output = kubectl.args(arguments).output().await?;
-    let text = if output.status.success() { output.stdout } else { output.stderr };
-    Ok((output.status.success(), String::from_utf8_lossy(&text).into_owned()))
-}
-
 /// From the API server through the gateway and the node's stream connection to the runtime, and back.
 async fn top(lab: &Lab) -> Result<Outcome> {
-    if lab.kubectl().is_none() {
-        return Ok(Outcome::Skipped("kubectl is not on PATH".to_owned()));
-    }
-    let (done, nodes) = kubectl(lab, &["top", "node"]).await?;
+    let Some(kubectl) = kubectls::newest() else { return kubectls::missing() };
+    let (done, nodes) = outcome(lab, &kubectl, &["top", "node"]).await?;
     let row: Vec<&str> = nodes.lines().nth(1).unwrap_or_default().split_whitespace().collect();
     let number = |cell: Option<&&str>, unit: &str| cell.and_then(|cell| cell.strip_suffix(unit)?.parse::<u64>().ok());
     ensure!(done && row.first() == Some(&"edge-1"), "{nodes}");
     ensure!(number(row.get(1), "m") > Some(0) && number(row.get(3), "Mi") > Some(0), "{nodes}");
-    let (done, pods) = kubectl(lab, &["top", "pod", BUSY, "--containers"]).await?;
+    let (done, pods) = outcome(lab, &kubectl, &["top", "pod", BUSY, "--containers"]).await?;
     let row: Vec<&str> = pods.lines().nth(1).unwrap_or_default().split_whitespace().collect();
     ensure!(done && row.first() == Some(&BUSY) && row.get(1) == Some(&"main"), "{pods}");
     ensure!(number(row.get(2), "m") > Some(100), "a busy loop takes more than a tenth of a core: {pods}");
-    let (done, none) = kubectl(lab, &["top", "pod", "nobody"]).await?;
+    let (done, none) = outcome(lab, &kubectl, &["top", "pod", "nobody"]).await?;
     ensure!(!done && none.contains("\"nobody\" not found"), "{none}");
     Ok(Outcome::Proved)
 }
@@ -178,12 +170,10 @@ async fn rotated(lab: &Lab) -> Result<Outcome> {
         Ok(if files.len() == 3 { Ok(()) } else { Err(format!("{files:?}")) })
     })
     .await?;
-    if lab.kubectl().is_none() {
-        return Ok(Outcome::Skipped("kubectl is not on PATH".to_owned()));
-    }
+    let Some(kubectl) = kubectls::newest() else { return kubectls::missing() };
     // The last line is in the file that is written, or alone behind a rotation.
     poll("kubectl logs shows the last line", async || {
-        let (done, text) = kubectl(lab, &["logs", name]).await?;
+        let (done, text) = outcome(lab, &kubectl, &["logs", name]).await?;
         let files = files()?;
         ensure!(files.len() <= 3, "more files than containerLogMaxFiles: {files:?}");
         let kept = files.iter().any(|file| fs::read_to_string(file).is_ok_and(|text| text.contains("line 1000\n")));
@@ -281,8 +271,8 @@ async fn no_room(lab: &Lab) -> Result<Outcome> {
     ensure!(used.parse::<u32>().is_ok() && capacity.parse::<u32>().is_ok(), "{:?}", pod.status);
     let (sandboxes, _) = lab.sandboxes(&uid(&pod)?).await?;
     ensure!(sandboxes.is_empty(), "it was never begun: {sandboxes:?}");
-    if lab.kubectl().is_some() {
-        let (_, row) = kubectl(lab, &["get", "pod", name, "--no-headers"]).await?;
+    if let Some(kubectl) = kubectls::newest() {
+        let (_, row) = outcome(lab, &kubectl, &["get", "pod", name, "--no-headers"]).await?;
         ensure!(row.split_whitespace().nth(2) == Some("OutOfcpu"), "{row}");
     }
     Ok(Outcome::Proved)

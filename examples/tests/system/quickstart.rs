@@ -4,10 +4,10 @@
 
 use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use tokio::process::Command;
 
-use crate::report::{Outcome, Report};
+use crate::report::{self, Outcome, Report};
 
 const ALL: [&str; 1] = ["quickstart::it_serves_a_page_and_leaves_nothing_behind"];
 
@@ -22,10 +22,7 @@ async fn serves_a_page_and_leaves_nothing_behind() -> Result<Outcome> {
     for program in ["cloudcore", "edgecore"] {
         if !quickstart.with_file_name(program).exists() {
             // Built by `make test`, not by `cargo test -p kubeedge-examples` alone.
-            if std::env::var_os("CI").is_some() {
-                bail!("{program} is not built");
-            }
-            return Ok(Outcome::Skipped(format!("{program} is not built; run `make test`")));
+            return report::missing(format!("{program} is not built; run `make test`"));
         }
     }
     // A short path: there will be unix sockets below it.

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::{
     cluster::{apply, container, delete, first, gone, nothing_left, pods, poll, restarts, running, uid, until_pod},
+    kubectls::{self, outcome, said},
     pods::script,
     report::Outcome,
 };
@@ -107,15 +108,15 @@ pub(crate) async fn resized(lab: &Lab) -> Result<Outcome> {
     let refused = resize(&client, name, json!({"requests": {"cpu": "100m", "memory": "24Mi"}})).await;
     let why = refused.err().context("a resize that changes the class was let through")?.to_string();
     ensure!(why.contains("Pod QOS Class may not change"), "{why}");
-    if let Some(mut kubectl) = lab.kubectl() {
+    if let Some(kubectl) = kubectls::newest() {
         let patch = r#"{"spec":{"containers":[{"name":"main","resources":{"limits":{"cpu":"150m"}}}]}}"#;
-        let output = kubectl.args(["patch", "pod", name, "--subresource", "resize", "-p", patch]).output().await?;
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        // Before 1.32 kubectl has no such subresource.
-        if output.status.success() {
+        let arguments = ["patch", "pod", name, "--subresource", "resize", "-p", patch];
+        let (done, said) = outcome(lab, &kubectl, &arguments).await?;
+        if done {
             until_pod(&client, name, "resized by kubectl", |pod| settled(pod, "150m", "24Mi")).await?;
         } else {
-            ensure!(said.contains("invalid subresource"), "{said}");
+            // One on PATH may be older than 1.32, which has no such subresource.
+            ensure!(!kubectls::is_pinned(&kubectl) && said.contains("invalid subresource"), "{said}");
         }
     }
     for (name, uid) in [(name, pod_uid), (other, other_uid)] {
@@ -127,9 +128,7 @@ pub(crate) async fn resized(lab: &Lab) -> Result<Outcome> {
 }
 
 pub(crate) async fn debugged(lab: &Lab) -> Result<Outcome> {
-    let Some(mut kubectl) = lab.kubectl() else {
-        return Ok(Outcome::Skipped("kubectl is not on PATH".to_owned()));
-    };
+    let Some(kubectl) = kubectls::newest() else { return kubectls::missing() };
     let (client, name) = (lab.client()?, "looked-into");
     apply(lab, &script(name, "Always", "while :; do sleep 1; done")).await?;
     let pod = running(&client, name).await?;
@@ -139,8 +138,7 @@ pub(crate) async fn debugged(lab: &Lab) -> Result<Outcome> {
     let command = ["--", "/bin/sh", "-c", "tr '\\0' ' ' < /proc/1/cmdline; exit 7"];
     let arguments =
         ["debug", name, &image, "--target=main", "--container=debugger", "--image-pull-policy=IfNotPresent"];
-    let output = kubectl.args(arguments).args(command).output().await?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    said(lab, &kubectl, &[&arguments[..], &command[..]].concat()).await?;
     let ended = |pod: &Pod| -> Option<i32> {
         let all = pod.status.as_ref()?.ephemeral_container_statuses.as_ref()?;
         let one = all.iter().find(|one| one.name == "debugger")?;
@@ -149,10 +147,8 @@ pub(crate) async fn debugged(lab: &Lab) -> Result<Outcome> {
     let pod = until_pod(&client, name, "the debugger has ended", |pod| ended(pod).is_some()).await?;
     ensure!(ended(&pod) == Some(7) && restarts(&pod) == 0, "{:?}", pod.status);
     poll("its log names the target's process", async || {
-        let mut kubectl = lab.kubectl().context("kubectl was there")?;
-        let output = kubectl.args(["logs", name, "-c", "debugger"]).output().await?;
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        Ok(if said.contains("while :; do sleep 1; done") { Ok(()) } else { Err(format!("{output:?}")) })
+        let (_, text) = outcome(lab, &kubectl, &["logs", name, "-c", "debugger"]).await?;
+        Ok(if text.contains("while :; do sleep 1; done") { Ok(()) } else { Err(text) })
     })
     .await?;
     delete(&client, name, 1).await?;

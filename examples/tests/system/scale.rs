@@ -6,10 +6,15 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use k8s_openapi::api::core::v1::Node;
+use kube::{
+    Api,
+    api::{ObjectMeta, PostParams},
+};
 use kubeedge_examples::scale::{
     Clouds, Fleet, Place, Tally, Workload,
     generator::{Plan, node_name},
-    workload::{PODS, config_name},
+    workload::{PODS, SETTINGS, config_name},
 };
 use tempfile::TempDir;
 
@@ -21,14 +26,25 @@ use crate::{
 const UP: &str = "scale::hollow_nodes_connect_and_hold_what_they_should";
 const CHANGE: &str = "scale::a_change_reaches_the_nodes_that_it_concerns_and_no_other";
 const RESTART: &str = "scale::a_cloud_that_restarts_under_its_nodes_gets_all_of_them_back_and_loses_nothing";
+const DISTURBED: &str = "scale::heartbeats_pass_others_first_syncs_and_shared_changes";
 const DOWN: &str = "scale::everything_ends_in_order";
-const ALL: [&str; 2] = [CHANGE, RESTART];
+const ALL: [&str; 3] = [CHANGE, RESTART, DISTURBED];
 
 const NODES: usize = 200;
 /// Objects that change, one node each; and the nodes that all need one more.
 const CHANGED: usize = 20;
 const INTERESTED: usize = 15;
 const SHARED: &str = "shared";
+/// Nodes that come for the first time, one after the other, and what each of them gets: ConfigMaps, so many in a pod.
+const LATE: usize = 8;
+const FIRST_SYNC: usize = 300;
+const IN_A_POD: usize = 60;
+/// ConfigMaps that change meanwhile, each at so many nodes.
+const BUSY: usize = 50;
+const BUSY_AT: usize = 15;
+/// The most that a heartbeat of 99 in 100 nodes takes meanwhile, of this build on two shared cores; `make scale` has the
+/// figure of a release.
+const HEARTBEAT: Duration = Duration::from_secs(2);
 /// What takes longer is a failure.
 const LIMIT: Duration = Duration::from_secs(90);
 
@@ -38,6 +54,7 @@ struct Trial {
     fleet: Fleet,
     work: Workload,
     folder: TempDir,
+    plan: Plan,
 }
 
 pub(crate) async fn stage(report: &mut Report) {
@@ -55,6 +72,7 @@ pub(crate) async fn stage(report: &mut Report) {
     let Some(mut trial) = begun else { return };
     report.run(CHANGE, trial.change()).await;
     report.run(RESTART, trial.restart()).await;
+    report.run(DISTURBED, trial.disturbed()).await;
     let keep = report.failed();
     report.always(DOWN, trial.end(keep)).await;
 }
@@ -67,14 +85,14 @@ impl Trial {
             folder: folder.path().to_owned(),
             programs: program.parent().context("a program is in a folder")?.to_owned(),
             addresses: vec![std::net::Ipv4Addr::LOCALHOST],
-            node_limit: NODES,
+            node_limit: NODES + LATE,
         };
         let clouds = Clouds::start(place).await?;
         let mut fleet = Fleet::new(program.to_owned(), None);
-        let plan = Plan { first: 0, count: NODES, links: clouds.links(), authority: clouds.authority() };
+        let plan = Plan { first: 0, count: NODES, links: clouds.links(), authority: clouds.authority(), stores: None };
         fleet.start(&plan, &folder.path().join("nodes.log"))?;
         let work = Workload::new(clouds.client());
-        let mut trial = Self { clouds, fleet, work, folder };
+        let mut trial = Self { clouds, fleet, work, folder, plan };
         trial.until("all nodes are ready", |tally| tally.ready == NODES as u64).await?;
         trial.work.create(0..NODES).await?;
         trial.until("all objects are held", |tally| tally.held == (NODES * PODS * 2) as u64).await?;
@@ -90,7 +108,7 @@ impl Trial {
         let expected = before + CHANGED as u64;
         self.until("the changes are applied", |tally| tally.configs_applied >= expected).await?;
 
-        self.work.create_configs(std::iter::once(SHARED.to_owned())).await?;
+        self.work.create_configs(std::iter::once(SHARED.to_owned()), SETTINGS).await?;
         for node in 0..INTERESTED {
             self.work.create_pod(&format!("{SHARED}-{node}"), node, std::iter::once(SHARED)).await?;
         }
@@ -128,6 +146,69 @@ impl Trial {
         let links = back.connections - before.connections;
         ensure!(links == NODES as u64, "{links} links for {NODES} nodes: some ended again");
         ensure!(self.fleet.held().await? == expected, "the nodes hold something else than what was written");
+        Ok(Outcome::Proved)
+    }
+
+    /// Nodes come for the first time and get much, one after the other, while what others share changes all the time: that
+    /// delays no other node's heartbeat (`P-HEARTBEAT-ALONE`).
+    async fn disturbed(&mut self) -> Result<Outcome> {
+        let busy = |number: usize| format!("busy-{number}");
+        let groups = 5;
+        let before = self.fleet.tally().await?;
+        self.work.create_configs((0..BUSY).map(busy), SETTINGS).await?;
+        for node in 0..groups * BUSY_AT {
+            let configs: Vec<String> = (node % groups..BUSY).step_by(groups).map(busy).collect();
+            self.work.create_pod(&format!("busy-{node}"), node, configs.iter().map(String::as_str)).await?;
+        }
+        let held = before.configs_applied + (BUSY * BUSY_AT) as u64;
+        self.until("the shared objects are held", |tally| tally.configs_applied >= held).await?;
+
+        let much = |number: usize| format!("much-{number}");
+        self.work.create_configs((0..FIRST_SYNC).map(much), SETTINGS).await?;
+        let configs: Vec<String> = (0..FIRST_SYNC).map(much).collect();
+        for node in NODES..NODES + LATE {
+            let metadata = ObjectMeta { name: Some(node_name(node)), ..ObjectMeta::default() };
+            let made = Node { metadata, ..Node::default() };
+            Api::<Node>::all(self.clouds.client().clone()).create(&PostParams::default(), &made).await?;
+            for (part, configs) in configs.chunks(IN_A_POD).enumerate() {
+                let name = format!("much-{node}-{part}");
+                self.work.create_pod(&name, node, configs.iter().map(String::as_str)).await?;
+            }
+        }
+
+        // Until most nodes have told a heartbeat, somebody syncs and something changes.
+        let links = self.fleet.take_latencies().await?.connections;
+        let mut late = Fleet::new(env!("CARGO_BIN_EXE_scale").into(), None);
+        let (began, mut come, mut changes) = (Instant::now(), 0, 0);
+        let after = loop {
+            let each = (FIRST_SYNC + FIRST_SYNC / IN_A_POD) as u64;
+            if come < LATE && late.tally().await?.held == come as u64 * each {
+                let plan = Plan { first: NODES + come, count: 1, ..self.plan.clone() };
+                late.start(&plan, &self.folder.path().join(format!("late-{come}.log")))?;
+                come += 1;
+            }
+            self.work.change_all((0..BUSY).map(busy)).await?;
+            changes += BUSY;
+            let (tally, of_late) = (self.fleet.tally().await?, late.tally().await?);
+            if tally.heartbeats.count() >= (NODES * 3 / 4) as u64 && of_late.held == come as u64 * each {
+                break tally;
+            }
+            ensure!(began.elapsed() < LIMIT, "{come} nodes came: {of_late:?}; the others: {tally:?}");
+        };
+        let quantile = |part| after.heartbeats.quantile(part).context("no heartbeat was counted");
+        let (median, p99) = (quantile(0.5)?, quantile(0.99)?);
+        println!(
+            "     {} heartbeats while {come} nodes got {FIRST_SYNC} objects each and {changes} changes went to {BUSY_AT} \
+             nodes each, in {:.1} s: median {:.0} ms, p99 {:.0} ms",
+            after.heartbeats.count(),
+            began.elapsed().as_secs_f32(),
+            median.as_secs_f64() * 1e3,
+            p99.as_secs_f64() * 1e3
+        );
+        late.stop().await?;
+        ensure!(after.connections == links, "links ended meanwhile");
+        ensure!(come > 1, "nobody came for the first time");
+        ensure!(p99 < HEARTBEAT, "heartbeats wait for what others get: {p99:?}");
         Ok(Outcome::Proved)
     }
 

@@ -1,13 +1,7 @@
 //! `kubectl exec`, `attach`, `port-forward` and `cp`: from the API server through the gateway and the node's stream
 //! connection to the container runtime's own streaming server, and back.
 
-use std::{
-    fs,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    process::{Output, Stdio},
-    time::Duration,
-};
+use std::{fs, net::SocketAddr, process::Stdio, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use kubeedge_examples::{http, lab::Lab};
@@ -18,6 +12,7 @@ use tokio::{
 
 use crate::{
     cluster::{apply, running},
+    kubectls::{self, LIMIT, command, output, said},
     pods::script,
     report::Outcome,
 };
@@ -33,51 +28,6 @@ pub(crate) const REFUSED: &str = "streams::what_cannot_be_is_refused_in_kubernet
 pub(crate) const ALL: [&str; 7] = [EXEC, STDIN, TERMINAL, ATTACH, FORWARD, COPY, REFUSED];
 
 const POD: &str = "worker";
-/// For one kubectl. Each takes a second or two here, most of it its own start.
-const LIMIT: Duration = Duration::from_secs(60);
-
-/// The oldest and the newest kubectl that is promised to work, where `tools/install-kubectl` puts them; and whichever is
-/// on PATH where neither is there.
-pub(crate) fn kubectls(lab: &Lab) -> Vec<(String, PathBuf)> {
-    let programs = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap_or(Path::new("target")).join("kubectl");
-    let pinned = ["1.32", "1.36"].map(|version| (version.to_owned(), programs.join(version).join("kubectl")));
-    let mut found: Vec<_> = pinned.into_iter().filter(|(_, program)| program.is_file()).collect();
-    if found.is_empty() && lab.kubectl().is_some() {
-        found.push(("on PATH".to_owned(), PathBuf::from("kubectl")));
-    }
-    found
-}
-
-macro_rules! kubectls {
-    ($lab:expr) => {
-        match kubectls($lab) {
-            none if none.is_empty() => {
-                return Ok(Outcome::Skipped("no kubectl: run tools/install-kubectl".to_owned()));
-            }
-            found => found,
-        }
-    };
-}
-
-/// One of them for the lab's cluster.
-pub(crate) fn command(lab: &Lab, program: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(program);
-    command.env("KUBECONFIG", lab.kubeconfig()).arg("--cache-dir").arg(lab.folder().join("kubectl")).args(arguments);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-    command
-}
-
-async fn output(lab: &Lab, program: &Path, arguments: &[&str]) -> Result<Output> {
-    let output = tokio::time::timeout(LIMIT, command(lab, program, arguments).output());
-    Ok(output.await.with_context(|| format!("kubectl {arguments:?} did not end"))??)
-}
-
-async fn said(lab: &Lab, program: &Path, arguments: &[&str]) -> Result<String> {
-    let output = output(lab, program, arguments).await?;
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "kubectl {arguments:?}: {}: {}", output.status, stderr.trim());
-    Ok(String::from_utf8(output.stdout)?)
-}
 
 /// A process that takes standard input, a page, and a folder.
 pub(crate) async fn begin(lab: &Lab) -> Result<Outcome> {
@@ -89,7 +39,8 @@ pub(crate) async fn begin(lab: &Lab) -> Result<Outcome> {
 }
 
 pub(crate) async fn exec(lab: &Lab) -> Result<Outcome> {
-    for (version, kubectl) in kubectls!(lab) {
+    let Some(kubectls) = kubectls::all() else { return kubectls::missing() };
+    for (version, kubectl) in kubectls {
         let printed = said(lab, &kubectl, &["exec", POD, "--", "echo", "hi"]).await?;
         ensure!(printed == "hi\n", "kubectl {version}: {printed:?}");
         let story = "echo out; echo err >&2; exit 7";
@@ -102,7 +53,7 @@ pub(crate) async fn exec(lab: &Lab) -> Result<Outcome> {
 }
 
 pub(crate) async fn stdin(lab: &Lab) -> Result<Outcome> {
-    let kubectls = kubectls!(lab);
+    let Some(kubectls) = kubectls::all() else { return kubectls::missing() };
     let file = lab.folder().join("stdin");
     let bytes: Vec<u8> = (0..3_000_000u32).map(|at| (at % 251) as u8).collect();
     fs::write(&file, &bytes)?;
@@ -119,8 +70,7 @@ pub(crate) async fn stdin(lab: &Lab) -> Result<Outcome> {
 
 /// `script` gives kubectl a terminal, which is then made larger.
 pub(crate) async fn terminal(lab: &Lab) -> Result<Outcome> {
-    let kubectls = kubectls!(lab);
-    let (_, kubectl) = kubectls.last().context("there is one")?;
+    let Some(kubectl) = kubectls::newest() else { return kubectls::missing() };
     let story = "while read x; do busybox stty size; done";
     let line = format!(
         "stty rows 31 cols 71; tty; exec '{}' --cache-dir '{}' exec -it {POD} -- sh -c '{story}'",
@@ -174,7 +124,8 @@ async fn until(
 }
 
 pub(crate) async fn attach(lab: &Lab) -> Result<Outcome> {
-    for (version, kubectl) in kubectls!(lab) {
+    let Some(kubectls) = kubectls::all() else { return kubectls::missing() };
+    for (version, kubectl) in kubectls {
         let mut attached = command(lab, &kubectl, &["attach", "-i", POD]).stdin(Stdio::piped()).spawn()?;
         let mut keys = attached.stdin.take().context("its input is ours")?;
         let mut lines = BufReader::new(attached.stdout.take().context("its output is ours")?).lines();
@@ -191,7 +142,8 @@ pub(crate) async fn attach(lab: &Lab) -> Result<Outcome> {
 }
 
 pub(crate) async fn forward(lab: &Lab) -> Result<Outcome> {
-    for (version, kubectl) in kubectls!(lab) {
+    let Some(kubectls) = kubectls::all() else { return kubectls::missing() };
+    for (version, kubectl) in kubectls {
         let mut forwarding = command(lab, &kubectl, &["port-forward", POD, ":8080"]).spawn()?;
         let local = tokio::time::timeout(LIMIT, forwarded(&mut forwarding));
         let local = local.await.with_context(|| format!("kubectl {version} does not forward"))??;
@@ -219,7 +171,7 @@ async fn forwarded(kubectl: &mut Child) -> Result<SocketAddr> {
 }
 
 pub(crate) async fn copy(lab: &Lab) -> Result<Outcome> {
-    let kubectls = kubectls!(lab);
+    let Some(kubectls) = kubectls::all() else { return kubectls::missing() };
     let file = lab.folder().join("to-copy");
     let bytes: Vec<u8> = (0..1_000_000u32).map(|at| (at % 241) as u8).collect();
     fs::write(&file, &bytes)?;
@@ -235,7 +187,8 @@ pub(crate) async fn copy(lab: &Lab) -> Result<Outcome> {
 }
 
 pub(crate) async fn refused(lab: &Lab) -> Result<Outcome> {
-    for (version, kubectl) in kubectls!(lab) {
+    let Some(kubectls) = kubectls::all() else { return kubectls::missing() };
+    for (version, kubectl) in kubectls {
         let cases: [(&[&str], &str); 4] = [
             (&["exec", POD, "-c", "nobody", "--", "ls"], "container nobody is not valid for pod worker"),
             (&["exec", "nobody", "--", "ls"], "pods \"nobody\" not found"),

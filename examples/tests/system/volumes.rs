@@ -15,6 +15,7 @@ use crate::{
     cluster::{
         NAMESPACE, apply, container, delete, gone, nothing_left, poll, restarts, running, uid, until_pod, waits_for,
     },
+    kubectls::{self, said},
     pods::script,
     report::Outcome,
 };
@@ -88,9 +89,8 @@ pub(crate) async fn local(lab: &Lab) -> Result<Outcome> {
     let bound = claims(&client).get("data").await?;
     let status = bound.status.clone().unwrap_or_default();
     ensure!(status.phase.as_deref() == Some("Bound"), "the claim is {status:?}");
-    if let Some(mut kubectl) = lab.kubectl() {
-        let output = kubectl.args(["get", "pvc", "data", "--no-headers"]).output().await?;
-        let row = String::from_utf8_lossy(&output.stdout).into_owned();
+    if let Some(kubectl) = kubectls::newest() {
+        let row = said(lab, &kubectl, &["get", "pvc", "data", "--no-headers"]).await?;
         let cells: Vec<&str> = row.split_whitespace().collect();
         ensure!(cells.starts_with(&["data", "Bound", "disk-1", "1Gi", "RWO", "disks"]), "{row}");
     }

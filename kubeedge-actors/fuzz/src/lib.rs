@@ -1,4 +1,5 @@
-//! What is done with bytes of others, as functions: a fuzz target calls one, and so does the test that replays the corpus.
+//! What is done with bytes of others, as functions: a fuzz target calls one, and so do the tests that replay the corpus
+//! (`it::corpus` of `kubeedge-actors`, and for the two documents `config::tests` of the programs).
 //!
 //! Each one panics when something does not hold that has to hold whatever the bytes are.
 
@@ -14,4 +15,10 @@ mod cloud;
 mod edge;
 
 pub use session::{frame, inventory};
-pub use text::{config, csr, token};
+pub use text::{csr, token};
+
+/// A configuration file of either program.
+pub fn config(bytes: &[u8]) {
+    text::document::<cloud::CloudCore>(bytes);
+    text::document::<edge::EdgeCore>(bytes);
+}

@@ -34,14 +34,9 @@ pub fn csr(bytes: &[u8]) {
     let _ = validity(&chain[0]);
 }
 
-/// A configuration file of either program.
-pub fn config(bytes: &[u8]) {
+/// A configuration file.
+pub fn document<T: Document>(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
-    read::<crate::cloud::CloudCore>(text);
-    read::<crate::edge::EdgeCore>(text);
-}
-
-fn read<T: Document>(text: &str) {
     if let Err(error) = parse::<T>("file.yaml", text) {
         let said = error.to_string();
         assert!(said.starts_with("file.yaml"), "it does not say where: {said}");

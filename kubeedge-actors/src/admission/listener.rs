@@ -1,6 +1,6 @@
 //! The HTTPS listener: bounded connections, bounded bodies.
 
-use std::{convert::Infallible, io, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
@@ -17,7 +17,10 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{AdmissionConfig, PATH, review};
+use crate::audit;
 
+/// What a request is in the audit log.
+const ACTION: &str = "review by the admission webhook";
 /// Connections at a time; more are closed at once. An API server keeps few and reuses them.
 const MAX_CONNECTIONS: usize = 256;
 /// Reviews that are read and answered at a time, each with a body in memory; more wait.
@@ -47,9 +50,9 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor) {
     let mut connections = JoinSet::new();
     let reviews = Arc::new(Semaphore::new(MAX_REVIEWS));
     loop {
-        let stream = tokio::select! {
+        let (stream, peer) = tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
+                Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(%error, "the admission webhook cannot accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -58,25 +61,33 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor) {
             },
             Some(_) = connections.join_next() => continue,
         };
+        // Those that have ended meanwhile do not count.
+        while connections.try_join_next().is_some() {}
         if connections.len() >= MAX_CONNECTIONS {
-            tracing::warn!(limit = MAX_CONNECTIONS, "the admission webhook closes a connection: the limit is reached");
+            let why = format!("there are {MAX_CONNECTIONS} connections, as many as there may be");
+            audit::refused_stranger(ACTION, peer, "limit", why);
             continue;
         }
         let (tls, reviews) = (tls.clone(), reviews.clone());
         connections.spawn_local(async move {
-            if let Err(error) = serve(stream, tls, reviews).await {
+            if let Err(error) = serve(stream, peer, tls, reviews).await {
                 tracing::debug!("a connection to the admission webhook ended: {error}");
             }
         });
     }
 }
 
-async fn serve(stream: TcpStream, tls: TlsAcceptor, reviews: Arc<Semaphore>) -> Result<(), Box<dyn std::error::Error>> {
+async fn serve(
+    stream: TcpStream,
+    peer: SocketAddr,
+    tls: TlsAcceptor,
+    reviews: Arc<Semaphore>,
+) -> Result<(), Box<dyn std::error::Error>> {
     stream.set_nodelay(true)?;
     let stream = timeout(HANDSHAKE, tls.accept(stream)).await??;
     let service = service_fn(move |request| {
         let reviews = reviews.clone();
-        async move { Ok::<_, Infallible>(respond(request, &reviews).await) }
+        async move { Ok::<_, Infallible>(respond(request, peer, &reviews).await) }
     });
     hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -87,11 +98,12 @@ async fn serve(stream: TcpStream, tls: TlsAcceptor, reviews: Arc<Semaphore>) -> 
     Ok(())
 }
 
-async fn respond(request: Request<Incoming>, reviews: &Semaphore) -> Response<Full<Bytes>> {
+async fn respond(request: Request<Incoming>, peer: SocketAddr, reviews: &Semaphore) -> Response<Full<Bytes>> {
+    let what = format!("{} {}", request.method(), request.uri().path());
     let (code, kind, text) = match reviewed(request, reviews).await {
         Ok(answer) => (StatusCode::OK, "application/json", answer),
         Err((code, why)) => {
-            tracing::warn!(code = code.as_u16(), "a request to the admission webhook is refused: {why}");
+            audit::refused_stranger(ACTION, peer, what, &why);
             (code, "text/plain; charset=utf-8", why)
         }
     };
@@ -137,6 +149,7 @@ mod tests {
 
     use super::super::review::tests::{patch, review};
     use super::*;
+    use crate::audit::testing::Heard;
     use crate::identity::{CertificateAuthority, ClientAuth, issued_client_config, server_config, system_clock};
 
     /// One request as an API server sends it: over TLS, the authority from the webhook's configuration.
@@ -165,6 +178,8 @@ mod tests {
         let listener = Arc::new(std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
         let at = listener.local_addr().unwrap();
         let _serving = listen(&AdmissionConfig { listener, tls: Arc::new(tls) }).unwrap();
+        let heard = Heard::default();
+        let _here = heard.here();
 
         let json = "application/json";
         let asked = review("CREATE", "autonomy", &json!([])).to_string();
@@ -172,6 +187,7 @@ mod tests {
         let answer: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(code, 200, "{text}");
         assert_eq!(patch(&answer).unwrap()[0]["value"][0]["key"], "node.kubernetes.io/unreachable");
+        assert_eq!(heard.take(), Vec::<String>::new());
         for (path, media, body, expected) in [
             ("/devices", json, asked.clone(), 404),
             (PATH, "text/plain", asked, 415),
@@ -180,6 +196,9 @@ mod tests {
         ] {
             let (code, text) = post(at, &ca, path, media, body).await;
             assert_eq!(code, expected, "{text}");
+            let lines = heard.take();
+            let told = format!("what=POST {path} ");
+            assert!(lines.len() == 1 && lines[0].contains(&text) && lines[0].contains(&told), "{text}: {lines:?}");
         }
     }
 }

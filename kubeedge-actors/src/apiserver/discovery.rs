@@ -71,6 +71,10 @@ pub static SUBRESOURCES: &[Subresource] = &[
     core("serviceaccounts", "token", true, ("authentication.k8s.io", "v1", "TokenRequest"), &["create"]),
 ];
 
+/// Streams with a pod, by what their query holds. They are requests to connect, of which OpenAPI has no documents here.
+const CONNECTS: [(&str, &str); 3] =
+    [("attach", "PodAttachOptions"), ("exec", "PodExecOptions"), ("portforward", "PodPortForwardOptions")];
+
 /// Kubernetes' order of its own groups; those that users define come behind, in the order of their definitions.
 const GROUP_ORDER: [&str; 7] = [
     "apps",
@@ -83,7 +87,7 @@ const GROUP_ORDER: [&str; 7] = [
 ];
 
 fn catalog(served: &[&'static Kind]) -> Catalog {
-    let offer = |kind: &&'static Kind| Offer { resource: kind, verbs: verbs(kind), subresources: of(kind).collect() };
+    let offer = |kind: &&'static Kind| Offer { resource: kind, verbs: verbs(kind), subresources: listed(kind) };
     Catalog { offers: served.iter().map(offer).collect(), write_only: WRITE_ONLY, group_order: &GROUP_ORDER }
 }
 
@@ -136,6 +140,17 @@ pub fn of(kind: &'static Kind) -> impl Iterator<Item = Subresource> {
     own.copied()
         .chain((custom && kind.status_subresource).then_some(status))
         .chain((custom && kind.scale_subresource).then_some(scale))
+}
+
+/// What is listed below a kind, by name: its subresources, and streams.
+fn listed(kind: &'static Kind) -> Vec<Subresource> {
+    let mut all: Vec<Subresource> = of(kind).collect();
+    if (kind.group, kind.version, kind.plural) == (CORE.0, CORE.1, "pods") {
+        let connects = CONNECTS.map(|(name, of)| core("pods", name, true, (CORE.0, CORE.1, of), &["create", "get"]));
+        all.extend(connects);
+        all.sort_by_key(|sub| sub.name);
+    }
+    all
 }
 
 /// The verbs of a kind, sorted; those of a custom kind stand as a real API server has them. Namespaces are not deleted

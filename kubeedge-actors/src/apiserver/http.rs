@@ -22,6 +22,7 @@ use super::request::{Path, Query, Target};
 use super::status::Status;
 use super::verbs::{Answer, Method, Request, connect, serve, serve_virtual};
 use super::{Api, auth, documents, negotiate, protobuf, upgraded};
+use crate::audit;
 
 /// Time a client has to send its body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -36,7 +37,13 @@ pub(super) async fn handle(api: web::Data<Arc<Api>>, http: HttpRequest, payload:
     }
     let response = match answer(api.get_ref(), &http, payload).await {
         Ok(response) => response,
-        Err(status) => error(&status),
+        Err(status) => {
+            if matches!(status.code, 401 | 403) {
+                let what = format!("{} {}", http.method(), http.path());
+                audit::refused_stranger("request to the API server", http.peer_addr(), what, &status.message);
+            }
+            error(&status)
+        }
     };
     response.map_body(|_, body| BoxBody::new(Held { body, _request: request }))
 }

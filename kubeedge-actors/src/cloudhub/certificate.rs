@@ -2,7 +2,7 @@
 
 use std::{
     cell::Cell,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
 
 use kubeedge_proto::{
@@ -10,6 +10,7 @@ use kubeedge_proto::{
     v1::{CallReply, Goodbye, GoodbyeReason, call_reply},
 };
 use rustls::pki_types::{CertificateDer, pem::PemObject};
+use tokio::time::Instant;
 
 use crate::{
     audit,
@@ -60,7 +61,9 @@ impl Certificate {
     /// The next certificate of the node. The session may last as long as that one.
     pub(super) fn renew(&self, node: &NodeName, csr_der: &[u8]) -> CallReply {
         let Some(registrar) = &self.registrar else {
-            return CallReply::error(501, "Unsupported", "this cloud signs no certificates");
+            let why = "this cloud signs no certificates";
+            audit::refused("SignCertificate", node, "certificate request", why);
+            return CallReply::error(501, "Unsupported", why);
         };
         if self.renewed.get().is_some_and(|at| at.elapsed() < RENEWAL_EVERY) {
             let why = format!("one certificate in {RENEWAL_EVERY:?}");
@@ -86,5 +89,43 @@ impl Certificate {
                 CallReply::error(500, "InternalError", error.to_string())
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{
+        audit::testing::Heard,
+        identity::{CertificateAuthority, NodeKey, Revocations},
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_gets_one_certificate_a_second() {
+        let folder = tempfile::tempdir().unwrap();
+        let authority = CertificateAuthority::load_or_create(&folder.path().join("ca"), SystemTime::now()).unwrap();
+        let registrar = Registrar::new(Arc::new(authority), Revocations::in_memory(), Duration::ZERO);
+        let node: NodeName = "edge-1".parse().unwrap();
+        let request = NodeKey::load_or_create(folder.path()).unwrap().request(&node).unwrap();
+        let certificate = Certificate::new(Some(registrar), SystemTime::now());
+        let heard = Heard::default();
+        let _here = heard.here();
+        let code = |request: &[u8]| match certificate.renew(&node, request).result {
+            Some(call_reply::Result::CertificateChainPem(_)) => 0,
+            Some(call_reply::Result::Error(error)) => error.code,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!((code(&request), code(&request)), (0, 429));
+        let lines = heard.take();
+        assert!(lines.iter().any(|line| line.contains("SignCertificate refused: one certificate in 1s")), "{lines:?}");
+        tokio::time::advance(RENEWAL_EVERY - Duration::from_millis(1)).await;
+        assert_eq!(code(&request), 429);
+        tokio::time::advance(Duration::from_millis(1)).await;
+        // What is refused counts as well: it costs nearly as much.
+        assert_eq!((code(b"no request"), code(&request)), (403, 429));
+        tokio::time::advance(RENEWAL_EVERY).await;
+        assert_eq!(code(&request), 0);
     }
 }

@@ -390,8 +390,9 @@ impl Serving {
             let reply = self.certificate.renew(&self.node, &asked.csr_der);
             return self.answer(async move { Input::Reply { seq, reply } });
         }
-        if let Some(Body::ServiceCall(_)) = &envelope.body {
-            return self.route_call(seq, envelope);
+        // Without a Router EdgeController says that nobody takes it.
+        if let (Some(Body::ServiceCall(_)), Some(port)) = (&envelope.body, self.controllers.route_call.clone()) {
+            return self.route_call(seq, port, envelope);
         }
         let port = self.controllers.call.clone();
         let trace = Trace::of(&envelope);
@@ -406,8 +407,7 @@ impl Serving {
     }
 
     /// An application at the node calls what a rule names; it waits as long as it says.
-    fn route_call(&mut self, seq: u64, envelope: Envelope) {
-        let port = self.controllers.route_call.clone();
+    fn route_call(&mut self, seq: u64, port: Port<RouteCall>, envelope: Envelope) {
         let trace = Trace::of(&envelope);
         let within = match envelope.timeout_ms {
             0 => APPLY_WITHIN,
@@ -415,15 +415,12 @@ impl Serving {
         };
         let message = RouteCall { node: self.node.to_string(), envelope: Some(envelope) };
         self.answer(async move {
-            let reply = match port {
-                None => CallReply::error(501, "NotImplemented", "this cloud runs no Router"),
-                Some(port) => match Trace::scope(trace, port.ask(message, within)).await {
-                    Ok(reply) => reply,
-                    Err(AskError::Timeout) => {
-                        CallReply::error(504, "Timeout", format!("the rule's target did not answer within {within:?}"))
-                    }
-                    Err(error) => CallReply::error(503, "ServiceUnavailable", format!("Router: {error}")),
-                },
+            let reply = match Trace::scope(trace, port.ask(message, within)).await {
+                Ok(reply) => reply,
+                Err(AskError::Timeout) => {
+                    CallReply::error(504, "Timeout", format!("the rule's target did not answer within {within:?}"))
+                }
+                Err(error) => CallReply::error(503, "ServiceUnavailable", format!("Router: {error}")),
             };
             Input::Reply { seq, reply }
         });

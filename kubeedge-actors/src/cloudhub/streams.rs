@@ -8,6 +8,7 @@ use tokio::{sync::oneshot, time::Instant};
 
 use super::CloudHub;
 use crate::{
+    audit,
     link::{
         session::Input,
         streams::{ConnectStreams, Connection, NotConnected, OPEN_STREAMS},
@@ -103,7 +104,7 @@ impl Handler<StreamsConnected> for CloudHub {
     fn handle(&mut self, message: StreamsConnected, _: &mut Context<Self>) -> bool {
         let StreamsConnected { node, connection } = message;
         if !self.sessions.contains_key(&node) {
-            tracing::warn!(%node, "a stream connection of a node without a session is refused");
+            audit::refused("streams", &node, "connection", "the node has no session");
             return false;
         }
         let waiting = self.streams.waiting.remove(&node);

@@ -1,6 +1,6 @@
 //! The HTTPS listener: who may come in.
 
-use std::{cell::RefCell, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::RefCell, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use http::{Response, StatusCode};
 use hyper::service::service_fn;
@@ -18,8 +18,14 @@ use super::{
     API_SERVER_USER, Asks, CloudStreamConfig, MASTERS,
     relay::{self, Answer},
 };
-use crate::{identity::peer_user, link::socket};
+use crate::{
+    audit,
+    identity::peer_user,
+    link::{refusal, socket},
+};
 
+/// What a connection is in the audit log.
+const ACTION: &str = "connection to the stream gateway";
 /// Connections at a time; more are closed at once.
 const MAX_CONNECTIONS: usize = 1024;
 /// TLS may take this long.
@@ -43,9 +49,9 @@ pub(super) fn listen(config: &CloudStreamConfig, asks: Asks) -> std::io::Result<
 async fn accept(listener: TcpListener, tls: TlsAcceptor, asks: Asks) {
     let mut connections = JoinSet::new();
     loop {
-        let stream = tokio::select! {
+        let (stream, peer) = tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
+                Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(%error, "the stream gateway cannot accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -54,25 +60,44 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor, asks: Asks) {
             },
             Some(_) = connections.join_next() => continue,
         };
+        // Those that have ended meanwhile do not count.
+        while connections.try_join_next().is_some() {}
         if connections.len() >= MAX_CONNECTIONS {
-            tracing::warn!(limit = MAX_CONNECTIONS, "the stream gateway closes a connection: the limit is reached");
+            let why = format!("there are {MAX_CONNECTIONS} connections, as many as there may be");
+            audit::refused_stranger(ACTION, peer, "limit", why);
             continue;
         }
         let (tls, asks) = (tls.clone(), asks.clone());
         connections.spawn_local(async move {
-            if let Err(error) = serve(stream, tls, asks).await {
+            if let Err(error) = serve(stream, peer, tls, asks).await {
                 tracing::debug!("a connection to the stream gateway ended: {error}");
             }
         });
     }
 }
 
-async fn serve(stream: TcpStream, tls: TlsAcceptor, asks: Asks) -> Result<(), Box<dyn std::error::Error>> {
+async fn shake_hands(stream: TcpStream, peer: SocketAddr, tls: TlsAcceptor) -> std::io::Result<TlsStream<TcpStream>> {
     socket::tune(&stream)?;
-    let stream: TlsStream<TcpStream> = timeout(HANDSHAKE, tls.accept(stream)).await??;
+    let Ok(shaken) = timeout(HANDSHAKE, tls.accept(stream)).await else {
+        audit::refused_stranger(ACTION, peer, "limit", format!("no TLS handshake within {HANDSHAKE:?}"));
+        return Err(std::io::ErrorKind::TimedOut.into());
+    };
+    if let Some(error) = shaken.as_ref().err().filter(|error| refusal::is_refusal(error)) {
+        audit::refused_stranger(ACTION, peer, "TLS", refusal::explain(error));
+    }
+    shaken
+}
+
+async fn serve(
+    stream: TcpStream,
+    peer: SocketAddr,
+    tls: TlsAcceptor,
+    asks: Asks,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let stream = shake_hands(stream, peer, tls).await?;
     let refusal = refusal(stream.get_ref().1.peer_certificates());
     if let Some((_, why)) = &refusal {
-        tracing::warn!("a client of the stream gateway is refused: {why}");
+        audit::refused_stranger(ACTION, peer, "certificate", why);
     }
     // What comes after an upgrade, which ends HTTP on this connection.
     let after = Rc::new(RefCell::new(None));

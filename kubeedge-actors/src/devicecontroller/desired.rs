@@ -318,6 +318,7 @@ mod tests {
             .collect()
     }
 
+    /// P-NEEDS-FIRST
     #[test]
     fn a_model_comes_before_the_first_device_of_it_and_goes_after_the_last() {
         let mut desired = Desired::default();

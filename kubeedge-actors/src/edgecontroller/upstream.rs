@@ -25,6 +25,7 @@ use super::{
     ownership::registration,
     writes::{Bound, Refused, Request, Step, Write},
 };
+use crate::audit;
 
 /// Requests to the API server at a time, over all nodes.
 const CONCURRENT: usize = 64;
@@ -256,7 +257,8 @@ impl Upstream {
         };
         let made = registration(node.as_str(), &reported);
         if !made.refused_labels.is_empty() {
-            tracing::warn!(%node, labels = ?made.refused_labels, "a node may not set these labels on itself: left out");
+            let what = format!("labels {}", made.refused_labels.join(", "));
+            audit::refused("RegisterNode", node, what, "a node may not set these labels on itself: left out");
         }
         let path = resource::nodes().path("", None);
         let body = made.node.to_string().into_bytes();

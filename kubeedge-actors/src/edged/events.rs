@@ -407,6 +407,7 @@ mod tests {
         assert!(value["metadata"]["name"].as_str().unwrap().starts_with("edge-1."));
     }
 
+    /// P-EVENT-ONCE
     #[test]
     fn a_name_is_valid_stays_and_tells_events_apart() {
         let name = record("p", "m").name();

@@ -477,7 +477,7 @@ impl EdgeHub {
         } else if settled.code != 0 {
             tracing::warn!(code = settled.code, "the cloud refused a report: {}", settled.reason);
         }
-        let again = settled.code == 429 || settled.code >= 500;
+        let again = settled.is_for_now();
         let Some(message) = self.reports.settled(&envelope, settled) else { return };
         let port = self.meta.settled.clone();
         ctx.spawn(

@@ -25,6 +25,11 @@ pub(crate) enum Access {
 
 /// The bytes of a file; `None` when there is none.
 pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>, IdentityError> {
+    read_at_most(path, LIMIT)
+}
+
+/// The same of another file than a key or a certificate.
+pub(crate) fn read_at_most(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, IdentityError> {
     let fail = |source| IdentityError::File { path: path.to_owned(), doing: "read", source };
     let file = match File::open(path) {
         Ok(file) => file,
@@ -32,9 +37,9 @@ pub(crate) fn read(path: &Path) -> Result<Option<Vec<u8>>, IdentityError> {
         Err(error) => return Err(fail(error)),
     };
     let mut bytes = Vec::new();
-    file.take(LIMIT + 1).read_to_end(&mut bytes).map_err(fail)?;
-    if bytes.len() as u64 > LIMIT {
-        return Err(content(path, format!("over {LIMIT} bytes, no key or certificate is that large")));
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(fail)?;
+    if bytes.len() as u64 > limit {
+        return Err(content(path, format!("over {limit} bytes, nothing that belongs here is that large")));
     }
     Ok(Some(bytes))
 }

@@ -23,8 +23,10 @@ use super::{
     files::{self, Access},
 };
 
-/// How many nodes may be in the list: what a file of 256 KiB holds.
+/// How many nodes may be in the list.
 const LIMIT: usize = 2_000;
+/// Largest file, bytes: that many entries of about 75 bytes and a name, which has 253 at most.
+const FILE_LIMIT: u64 = 1024 * 1024;
 
 /// A node that was revoked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,7 +51,7 @@ pub struct NodeRevoked {
 #[derive(Debug, Error)]
 pub enum RevocationError {
     /// The list is full.
-    #[error("{LIMIT} nodes are revoked already: readmit some, or begin a new authority")]
+    #[error("{LIMIT} nodes are in the list of revoked nodes already: begin a new authority")]
     TooMany,
     /// It is not on disk, and so it does not count.
     #[error(transparent)]
@@ -84,7 +86,7 @@ struct Inner {
 impl Revocations {
     /// The list in this file; empty when there is none. One that cannot be read is an error: nobody would be refused.
     pub fn load(path: &Path) -> Result<Self, IdentityError> {
-        let nodes = match files::read(path)? {
+        let nodes = match files::read_at_most(path, FILE_LIMIT)? {
             Some(bytes) => serde_json::from_slice::<BTreeMap<String, Entry>>(&bytes)
                 .map_err(|error| files::content(path, format!("no list of revoked nodes: {error}; restore it")))?,
             None => BTreeMap::new(),

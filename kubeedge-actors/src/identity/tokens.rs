@@ -341,3 +341,32 @@ fn random_text(len: usize, alphabet: &[u8]) -> Result<String, TokenError> {
     }
     Ok(text)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn there_are_ten_thousand_tokens_at_most_and_room_again_when_old_ones_are_swept() {
+        let store = Store::in_memory();
+        let tokens = Tokens::new(&store);
+        let now = UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        let expires = 1_700_000_000 + 60;
+        let kept = Kept { secret_sha256: [0; 32], expires, node: None, reusable: false, revoked: false, used: None };
+        let mut batch = store.batch();
+        for n in 1..LIMIT {
+            batch.put(&tokens.table, format!("{n:016}").as_bytes(), &kept);
+        }
+        batch.commit().await.unwrap();
+        let create = async |now| tokens.create(CaHash::of(&vec![1].into()), TokenRules::default(), now).await;
+        create(now).await.unwrap();
+        // Used up or over, it is remembered for a while, and counts.
+        for now in [now, now + Duration::from_secs(60) + REMEMBERED] {
+            let error = create(now).await.unwrap_err();
+            assert!(matches!(error, TokenError::TooMany), "{error}");
+        }
+        assert_eq!(tokens.list().unwrap().len(), LIMIT);
+        create(now + Duration::from_secs(61) + REMEMBERED).await.unwrap();
+        assert_eq!(tokens.list().unwrap().len(), 2, "that one, and the first that was made here");
+    }
+}

@@ -9,6 +9,8 @@ use std::{
 
 use kubeedge_proto::NodeName;
 
+use crate::audit::network;
+
 /// How many connections one address may open: `burst` at once, then `per_second`. A site behind one address counts as
 /// one, so this is far above what a site needs when its line comes back.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -35,50 +37,34 @@ pub(super) struct Addresses {
 struct Account {
     left: f64,
     at: Instant,
-    /// A refusal was told since it last had something left.
-    told: bool,
-}
-
-/// Whether a connection may be served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// Yes.
-    Served,
-    /// No, and it is the first one of a row: it is worth a line.
-    Refused,
-    /// No, like the one before.
-    RefusedAgain,
 }
 
 impl Addresses {
     pub(super) fn new(rate: Rate, now: Instant) -> Self {
-        let others = Account { left: f64::from(rate.burst), at: now, told: false };
+        let others = Account { left: f64::from(rate.burst), at: now };
         Self { rate, accounts: HashMap::new(), others }
     }
 
-    pub(super) fn take(&mut self, address: IpAddr, now: Instant) -> Verdict {
+    /// Whether a connection of this address may be served.
+    pub(super) fn take(&mut self, address: IpAddr, now: Instant) -> bool {
         let rate = self.rate;
         let address = network(address);
         if !self.accounts.contains_key(&address) && self.accounts.len() >= ADDRESSES {
             self.accounts.retain(|_, account| account.filled(rate, now) < f64::from(rate.burst));
         }
         let account = if self.accounts.contains_key(&address) || self.accounts.len() < ADDRESSES {
-            let full = Account { left: f64::from(rate.burst), at: now, told: false };
+            let full = Account { left: f64::from(rate.burst), at: now };
             self.accounts.entry(address).or_insert(full)
         } else {
             &mut self.others
         };
         account.left = account.filled(rate, now);
         account.at = now;
-        if account.left >= 1.0 {
+        let served = account.left >= 1.0;
+        if served {
             account.left -= 1.0;
-            account.told = false;
-            Verdict::Served
-        } else if std::mem::replace(&mut account.told, true) {
-            Verdict::RefusedAgain
-        } else {
-            Verdict::Refused
         }
+        served
     }
 }
 
@@ -86,13 +72,6 @@ impl Account {
     fn filled(&self, rate: Rate, now: Instant) -> f64 {
         let since = now.saturating_duration_since(self.at).min(Duration::from_secs(86_400));
         (self.left + since.as_secs_f64() * rate.per_second).min(f64::from(rate.burst))
-    }
-}
-
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => IpAddr::V6((address.to_bits() >> 64 << 64).into()),
-        v4 => v4,
     }
 }
 
@@ -152,12 +131,11 @@ mod tests {
         let start = Instant::now();
         let mut addresses = Addresses::new(RATE, start);
         let (one, other) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
-        let verdicts: Vec<_> = (0..5).map(|_| addresses.take(one, start)).collect();
-        use Verdict::{Refused, RefusedAgain, Served};
-        assert_eq!(verdicts, [Served, Served, Served, Refused, RefusedAgain]);
-        assert_eq!(addresses.take(other, start), Served);
+        let served: Vec<_> = (0..5).map(|_| addresses.take(one, start)).collect();
+        assert_eq!(served, [true, true, true, false, false]);
+        assert!(addresses.take(other, start));
         let later = start + Duration::from_millis(500);
-        assert_eq!([addresses.take(one, later), addresses.take(one, later)], [Served, Refused]);
+        assert_eq!([addresses.take(one, later), addresses.take(one, later)], [true, false]);
     }
 
     #[test]
@@ -165,8 +143,7 @@ mod tests {
         let start = Instant::now();
         let mut addresses = Addresses::new(RATE, start);
         let served = |addresses: &mut Addresses, of: &[&str]| {
-            let verdicts = of.iter().map(|address| addresses.take(address.parse().unwrap(), start));
-            verdicts.filter(|verdict| *verdict == Verdict::Served).count()
+            of.iter().filter(|address| addresses.take(address.parse().unwrap(), start)).count()
         };
         let one = ["2001:db8::1", "2001:db8::2", "2001:db8::3:4:5:6", "2001:db8::7"];
         assert_eq!(served(&mut addresses, &one), 3);
@@ -184,7 +161,7 @@ mod tests {
             let mut served = [0u32; 3];
             for (address, pause) in steps {
                 now += Duration::from_millis(pause);
-                if addresses.take(IpAddr::from([10, 0, 0, address]), start + now) == Verdict::Served {
+                if addresses.take(IpAddr::from([10, 0, 0, address]), start + now) {
                     served[usize::from(address)] += 1;
                 }
                 let most = f64::from(RATE.burst) + now.as_secs_f64() * RATE.per_second;
@@ -198,15 +175,14 @@ mod tests {
         let start = Instant::now();
         let mut addresses = Addresses::new(RATE, start);
         for count in 0..ADDRESSES as u32 {
-            assert_eq!(addresses.take(IpAddr::from(count.to_be_bytes()), start), Verdict::Served);
+            assert!(addresses.take(IpAddr::from(count.to_be_bytes()), start));
         }
-        let more: Vec<_> =
-            (0..5u32).map(|n| addresses.take(IpAddr::from((1 << 24 | n).to_be_bytes()), start)).collect();
-        assert_eq!(more.iter().filter(|verdict| **verdict == Verdict::Served).count(), RATE.burst as usize);
+        let more = (0..5u32).filter(|n| addresses.take(IpAddr::from((1 << 24 | n).to_be_bytes()), start)).count();
+        assert_eq!(more, RATE.burst as usize);
         assert_eq!(addresses.accounts.len(), ADDRESSES);
         // They fill up again and are forgotten.
         let later = start + Duration::from_secs(1);
-        assert_eq!(addresses.take(IpAddr::from([200, 0, 0, 1]), later), Verdict::Served);
+        assert!(addresses.take(IpAddr::from([200, 0, 0, 1]), later));
         assert_eq!(addresses.accounts.len(), 1);
     }
 

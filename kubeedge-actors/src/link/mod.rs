@@ -31,7 +31,7 @@ pub mod transport;
 
 mod ids;
 mod overheard;
-mod refusal;
+pub(crate) mod refusal;
 pub(crate) mod socket;
 
 pub use config::{Config, KeyRate, Window, Windows};

@@ -5,7 +5,7 @@ use std::{error::Error as StdError, io};
 use rustls::{AlertDescription, CertificateError, Error, OtherError};
 
 /// What an error of a TLS stream means. Errors of the network are said as they are.
-pub(super) fn explain(error: &io::Error) -> String {
+pub(crate) fn explain(error: &io::Error) -> String {
     match of(error) {
         Some(error) => reason(error),
         None => error.to_string(),
@@ -30,12 +30,17 @@ pub(super) fn of<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a Error> {
 }
 
 /// Whether it is about certificates: then somebody has to do something.
-pub(super) fn is_about_certificates(error: &io::Error) -> bool {
+pub(crate) fn is_about_certificates(error: &io::Error) -> bool {
     match of(error) {
         Some(Error::InvalidCertificate(_) | Error::NoCertificatesPresented) => true,
         Some(Error::AlertReceived(alert)) => refused_by_peer(*alert).is_some(),
         _ => false,
     }
+}
+
+/// Whether one end has refused the other: for a certificate, or because they have no version or cipher in common.
+pub(crate) fn is_refusal(error: &io::Error) -> bool {
+    is_about_certificates(error) || matches!(of(error), Some(Error::PeerIncompatible(_)))
 }
 
 /// Our reading of a TLS error.

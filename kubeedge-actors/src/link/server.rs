@@ -39,7 +39,7 @@ use tonic::{Request, Response, Status, Streaming, service::interceptor::Intercep
 
 use super::{
     config::MAX_FRAME_BYTES,
-    limits::{Addresses, Nodes, Rate, Verdict},
+    limits::{Addresses, Nodes, Rate},
     refusal,
     socket::{HANDSHAKE, SEND_BUFFER, STREAM_WINDOW, tune},
     streams::connection::TRANSPORT_FRAMES,
@@ -151,6 +151,28 @@ enum Refused {
     Http(#[from] hyper::Error),
     #[error("no session within {HANDSHAKE:?}")]
     NoSession,
+    #[error("an enrolment has {ENROLMENT_TIME:?}")]
+    SlowEnrolment,
+}
+
+impl Refused {
+    /// What the audit log says that it was about. `None`: nobody was refused, the peer or the network broke off.
+    fn about(&self) -> Option<&'static str> {
+        match self {
+            Self::Tls(cause) if !refusal::is_refusal(cause) => None,
+            Self::Tls(_) | Self::OldTls(_) | Self::NoCertificate | Self::Identity(_) => Some("TLS"),
+            Self::TooMany(..) | Self::Slow | Self::NoSession | Self::SlowEnrolment => Some("limit"),
+            Self::Io(_) | Self::Http(_) => None,
+        }
+    }
+
+    fn audit(&self, action: &str, peer: SocketAddr) {
+        match (self.about(), self) {
+            (Some(about), Self::TooMany(node, _)) => audit::refused(action, node, about, self),
+            (Some(about), _) => audit::refused_stranger(action, peer, about, self),
+            (None, _) => tracing::info!(%peer, "{action} ended: {self}"),
+        }
+    }
 }
 
 /// Serves the link. Every node that connects comes out of `doors`; when a channel is full the node is asked to come
@@ -206,7 +228,7 @@ pub async fn serve_enrolment<T: Enrolment>(
             let connection = http2().serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
             match timeout(ENROLMENT_TIME, connection).await {
                 Ok(result) => Ok(result?),
-                Err(_) => Err(Refused::NoSession),
+                Err(_) => Err(Refused::SlowEnrolment),
             }
         }
     })
@@ -241,6 +263,7 @@ where
     if let Err(error) = SockRef::from(&listener).listen(BACKLOG) {
         tracing::warn!(%error, "{what}: few connections may wait at a time");
     }
+    let action: Arc<str> = format!("connection to {what}").into();
     let handshakes = Arc::new(Semaphore::new(limits.handshakes));
     let mut addresses = Addresses::new(limits.per_address, Instant::now());
     let mut connections = JoinSet::new();
@@ -258,21 +281,20 @@ where
             },
             Some(_) = connections.join_next() => continue,
         };
+        // Those that have ended meanwhile do not count.
+        while connections.try_join_next().is_some() {}
         if connections.len() >= limits.connections {
-            tracing::warn!(%peer, limit = limits.connections, "connection closed: the limit is reached");
+            let why = format!("there are {} connections, as many as there may be", limits.connections);
+            audit::refused_stranger(&action, peer, "limit", why);
             continue;
         }
-        match addresses.take(peer.ip(), Instant::now()) {
-            Verdict::Served => {}
-            Verdict::Refused => {
-                let Rate { burst, per_second } = limits.per_address;
-                let why = format!("more than {burst} connections of one address at once, then {per_second} a second");
-                audit::refused(&format!("connection to {what}"), peer, "address", why);
-                continue;
-            }
-            Verdict::RefusedAgain => continue,
+        if !addresses.take(peer.ip(), Instant::now()) {
+            let Rate { burst, per_second } = limits.per_address;
+            let why = format!("more than {burst} connections of one address at once, then {per_second} a second");
+            audit::refused_stranger(&action, peer, "address", why);
+            continue;
         }
-        let (tls, serve) = (tls.clone(), serve.clone());
+        let (tls, serve, action) = (tls.clone(), serve.clone(), Arc::clone(&action));
         connections.spawn(async move {
             // Each in a box of its own: the memory of a handshake is given back when it is done, and a connection that
             // lasts for months does not keep room for it.
@@ -282,17 +304,7 @@ where
                 Box::pin(serve(stream, peer)).await
             };
             if let Err(error) = served.await {
-                match &error {
-                    Refused::Tls(cause) if !refusal::is_about_certificates(cause) => {
-                        tracing::info!(%peer, "{what}: a connection ended: {error}");
-                    }
-                    Refused::Tls(_)
-                    | Refused::NoCertificate
-                    | Refused::Identity(_)
-                    | Refused::TooMany(..)
-                    | Refused::OldTls(_) => audit::refused(&format!("connection to {what}"), peer, "TLS", &error),
-                    _ => tracing::info!(%peer, "{what}: a connection ended: {error}"),
-                }
+                error.audit(&action, peer);
             }
         });
     }
@@ -374,7 +386,7 @@ impl Link for NodeConnection {
     type StreamsStream = StreamFrames;
 
     async fn connect(&self, request: Request<Streaming<Frame>>) -> Result<Response<Frames>, Status> {
-        let begun = self.begin()?;
+        let begun = self.begin("session")?;
         let (sink, outgoing, ended) = FrameSink::watched();
         let stream = FrameStream::grpc(request.into_inner(), None);
         let accepted = Accepted { node: self.node.clone(), expires: self.expires, peer: self.peer, sink, stream };
@@ -383,6 +395,9 @@ impl Link for NodeConnection {
                 mpsc::error::TrySendError::Full(_) => (GoodbyeReason::Busy, "too many nodes connect at once"),
                 mpsc::error::TrySendError::Closed(_) => (GoodbyeReason::ShuttingDown, "the cloud stops"),
             };
+            if reason == GoodbyeReason::Busy {
+                audit::refused("session", &self.node, "limit", message);
+            }
             let goodbye = Goodbye { reason: reason.into(), message: message.into(), retry_after_ms: 5_000 };
             let refused = error.into_inner();
             // The sink is new and empty, and its other end is right here.
@@ -396,12 +411,18 @@ impl Link for NodeConnection {
     async fn streams(&self, request: Request<Streaming<StreamFrame>>) -> Result<Response<StreamFrames>, Status> {
         let streams = self.doors.streams.as_ref();
         let streams = streams.ok_or_else(|| Status::unimplemented("this cloud serves no streams"))?;
-        let begun = self.begin()?;
+        let begun = self.begin("streams")?;
         let (outgoing, frames) = mpsc::channel(TRANSPORT_FRAMES);
         let (open, ended) = oneshot::channel();
         let accepted = AcceptedStreams { node: self.node.clone(), outgoing, incoming: request.into_inner(), open };
         // Dropped when it is not taken: the connection ends.
-        streams.try_send(accepted).map_err(|_| Status::unavailable("too many nodes open connections for streams"))?;
+        streams.try_send(accepted).map_err(|error| {
+            let why = "too many nodes open connections for streams";
+            if matches!(error, mpsc::error::TrySendError::Full(_)) {
+                audit::refused("streams", &self.node, "limit", why);
+            }
+            Status::unavailable(why)
+        })?;
         begun.send(ended).ok();
         Ok(Response::new(ReceiverStream::new(frames).map(Ok as fn(StreamFrame) -> Result<StreamFrame, Status>)))
     }
@@ -409,8 +430,66 @@ impl Link for NodeConnection {
 
 impl NodeConnection {
     /// A connection carries one session, or one set of streams.
-    fn begin(&self) -> Result<oneshot::Sender<oneshot::Receiver<()>>, Status> {
+    fn begin(&self, action: &str) -> Result<oneshot::Sender<oneshot::Receiver<()>>, Status> {
         let begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner).take();
-        begun.ok_or_else(|| Status::already_exists("this connection is in use: open another one"))
+        begun.ok_or_else(|| {
+            let why = "this connection is in use: open another one";
+            audit::refused(action, &self.node, "connection", why);
+            Status::already_exists(why)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::testing::Heard;
+
+    #[test]
+    fn a_connection_carries_one_session_and_a_second_one_is_refused_and_audited() {
+        let heard = Heard::default();
+        let _here = heard.here();
+        let connection = NodeConnection {
+            node: "edge-1".parse().unwrap(),
+            expires: SystemTime::now(),
+            peer: ([127, 0, 0, 1], 1).into(),
+            doors: mpsc::channel(1).0.into(),
+            begun: Mutex::new(Some(oneshot::channel().0)),
+        };
+        assert!(connection.begin("session").is_ok());
+        assert_eq!(heard.take(), Vec::<String>::new());
+        for action in ["session", "streams"] {
+            assert_eq!(connection.begin(action).unwrap_err().code(), tonic::Code::AlreadyExists);
+            let lines = heard.take();
+            let told = format!("{action} refused: this connection is in use");
+            assert!(lines.len() == 1 && lines[0].contains(&told) && lines[0].contains("who=edge-1"), "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_refused_is_audited_and_what_broke_off_is_not() {
+        let heard = Heard::default();
+        let _here = heard.here();
+        let tls = |error: rustls::Error| Refused::Tls(std::io::Error::other(error));
+        let node: NodeName = "edge-1".parse().unwrap();
+        for (refused, who) in [
+            (Refused::Slow, "192.0.2.1:7"),
+            (Refused::NoSession, "192.0.2.1:7"),
+            (Refused::SlowEnrolment, "192.0.2.1:7"),
+            (Refused::NoCertificate, "192.0.2.1:7"),
+            (Refused::Identity("no name".into()), "192.0.2.1:7"),
+            (Refused::OldTls(Some(ProtocolVersion::TLSv1_2)), "192.0.2.1:7"),
+            (tls(rustls::CertificateError::Revoked.into()), "192.0.2.1:7"),
+            (tls(rustls::PeerIncompatible::SupportedVersionsExtensionRequired.into()), "192.0.2.1:7"),
+            (Refused::TooMany(node, 6), "edge-1"),
+        ] {
+            refused.audit("connection to the link", ([192, 0, 2, 1], 7).into());
+            let lines = heard.take();
+            assert!(lines.len() == 1 && lines[0].contains(&format!("who={who} ")), "{refused}: {lines:?}");
+        }
+        for broken in [tls(rustls::Error::DecryptError), Refused::Io(std::io::ErrorKind::ConnectionReset.into())] {
+            broken.audit("connection to the link", ([192, 0, 2, 1], 7).into());
+            assert_eq!(heard.take(), Vec::<String>::new(), "{broken}");
+        }
     }
 }

@@ -597,7 +597,7 @@ impl Handler<ReportSettled> for MetaManager {
     fn handle(&mut self, message: ReportSettled, _: &mut Context<Self>) -> Self::Result {
         let nothing = || -> ResponseActFuture<Self, ()> { Box::pin(actix::fut::ready(())) };
         let (Some(type_), Some(key)) = (&message.r#type, &message.key) else { return nothing() };
-        if message.settled.as_ref().is_some_and(|settled| settled.code == 429 || settled.code >= 500) {
+        if message.settled.as_ref().is_some_and(Settled::is_for_now) {
             // The cloud could not take it now: it stays and goes again, after the others.
             self.reports.postpone(&ReportKey::new(type_, key, &message.uid));
             return nothing();

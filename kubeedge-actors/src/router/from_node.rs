@@ -59,9 +59,10 @@ async fn route(
     id: &Bytes,
     message: UserMessage,
 ) -> Result<(), Settled> {
-    let key = rule_of(message.rule)?;
-    let way = find(shared, node, EndpointType::EventBus, &key).map_err(Refused::settled)?;
-    let id = uuid::Uuid::from_slice(id).map_err(|_| Settled::rejected(400, "an event's id has 16 bytes"))?.to_string();
+    let key = rule_of(EVENT, node, message.rule).map_err(Refused::settled)?;
+    let way = find(shared, EVENT, node, &key).map_err(Refused::settled)?;
+    let id = uuid::Uuid::from_slice(id).map_err(|_| wrong(EVENT, node, "an event's id has 16 bytes").settled())?;
+    let id = id.to_string();
     let done = match way {
         Way::Rest { url } => {
             let key = [(IDEMPOTENCY_KEY, id)];
@@ -106,22 +107,33 @@ async fn route(
     }
 }
 
-fn rule_of(rule: Option<ObjectKey>) -> Result<Key, Settled> {
+/// A message of a node: its type, and where it begins.
+type Sent = (&'static str, EndpointType);
+const EVENT: Sent = ("UserMessage", EndpointType::EventBus);
+const CALL: Sent = ("ServiceCall", EndpointType::ServiceBus);
+
+/// The node sends what this version of it cannot send.
+fn wrong((action, _): Sent, node: &NodeName, why: &str) -> Refused {
+    audit::refused(action, node, "message", why);
+    Refused::new(400, why)
+}
+
+fn rule_of(sent: Sent, node: &NodeName, rule: Option<ObjectKey>) -> Result<Key, Refused> {
     match rule {
         Some(ObjectKey { namespace, name }) => Ok((namespace, name)),
-        None => Err(Settled::rejected(400, "the message names no rule")),
+        None => Err(wrong(sent, node, "the message names no rule")),
     }
 }
 
 /// The way of what a node sends for a rule.
-fn find(shared: &Shared, node: &NodeName, from: EndpointType, key: &Key) -> Result<Way, Refused> {
+fn find(shared: &Shared, (action, from): Sent, node: &NodeName, key: &Key) -> Result<Way, Refused> {
     if !shared.table().is_complete() {
         return Err(Refused::new(503, "the rules of the cluster are not known yet"));
     }
     let found = shared.table().of_message(node, from, key);
     found.map_err(|no| match no {
         NoWay::Unknown(why) => {
-            audit::refused("UserMessage", node, format!("{}/{}", key.0, key.1), &why);
+            audit::refused(action, node, format!("{}/{}", key.0, key.1), &why);
             Refused::new(404, why)
         }
         NoWay::Faulty(key, why) => {
@@ -167,11 +179,8 @@ async fn called(
     call: ServiceCall,
     within: Duration,
 ) -> Result<ApiResponse, Refused> {
-    let Some(ObjectKey { namespace, name }) = call.rule else {
-        return Err(Refused::new(400, "the call names no rule"));
-    };
-    let key = (namespace, name);
-    let done = match find(shared, node, EndpointType::ServiceBus, &key)? {
+    let key = rule_of(CALL, node, call.rule)?;
+    let done = match find(shared, CALL, node, &key)? {
         Way::Rest { url } => match tokio::time::timeout(within, outbound.post(&url, &[], call.body)).await {
             Ok(Ok(answer)) => {
                 Ok(ApiResponse { status: answer.status.into(), headers: answer.headers, body: answer.body })

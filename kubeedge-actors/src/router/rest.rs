@@ -25,6 +25,7 @@ use super::{
     table::{Key, NoWay, Way},
 };
 use crate::{
+    audit,
     rule::template,
     serving::Serving,
     system::trace::Trace,
@@ -75,7 +76,14 @@ pub(super) fn start(config: &RouterConfig, shared: Arc<Shared>) -> io::Result<(S
 async fn handle(door: web::Data<Door>, request: HttpRequest, payload: web::Payload) -> HttpResponse {
     let answer = Trace::scope(Some(Trace::root()), answer(&door, &request, payload)).await;
     answer.unwrap_or_else(|refused| {
-        tracing::info!(path = request.path(), status = refused.status, "a request was not answered: {}", refused.why);
+        let what = format!("{} {}", request.method(), request.path());
+        match refused.status {
+            // Not allowed, not understood, or more than there may be. What is unknown, late or away refuses nobody.
+            400 | 401 | 403 | 405 | 413 | 431 => {
+                audit::refused_stranger("request to the router", request.peer_addr(), what, &refused.why)
+            }
+            status => tracing::info!(what, status, "a request was not answered: {}", refused.why),
+        }
         refused.response()
     })
 }

@@ -40,6 +40,7 @@ use tokio::task::JoinSet;
 
 use self::allow::Allow;
 use crate::{
+    audit,
     link::streams::{ServeService, connection::REQUESTS},
     rule::types::{RuleSpec, Source},
     serving::Serving,
@@ -263,7 +264,8 @@ impl Handler<ServeService> for ServiceBus {
         while self.calls.try_join_next().is_some() {}
         if self.calls.len() >= REQUESTS {
             // Dropped, which tells the cloud.
-            tracing::warn!(limit = REQUESTS, "a call of a service is refused: too many are under way");
+            let why = format!("{REQUESTS} calls are under way, as many as there may be");
+            audit::refused(service::ACTION, service::CLOUD, &request.open.service, why);
             return;
         }
         let (allow, within) = (self.config.allow.clone(), self.config.within);

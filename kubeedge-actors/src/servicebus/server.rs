@@ -1,11 +1,6 @@
 //! What applications of this node post for the cloud: the HTTP server, and the reading of it.
 
-use std::{
-    io,
-    net::SocketAddr,
-    sync::{Arc, PoisonError},
-    time::Duration,
-};
+use std::{io, net::SocketAddr, sync::PoisonError, time::Duration};
 
 use actix_web::{
     App, HttpRequest, HttpResponse, HttpServer,
@@ -17,10 +12,11 @@ use futures_util::StreamExt as _;
 use kubeedge_proto::v1::{CallCloud, CallReply, Envelope, ObjectKey, ServiceCall, call_reply, envelope::Body};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{ServiceBus, ServiceBusConfig, Targets};
 use crate::{
+    audit,
     serving::Serving,
     system::{AskError, Component as _, Port, trace::Trace},
 };
@@ -99,43 +95,55 @@ pub(super) fn start(
 
 /// Every request comes here, whatever its path and method.
 async fn handle(shared: web::Data<Shared>, request: HttpRequest, body: web::Payload) -> HttpResponse {
-    let length: Option<usize> =
-        request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-    let answer = match length {
-        Some(length) if length > MAX_POSTED => too_large(),
-        _ => Trace::scope(Some(Trace::root()), answer(&shared, body)).await,
-    };
-    HttpResponse::Ok().json(answer)
+    HttpResponse::Ok().json(Trace::scope(Some(Trace::root()), answer(&shared, &request, body)).await)
+}
+
+async fn answer(shared: &Shared, request: &HttpRequest, body: web::Payload) -> Answer {
+    let until = tokio::time::Instant::now() + shared.within;
+    match taken(shared, request, body, until).await {
+        Ok((rule, body, _room)) => call(shared, rule, body, until).await,
+        Err(refusal) => {
+            // Not allowed, not understood, or more than there may be.
+            if matches!(refusal.code, 400 | 413) {
+                audit::refused_stranger("request to ServiceBus", request.peer_addr(), "body", &refusal.msg);
+            }
+            refusal
+        }
+    }
 }
 
 fn too_large() -> Answer {
     Answer::refusal(413, format!("the body has more than {MAX_POSTED} bytes"))
 }
 
-async fn answer(shared: &Arc<Shared>, body: web::Payload) -> Answer {
-    let until = tokio::time::Instant::now() + shared.within;
+/// What is posted, the rule that it is for, and its room in memory.
+async fn taken<'a>(
+    shared: &'a Shared,
+    request: &HttpRequest,
+    body: web::Payload,
+    until: tokio::time::Instant,
+) -> Result<(ObjectKey, Bytes, SemaphorePermit<'a>), Answer> {
+    let length = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    if length.is_some_and(|length: usize| length > MAX_POSTED) {
+        return Err(too_large());
+    }
     // KiB: fits.
     let units = MAX_POSTED.div_ceil(1024) as u32;
-    let Ok(room) = tokio::time::timeout_at(until, shared.held.acquire_many(units)).await else {
-        return Answer::refusal(503, format!("too many requests are under way for {:?}", shared.within));
-    };
-    let Ok(mut room) = room else { return Answer::refusal(503, "ServiceBus is stopping") };
-    let body = match tokio::time::timeout_at(until, read(body)).await {
-        Ok(Ok(body)) => body,
-        Ok(Err(refusal)) => return refusal,
-        Err(_) => return Answer::refusal(408, format!("the request did not come within {:?}", shared.within)),
-    };
+    let room = tokio::time::timeout_at(until, shared.held.acquire_many(units))
+        .await
+        .map_err(|_| Answer::refusal(503, format!("too many requests are under way for {:?}", shared.within)))?;
+    let mut room = room.map_err(|_| Answer::refusal(503, "ServiceBus is stopping"))?;
+    let body = tokio::time::timeout_at(until, read(body))
+        .await
+        .map_err(|_| Answer::refusal(408, format!("the request did not come within {:?}", shared.within)))??;
     // What it did not need is another's.
     drop(room.split((units as usize).saturating_sub(body.len().div_ceil(1024))));
-    let url = match serde_json::from_slice::<Posted<'_>>(&body) {
-        Ok(posted) => posted.target_url,
-        Err(error) => return Answer::refusal(400, format!("invalid params: {error}")),
-    };
+    let posted: Result<Posted<'_>, _> = serde_json::from_slice(&body);
+    let url = posted.map_err(|error| Answer::refusal(400, format!("invalid params: {error}")))?.target_url;
     let rule = shared.targets.read().unwrap_or_else(PoisonError::into_inner).get(&url).cloned();
-    let Some(rule) = rule else {
-        return Answer::refusal(400, format!("targetURL {url:.260?} is none that a rule of this node names"));
-    };
-    call(shared, rule, body, until).await
+    let rule = rule
+        .ok_or_else(|| Answer::refusal(400, format!("targetURL {url:.260?} is none that a rule of this node names")))?;
+    Ok((rule, body, room))
 }
 
 async fn read(mut body: web::Payload) -> Result<Bytes, Answer> {
@@ -182,9 +190,74 @@ fn of_reply(reply: CallReply) -> Answer {
 
 #[cfg(test)]
 mod tests {
+    use http_body_util::{BodyExt as _, StreamBody};
+    use hyper::{Request, body::Frame, client::conn::http1};
+    use hyper_util::rt::TokioIo;
     use kubeedge_proto::v1::ApiResponse;
+    use tokio::net::TcpStream;
+    use tokio_util::task::AbortOnDropHandle;
 
     use super::*;
+    use crate::{
+        audit::testing::Heard,
+        servicebus::allow::Allow,
+        system::testing::{Recorder, TestSystem},
+    };
+
+    /// The server has a thread of its own: lines are found by the client's port.
+    #[actix_rt::test]
+    async fn a_chunked_body_is_refused_at_its_limit_and_audited() {
+        let call = Recorder::<CallCloud>::answering(|_| CallReply::default());
+        let test = TestSystem::builder().records(&call).asks::<CallCloud>().start();
+        let config = ServiceBusConfig {
+            listen: ([127, 0, 0, 1], 0).into(),
+            tls: None,
+            within: Duration::from_secs(60),
+            allow: Allow::Loopback,
+        };
+        let targets = Targets::default();
+        targets.write().unwrap().insert("http://a".into(), ObjectKey::new("ns", "rule"));
+        let (address, _serving) = start(&config, targets, test.port()).unwrap();
+        let heard = Heard::everywhere();
+        let post = async |bytes: usize, ends: bool, text: &'static str| {
+            let stream = TcpStream::connect(address).await.unwrap();
+            let client = stream.local_addr().unwrap();
+            let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+            let _connection = AbortOnDropHandle::new(tokio::task::spawn_local(connection));
+            let chunk = |bytes: usize| Bytes::from(vec![b' '; bytes]);
+            let chunks = (0..bytes / 0x10000).map(move |_| chunk(0x10000)).chain([chunk(bytes % 0x10000), text.into()]);
+            let rest = if ends {
+                futures_util::future::Either::Left(futures_util::stream::empty())
+            } else {
+                futures_util::future::Either::Right(futures_util::stream::pending())
+            };
+            let body = futures_util::stream::iter(chunks).chain(rest);
+            let body = StreamBody::new(body.map(|chunk| Ok::<_, std::convert::Infallible>(Frame::data(chunk))));
+            let answer = sender.send_request(Request::post("/").header("Host", "a").body(body).unwrap()).await.unwrap();
+            let answer = answer.into_body().collect().await.unwrap().to_bytes();
+            let answer: serde_json::Value = serde_json::from_slice(&answer).unwrap();
+            (answer["code"].as_u64().unwrap(), answer["msg"].as_str().unwrap().to_owned(), client)
+        };
+        let named = r#"{"targetURL": "http://a"}"#;
+        let unnamed = r#"{"targetURL": "http://b"}"#;
+        for (bytes, ends, text, code, said) in [
+            (MAX_POSTED, false, " ", 413, "the body has more than 5000000 bytes"),
+            (10, true, unnamed, 400, "targetURL \"http://b\" is none that a rule of this node names"),
+            (10, true, "no JSON", 400, "invalid params"),
+        ] {
+            let before = heard.count();
+            let (found, msg, client) = post(bytes, ends, text).await;
+            assert!(found == code && msg.contains(said), "{found} {msg}");
+            let lines = heard.after(before, &format!("who={client} "));
+            let told = format!("request to ServiceBus refused: {said}");
+            assert!(lines.len() == 1 && lines[0].contains(&told), "{lines:?}");
+        }
+        // As much as there may be is taken, and has no line.
+        let before = heard.count();
+        let (code, _, client) = post(MAX_POSTED - named.len(), true, named).await;
+        assert_eq!((code, heard.after(before, &format!("who={client} "))), (502, Vec::new()));
+        test.assert_quiet().await;
+    }
 
     #[test]
     fn an_application_is_answered_as_kubeedge_answers_it() {

@@ -18,6 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::allow::{Allow, Forbidden};
 use crate::{
+    audit,
     link::streams::{
         Request, StreamError,
         connection::{IncomingBytes, OutgoingBytes},
@@ -25,6 +26,9 @@ use crate::{
     web::{ANSWERED_BY, Counted, MAX_BODY, headers},
 };
 
+/// What a call is in the audit log, and who calls.
+pub(super) const ACTION: &str = "call of a service";
+pub(super) const CLOUD: &str = "the cloud";
 /// How long a service may take to accept a connection.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 
@@ -44,7 +48,13 @@ pub(super) async fn serve(
     let call = async {
         match answer(&open, allow, body, within).await {
             Ok((response, _connection)) => relay(response, &mut outgoing, within).await,
-            Err((status, why)) => refuse(&mut outgoing, status, why).await,
+            Err((status, why)) => {
+                // What is not allowed or not understood. A service that is away refuses nobody.
+                if status < 500 {
+                    audit::refused(ACTION, CLOUD, &open.service, &why);
+                }
+                refuse(&mut outgoing, status, why).await
+            }
         }
     };
     tokio::select! {

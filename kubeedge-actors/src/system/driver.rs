@@ -197,7 +197,7 @@ impl<A: Component> Driver<A> {
         // Time without progress is no calm.
         let stood = if let Fault::Stuck(_, stood) = fault { *stood } else { Duration::ZERO };
         let ran = self.alive_since.elapsed().saturating_sub(stood);
-        match self.streak.failed(&self.plan.policy, ran, rand::random()) {
+        match self.streak.failed(&self.plan.policy, ran, self.plan.vitals.dice()) {
             Some(wait) => {
                 let component = self.plan.vitals.name;
                 tracing::error!(component, %fault, ?wait, "the component failed and is built again");

@@ -32,6 +32,7 @@ pub struct SystemBuilder {
     components: Vec<Box<dyn Unwired>>,
     outside: Needs,
     policy: RestartPolicy,
+    dice: fn() -> f64,
     stop_after_failure: Duration,
     when_blocked: Option<WhenBlocked>,
 }
@@ -59,8 +60,8 @@ impl SystemBuilder {
         self
     }
 
-    /// Adds a component that lives on another arbiter. A wiring fault of its factory cannot be returned by
-    /// [`start`](Self::start): it ends the component as `Failed`.
+    /// Adds a component that lives on another arbiter. A wiring fault or a panic of its factory cannot be returned by
+    /// [`start`](Self::start): it ends the component as `Failed`, and with it the system.
     pub fn component_on<A, F>(mut self, arbiter: &ArbiterHandle, factory: F) -> Self
     where
         A: Component,
@@ -76,7 +77,7 @@ impl SystemBuilder {
     /// heard by every shard.
     ///
     /// The shards are named `<NAME>/0`, `<NAME>/1` ...; each has a queue, a restart budget and metrics of its own.
-    /// Wiring faults of the factory end the shard, as with [`component_on`](Self::component_on).
+    /// Wiring faults and panics of the factory end the shard, as with [`component_on`](Self::component_on).
     pub fn sharded<A, F>(mut self, arbiters: &[ArbiterHandle], factory: F) -> Self
     where
         A: Component,
@@ -104,6 +105,13 @@ impl SystemBuilder {
         self
     }
 
+    /// Takes the place of the randomness in waits before a rebuild.
+    #[cfg(test)]
+    pub(crate) fn dice(mut self, dice: fn() -> f64) -> Self {
+        self.dice = dice;
+        self
+    }
+
     /// How long the stop may take that follows a component's final failure. Default 10 s.
     pub fn stop_after_failure(mut self, deadline: Duration) -> Self {
         self.stop_after_failure = deadline;
@@ -121,7 +129,7 @@ impl SystemBuilder {
 
     /// Checks the wiring, builds every component and starts them, in a running actix system.
     pub fn start(self) -> Result<System, WiringError> {
-        let commons = Arc::new(Commons { failures: watch::Sender::new(None), lot: Lot::default() });
+        let commons = Arc::new(Commons { failures: watch::Sender::new(None), lot: Lot::default(), dice: self.dice });
         let mut registry = Registry::default();
         let mut faults = Vec::new();
         let mut entered = Vec::with_capacity(self.components.len());
@@ -205,6 +213,7 @@ impl System {
             components: Vec::new(),
             outside: Needs::default(),
             policy: RestartPolicy::default(),
+            dice: rand::random,
             stop_after_failure: STOP_AFTER_FAILURE,
             when_blocked: None,
         }

@@ -18,6 +18,50 @@ pub(crate) const MOST: usize = 64;
 ///
 /// Made by [`Context::heartbeat`](super::Context::heartbeat). Cheap to clone and usable from any thread; a beat is one
 /// addition. To drop it is not to end it: work that died without a word is found, too.
+///
+/// ```
+/// use actix::{Actor, AsyncContext, WrapFuture};
+/// use kubeedge_actors::system::{Component, Context, Contract, Exit, Ports, RestartPolicy, Stage, System};
+/// use std::time::Duration;
+///
+/// /// Reads a meter every minute: beside its messages, so that the kit cannot see whether it still does.
+/// struct Reader;
+///
+/// impl Actor for Reader {
+///     type Context = Context<Self>;
+///
+///     fn started(&mut self, ctx: &mut Context<Self>) {
+///         let reading = ctx.heartbeat("the reading", Duration::from_secs(180));
+///         let read = async move {
+///             // The third reading never comes back.
+///             for _ in 0..2 {
+///                 tokio::time::sleep(Duration::from_secs(60)).await;
+///                 reading.beat();
+///             }
+///             std::future::pending::<()>().await;
+///         };
+///         ctx.spawn(read.into_actor(self));
+///     }
+/// }
+///
+/// impl Component for Reader {
+///     const NAME: &'static str = "reader";
+///     const STAGE: Stage = Stage::Source;
+///
+///     fn contract(_: &mut Contract<Self>) {}
+/// }
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// actix_rt::System::new().block_on(async {
+///     // For this example the clock jumps, and the reader is not built again.
+///     tokio::time::pause();
+///     let policy = RestartPolicy { budget: 0, ..RestartPolicy::default() };
+///     let system = System::builder("plant").component(|_: &Ports| Reader).restart_policy(policy).start()?;
+///     assert_eq!(system.failed().await, ("reader", Exit::Stuck));
+///     Ok(())
+/// })
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Heartbeat(Arc<Beat>);
 

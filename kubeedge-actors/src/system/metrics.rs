@@ -10,7 +10,7 @@
 //! | `kubeedge_actor_running` | gauge | 1 while it handles messages, 0 while it waits to be built again, stops or is gone |
 //! | `kubeedge_actor_handling_mean_seconds` | gauge | mean time a message held the arbiter, since the start |
 //! | `kubeedge_actor_blocking_seconds` | gauge | how long it has held its arbiter by now, if for half a second or longer |
-//! | `kubeedge_actor_handled_messages_total` | counter | messages handled, those that crashed included |
+//! | `kubeedge_actor_handled_messages_total` | counter | messages taken and handled, those that crashed or had expired included |
 //! | `kubeedge_actor_expired_asks_total` | counter | asks not handled because nobody waited any more |
 //! | `kubeedge_actor_unanswered_asks_total` | counter | asks that ended without an answer |
 //! | `kubeedge_actor_overflow_drops_total` | counter | events of topics dropped because the buffer was full |
@@ -119,7 +119,9 @@ fn counters() -> [Counter; 10] {
         ("overflow_drops", "Events of topics dropped because the buffer was full", None, |one| one.dropped.overflow),
         ("superseded_drops", "Events of topics replaced by a newer one", None, |one| one.dropped.superseded),
         ("stopped_drops", "Events of topics dropped because the component stopped", None, |one| one.dropped.stopped),
-        ("handled", "Messages handled, those that crashed included", messages(), |one| one.handled),
+        ("handled", "Messages taken and handled, those that crashed or had expired included", messages(), |one| {
+            one.handled
+        }),
         ("expired_asks", "Asks not handled because nobody waited any more", None, |one| one.expired),
         ("unanswered_asks", "Asks that ended without an answer", None, |one| one.unanswered),
         ("panics", "Panics, in handlers, futures and replies", None, |one| one.panics),

@@ -61,6 +61,20 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// The first eleven waits of the default policy, in milliseconds.
+    fn waits(dice: f64) -> Vec<u128> {
+        let policy = RestartPolicy { budget: 11, ..RestartPolicy::default() };
+        let mut streak = Streak::default();
+        (0..11).map(|_| streak.failed(&policy, Duration::ZERO, dice).unwrap().as_millis()).collect()
+    }
+
+    #[test]
+    fn a_wait_is_the_part_that_the_dice_say_of_a_ceiling_that_doubles_up_to_the_cap() {
+        assert_eq!(waits(0.5), [50, 100, 200, 400, 800, 1600, 3200, 6400, 12_800, 15_000, 15_000]);
+        assert_eq!(waits(0.25), [25, 50, 100, 200, 400, 800, 1600, 3200, 6400, 7500, 7500]);
+        assert_eq!(waits(0.0), [0; 11]);
+    }
+
     proptest! {
         #[test]
         fn a_wait_never_exceeds_the_cap_nor_its_doubling(ran in 0_u64..120, dice in 0.0..1.0, n in 1_u32..80) {

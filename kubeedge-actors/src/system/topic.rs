@@ -234,6 +234,71 @@ impl<A: Component> Drop for Feeds<A> {
 /// The way to everybody who listens to `M` in this system. Cheap to clone; usable from any thread.
 ///
 /// It stays valid while listeners are built again. Events of one announcer arrive in order at each listener.
+///
+/// ```
+/// use actix::{Handler, Message};
+/// use kubeedge_actors::system::{Component, Context, Contract, Overflow, Ports, Stage, System};
+/// use std::time::Duration;
+///
+/// #[derive(Clone, Message)]
+/// #[rtype(result = "()")]
+/// struct Level {
+///     tank: &'static str,
+///     litres: u32,
+/// }
+///
+/// /// Shows the newest level of each tank, of eight at most: an older one that it had no time for is of no use.
+/// #[derive(Default)]
+/// struct Panel(Vec<String>);
+///
+/// impl actix::Actor for Panel {
+///     type Context = Context<Self>;
+/// }
+///
+/// impl Component for Panel {
+///     const NAME: &'static str = "panel";
+///     const STAGE: Stage = Stage::Processor;
+///
+///     fn contract(contract: &mut Contract<Self>) {
+///         contract.listens::<Level>(Overflow::newest_per_key(8, |level| level.tank)).answers::<Shown>();
+///     }
+/// }
+///
+/// impl Handler<Level> for Panel {
+///     type Result = ();
+///
+///     fn handle(&mut self, level: Level, _: &mut Context<Self>) {
+///         self.0.push(format!("{}: {}", level.tank, level.litres));
+///     }
+/// }
+///
+/// #[derive(Message)]
+/// #[rtype(result = "Vec<String>")]
+/// struct Shown;
+///
+/// impl Handler<Shown> for Panel {
+///     type Result = Vec<String>;
+///
+///     fn handle(&mut self, _: Shown, _: &mut Context<Self>) -> Vec<String> {
+///         self.0.clone()
+///     }
+/// }
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// actix_rt::System::new().block_on(async {
+///     let system = System::builder("plant").component(|_: &Ports| Panel::default()).announces::<Level>().start()?;
+///     let levels = system.topic::<Level>();
+///     // The panel has had no turn yet. Nobody waits for it.
+///     for (tank, litres) in [("milk", 10), ("whey", 3), ("milk", 11)] {
+///         levels.announce(Level { tank, litres }).await;
+///     }
+///     assert_eq!(system.observe()[0].dropped.superseded, 1);
+///     let shown = system.port::<Shown>().ask(Shown, Duration::from_secs(1)).await?;
+///     assert_eq!(shown, ["milk: 11", "whey: 3"]);
+///     Ok(())
+/// })
+/// # }
+/// ```
 pub struct Topic<M> {
     listeners: Arc<[Arc<dyn Listener<M>>]>,
 }

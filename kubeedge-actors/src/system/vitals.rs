@@ -46,7 +46,7 @@ pub struct Observation {
     pub dropped: Drops,
     /// Asynchronous replies under way.
     pub in_hand: usize,
-    /// Messages handled, the ones that crashed included.
+    /// Messages taken from its queue and handled, the ones that crashed or had expired included.
     pub handled: u64,
     /// Asks that were not handled because nobody waited for the answer any more.
     pub expired: u64,
@@ -103,6 +103,8 @@ pub(crate) type Failures = watch::Sender<Option<(&'static str, Exit)>>;
 pub(crate) struct Commons {
     pub(crate) failures: Failures,
     pub(crate) lot: Lot,
+    /// Uniform in [0, 1): the part of its ceiling that a wait before a rebuild takes.
+    pub(crate) dice: fn() -> f64,
 }
 
 pub(crate) struct Vitals {
@@ -245,6 +247,10 @@ impl Vitals {
 
     pub(crate) fn panicked(&self) {
         self.panics.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn dice(&self) -> f64 {
+        (self.commons.dice)()
     }
 
     /// A message is not tried again.

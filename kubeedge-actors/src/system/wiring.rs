@@ -113,6 +113,61 @@ impl<A: Component> Contract<A> {
     ///
     /// Its handler may run twice: that must do no harm. It costs one clone a message. An answer given by a future is
     /// not repeated when that future crashes.
+    ///
+    /// ```
+    /// use actix::{Actor, Handler, Message};
+    /// use kubeedge_actors::system::{AskError, Component, Context, Contract, Ports, Stage, System};
+    /// use std::time::Duration;
+    ///
+    /// /// To set a valve twice does no more than to set it once.
+    /// #[derive(Clone, Debug, Message, PartialEq)]
+    /// #[rtype(result = "u32")]
+    /// struct Set(u32);
+    ///
+    /// /// What it knows of the valve is wrong in its first life.
+    /// struct Valve {
+    ///     limit: Option<u32>,
+    /// }
+    ///
+    /// impl Actor for Valve {
+    ///     type Context = Context<Self>;
+    /// }
+    ///
+    /// impl Component for Valve {
+    ///     const NAME: &'static str = "valve";
+    ///     const STAGE: Stage = Stage::Processor;
+    ///
+    ///     fn contract(contract: &mut Contract<Self>) {
+    ///         contract.answers_again::<Set>();
+    ///     }
+    /// }
+    ///
+    /// impl Handler<Set> for Valve {
+    ///     type Result = u32;
+    ///
+    ///     fn handle(&mut self, Set(percent): Set, _: &mut Context<Self>) -> u32 {
+    ///         let limit = self.limit.expect("the limit is known");
+    ///         assert!(percent <= limit, "{percent} % would break the pipe");
+    ///         percent
+    ///     }
+    /// }
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// actix_rt::System::new().block_on(async {
+    ///     let first = std::cell::Cell::new(true);
+    ///     let factory = move |_: &Ports| Valve { limit: if first.replace(false) { None } else { Some(80) } };
+    ///     let system = System::builder("plant").component(factory).asks::<Set>().start()?;
+    ///     let valve = system.port::<Set>();
+    ///     // The first life crashes over it, the second answers: who asks sees nothing of it.
+    ///     assert_eq!(valve.ask(Set(50), Duration::from_secs(5)).await, Ok(50));
+    ///     assert_eq!(system.observe()[0].panics, 1);
+    ///     // This one crashes both lives, and is parked.
+    ///     assert_eq!(valve.ask(Set(90), Duration::from_secs(5)).await, Err(AskError::Crashed));
+    ///     assert_eq!(system.take_parked::<Set>(), [Set(90)]);
+    ///     Ok(())
+    /// })
+    /// # }
+    /// ```
     pub fn answers_again<M>(&mut self) -> &mut Self
     where
         A: Handler<M>,

@@ -19,7 +19,7 @@ use actix_web_actors::ws;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 
 use super::{PATH, ViewsConfig, board::Board, filter::Filter, socket::Socket};
-use crate::serving::Serving;
+use crate::{audit, serving::Serving};
 
 /// Clients at a time; one more is answered 503.
 pub const MAX_CLIENTS: usize = 64;
@@ -74,7 +74,7 @@ async fn events(door: web::Data<Door>, request: HttpRequest, stream: web::Payloa
     match begin(&door, &request, stream) {
         Ok(response) => response,
         Err((status, why)) => {
-            tracing::info!(%status, "a client of the views is refused: {why}");
+            audit::refused_stranger("views", request.peer_addr(), PATH, &why);
             let mut response = HttpResponse::build(status);
             if status == StatusCode::UNAUTHORIZED {
                 response.insert_header((header::WWW_AUTHENTICATE, "Bearer"));

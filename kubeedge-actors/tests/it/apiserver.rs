@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use kubeedge_actors::apiserver::{Config, Handle, Listen, Server};
+use ring::signature::{ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -240,6 +242,85 @@ async fn a_token_for_another_audience_does_not_open_this_server_and_is_known_to_
     assert_eq!(review(&both, &[]).await, (true, json!([own])));
     assert_eq!(review("admin", &["vault"]).await, (false, Value::Null), "the administrator's is for this server");
     assert_eq!(review("admin", &[own, "vault"]).await, (true, json!([own])));
+    api.server.stop().await;
+}
+
+#[cfg(feature = "test-kit")]
+#[tokio::test]
+async fn who_is_not_known_or_not_allowed_has_a_line_in_the_audit_log() {
+    let heard = kubeedge_actors::audit::testing::Heard::everywhere();
+    let api = Api::start(Config::in_memory()).await;
+    let path = "/api/v1/namespaces/default/serviceaccounts/default/token";
+    let token = api.post(path, json!({"spec": {}})).await["status"]["token"].as_str().unwrap().to_owned();
+    // A path that no other test asks for.
+    let path = "/api/v1/namespaces/of-the-audit-log/configmaps";
+    for (token, code, said) in [
+        ("nobodys-token", 401, "Unauthorized"),
+        (&*token, 403, "User \"system:serviceaccount:default:default\" cannot list resource \"configmaps\""),
+        ("admin", 200, ""),
+    ] {
+        let before = heard.count();
+        let answer = Client::new(api.server.address(), token).send("GET", path, &[], None).await;
+        assert_eq!(answer.status, code, "{}", answer.text);
+        let lines = heard.after(before, path);
+        match code {
+            200 => assert_eq!(lines, Vec::<String>::new()),
+            _ => {
+                assert!(lines.len() == 1 && lines[0].contains(said) && lines[0].contains("who=127.0.0.1:"), "{lines:?}")
+            }
+        }
+        assert!(lines.iter().all(|line| !line.contains(token)), "{lines:?}");
+    }
+    api.server.stop().await;
+}
+
+#[tokio::test]
+async fn who_reads_the_published_keys_verifies_a_token_by_itself() {
+    let api = Api::start(Config::in_memory()).await;
+    let path = "/api/v1/namespaces/default/serviceaccounts/default/token";
+    let token = api.post(path, json!({"spec": {}})).await["status"]["token"].as_str().unwrap().to_owned();
+    let (signed, signature) = token.rsplit_once('.').unwrap();
+    let bytes = |text: &str| URL_SAFE_NO_PAD.decode(text).unwrap();
+    let parts: Vec<Value> = signed.split('.').map(|part| serde_json::from_slice(&bytes(part)).unwrap()).collect();
+    let (header, claims) = (&parts[0], &parts[1]);
+
+    let configuration = api.get("/.well-known/openid-configuration").await;
+    assert_eq!(configuration["issuer"], claims["iss"]);
+    assert_eq!(configuration["id_token_signing_alg_values_supported"], json!([header["alg"]]));
+    let keys = format!("https://{}", api.server.address());
+    let keys = configuration["jwks_uri"].as_str().and_then(|uri| uri.strip_prefix(&keys)).unwrap();
+    assert_eq!(keys, "/openid/v1/jwks");
+    let published = api.client.send("GET", keys, &[], None).await;
+    assert_eq!((published.status, published.headers["content-type"].as_str()), (200, "application/jwk-set+json"));
+    let published: Value = serde_json::from_str(&published.text).unwrap();
+    let key = published["keys"].as_array().unwrap().iter().find(|key| key["kid"] == header["kid"]).unwrap();
+    let point = [vec![4], bytes(key["x"].as_str().unwrap()), bytes(key["y"].as_str().unwrap())].concat();
+    let key = UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, point);
+    key.verify(signed.as_bytes(), &bytes(signature)).unwrap();
+    assert!(key.verify(&signed.as_bytes()[1..], &bytes(signature)).is_err());
+    api.server.stop().await;
+}
+
+#[tokio::test]
+async fn server_side_apply_is_refused_with_what_to_send_and_changes_nothing() {
+    let api = Api::start(Config::in_memory()).await;
+    let before = api.map("a", "1").await;
+    let config = json!({"apiVersion": "v1", "kind": "ConfigMap", "data": {"a": "2"}});
+    for media in ["application/apply-patch+yaml", "application/apply-patch+cbor"] {
+        for name in ["a", "new"] {
+            let path = format!("{MAPS}/{name}?fieldManager=test");
+            let answer = api.send("PATCH", &path, media, config.clone()).await;
+            let status: Value = serde_json::from_str(&answer.text).unwrap();
+            let said = (answer.status, &status["code"], &status["reason"]);
+            assert_eq!(said, (415, &json!(415), &json!("UnsupportedMediaType")), "{media}: {status}");
+            let message = status["message"].as_str().unwrap();
+            for part in ["server-side apply is not served", "strategic merge patch", "leave out --server-side"] {
+                assert!(message.contains(part), "{part}: {message}");
+            }
+        }
+    }
+    assert_eq!(api.get(&format!("{MAPS}/a")).await, before);
+    assert_eq!(api.client.send("GET", &format!("{MAPS}/new"), &[], None).await.status, 404);
     api.server.stop().await;
 }
 

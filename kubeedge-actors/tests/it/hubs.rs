@@ -1,5 +1,7 @@
 //! CloudHub and EdgeHub with MetaManager over real TLS on loopback; the controllers behind them are scripted.
 
+mod audit;
+mod boxes;
 mod enrolment;
 mod events;
 mod metamanager;

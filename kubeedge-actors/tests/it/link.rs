@@ -1,6 +1,7 @@
 //! The link over real sockets on loopback: mutual TLS, two drivers, a line that can be slow and be cut.
 
 mod bench;
+mod limits;
 
 use std::{
     collections::HashMap,

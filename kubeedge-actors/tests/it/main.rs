@@ -9,19 +9,23 @@ mod apiserver;
 mod apps;
 #[cfg(all(feature = "apiserver", feature = "edgecontroller"))]
 mod clients;
+#[cfg(all(feature = "config", feature = "link"))]
+mod corpus;
 #[cfg(feature = "apiserver")]
 mod custom;
+mod documented;
 #[cfg(feature = "apiserver")]
 mod events;
+mod features;
 #[cfg(feature = "apiserver")]
 mod golden;
-#[cfg(all(feature = "cloudhub", feature = "edgehub", feature = "metamanager"))]
+#[cfg(all(feature = "cloudhub", feature = "edgehub", feature = "metamanager", feature = "test-kit"))]
 mod hubs;
 #[cfg(feature = "apiserver")]
 mod kubectl;
 #[cfg(feature = "apiserver")]
 mod lifecycle;
-#[cfg(feature = "link")]
+#[cfg(all(feature = "link", feature = "test-kit"))]
 mod link;
 #[cfg(all(feature = "apiserver", feature = "edgecontroller", feature = "metamanager", feature = "metaserver"))]
 mod metaserver;
@@ -31,7 +35,7 @@ mod mqtt;
 mod pages;
 #[cfg(all(feature = "embedded-broker", feature = "eventbus-tls", feature = "mapper-push", feature = "test-kit"))]
 mod push;
-#[cfg(all(feature = "apiserver", feature = "cloudstream", feature = "edgestream"))]
+#[cfg(all(feature = "apiserver", feature = "cloudstream", feature = "edgestream", feature = "test-kit"))]
 mod relay;
 #[cfg(all(feature = "apiserver", feature = "router", feature = "servicebus", feature = "test-kit"))]
 mod rules;
@@ -45,6 +49,8 @@ mod services;
     feature = "edged"
 ))]
 mod sim;
+#[cfg(any(feature = "apiserver", all(feature = "eventbus-tls", feature = "test-kit")))]
+mod skip;
 #[cfg(feature = "link")]
 mod streams;
 #[cfg(all(feature = "edgeviews", feature = "test-kit"))]

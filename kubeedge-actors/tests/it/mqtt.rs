@@ -27,6 +27,8 @@ use paho_mqtt::{AsyncClient, ConnectOptionsBuilder, CreateOptionsBuilder, Messag
 use tokio::process::{Child, Command};
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::skip::missing;
+
 const SOON: Duration = Duration::from_secs(30);
 const UPDATE: &str = "$hw/events/device/ns/d/twin/update";
 
@@ -334,31 +336,35 @@ async fn suite(kind: Kind) {
 }
 
 /// Debian's, if it is installed.
-pub(crate) fn mosquitto() -> Option<PathBuf> {
+#[track_caller]
+pub(crate) fn mosquitto(test: &str) -> Option<PathBuf> {
     let found = ["/usr/sbin/mosquitto", "/usr/bin/mosquitto", "/usr/local/sbin/mosquitto"];
     let program = found.iter().map(PathBuf::from).find(|path| path.is_file());
     if program.is_none() {
-        assert!(std::env::var_os("CI").is_none(), "mosquitto is not installed");
-        println!("skipped: mosquitto is not installed");
+        missing(test, "mosquitto is not installed");
     }
     program
 }
 
 #[actix_rt::test]
 async fn the_suite_holds_on_mosquitto() {
-    let Some(program) = mosquitto() else { return };
+    let Some(program) = mosquitto("the_suite_holds_on_mosquitto") else { return };
     suite(Kind::Mosquitto(program)).await;
 }
 
 #[actix_rt::test]
 async fn the_suite_holds_on_mosquitto_with_tls_client_certificates_and_a_password() {
-    let Some(program) = mosquitto() else { return };
+    let Some(program) = mosquitto("the_suite_holds_on_mosquitto_with_tls_client_certificates_and_a_password") else {
+        return;
+    };
     suite(Kind::MosquittoTls(program)).await;
 }
 
 #[actix_rt::test]
 async fn a_broker_that_is_not_authenticated_gets_nothing_and_files_are_read_anew() {
-    let Some(program) = mosquitto() else { return };
+    let Some(program) = mosquitto("a_broker_that_is_not_authenticated_gets_nothing_and_files_are_read_anew") else {
+        return;
+    };
     let running = Running::start(Kind::MosquittoTls(program)).await;
     let mut broker = running.broker();
     broker.tls.as_mut().unwrap().ca = running.file("trusted.crt");
@@ -376,7 +382,7 @@ async fn a_broker_that_is_not_authenticated_gets_nothing_and_files_are_read_anew
 
 #[actix_rt::test]
 async fn a_broker_that_does_not_authenticate_this_client_says_why() {
-    let Some(program) = mosquitto() else { return };
+    let Some(program) = mosquitto("a_broker_that_does_not_authenticate_this_client_says_why") else { return };
     let running = Running::start(Kind::MosquittoTls(program)).await;
     let mut broker = running.broker();
     broker.tls.as_mut().unwrap().identity = None;

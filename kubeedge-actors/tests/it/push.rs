@@ -207,7 +207,7 @@ async fn over_mqtt(kind: Kind) {
 
 #[actix_rt::test]
 async fn a_reading_is_pushed_over_mqtt_to_mosquitto() {
-    let Some(program) = mosquitto() else { return };
+    let Some(program) = mosquitto("a_reading_is_pushed_over_mqtt_to_mosquitto") else { return };
     over_mqtt(Kind::Mosquitto(program)).await;
 }
 

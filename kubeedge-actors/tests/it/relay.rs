@@ -13,6 +13,7 @@ use std::{
 use actix::{Actor, Handler, MessageResult};
 use kubeedge_actors::{
     apiserver::Config,
+    audit::testing::Heard,
     cloudstream::{API_SERVER_USER, CloudStream, CloudStreamConfig},
     edgestream::EdgeStream,
     identity::{CertificateAuthority, ClientAuth, issued_client_config, server_config, system_clock},
@@ -500,6 +501,8 @@ fn refusals_come_back_as_they_were_said() {
 #[test]
 fn the_gateway_takes_streams_from_the_api_server_alone() {
     on_the_way(|way| async move {
+        let heard = Heard::default();
+        let _here = heard.here();
         let folder = tempfile::tempdir().unwrap();
         let other = CertificateAuthority::load_or_create(folder.path(), SystemTime::now()).unwrap();
         let own = |user, group| client(&way.authority, user, group);
@@ -524,6 +527,11 @@ fn the_gateway_takes_streams_from_the_api_server_alone() {
             let stranger = issued_client_config(way.authority.certificate().clone(), &issued, system_clock()).unwrap();
             assert!(asked(Arc::new(stranger), path).await.is_err(), "{path}");
         }
+        // Each refusal has a line, and what was served has none.
+        for why in ["user \"system:node:edge-1\" may not use the streams of nodes", "is of another CA than ours"] {
+            heard.until(LONG, |lines| lines.iter().filter(|line| line.contains(why)).count() == 3).await;
+        }
+        assert_eq!(heard.take().len(), 6);
         way.until_counts([0, 0, 0]).await;
         way.api.server.stop().await;
     });

@@ -8,34 +8,50 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full};
-use hyper::{Request, Response, body::Incoming, client::conn::http1, service::service_fn};
+use futures_util::StreamExt as _;
+use http_body_util::{BodyExt as _, Full, StreamBody, combinators::UnsyncBoxBody};
+use hyper::{
+    Request, Response,
+    body::{Frame, Incoming},
+    client::conn::http1,
+    service::service_fn,
+};
 use hyper_util::rt::TokioIo;
 use kubeedge_actors::{
     apiserver::{Config, Handle, Server},
+    audit::testing::Heard,
     identity::{CertificateAuthority, ClientAuth, ServerCredentials, issued_client_config, system_clock},
-    link::streams::{ConnectStreams, Connection, NotConnected, ServeService, Side, connection::REQUESTS},
-    router::{Router, RouterConfig, outbound::Outbound},
+    link::streams::{
+        ConnectStreams, Connection, NotConnected, Request as Wanted, ServeService, Side, connection::REQUESTS,
+    },
+    router::{Router, RouterConfig, outbound::MAX_ANSWER, outbound::Outbound, rest::MAX_MESSAGE},
     rule::crds,
     servicebus::{ServiceBus, ServiceBusConfig, allow::Allow},
     system::{
         Ports,
         testing::{Recorder, TestSystem},
     },
-    web::tokens::Tokens,
+    web::{MAX_BODY, tokens::Tokens},
 };
 use kubeedge_proto::v1::{
-    CallCloud, Envelope, ObjectKey, ObjectList, ObjectsChanged, ObjectsReloaded, QueryRules, ReadObjects, RecheckNodes,
-    RouteCall, RouteEvent, SendEventToNode, SendToNode, ServiceCall, Settled, UserMessage, call_reply, envelope::Body,
+    CallCloud, Envelope, KubeObject, ObjectKey, ObjectList, ObjectsChanged, ObjectsReloaded, QueryRules, ReadObjects,
+    RecheckNodes, RouteCall, RouteEvent, SendEventToNode, SendToNode, ServiceCall, Settled, UserMessage, call_reply,
+    envelope::Body,
 };
 use serde_json::{Value, json};
-use tokio::{net::TcpStream, sync::mpsc};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    sync::mpsc,
+};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::golden::client::Client;
 
 const SOON: Duration = Duration::from_secs(30);
 const TOKEN: &str = "0123456789abcdef";
+/// What a node of these tests answers whoever asks whether there is one.
+const PROBED: &str = "a node";
 
 /// An HTTP or HTTPS server that answers what `answer` says and tells what it got.
 async fn serve(
@@ -74,6 +90,50 @@ async fn serve(
     (address, seen, AbortOnDropHandle::new(serving))
 }
 
+/// A body of a request.
+type Sent = UnsyncBoxBody<Bytes, std::convert::Infallible>;
+
+/// So many bytes in chunks, of a body that does not end then.
+fn chunked(bytes: usize) -> Sent {
+    const CHUNK: usize = 64 * 1024;
+    let chunks = (0..bytes.div_ceil(CHUNK)).map(move |n| Bytes::from(vec![b'x'; CHUNK.min(bytes - n * CHUNK)]));
+    let chunks = futures_util::stream::iter(chunks).chain(futures_util::stream::pending());
+    StreamBody::new(chunks.map(|chunk| Ok(Frame::data(chunk)))).boxed_unsync()
+}
+
+/// The client's end of a connection.
+struct Asker {
+    address: SocketAddr,
+    _sender: http1::SendRequest<Sent>,
+    _connection: AbortOnDropHandle<hyper::Result<()>>,
+}
+
+/// A server whose answers do not end, and how many bytes of each it could write.
+async fn endless() -> (SocketAddr, mpsc::Receiver<usize>, AbortOnDropHandle<()>) {
+    let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (sender, written) = mpsc::channel(100);
+    let serving = tokio::task::spawn_local(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            let chunk = [&b"10000\r\n"[..], &[b'x'; 0x10000], b"\r\n"].concat();
+            stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await.unwrap();
+            let mut bytes = 0;
+            while stream.write_all(&chunk).await.is_ok() {
+                bytes += 0x10000;
+            }
+            sender.send(bytes).await.unwrap();
+        }
+    });
+    (address, written, AbortOnDropHandle::new(serving))
+}
+
+/// What may be on its way between two sockets of one machine, and is no part of what was read.
+const IN_SOCKETS: usize = 16 * 1024 * 1024;
+
 struct World {
     test: TestSystem,
     api: Arc<Client>,
@@ -88,6 +148,11 @@ struct World {
 impl World {
     /// A router over HTTPS that asks for a token; nodes have no session, and take events as `settled` says.
     async fn start(settled: Settled, trusted: bool) -> Self {
+        Self::with(settled, trusted, None).await
+    }
+
+    /// The same; nodes have this connection for streams.
+    async fn with(settled: Settled, trusted: bool, streams: Option<Connection>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let authority = Arc::new(CertificateAuthority::load_or_create(folder.path(), SystemTime::now()).unwrap());
         let names = vec![std::net::IpAddr::from(Ipv4Addr::LOCALHOST).into()];
@@ -115,7 +180,9 @@ impl World {
         let to_node = Recorder::<SendToNode>::answering(|_| ());
         let recheck = Recorder::<RecheckNodes>::answering(|_| ());
         let event = Recorder::<SendEventToNode>::answering(move |_| settled.clone());
-        let connect = Recorder::<ConnectStreams>::answering(|asked| Err(NotConnected::Offline(asked.node.clone())));
+        let connect = Recorder::<ConnectStreams>::answering(move |asked| {
+            streams.clone().ok_or_else(|| NotConnected::Offline(asked.node.clone()))
+        });
         let test = TestSystem::builder()
             .component(move |ports: &Ports| Router::new(kube.clone(), config.clone(), ports))
             .records(&to_node)
@@ -147,7 +214,7 @@ impl World {
         tokio::time::timeout(SOON, async {
             loop {
                 let (_, text) = self.routed("/edge-1/default/probe", "").await;
-                if text.contains("edge-1 is not connected") {
+                if text.contains("edge-1 is not connected") || text == PROBED {
                     return;
                 }
                 tokio::task::yield_now().await;
@@ -165,9 +232,17 @@ impl World {
 
     /// One request over HTTPS.
     async fn post(&self, path: &str, token: Option<&str>, body: &'static str) -> (u16, String) {
+        let (status, answer, _asker) = self.send(path, token, Full::new(Bytes::from(body)).boxed_unsync()).await;
+        let text = answer.collect().await.unwrap().to_bytes();
+        (status, String::from_utf8(text.to_vec()).unwrap())
+    }
+
+    /// Sends any body; the answer's comes as it comes, as long as what is returned with it is kept.
+    async fn send(&self, path: &str, token: Option<&str>, body: Sent) -> (u16, Incoming, Asker) {
         let own = self.authority.issue_client("somebody", "shops", SystemTime::now()).unwrap();
         let tls = issued_client_config(self.authority.certificate().clone(), &own, system_clock()).unwrap();
         let stream = TcpStream::connect(self.rest).await.unwrap();
+        let address = stream.local_addr().unwrap();
         let tls = tokio_rustls::TlsConnector::from(Arc::new(tls));
         let stream = tls.connect(self.rest.ip().into(), stream).await.unwrap();
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
@@ -176,11 +251,8 @@ impl World {
         if let Some(token) = token {
             request = request.header("Authorization", format!("Bearer {token}"));
         }
-        let answer = sender.send_request(request.body(Full::new(Bytes::from(body))).unwrap()).await.unwrap();
-        let status = answer.status().as_u16();
-        let text = answer.into_body().collect().await.unwrap().to_bytes();
-        drop(connection);
-        (status, String::from_utf8(text.to_vec()).unwrap())
+        let answer = sender.send_request(request.body(body).unwrap()).await.unwrap();
+        (answer.status().as_u16(), answer.into_body(), Asker { address, _sender: sender, _connection: connection })
     }
 
     /// The same until a rule takes it.
@@ -220,9 +292,17 @@ async fn the_rest_server_takes_who_shows_a_token_over_https_and_says_what_the_no
     let Some(Body::UserMessage(message)) = sent.envelope.unwrap().body else { panic!("another body") };
     assert_eq!((sent.node.as_str(), message.topic.as_str(), &message.payload[..]), ("edge-1", "lamp/on", &b"1"[..]));
 
+    // The server has a thread of its own.
+    let heard = Heard::everywhere();
     for (token, said) in [(None, "a bearer token is needed"), (Some("fedcba9876543210"), "none of the router's")] {
-        let (status, text) = world.post("/edge-1/default/lamp", token, "").await;
+        let before = heard.count();
+        let (status, answer, client) = world.send("/edge-1/default/lamp", token, chunked(0)).await;
+        let text = String::from_utf8(answer.collect().await.unwrap().to_bytes().to_vec()).unwrap();
         assert!(status == 401 && text.contains(said), "{status} {text}");
+        let lines = heard.after(before, &format!("who={} what=POST /edge-1/default/lamp ", client.address));
+        let told = format!("request to the router refused: {text}");
+        assert!(lines.len() == 1 && lines[0].contains(&told), "{lines:?}");
+        assert!(!lines[0].contains("fedcba9876543210"), "{lines:?}");
     }
     // A service at a node without a session.
     world.rule("call", ("rest", json!({"path": "/call"})), ("servicebus", json!({"path": "/"}))).await;
@@ -282,6 +362,8 @@ async fn messages_of_nodes_reach_urls_over_verified_tls_only() {
 async fn what_a_target_refuses_for_good_does_not_come_again_and_no_node_uses_anothers_rule() {
     let world = World::start(Settled::applied(), true).await;
     world.endpoints().await;
+    let heard = Heard::default();
+    let _here = heard.here();
     let (broken, mut at_broken, _one) = serve(None, 500).await;
     let (wrong, _at_wrong, _two) = serve(None, 422).await;
     let source = || json!({"topic": "t", "node_name": "edge-1"});
@@ -294,7 +376,11 @@ async fn what_a_target_refuses_for_good_does_not_come_again_and_no_node_uses_ano
     assert_eq!(at_broken.recv().await.unwrap().1, "x");
     assert!(at_broken.try_recv().is_err(), "once");
     assert_eq!(world.event("wrong", "x").await.code, 422);
+    assert_eq!(heard.take(), Vec::<String>::new(), "what a target answers is no refusal of the node");
     assert_eq!(world.event("none", "x").await.code, 404);
+    let lines = heard.take();
+    let told = ["UserMessage refused: ", "who=edge-1 what=default/none "];
+    assert!(lines.len() == 1 && told.iter().all(|told| lines[0].contains(told)), "{lines:?}");
     let source = json!({"target_url": "http://a", "node_name": "edge-2"});
     world.rule("of-another", ("servicebus", source), ("rest", json!({"resource": format!("http://{wrong}/")}))).await;
     tokio::time::timeout(SOON, world.to_node.next()).await.unwrap();
@@ -309,6 +395,143 @@ async fn what_a_target_refuses_for_good_does_not_come_again_and_no_node_uses_ano
         };
         assert_eq!(code, status, "{node}");
     }
+    let lines = heard.take();
+    let told = ["ServiceCall refused: ", "who=edge-1 what=default/of-another "];
+    assert!(lines.len() == 1 && told.iter().all(|told| lines[0].contains(told)), "{lines:?}");
+    world.test.assert_quiet().await;
+}
+
+/// CVE-2022-31078: what a URL answers.
+#[actix_rt::test]
+async fn an_endless_answer_of_a_url_is_given_up_at_its_limit() {
+    let world = World::start(Settled::applied(), true).await;
+    world.endpoints().await;
+    let (address, mut written, _serving) = endless().await;
+    let resource = json!({"resource": format!("http://{address}/")});
+    for (name, source) in [
+        ("event", ("eventbus", json!({"topic": "t", "node_name": "edge-1"}))),
+        ("call", ("servicebus", json!({"target_url": "http://a", "node_name": "edge-1"}))),
+    ] {
+        world.rule(name, source, ("rest", resource.clone())).await;
+        tokio::time::timeout(SOON, world.to_node.next()).await.unwrap();
+    }
+    let said = format!("its answer has more than {MAX_ANSWER} bytes");
+    let settled = world.event("event", "x").await;
+    assert!(settled.code == 503 && settled.reason.contains(&said), "{settled:?}");
+    let call = ServiceCall { rule: Some(ObjectKey::new("default", "call")), body: Bytes::from("{}") };
+    let envelope = Some(Envelope::new("servicebus", 0, Body::ServiceCall(call)));
+    let reply = world.test.ask(RouteCall { node: "edge-1".into(), envelope }).await;
+    let Some(call_reply::Result::Error(error)) = reply.result else { panic!("the answer was taken") };
+    assert!(error.code == 502 && error.message.contains(&said), "{error:?}");
+    for _ in 0..2 {
+        let written = tokio::time::timeout(SOON, written.recv()).await.unwrap().unwrap();
+        assert!((MAX_ANSWER - 0x10000..MAX_ANSWER + IN_SOCKETS).contains(&written), "{written} bytes");
+    }
+    world.test.assert_quiet().await;
+}
+
+/// A node that answers without an end, and how many bytes of each answer it could send. It is asked whether there is a
+/// rule first.
+fn endless_node() -> (Connection, mpsc::Receiver<usize>, [AbortOnDropHandle<()>; 2]) {
+    let (cloud, mut wanted, running) = joined();
+    let (sender, sent) = mpsc::channel(100);
+    let node = tokio::task::spawn_local(async move {
+        while let Some(Wanted { open, mut stream }) = wanted.recv().await {
+            let sender = sender.clone();
+            tokio::task::spawn_local(async move {
+                stream.respond(kubeedge_proto::v1::StreamHead { status: 200, ..Default::default() });
+                if open.path_and_query == "/" {
+                    stream.write(Bytes::from(PROBED)).await.unwrap();
+                    stream.finish();
+                    return;
+                }
+                let mut bytes = 0;
+                while stream.write(Bytes::from(vec![b'x'; 0x10000])).await.is_ok() {
+                    bytes += 0x10000;
+                }
+                sender.send(bytes).await.unwrap();
+            });
+        }
+    });
+    (cloud, sent, [running, AbortOnDropHandle::new(node)])
+}
+
+/// CVE-2022-31078: what a service at a node answers.
+#[actix_rt::test]
+async fn an_endless_answer_of_a_node_is_given_up_at_its_limit() {
+    let (cloud, mut sent, _running) = endless_node();
+    let world = World::with(Settled::applied(), true, Some(cloud)).await;
+    world.endpoints().await;
+    // To who asked over REST: it sees that the answer broke off.
+    world.rule("call", ("rest", json!({"path": "/call"})), ("servicebus", json!({"path": "/endless"}))).await;
+    let (status, mut answer, _client) = tokio::time::timeout(SOON, async {
+        loop {
+            let (status, answer, client) = world.send("/edge-1/default/call", Some(TOKEN), chunked(0)).await;
+            if status != 404 {
+                return (status, answer, client);
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+    assert_eq!(status, 200);
+    let mut seen = 0;
+    let broken = loop {
+        match tokio::time::timeout(SOON, answer.frame()).await.unwrap() {
+            Some(Ok(frame)) => seen += frame.into_data().map_or(0, |bytes| bytes.len()),
+            end => break end,
+        }
+    };
+    assert!(matches!(broken, Some(Err(_))), "it looks like a whole answer of {seen} bytes");
+    assert!(seen <= MAX_BODY, "{seen} bytes");
+    // And of a message of another node.
+    let source = json!({"topic": "t", "node_name": "edge-1"});
+    world.rule("up", ("eventbus", source), ("servicebus", json!({"path": "/endless"}))).await;
+    tokio::time::timeout(SOON, world.to_node.next()).await.unwrap();
+    let settled = world.event("up", "x").await;
+    assert!(settled.code == 503 && settled.reason.contains(&format!("more than {MAX_BODY} bytes")), "{settled:?}");
+    for _ in 0..2 {
+        let sent = tokio::time::timeout(SOON, sent.recv()).await.unwrap().unwrap();
+        assert!((MAX_BODY - 0x10000..MAX_BODY + 0x100000).contains(&sent), "{sent} bytes");
+    }
+    world.test.assert_quiet().await;
+}
+
+/// A body without a declared length ends where a declared one would have been refused, and before its own end.
+#[actix_rt::test]
+async fn a_chunked_request_is_refused_at_its_limit_and_audited() {
+    let (cloud, mut wanted, _running) = joined();
+    let _node = AbortOnDropHandle::new(tokio::task::spawn_local(async move {
+        while let Some(Wanted { mut stream, open }) = wanted.recv().await {
+            tokio::task::spawn_local(async move {
+                if open.headers.contains_key("content-length") {
+                    stream.respond(kubeedge_proto::v1::StreamHead { status: 200, ..Default::default() });
+                    stream.write(Bytes::from(PROBED)).await.unwrap();
+                    return stream.finish();
+                }
+                // Takes everything and waits for more.
+                while let Ok(Some(_)) = stream.read().await {}
+            });
+        }
+    }));
+    let world = World::with(Settled::applied(), true, Some(cloud)).await;
+    world.endpoints().await;
+    world.rule("lamp", ("rest", json!({"path": "/lamp"})), ("eventbus", json!({"topic": "lamp"}))).await;
+    world.rule("call", ("rest", json!({"path": "/call"})), ("servicebus", json!({"path": "/"}))).await;
+    let heard = Heard::everywhere();
+    for (path, limit, said) in [
+        ("/edge-1/default/lamp", MAX_MESSAGE, format!("a message has at most {MAX_MESSAGE} bytes")),
+        ("/edge-1/default/call", MAX_BODY, format!("the body has more than {MAX_BODY} bytes")),
+    ] {
+        assert_eq!(world.routed(path, "x").await.0, 200);
+        let before = heard.count();
+        let (status, answer, client) = world.send(path, Some(TOKEN), chunked(limit + 1)).await;
+        let text = String::from_utf8(answer.collect().await.unwrap().to_bytes().to_vec()).unwrap();
+        assert_eq!((status, text), (413, said.clone()));
+        let lines = heard.after(before, &format!("who={} ", client.address));
+        assert!(lines.len() == 1 && lines[0].contains(&said), "{lines:?}");
+    }
     world.test.assert_quiet().await;
 }
 
@@ -316,17 +539,30 @@ async fn what_a_target_refuses_for_good_does_not_come_again_and_no_node_uses_ano
 struct Edge {
     test: TestSystem,
     cloud: Connection,
-    _running: [AbortOnDropHandle<()>; 2],
+    _running: (AbortOnDropHandle<()>, AbortOnDropHandle<()>),
+}
+
+/// Both ends of a connection for streams, in memory: the cloud's, and the requests at the node.
+fn joined() -> (Connection, mpsc::Receiver<Wanted>, AbortOnDropHandle<()>) {
+    let (cloud, edge) = (Connection::new(Side::Opener), Connection::new(Side::Acceptor));
+    let (to_edge, from_cloud) = mpsc::channel(4);
+    let (to_cloud, from_edge) = mpsc::channel(4);
+    let ends = |frames| tokio_stream::wrappers::ReceiverStream::new(frames).map(Ok::<_, std::convert::Infallible>);
+    let (requests, wanted) = mpsc::channel(REQUESTS);
+    let (running, cloud_end, edge_end) = (cloud.clone(), ends(from_edge), ends(from_cloud));
+    let both = tokio::task::spawn_local(async move {
+        tokio::join!(running.run(to_edge, cloud_end, None), edge.run(to_cloud, edge_end, Some(requests)));
+    });
+    (cloud, wanted, AbortOnDropHandle::new(both))
 }
 
 impl Edge {
     fn start(allow: Allow) -> Self {
-        let config = ServiceBusConfig {
-            listen: (Ipv4Addr::LOCALHOST, 0).into(),
-            tls: None,
-            within: Duration::from_secs(5),
-            allow,
-        };
+        Self::listening((Ipv4Addr::LOCALHOST, 0).into(), allow)
+    }
+
+    fn listening(listen: SocketAddr, allow: Allow) -> Self {
+        let config = ServiceBusConfig { listen, tls: None, within: Duration::from_secs(5), allow };
         let read = Recorder::<ReadObjects>::answering(|_| ObjectList { complete: true, ..ObjectList::default() });
         let call = Recorder::<CallCloud>::answering(|_| Default::default());
         let test = TestSystem::builder()
@@ -337,27 +573,14 @@ impl Edge {
             .announces::<ObjectsReloaded>()
             .asks::<ServeService>()
             .start();
-        let (cloud, edge) = (Connection::new(Side::Opener), Connection::new(Side::Acceptor));
-        let (to_edge, from_cloud) = mpsc::channel(4);
-        let (to_cloud, from_edge) = mpsc::channel(4);
-        let ends = |frames| {
-            use futures_util::StreamExt as _;
-            tokio_stream::wrappers::ReceiverStream::new(frames).map(Ok::<_, std::convert::Infallible>)
-        };
-        let (requests, mut wanted) = mpsc::channel(REQUESTS);
+        let (cloud, mut wanted, running) = joined();
         let port = test.port::<ServeService>();
-        let (cloud_runs, cloud_end) = (cloud.clone(), ends(from_edge));
-        let one = tokio::task::spawn_local(async move { drop(cloud_runs.run(to_edge, cloud_end, None).await) });
-        let edge_end = ends(from_cloud);
-        let other = tokio::task::spawn_local(async move {
-            let hand_over = async {
-                while let Some(request) = wanted.recv().await {
-                    port.tell(ServeService { request }).await.unwrap();
-                }
-            };
-            tokio::join!(edge.run(to_cloud, edge_end, Some(requests)), hand_over);
+        let handing = tokio::task::spawn_local(async move {
+            while let Some(request) = wanted.recv().await {
+                port.tell(ServeService { request }).await.unwrap();
+            }
         });
-        Self { test, cloud, _running: [one, other].map(AbortOnDropHandle::new) }
+        Self { test, cloud, _running: (running, AbortOnDropHandle::new(handing)) }
     }
 
     async fn call(&self, service: &str, path: &str, body: &'static [u8]) -> (u32, String) {
@@ -385,8 +608,11 @@ impl Edge {
 #[actix_rt::test]
 async fn a_node_calls_only_what_its_configuration_allows() {
     let (address, mut seen, _serving) = serve(None, 201).await;
+    let heard = Heard::default();
+    let _here = heard.here();
     let edge = Edge::start(Allow::Loopback);
     assert_eq!(edge.call(&address.to_string(), "/a", b"x").await, (201, "x".into()));
+    assert_eq!(heard.take(), Vec::<String>::new());
     assert_eq!(seen.recv().await.unwrap().0, "POST /a ");
     for (service, path, status) in [
         ("169.254.169.254:80", "/", 403),
@@ -400,6 +626,10 @@ async fn a_node_calls_only_what_its_configuration_allows() {
     ] {
         let (code, text) = edge.call(service, path, b"").await;
         assert_eq!(code, status, "{service} {path}: {text}");
+        let lines = heard.take();
+        let told = "who=the cloud what=";
+        let refused = format!("call of a service refused: {text}");
+        assert!(lines.len() == 1 && lines[0].contains(told) && lines[0].contains(&refused), "{text}: {lines:?}");
     }
     assert!(seen.try_recv().is_err(), "nothing reached the service");
     edge.test.assert_quiet().await;
@@ -408,5 +638,85 @@ async fn a_node_calls_only_what_its_configuration_allows() {
     assert_eq!(edge.call(&address.to_string(), "/a", b"x").await.0, 403, "a list names all there is");
     let (code, text) = edge.call("127.0.0.1:1", "/", b"").await;
     assert!(code == 502 && text.contains("cannot be reached"), "{code} {text}");
+    edge.test.assert_quiet().await;
+}
+
+/// A line that this thread logs.
+struct Told(mpsc::Sender<String>);
+
+impl std::io::Write for Told {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        // Nobody asks for a line that there is no room for.
+        let _ = self.0.try_send(String::from_utf8_lossy(bytes).into_owned());
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[actix_rt::test]
+async fn a_port_in_use_is_logged_with_its_setting_and_taken_when_it_is_free() {
+    let (sender, mut told) = mpsc::channel(1000);
+    let lines = tracing_subscriber::fmt().with_writer(move || Told(sender.clone())).with_ansi(false).finish();
+    // With a single subscriber, a place that another thread logs at first would count as of no interest to anybody.
+    let _another = tracing::Dispatch::new(tracing_subscriber::registry());
+    let _logged = tracing::subscriber::set_default(lines);
+    let mut says = async |words: &str| {
+        loop {
+            let line = tokio::time::timeout(SOON, told.recv()).await.expect(words).unwrap();
+            if line.contains(words) {
+                return line;
+            }
+        }
+    };
+    let holder = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let taken = holder.local_addr().unwrap();
+    let edge = Edge::listening(taken, Allow::Loopback);
+    // It listens for the sake of a rule.
+    let rule = json!({"spec": {
+        "source": "bus", "sourceResource": {"target_url": "http://orders.example/in", "node_name": "edge-1"},
+        "target": "rest", "targetResource": {"resource": "http://127.0.0.1:1/orders"},
+    }});
+    let key = Some(ObjectKey::new("default", "orders"));
+    let object = KubeObject { key: key.clone(), json: rule.to_string().into_bytes().into(), ..KubeObject::default() };
+    let r#type = Some(kubeedge_proto::resource::rules());
+    let change = ObjectsChanged { r#type, key, object: Some(object), ..ObjectsChanged::default() };
+    edge.test.announce(change).await;
+    let line = says("ServiceBus is not served").await;
+    for part in [&taken.to_string(), "Address already in use", "modules.serviceBus.port chooses another port"] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    drop(holder);
+    says("ServiceBus is served").await;
+    TcpStream::connect(taken).await.unwrap();
+    edge.test.assert_quiet().await;
+}
+
+#[actix_rt::test]
+async fn an_endless_answer_of_a_service_is_given_up_at_its_limit_at_the_node() {
+    let (address, mut written, _serving) = endless().await;
+    let edge = Edge::start(Allow::Loopback);
+    let open = kubeedge_proto::v1::StreamOpen {
+        method: "GET".into(),
+        path_and_query: "/".into(),
+        service: address.to_string(),
+        ..Default::default()
+    };
+    let mut stream = edge.cloud.open(open).unwrap();
+    stream.finish();
+    assert_eq!(stream.head().await.unwrap().status, 200);
+    let mut seen = 0;
+    let broken = loop {
+        match tokio::time::timeout(SOON, stream.read()).await.unwrap() {
+            Ok(Some(bytes)) => seen += bytes.len(),
+            end => break end,
+        }
+    };
+    let error = broken.expect_err("it looks like a whole answer").to_string();
+    assert!(seen <= MAX_BODY, "{seen} bytes");
+    let written = tokio::time::timeout(SOON, written.recv()).await.unwrap().unwrap();
+    assert!((MAX_BODY - 0x10000..MAX_BODY + IN_SOCKETS).contains(&written), "{written} bytes, {error}");
     edge.test.assert_quiet().await;
 }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use kubeedge_actors::{
+    audit::testing::Heard,
     system::{
         Ports,
         testing::{Recorder, TestSystem},
@@ -192,7 +193,20 @@ async fn a_client_that_does_not_read_is_dropped_with_the_reason_and_holds_up_nob
 #[actix_rt::test]
 async fn who_may_not_look_and_what_is_no_query_is_refused_with_the_reason() {
     let (test, address, _) = start(None);
-    let status = async |query: &str, headers: &str| Client::ask(address, query, headers).await.1;
+    // The server has a thread of its own: lines are found by the client's port.
+    let log = Heard::everywhere();
+    let audited = |before: usize, client: &Client, head: &str| {
+        let lines = log.after(before, &format!("who={} ", client.0.local_addr().unwrap()));
+        let refused = !head.starts_with("HTTP/1.1 101 ");
+        assert!(lines.len() == usize::from(refused), "{head} {lines:?}");
+        assert!(lines.iter().all(|line| line.contains("views refused: ") && !line.contains("fedcba")), "{lines:?}");
+    };
+    let status = async |query: &str, headers: &str| {
+        let before = log.count();
+        let (client, head) = Client::ask(address, query, headers).await;
+        audited(before, &client, &head);
+        head
+    };
     let head = status("?kinds=secrets", "").await;
     assert!(head.starts_with("HTTP/1.1 400 "), "{head}");
     let head = status("", "Origin: http://evil.example\r\n").await;
@@ -202,7 +216,12 @@ async fn who_may_not_look_and_what_is_no_query_is_refused_with_the_reason() {
     test.assert_quiet().await;
 
     let (test, address, _) = start(Some(TOKEN));
-    let status = async |headers: &str| Client::ask(address, "", headers).await.1;
+    let status = async |headers: &str| {
+        let before = log.count();
+        let (client, head) = Client::ask(address, "", headers).await;
+        audited(before, &client, &head);
+        head
+    };
     for headers in ["", "Authorization: Bearer fedcba9876543210\r\n", "Sec-WebSocket-Protocol: chat\r\n"] {
         let head = status(headers).await;
         assert!(head.starts_with("HTTP/1.1 401 ") && head.contains("www-authenticate: Bearer"), "{headers} {head}");

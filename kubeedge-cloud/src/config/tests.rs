@@ -111,3 +111,20 @@ fn the_rates_of_status_writes_are_device_controllers_own() {
     let writes = CloudCore::default().modules.device_controller.status_writes;
     assert_eq!((writes.per_node, writes.total), (per_node, total));
 }
+
+/// What fuzzing found, and what it began with.
+#[test]
+fn every_document_of_the_corpus_is_read_or_refused_with_its_place() {
+    let mut taken = Vec::new();
+    for file in std::fs::read_dir("../kubeedge-actors/fuzz/corpus/config").unwrap() {
+        let path = file.unwrap().path();
+        let text = String::from_utf8_lossy(&std::fs::read(&path).unwrap()).into_owned();
+        match parse::<CloudCore>("file.yaml", &text) {
+            Ok(_) => taken.push(path.file_name().unwrap().to_owned()),
+            Err(error) => assert!(error.to_string().starts_with("file.yaml"), "{}: {error}", path.display()),
+        }
+    }
+    for whole in ["cloud-default", "cloud-kubeedge"] {
+        assert!(taken.iter().any(|name| name == whole), "{taken:?}");
+    }
+}

@@ -182,3 +182,20 @@ fn the_rate_of_mappers_is_device_twins_own() {
     let rate = EdgeCore::default().modules.device_twin.mapper_rate;
     assert_eq!((rate.per_second, rate.burst), (per_second, burst));
 }
+
+/// What fuzzing found, and what it began with.
+#[test]
+fn every_document_of_the_corpus_is_read_or_refused_with_its_place() {
+    let mut taken = Vec::new();
+    for file in std::fs::read_dir("../kubeedge-actors/fuzz/corpus/config").unwrap() {
+        let path = file.unwrap().path();
+        let text = String::from_utf8_lossy(&std::fs::read(&path).unwrap()).into_owned();
+        match parse::<EdgeCore>("file.yaml", &text) {
+            Ok(_) => taken.push(path.file_name().unwrap().to_owned()),
+            Err(error) => assert!(error.to_string().starts_with("file.yaml"), "{}: {error}", path.display()),
+        }
+    }
+    for whole in ["edge-default", "edge-kubeedge"] {
+        assert!(taken.iter().any(|name| name == whole), "{taken:?}");
+    }
+}

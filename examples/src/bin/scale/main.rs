@@ -63,6 +63,9 @@ struct Nodes {
     /// The folder of the authority that signs their certificates
     #[arg(long)]
     authority: PathBuf,
+    /// The folder of their stores; without it they are in memory
+    #[arg(long)]
+    stores: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -79,9 +82,9 @@ fn main() -> ExitCode {
     }
 }
 
-fn run_nodes(Nodes { first, count, links, authority }: Nodes) -> Result<()> {
+fn run_nodes(Nodes { first, count, links, authority, stores }: Nodes) -> Result<()> {
     kubeedge_actors::program::log();
-    generator::run(&Plan { first, count, links, authority })
+    generator::run(&Plan { first, count, links, authority, stores })
 }
 
 fn run(arguments: Measure) -> Result<()> {

@@ -84,13 +84,24 @@ pub(super) async fn run(plan: Plan) -> Result<()> {
 }
 
 impl Trial {
-    /// Starts generators of these nodes.
+    /// Starts generators of these nodes; their stores are in memory.
     pub(super) fn start_nodes(&mut self, nodes: std::ops::Range<usize>) -> Result<()> {
+        self.start(nodes, None)
+    }
+
+    /// Ends all nodes and starts this one, whose store is on disk.
+    pub(super) async fn only_node(&mut self, node: usize) -> Result<()> {
+        let next = self.fleet.none_yet();
+        std::mem::replace(&mut self.fleet, next).stop().await?;
+        self.start(node..node + 1, Some(self.folder.join("stores")))
+    }
+
+    fn start(&mut self, nodes: std::ops::Range<usize>, stores: Option<PathBuf>) -> Result<()> {
         for first in nodes.clone().step_by(GENERATOR) {
             let log = self.folder.join(format!("nodes-{}.log", self.fleet.processes()));
             let count = GENERATOR.min(nodes.end - first);
-            let links = self.clouds.links();
-            self.fleet.start(&Nodes { first, count, links, authority: self.clouds.authority() }, &log)?;
+            let (links, authority, stores) = (self.clouds.links(), self.clouds.authority(), stores.clone());
+            self.fleet.start(&Nodes { first, count, links, authority, stores }, &log)?;
         }
         Ok(())
     }

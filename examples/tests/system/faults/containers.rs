@@ -14,7 +14,7 @@ use tokio::time::sleep;
 
 use super::{
     Choices, LINES,
-    site::Site,
+    site::{Site, Who},
     traffic::{Figures, bump},
 };
 
@@ -69,18 +69,25 @@ impl Containers {
     }
 }
 
-/// The line of the real node is cut, or packets vanish on it: all of one way, or some of both.
+/// The line of the real node is cut, or packets vanish on it: all of one way, or some of both; or its edgecore is killed.
 pub(super) async fn broken(site: &mut Site, figures: &Figures, choices: &mut Choices) -> Result<()> {
+    // Killed first, so that it always is: the others need some time.
+    let mut what = 0;
     while !choices.over() {
-        match choices.random.random_range(0..4) {
-            0 => site.net().cut(REAL)?,
-            1 => site.net().drop_packets(REAL, Direction::Up)?,
-            2 => site.net().drop_packets(REAL, Direction::Down)?,
+        match what {
+            0 => site.kill(Who::Edge(REAL)).await?,
+            1 => site.net().cut(REAL)?,
+            2 => site.net().drop_packets(REAL, Direction::Up)?,
+            3 => site.net().drop_packets(REAL, Direction::Down)?,
             _ => site.net().lose(REAL, 0.2)?,
         }
         bump(&figures.faults);
         sleep(choices.pause(Duration::from_secs(2), Duration::from_secs(12))).await;
-        site.net().mend(REAL)?;
+        match what {
+            0 => site.spawn(Who::Edge(REAL))?,
+            _ => site.net().mend(REAL)?,
+        }
+        what = choices.random.random_range(0..5);
         sleep(choices.pause(Duration::from_millis(1500), Duration::from_secs(4))).await;
     }
     Ok(())

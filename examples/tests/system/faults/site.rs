@@ -46,6 +46,8 @@ pub(super) enum Who {
 /// What runs.
 pub(super) struct Site {
     processes: BTreeMap<u8, Process>,
+    /// How often an edge was started.
+    starts: BTreeMap<u8, usize>,
     cloud: Option<Process>,
     client: Option<Client>,
     folder: TempDir,
@@ -74,6 +76,7 @@ impl Site {
         let inside = Inside::enter(&net.cloud())?;
         let mut site = Self {
             processes: BTreeMap::new(),
+            starts: BTreeMap::new(),
             cloud: None,
             client: None,
             folder,
@@ -190,9 +193,15 @@ impl Site {
                 let clock = self.clocks.get(&line).into_iter().flatten();
                 let edge = clock.fold(edge, |edge, (name, value)| edge.env(name, value));
                 self.processes.insert(line, edge.spawn()?);
+                *self.starts.entry(line).or_default() += 1;
             }
         }
         Ok(())
+    }
+
+    /// How often each edge was started.
+    pub(super) fn starts(&self) -> BTreeMap<u8, usize> {
+        self.starts.clone()
     }
 
     /// Ends a program with SIGKILL.

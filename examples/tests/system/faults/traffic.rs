@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use futures_util::future::{join_all, try_join_all};
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Event, Pod};
 use kube::{
     Api, Client, ResourceExt,
     api::{DeleteParams, ListParams, PostParams},
@@ -106,8 +106,18 @@ struct Map {
 struct Pods {
     line: u8,
     image: String,
-    /// Name, uid once it is known, whether it is to live.
-    made: Vec<(String, Option<String>, bool)>,
+    made: Vec<Made>,
+}
+
+/// One of them.
+struct Made {
+    name: String,
+    /// Once it is known.
+    uid: Option<String>,
+    /// It is to be there.
+    lives: bool,
+    /// It was seen to run.
+    ran: bool,
 }
 
 /// The pod that shows ConfigMaps.
@@ -229,7 +239,7 @@ impl Traffic {
         }
         let told = until("every pod is as it was asked for", limit, async || {
             let there = pods(&self.client).list(&ListParams::default()).await.map_err(|error| error.to_string())?;
-            for (name, uid, lives) in self.pods.iter().flat_map(|pods| &pods.made) {
+            for Made { name, uid, lives, .. } in self.pods.iter().flat_map(|pods| &pods.made) {
                 let pod = there.items.iter().find(|pod| pod.name_any() == *name);
                 let as_asked = match (pod, lives) {
                     (Some(pod), true) => pod.uid() == *uid && runs(pod),
@@ -246,10 +256,47 @@ impl Traffic {
         Ok(began.elapsed())
     }
 
+    /// The pods that each node has had so far.
+    pub(super) fn made(&self) -> BTreeMap<u8, usize> {
+        self.pods.iter().map(|pods| (pods.line, pods.made.len())).collect()
+    }
+
+    /// Of every pod that ran on these nodes, after so many others, the API has one event that says so, told once; how many
+    /// there are. Their edgecores have run on: one that is killed has not promised what is not in its outbox yet.
+    pub(super) async fn told_once(&self, lines: &[u8], made: &BTreeMap<u8, usize>, limit: Duration) -> Result<usize> {
+        let mine = self.pods.iter().filter(|pods| lines.contains(&pods.line));
+        let new = mine.flat_map(|pods| &pods.made[made.get(&pods.line).copied().unwrap_or(0)..]);
+        let ran: Vec<&Made> = new.filter(|pod| pod.ran).collect();
+        let api = Api::<Event>::namespaced(self.client.clone(), NAMESPACE);
+        until("an event says of every pod that ran that it did", limit, async || {
+            let events = api.list(&ListParams::default()).await.map_err(|error| error.to_string())?.items;
+            for Made { name, uid, .. } in &ran {
+                let told: Vec<_> = (events.iter())
+                    .filter(|event| event.involved_object.uid == *uid && event.reason.as_deref() == Some("Started"))
+                    .map(|event| (event.metadata.name.clone(), event.count))
+                    .collect();
+                if !matches!(told[..], [(_, Some(1))]) {
+                    return Err(format!("{name}: {told:?}, expected one, counted once"));
+                }
+            }
+            Ok(ran.len())
+        })
+        .await
+    }
+
     /// Stops every edge: its store holds what the API has.
     pub(super) async fn compare(&self, site: &mut Site) -> Result<usize> {
         let mut compared = 0;
         for reader in &self.readers {
+            compared += self.compare_one(site, reader.line).await?;
+        }
+        Ok(compared)
+    }
+
+    /// Stops one of them.
+    pub(super) async fn compare_one(&self, site: &mut Site, line: u8) -> Result<usize> {
+        let mut compared = 0;
+        for reader in self.readers.iter().filter(|reader| reader.line == line) {
             let place = node(reader.line);
             let stored = site.stored(reader.line, resource::config_maps).await.with_context(|| place.clone())?;
             for map in &self.maps {
@@ -350,11 +397,14 @@ impl Pods {
                 Err(error) => return Err(error).context(name),
             };
             let lives = made.is_some();
-            self.made.push((name.clone(), made.and_then(|made| made.uid()), lives));
+            self.made.push(Made { name: name.clone(), uid: made.and_then(|made| made.uid()), lives, ran: false });
             if !lives || !awaited(over, async || Ok(api.get_opt(&name).await?.is_some_and(|pod| runs(&pod)))).await? {
                 continue;
             }
             bump(&figures.told);
+            if let Some(last) = self.made.last_mut() {
+                last.ran = true;
+            }
             let parameters = DeleteParams { grace_period_seconds: Some(1), ..DeleteParams::default() };
             match api.delete(&name, &parameters).await {
                 Ok(_) => bump(&figures.acknowledged),
@@ -368,7 +418,7 @@ impl Pods {
                 Err(error) => return Err(error).context(name),
             }
             if let Some(last) = self.made.last_mut() {
-                last.2 = false;
+                last.lives = false;
             }
             if awaited(over, async || Ok(api.get_opt(&name).await?.is_none())).await? {
                 bump(&figures.told);

@@ -8,7 +8,7 @@ use tokio::time::sleep;
 
 use super::{
     Choices, HALF_OPEN, LINES, SLACK,
-    site::{Site, Who, node},
+    site::{Site, Who, node, until},
     traffic::{Figures, bump},
 };
 
@@ -32,7 +32,7 @@ pub(super) async fn cut(site: &mut Site, figures: &Figures, choices: &mut Choice
     Ok(())
 }
 
-/// Packets vanish in one direction, then in the other. A full run waits until each edge has noticed.
+/// Packets vanish in one direction, then in the other. A full run waits until both ends of each line have noticed.
 pub(super) async fn vanished(site: &mut Site, figures: &Figures, choices: &mut Choices) -> Result<()> {
     for direction in [Direction::Down, Direction::Up] {
         let mut from = [0; LINES as usize];
@@ -44,13 +44,16 @@ pub(super) async fn vanished(site: &mut Site, figures: &Figures, choices: &mut C
             site.net().drop_packets(line, direction)?;
             bump(&figures.faults);
         }
-        let began = Instant::now();
+        let (began, cloud) = (Instant::now(), site.said(Who::Cloud)?.len());
         if choices.full {
             for line in 0..LINES {
                 site.says(Who::Edge(line), from[usize::from(line)], DOWN, HALF_OPEN + SLACK).await?;
-                let noticed = began.elapsed();
-                println!("     {direction:?}: {} noticed after {:.1} s", node(line), noticed.as_secs_f32());
-                ensure!(noticed < HALF_OPEN, "{} noticed after {noticed:?}", node(line));
+                let edge = began.elapsed();
+                cloud_says_over(site, line, cloud).await?;
+                let both = began.elapsed();
+                let (place, [at_edge, at_both]) = (node(line), [edge, both].map(|it| it.as_secs_f32()));
+                println!("     {direction:?}: {place} noticed after {at_edge:.1} s, both ends after {at_both:.1} s");
+                ensure!(both < HALF_OPEN, "{direction:?}: both ends of {place}'s line noticed after {both:?}");
             }
         } else {
             sleep(choices.pause(Duration::from_secs(2), Duration::ZERO)).await;
@@ -63,6 +66,18 @@ pub(super) async fn vanished(site: &mut Site, figures: &Figures, choices: &mut C
         }
     }
     Ok(())
+}
+
+/// Waits until the cloud says, after so much of its log, that a node's session is over.
+async fn cloud_says_over(site: &Site, line: u8, from: usize) -> Result<()> {
+    let name = format!("node=\"{}\"", node(line));
+    until(&format!("the cloud says that the session of {} is over", node(line)), HALF_OPEN + SLACK, async || {
+        let said = site.said(Who::Cloud).map_err(|error| format!("{error:#}"))?;
+        let news = said.get(from..).unwrap_or_default();
+        let over = |said: &str| ["node session", &name, "connected=false"].iter().all(|part| said.contains(part));
+        if news.lines().any(over) { Ok(()) } else { Err(news.to_owned()) }
+    })
+    .await
 }
 
 /// One line or the other comes and goes.

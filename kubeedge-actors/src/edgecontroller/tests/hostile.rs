@@ -1,41 +1,13 @@
 //! A node that asks for what is not its own: each message that a node can send, its answer, and the audit line.
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex},
-};
-
 use kubeedge_proto::v1::{
     ApiRequest, CallFromNode, CallReply, CreateMirrorPod, GapMarker, KubeObject, KubernetesEvent, ObjectQuery,
-    ObjectTombstone, ObjectUpsert, PodTerminated, RegisterNode, RequestToken, ResourceType, SignCertificate,
-    UserMessage, call_reply,
+    ObjectTombstone, ObjectUpsert, PodTerminated, RegisterNode, RequestToken, ResourceType, ServiceCall,
+    SignCertificate, UserMessage, call_reply,
 };
-use tracing::{Event, Subscriber, field::Field, subscriber::set_default};
-use tracing_subscriber::{Layer, layer::SubscriberExt};
 
 use super::*;
-
-/// Keeps the lines of the audit log.
-#[derive(Clone, Default)]
-struct Audit(Arc<Mutex<Vec<String>>>);
-
-impl<S: Subscriber> Layer<S> for Audit {
-    fn on_event(&self, event: &Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
-        if event.metadata().target() == crate::audit::TARGET {
-            let mut line = String::new();
-            event.record(&mut |field: &Field, value: &dyn fmt::Debug| {
-                line.push_str(&format!("{}={value:?} ", field.name()))
-            });
-            self.0.lock().unwrap().push(line);
-        }
-    }
-}
-
-impl Audit {
-    fn take(&self) -> Vec<String> {
-        std::mem::take(&mut *self.0.lock().unwrap())
-    }
-}
+use crate::audit::testing::Heard;
 
 /// Pod `mine` is bound to e1, `theirs` to e2; each names a Secret of its own.
 fn pod(name: &str, node: &str) -> Value {
@@ -151,6 +123,12 @@ fn refused() -> Vec<(Body, u32, &'static str)> {
         (Body::CreateMirrorPod(CreateMirrorPod { pod_json: "{}".into() }), 403, "no pods but mirrors"),
         (Body::SignCertificate(SignCertificate::default()), 501, "SignCertificate"),
         (Body::ApiRequest(ApiRequest { method: "GET".into(), ..ApiRequest::default() }), 501, "ApiRequest"),
+        // Without a Router.
+        (
+            Body::ServiceCall(ServiceCall { rule: Some(ObjectKey::new("ns", "orders")), ..ServiceCall::default() }),
+            501,
+            "what=ns/orders",
+        ),
         (Body::CallReply(CallReply::default()), 501, "CallReply"),
     ]
 }
@@ -183,8 +161,8 @@ async fn every_message_of_a_node_is_checked_and_each_refusal_is_audited() {
     let (writes, mut written) = mpsc::channel(100);
     let client = cluster(writes).await;
     let (rechecks, mut rechecked) = mpsc::channel(10);
-    let audit = Audit::default();
-    let _log = set_default(tracing_subscriber::registry().with(audit.clone()));
+    let audit = Heard::default();
+    let _here = audit.here();
     let system = System::builder("cloud")
         .component(move |ports: &Ports| EdgeController::new(client.clone(), ports))
         .component(move |_: &Ports| Hub(rechecks.clone()))
@@ -235,5 +213,11 @@ async fn every_message_of_a_node_is_checked_and_each_refusal_is_audited() {
         assert_eq!(audit.take(), Vec::<String>::new(), "{shown}");
     }
     assert!(written.try_recv().is_ok());
+    // The Node is made, without what it may not say of itself.
+    let label = "node-restriction.kubernetes.io/zone";
+    let node = json!({"metadata": {"labels": {label: "vault", "site": "a"}}}).to_string();
+    assert_eq!(answer(Body::RegisterNode(RegisterNode { node_json: node.into() })).await, 0);
+    let lines = audit.take();
+    assert!(lines.len() == 1 && lines[0].contains(&format!("what=labels {label} ")), "{lines:?}");
     system.stop(SOON).await;
 }

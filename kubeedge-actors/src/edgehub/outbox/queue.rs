@@ -260,7 +260,7 @@ impl Queue {
     pub fn settled(&mut self, now: Now, id: &Bytes, settled: &Settled) -> Outcome {
         let Some(place) = self.places.get(id).copied() else { return Outcome::Unknown };
         let Some(Stage::UnderWay(tries)) = self.stage(place) else { return Outcome::Unknown };
-        if !is_transient(settled.code) {
+        if !settled.is_for_now() {
             self.remove(place);
             *(if settled.code == 0 { &mut self.counts.applied } else { &mut self.counts.refused }) += 1;
             return Outcome::Done(place);
@@ -413,9 +413,4 @@ impl Queue {
             }
         }
     }
-}
-
-/// Refused for now: the receiver could not, or the API server behind it.
-fn is_transient(code: u32) -> bool {
-    matches!(code, 408 | 429) || (code >= 500 && code != 501)
 }

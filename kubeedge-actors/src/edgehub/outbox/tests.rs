@@ -230,6 +230,7 @@ fn events_and_gaps(outbox: &mut Box_) -> Vec<String> {
     sent
 }
 
+/// P-MEMORY-BOUNDED
 #[test]
 fn a_full_outbox_drops_the_oldest_and_one_marker_says_so_in_their_place() {
     let mut outbox = Box_::new(SMALL);

@@ -125,3 +125,28 @@ fn the_list_outlives_a_restart_and_a_damaged_one_lets_nobody_in() {
     assert!(list.revoke(&node("edge-1"), now()).unwrap_err().to_string().contains("revoked-nodes.json"));
     assert!(list.list().is_empty());
 }
+
+#[test]
+fn the_list_holds_two_thousand_nodes_with_the_longest_names_and_is_read_again() {
+    const LIMIT: usize = 2_000;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("revoked-nodes.json");
+    let long =
+        |n: usize| format!("n{n:04}.{}", ["a".repeat(61), "b".repeat(61), "c".repeat(61), "d".repeat(61)].join("."));
+    assert_eq!(long(0).len(), 253);
+    // As the list writes them; one after the other it would write four hundred megabytes.
+    let entries = (1..LIMIT).map(|n| (long(n), serde_json::json!({"revokedAt": 1_700_000_000, "readmitted": false})));
+    let entries: serde_json::Map<_, _> = entries.collect();
+    fs::write(&path, serde_json::to_vec_pretty(&entries).unwrap()).unwrap();
+    let list = Revocations::load(&path).unwrap();
+    list.revoke(&node(&long(LIMIT)), now()).unwrap();
+    let error = list.revoke(&node("one-more"), now()).unwrap_err().to_string();
+    assert!(error.contains("2000 nodes"), "{error}");
+    // Who is in the list is revoked again, and what is on disk is the same list.
+    assert!(list.readmit(&node(&long(1))).unwrap());
+    list.revoke(&node(&long(1)), now()).unwrap();
+    let again = Revocations::load(&path).unwrap();
+    assert_eq!(again.list().len(), LIMIT);
+    assert_eq!(again.list(), list.list());
+    assert!(again.may_have_one(&node("one-more")).is_ok() && again.may_have_one(&node(&long(1))).is_err());
+}

@@ -3,12 +3,12 @@
 use std::collections::{HashMap, VecDeque};
 
 use bytes::{Bytes, BytesMut};
-use kubeedge_proto::v1::{self, Envelope, Settled, data::Payload, envelope::Body};
+use kubeedge_proto::v1::{self, Disposition, Envelope, Settled, data::Payload, envelope::Body};
 use prost::Message;
 
 use super::{
     rising::Rising,
-    types::{Class, Violation, is_failure},
+    types::{Class, Violation},
 };
 use crate::link::{
     config::{ACK_BYTES, Config, MAX_MARKS, MAX_REASON_BYTES, Window},
@@ -83,6 +83,8 @@ pub(crate) struct Inbox {
     held: VecDeque<Held>,
     /// What could not be stored and has not been stored since, with its uid: its types are not complete.
     failed: HashMap<ObjectId, String>,
+    /// State was refused of which this version does not know what it is about: no type is complete.
+    unknown: bool,
 }
 
 impl Inbox {
@@ -101,7 +103,13 @@ impl Inbox {
         let Window { messages, bytes } = config.windows.call;
         lanes[Class::Call as usize].window =
             Window { messages: messages.saturating_mul(2), bytes: bytes.saturating_mul(3) };
-        Self { lanes, max_message: config.max_message_bytes, held: VecDeque::new(), failed: HashMap::new() }
+        Self {
+            lanes,
+            max_message: config.max_message_bytes,
+            held: VecDeque::new(),
+            failed: HashMap::new(),
+            unknown: false,
+        }
     }
 
     /// A message or a piece of it. `Some` when a message is all there.
@@ -154,8 +162,10 @@ impl Inbox {
             settled.reason.truncate(cut);
         }
         if let Some(open) = lane.open.remove(seq) {
+            let rejected = settled.disposition() == Disposition::Rejected;
+            self.unknown |= class == Class::State && rejected && open.object.is_none();
             if let Some(About { id, uid, gone }) = open.object {
-                if is_failure(&settled) {
+                if rejected {
                     self.failed.insert(id, uid);
                 } else if !gone || self.failed.get(&id) == Some(&uid) {
                     // The end of an object says nothing of its successor.
@@ -188,7 +198,8 @@ impl Inbox {
     pub(crate) fn release(&mut self) -> Option<Mark> {
         loop {
             let Held { type_, mark, .. } = self.release_next()?;
-            if matches!(mark, Mark::Complete(_)) && self.failed.keys().any(|object| object.type_ == type_) {
+            let lacks = self.unknown || self.failed.keys().any(|object| object.type_ == type_);
+            if matches!(mark, Mark::Complete(_)) && lacks {
                 tracing::warn!(type_ = type_.as_str(), "not complete: something of it could not be stored");
                 continue;
             }

@@ -373,7 +373,7 @@ impl Violation {
 
 /// Not refused for what it is, but because the receiver could not: worth another try.
 pub(crate) fn is_failure(settled: &Settled) -> bool {
-    settled.disposition() == v1::Disposition::Rejected && settled.code >= 500 && settled.code != 501
+    settled.disposition() == v1::Disposition::Rejected && settled.is_for_now()
 }
 
 pub(crate) fn frame(frame: v1::frame::Frame) -> v1::Frame {

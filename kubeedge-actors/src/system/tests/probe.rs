@@ -29,6 +29,36 @@ impl Log {
     }
 }
 
+/// What was logged, as text.
+#[derive(Clone, Default)]
+pub(crate) struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Lines {
+    /// Takes what this thread logs, down to debug, until what is returned is dropped.
+    pub(crate) fn follow(&self) -> (tracing::subscriber::DefaultGuard, tracing::Dispatch) {
+        let writer = self.clone();
+        let lines = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false);
+        // With a single subscriber, a place that another thread logs at first would count as of no interest to anybody.
+        let another = tracing::Dispatch::new(tracing_subscriber::registry());
+        (tracing::subscriber::set_default(lines.with_max_level(tracing::Level::DEBUG).finish()), another)
+    }
+
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
 /// Runs in the component at `started` and at `stop`.
 type Hook<const N: usize> = Arc<dyn Fn(&mut Probe<N>, &mut Context<Probe<N>>) + Send + Sync>;
 type StopHook<const N: usize> = Arc<dyn Fn() -> ResponseActFuture<Probe<N>, ()> + Send + Sync>;

@@ -270,16 +270,20 @@ async fn a_destructor_that_panics_does_not_harm_the_next_life() {
 async fn waits_between_restarts_grow_and_calm_resets_them() {
     tokio::time::pause();
     let log = Log::default();
-    let policy = RestartPolicy { budget: 3, calm: 60 * SECOND, ..RestartPolicy::default() };
-    let system = with_one(&log, |probe| probe).restart_policy(policy).start().unwrap();
+    let policy = RestartPolicy { budget: 4, ..RestartPolicy::default() };
+    let system = with_one(&log, |probe| probe).restart_policy(policy).dice(|| 0.5).start().unwrap();
     let run = system.port::<Run<0>>();
-    // Far more failures than the budget, each after calm.
-    for _ in 0..8 {
-        let _ = run.ask(panicking(), LONG).await;
-        let before = tokio::time::Instant::now();
-        flush::<0>(&system).await;
-        assert!(before.elapsed() <= policy.base + Duration::from_millis(2), "{:?}", before.elapsed());
-        tokio::time::sleep(61 * SECOND).await;
+    // Twice the whole budget, with calm between.
+    for _ in 0..2 {
+        for wait in [50, 100, 200, 400] {
+            assert_eq!(run.ask(panicking(), LONG).await, Err(AskError::Crashed));
+            let before = tokio::time::Instant::now();
+            flush::<0>(&system).await;
+            // A timer is late by a millisecond at most.
+            let late = before.elapsed().checked_sub(Duration::from_millis(wait));
+            assert!(late.is_some_and(|late| late <= Duration::from_millis(1)), "{wait} ms: {:?}", before.elapsed());
+        }
+        tokio::time::sleep(60 * SECOND).await;
     }
     assert_eq!(system.observe()[0].restarts, 8);
 }
@@ -354,13 +358,28 @@ async fn a_factory_that_panics_later_spends_the_budget() {
 
 #[actix_rt::test]
 async fn observation_counts_what_happened() {
+    tokio::time::pause();
     let log = Log::default();
     let system = one(&log);
+    let add = system.port::<Add<0>>();
     for _ in 0..10 {
-        system.port::<Add<0>>().ask(Add(1), LONG).await.unwrap();
+        add.ask(Add(1), LONG).await.unwrap();
     }
     let observed = &system.observe()[0];
     assert_eq!((observed.name, observed.handled, observed.queued, observed.capacity), ("p0", 10, 0, CAPACITY));
     assert!(observed.mean_handling > Duration::ZERO);
     assert_eq!((observed.phase, observed.exit.clone()), (Phase::Running, None));
+
+    // One is in hand, one is given up by its asker, one waits.
+    let release = hold::<0>(&system).await;
+    assert_eq!(add.ask(Add(1), SECOND).await, Err(AskError::Timeout));
+    add.try_tell(Add(1)).unwrap();
+    assert_eq!((system.observe()[0].queued, system.observe()[0].expired), (2, 0));
+    release.send(()).unwrap();
+    assert_eq!(system.port::<Run<0>>().ask(panicking(), LONG).await, Err(AskError::Crashed));
+    flush::<0>(&system).await;
+    let observed = &system.observe()[0];
+    // Those three, the one that crashed, and the last.
+    assert_eq!((observed.handled, observed.queued), (10 + 5, 0));
+    assert_eq!((observed.expired, observed.unanswered, observed.panics, observed.restarts), (1, 1, 1, 1));
 }

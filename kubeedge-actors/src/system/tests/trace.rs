@@ -146,6 +146,37 @@ async fn each_handler_is_an_operation_of_its_own_in_the_trace() {
 }
 
 #[actix_rt::test]
+async fn the_span_of_a_handler_shows_its_component_its_message_and_its_place_in_the_trace() {
+    let (log, lines) = (Log::default(), Lines::default());
+    let _logged = lines.follow();
+    let system = one(&log);
+    let trace = Trace::root();
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let (sender, seen) = std::sync::mpsc::channel();
+    let apart = Apart::<0>::new(move |_, _| {
+        tracing::info!("in the handler");
+        sender.send(Trace::current()).unwrap();
+        Box::pin(async {
+            tokio::task::yield_now().await;
+            tracing::info!("in its answer");
+            1
+        })
+    });
+    let (port, plain) = (system.port(), system.port::<Run<0>>());
+    Trace::scope(Some(trace.clone()), port.ask(apart, LONG)).await.unwrap();
+    plain.ask(Run::new(|_, _| tracing::info!("without a trace")), LONG).await.unwrap();
+    let place = seen.recv().unwrap().unwrap();
+    let (trace_id, span_id) = (hex(&trace.trace_id()), hex(&place.span_id()));
+    // A field `message` is written without its name.
+    let inside = format!(r#" handle{{component="p0" Apart<0> trace_id={trace_id} span_id={span_id}}}: "#);
+    let lines = lines.text();
+    let line = |what: &str| lines.lines().find(|line| line.contains(what)).unwrap_or_else(|| panic!("{what}: {lines}"));
+    assert!(line("in the handler").contains(&inside), "not {inside}: {lines}");
+    assert!(line("in its answer").contains(&inside), "not {inside}: {lines}");
+    assert!(line("without a trace").contains(r#" handle{component="p0" Run<0>}: "#), "{lines}");
+}
+
+#[actix_rt::test]
 async fn an_envelope_carries_the_current_trace_and_keeps_the_one_it_has() {
     let trace = Trace::root();
     let mut envelope = Envelope::default();

@@ -369,29 +369,10 @@ async fn whoever_shares_the_arbiter_of_a_blocked_component_is_not_blamed() {
     arbiter.stop();
 }
 
-/// What was logged, as text.
-#[derive(Clone, Default)]
-struct Lines(Arc<std::sync::Mutex<Vec<u8>>>);
-
-impl std::io::Write for Lines {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 #[actix_rt::test]
 async fn a_handler_that_holds_its_arbiter_for_half_a_second_is_logged_by_its_message() {
     let (log, lines) = (Log::default(), Lines::default());
-    let writer = lines.clone();
-    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).finish();
-    // With a single subscriber, a place that another thread logs at first would count as of no interest to anybody.
-    let _another = tracing::Dispatch::new(tracing_subscriber::registry());
-    let _logged = tracing::subscriber::set_default(subscriber);
+    let _logged = lines.follow();
     let system = hasty(&log).start().unwrap();
     // The first batch is timed; the next are not.
     system.port().ask(Do::new(|_, _| ()), LONG).await.unwrap();
@@ -407,7 +388,7 @@ async fn a_handler_that_holds_its_arbiter_for_half_a_second_is_logged_by_its_mes
     });
     system.port().ask(slow, LONG).await.unwrap();
     system.port().ask(Do::new(|_, _| ()), LONG).await.unwrap();
-    let lines = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    let lines = lines.text();
     let held: Vec<_> = lines.lines().filter(|line| line.contains("held their arbiter")).collect();
     assert!(held.len() == 1 && held[0].contains("last=\"Do\""), "{lines}");
 }

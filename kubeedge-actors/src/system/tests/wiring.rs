@@ -1,6 +1,7 @@
 use super::probe::*;
-use crate::system::{AskError, Component, Context, Contract, Port, Ports, Stage, System, WiringFault};
+use crate::system::{AskError, Component, Context, Contract, Exit, Port, Ports, Stage, System, Topic, WiringFault};
 use actix::{Actor, AtomicResponse, Handler, Message, ResponseFuture};
+use actix_rt::Arbiter;
 use std::{cell::Cell, rc::Rc};
 
 #[derive(Message)]
@@ -10,6 +11,10 @@ struct Ping(u32);
 #[derive(Message)]
 #[rtype(result = "u32")]
 struct Pong(u32);
+
+#[derive(Clone, Message)]
+#[rtype(result = "()")]
+struct Heard;
 
 /// Asks Pong while it answers Ping, and `Other` the reverse: a cycle.
 struct Left {
@@ -180,6 +185,39 @@ async fn a_constructor_that_panics_is_a_start_up_error() {
     let unbuildable = |_: &Ports| -> Impostor { panic!("no luck") };
     let error = System::builder("unbuildable").component(unbuildable).start().unwrap_err();
     assert_eq!(error.faults, [WiringFault::Unbuildable { component: "impostor", text: "no luck".into() }]);
+}
+
+#[actix_rt::test]
+async fn a_factory_on_another_arbiter_cannot_refuse_the_start_and_ends_its_component_instead() {
+    let arbiter = Arbiter::new();
+    let (there, shards) = (arbiter.handle(), [arbiter.handle()]);
+    let sneaky = |ports: &Ports| {
+        let _: Port<Add<1>> = ports.port();
+        Impostor
+    };
+    let topical = |ports: &Ports| {
+        let _: Topic<Heard> = ports.topic();
+        Impostor
+    };
+    let unbuildable = |_: &Ports| -> Impostor { panic!("no luck") };
+    let builder = || System::builder("far");
+    let cases = [
+        (builder().component_on(&there, sneaky), "impostor", "impostor takes a port for Add"),
+        (builder().component_on(&there, topical), "impostor", "impostor takes the topic of Heard"),
+        (builder().component_on(&there, unbuildable), "impostor", "its constructor panicked: no luck"),
+        (builder().sharded(&shards, move |ports, _| sneaky(ports)), "impostor/0", "impostor/0 takes a port for Add"),
+        (builder().sharded(&shards, move |ports, _| unbuildable(ports)), "impostor/0", "panicked: no luck"),
+    ];
+    for (builder, name, why) in cases {
+        let system = builder.start().unwrap();
+        let (failed, exit) = system.failed().await;
+        assert_eq!(failed, name);
+        assert!(matches!(&exit, Exit::Failed(error) if error.contains(why)), "{exit}: not {why}");
+        assert_eq!(system.port::<Ping>().ask(Ping(1), LONG).await, Err(AskError::Stopped));
+        // It has stopped by itself.
+        assert_eq!(system.stop(LONG).await, [(name, exit)]);
+    }
+    arbiter.stop();
 }
 
 #[actix_rt::test]

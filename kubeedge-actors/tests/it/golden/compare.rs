@@ -6,6 +6,8 @@ use std::net::Ipv4Addr;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
+use super::excluded;
+
 /// What the run under test gave where the recording has another value: uids, versions, continue tokens, made-up names.
 #[derive(Default)]
 pub(crate) struct Seen(BTreeMap<String, String>);
@@ -94,7 +96,7 @@ pub(crate) fn bodies(file: &str, name: &str, recorded: &Value, given: &Value, se
         version(&mut given);
     }
     if file == "01-discovery" {
-        keep_served(&mut recorded, &given);
+        keep_served(&mut recorded);
     }
     for body in [&mut recorded, &mut given] {
         strip(body);
@@ -135,33 +137,26 @@ pub(crate) fn checks(text: &str) -> Vec<String> {
     forms
 }
 
-/// Discovery lists everything the recorded server has: only what this server serves is compared.
-fn keep_served(recorded: &mut Value, given: &Value) {
-    for (list, key) in [("resources", "name"), ("groups", "name")] {
-        let all = recorded.get_mut(list).and_then(Value::as_array_mut);
-        if let (Some(all), Some(ours)) = (all, given[list].as_array()) {
-            all.retain(|entry| ours.iter().any(|our| our[key] == entry[key]));
+/// Takes what this server does not serve, by name, out of what the recorded one listed.
+fn keep_served(recorded: &mut Value) {
+    for list in ["resources", "groups"] {
+        if let Some(all) = recorded.get_mut(list).and_then(Value::as_array_mut) {
+            all.retain(|entry| is_served(entry["name"].as_str().unwrap_or_default()));
         }
     }
-    let ours = given.pointer("/items/0/versions/0/resources").cloned().unwrap_or_default();
     let Some(all) = recorded.pointer_mut("/items/0/versions/0/resources").and_then(Value::as_array_mut) else { return };
-    let find = |list: &Value, key: &str, name: &Value| {
-        list.as_array().into_iter().flatten().find(|entry| entry[key] == *name).cloned()
-    };
-    all.retain_mut(|entry| {
-        let Some(our) = find(&ours, "resource", &entry["resource"]) else { return false };
-        if let Some(subresources) = entry.get_mut("subresources").and_then(Value::as_array_mut) {
-            subresources.retain(|sub| find(&our["subresources"], "subresource", &sub["subresource"]).is_some());
-        }
-        true
-    });
+    all.retain(|entry| is_served(entry["resource"].as_str().unwrap_or_default()));
     for entry in all {
-        if let Some(fields) = entry.as_object_mut()
-            && fields.get("subresources").is_some_and(|s| s.as_array().is_none_or(Vec::is_empty))
-        {
-            fields.remove("subresources");
+        let resource = entry["resource"].as_str().unwrap_or_default().to_owned();
+        if let Some(subresources) = entry.get_mut("subresources").and_then(Value::as_array_mut) {
+            let name = |sub: &Value| format!("{resource}/{}", sub["subresource"].as_str().unwrap_or_default());
+            subresources.retain(|sub| is_served(&name(sub)));
         }
     }
+}
+
+fn is_served(name: &str) -> bool {
+    excluded::NOT_SERVED.iter().all(|(not, _)| *not != name)
 }
 
 /// Takes away what is not compared.
@@ -329,4 +324,19 @@ fn the_comparison_finds_what_differs_and_only_that() {
     let cells = |age: &str| json!({"rows": [{"cells": ["p", age]}]});
     assert!(compare(cells("5s"), cells("7s")).is_empty());
     assert_eq!(compare(cells("5s"), cells("<unknown>")).len(), 1);
+}
+
+#[test]
+fn a_kind_that_is_missing_in_discovery_is_found_unless_it_is_listed_as_not_served() {
+    let compare = |old: &Value, new: Value| bodies("01-discovery", "x", old, &new, &mut Seen::default());
+    let names = |names: &[&str]| names.iter().map(|name| json!({"name": name})).collect::<Value>();
+    let old = json!({"resources": names(&["componentstatuses", "pods", "pods/status"])});
+    assert_eq!(compare(&old, json!({"resources": names(&["pods", "pods/status"])})), Vec::<String>::new());
+    assert_eq!(compare(&old, json!({"resources": names(&["pods"])})).len(), 1);
+    let resources = |subresources: &[&str]| {
+        let all: Vec<Value> = subresources.iter().map(|name| json!({"subresource": name})).collect();
+        json!({"items": [{"versions": [{"resources": [{"resource": "nodes", "subresources": all}]}]}]})
+    };
+    assert_eq!(compare(&resources(&["proxy", "status"]), resources(&["status"])), Vec::<String>::new());
+    assert_eq!(compare(&resources(&["proxy", "status"]), resources(&[])).len(), 1);
 }

@@ -120,3 +120,43 @@ async fn absence_means_nothing_while_a_record_cannot_be_read() {
         system.stop(SOON).await;
     }
 }
+
+#[actix_rt::test]
+async fn a_report_that_was_refused_for_good_goes_and_one_refused_for_now_stays() {
+    let tables = Tables::open(Store::in_memory()).await.unwrap();
+    let system = System::builder("edge")
+        .component(move |ports: &Ports| MetaManager::new(tables.clone(), ports))
+        .asks::<ReportStatus>()
+        .asks::<ReportSettled>()
+        .asks::<PendingReports>()
+        .start()
+        .unwrap();
+    let port: Port<ReportStatus> = system.port();
+    let settle: Port<ReportSettled> = system.port();
+    let pending: Port<PendingReports> = system.port();
+    let mut stay = Vec::new();
+    for (code, stays) in [(404, false), (408, true), (422, false), (429, true), (500, true), (501, false), (503, true)]
+    {
+        let name = code.to_string();
+        assert_eq!(port.ask(report(&name), SOON).await.unwrap(), Settled::applied());
+        let reports = pending.ask(PendingReports { limit: 100 }, SOON).await.unwrap().reports;
+        let update = reports.into_iter().find_map(|report| match report.report {
+            Some(report_status::Report::Update(update)) if update.uid == name => Some(update),
+            _ => None,
+        });
+        let StatusUpdate { r#type, key, uid, generation, .. } = update.expect("it was taken");
+        let settled = Some(Settled::rejected(code, "as scripted"));
+        settle.tell(ReportSettled { r#type, key, uid, generation, settled }).await.unwrap();
+        stay.extend(stays.then_some(name));
+    }
+    let left = pending.ask(PendingReports { limit: 100 }, SOON).await.unwrap().reports.into_iter();
+    let mut left: Vec<String> = left
+        .map(|report| match report.report {
+            Some(report_status::Report::Update(update)) => update.uid,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    left.sort();
+    assert_eq!(left, stay);
+    system.stop(SOON).await;
+}

@@ -1,6 +1,6 @@
 //! kubectl, an old and a new version, against the server over TLS with a kubeconfig, as a person uses it.
 //!
-//! `tools/install-kubectl` fetches both. A version that is not there is named and skipped.
+//! `tools/install-kubectl` fetches both. A version that is not there is named and skipped; in CI that is a failure.
 
 mod apps;
 mod custom;
@@ -20,6 +20,7 @@ use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
 
 use crate::golden::client::Client;
+use crate::skip::missing;
 use program::Kubectl;
 
 /// The oldest and the newest that is promised to work.
@@ -76,7 +77,7 @@ async fn with_each_server(name: &str, script: impl AsyncFn(&Kubectl, Client)) {
     for version in VERSIONS {
         let folder = tempfile::tempdir().unwrap();
         let Some(kubectl) = Kubectl::find(version, folder.path()) else {
-            println!("skipped: {name} with kubectl {version}: it is not here (tools/install-kubectl)");
+            missing(&format!("kubectl: {name}"), &format!("no kubectl {version}: run tools/install-kubectl"));
             continue;
         };
         let (server, client) = server(folder.path()).await;
@@ -132,11 +133,19 @@ async fn get_shows_tables_documents_paths_selections_and_pages() {
             let made = kubectl.run(&format!("create configmap c{number} --from-literal=a={number}")).await;
             assert_eq!(made, format!("configmap/c{number} created\n"));
         }
-        let pages = kubectl.run("get configmaps --chunk-size=2 -o name").await;
-        let names: Vec<&str> = pages.lines().collect();
         let maps = ["c0", "c1", "c2", "c3", "c4", "c5", "c6", "kube-root-ca.crt"];
-        assert_eq!(names, maps.map(|name| format!("configmap/{name}")));
-        has(&kubectl.run("get configmaps --chunk-size=3 -v=8 -o name --sort-by=.metadata.name").await, &["c6"]);
+        for (chunk, pages) in [(2, 4), (3, 3), (100, 1)] {
+            let command = format!("get configmaps --chunk-size={chunk} -o name");
+            let (names, urls) = kubectl.run_telling(&command).await;
+            let names: Vec<&str> = names.lines().collect();
+            assert_eq!(names, maps.map(|name| format!("configmap/{name}")), "--chunk-size={chunk}");
+            let lists: Vec<_> = urls.iter().filter(|url| url.contains("/configmaps?")).collect();
+            assert_eq!(lists.len(), pages, "--chunk-size={chunk}: {lists:?}");
+            for (page, url) in lists.iter().enumerate() {
+                assert!(url.contains(&format!("limit={chunk}")), "{url}");
+                assert_eq!(url.contains("continue="), page > 0, "{url}");
+            }
+        }
 
         kubectl.run("label configmaps c1 c2 side=left").await;
         assert_eq!(kubectl.run("get cm -l side=left -o name").await, "configmap/c1\nconfigmap/c2\n");
@@ -190,6 +199,8 @@ async fn objects_are_created_applied_edited_patched_labelled_and_deleted() {
         let labels = kubectl.run_with("get pod web -o", &["jsonpath={.metadata.labels}"]).await;
         assert_eq!(labels, r#"{"tier":"front"}"#);
         assert_eq!(kubectl.run("apply -f pod.yaml --dry-run=server").await, "pod/web unchanged (server dry run)\n");
+        let refused = kubectl.fail("apply --server-side -f pod.yaml").await;
+        has(&refused, &["server-side apply is not served by this API server", "leave out --server-side"]);
         let refused = kubectl.fail("create -f pod.yaml").await;
         has(&refused, &["(AlreadyExists)", "pods \"web\" already exists"]);
         kubectl.write("wrong.yaml", &POD.replace("name: web", "name: Wrong_").replace("image:", "imag:"));

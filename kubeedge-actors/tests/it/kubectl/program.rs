@@ -76,6 +76,20 @@ impl Kubectl {
         out.into_owned()
     }
 
+    /// Runs a command that must succeed and says with `-v=8` what it does; gives what it printed, and the URLs it got.
+    pub(super) async fn run_telling(&self, line: &str) -> (String, Vec<String>) {
+        let arguments: Vec<&str> = line.split_whitespace().chain(["-v=8"]).collect();
+        let output = self.output(&arguments).await;
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "kubectl {line}: {err}{out}");
+        // 1.32 writes `GET <url>`, 1.36 `verb="GET" url="<url>"`.
+        let request = |line: &str| {
+            let (_, rest) = line.split_once("] GET ").or_else(|| line.split_once("verb=\"GET\" url=\""))?;
+            rest.split([' ', '"']).next().map(str::to_owned)
+        };
+        (out.into_owned(), err.lines().filter_map(request).collect())
+    }
+
     /// Runs a command that must fail; gives what it said.
     pub(super) async fn fail(&self, line: &str) -> String {
         let arguments: Vec<&str> = line.split_whitespace().collect();

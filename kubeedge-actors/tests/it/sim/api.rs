@@ -6,6 +6,8 @@ use kubeedge_actors::edgecontroller::writes::{Refused, Request};
 use kubeedge_proto::resource;
 use serde_json::{Value, json};
 
+use super::faults::Fault;
+
 pub const NAMESPACE: &str = "ns";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -104,8 +106,8 @@ pub struct Api {
     pub events: BTreeMap<String, Value>,
     /// Lists and watches fail.
     pub lists_fail: bool,
-    /// What the next write is answered.
-    pub refuses: Option<u16>,
+    /// What the next write that somebody waits for is answered.
+    pub refuses: Option<(u16, Fault)>,
 }
 
 impl Api {
@@ -210,9 +212,6 @@ impl Api {
     /// Carries out a request of the cloud's. `epoch`: of the session it is for.
     pub fn carry_out(&mut self, request: &Request, epoch: u64) -> Result<Value, Refused> {
         let refused = |code, message: &str| Err(Refused { code, message: message.into() });
-        if let Some(code) = self.refuses.take() {
-            return refused(code, "as the test says");
-        }
         match request {
             Request::Get(_, key) => match self.objects.get(&place_of(&key.name)) {
                 Some(object) => Ok(object.value(place_of(&key.name))),

@@ -24,8 +24,9 @@ use serde_json::json;
 
 use super::{
     api::{Kind, NAMESPACE},
+    controller::is_for_good,
     edge::{Box_, News, Rows, Then, object_key},
-    faults::Fault,
+    faults::{Fault, Good},
     world::World,
 };
 
@@ -37,7 +38,13 @@ impl World {
             let Some(line) = self.lines.get_mut(&id) else { return moved };
             let box_ = line.box_;
             let Some(edge) = &self.boxes[box_].edge else { return moved };
-            if edge.hub.connection != Some(id) || edge.hub.waits || self.boxes[box_].slow_until > self.now {
+            if edge.hub.connection != Some(id) || edge.hub.waits {
+                return moved;
+            }
+            if self.boxes[box_].slow_until > self.now {
+                if line.edge.as_ref().is_some_and(|end| !end.outputs.is_empty()) {
+                    self.meets(Fault::SlowEdge, box_);
+                }
                 return moved;
             }
             let Some(output) = line.edge.as_mut().and_then(|end| end.outputs.pop_front()) else { return moved };
@@ -131,7 +138,7 @@ impl World {
                     println!("      box {box_} answers: {settled:?}");
                 }
                 if settled.code == 503 && settled.reason.contains("needs") {
-                    self.counts.saw("a pod that came before what it needs was refused for now");
+                    self.counts.saw(Good::NeedsWaited);
                 }
                 self.answer(id, Input::Settle { class: Class::State, seq, settled });
             }
@@ -148,7 +155,7 @@ impl World {
 
     fn refuse_session(&mut self, box_: usize, id: usize, why: &Settled) {
         self.note(|| format!("box {box_} gives the session up: {}", why.reason));
-        self.counts.saw("a session of another cluster, or one that could not be kept, was given up");
+        self.counts.saw(Good::SessionRefused);
         self.answer(id, Input::Close(session_refused(why)));
         self.link_down(box_);
     }
@@ -180,7 +187,7 @@ impl World {
         let (times, may) = self.boxes[box_].effects.entry(event).or_insert((0, 1));
         *times += 1;
         promise!(times <= may, "P-EVENT-ONCE", "an event of the cloud took effect {times} times, {may} are allowed");
-        self.counts.saw("an event of the cloud took effect");
+        self.counts.saw(Good::TookEffect);
         self.boxes[box_].commit(Rows::Received(remember), Then::Remembered(id, seq, Settled::applied()));
     }
 
@@ -190,6 +197,9 @@ impl World {
     pub fn commits(&mut self, box_: usize) -> bool {
         let Some(commit) = self.boxes[box_].commits.pop_front() else { return false };
         let written = if self.boxes[box_].full { Err("no space left".to_owned()) } else { Ok(()) };
+        if written.is_err() {
+            self.meets(Fault::DiskFull, box_);
+        }
         if written.is_ok() {
             if let Rows::Change(change) = &commit.rows {
                 self.check_needs(box_, change);
@@ -218,7 +228,7 @@ impl World {
                     let at = object_key(&kept.0.resource, &kept.1);
                     let there = self.boxes[box_].disk.objects.get(&at);
                     promise!(there == kept.2.as_ref(), "P-ACKED-IS-KEPT", "{at} is acknowledged and not on disk");
-                    self.counts.saw("State was applied at the edge");
+                    self.counts.saw(Good::Applied);
                 }
                 self.answer(id, Input::Settle { class: Class::State, seq, settled });
                 let waiting = self.boxes[box_].edge.as_mut().map(|edge| std::mem::take(&mut edge.meta.waiting));
@@ -249,7 +259,7 @@ impl World {
                     edge.meta.state.index.load_kind(&record);
                     if record.r#type == Some(resource::pods()) {
                         edge.news.push_back(News::PodsComplete);
-                        self.counts.saw("the pods of a node became complete");
+                        self.counts.saw(Good::Complete);
                     }
                 }
                 self.settle(id);
@@ -306,16 +316,11 @@ impl World {
 
     fn report_settled(&mut self, box_: usize, envelope: &Envelope, settled: Settled) {
         let Some(edge) = &mut self.boxes[box_].edge else { return };
-        let again = settled.code == 429 || settled.code >= 500;
-        let rejected = settled.code != 0 && !again;
+        let rejected = is_for_good(&settled);
+        let again = settled.code != 0 && !rejected;
         let Some(message) = edge.hub.reports.settled(envelope, settled) else { return };
         let ReportSettled { r#type: Some(type_), key: Some(key), uid, generation, .. } = message else { return };
         let key = ReportKey::new(&type_, &key, &uid);
-        if rejected {
-            // For good: the cloud has said why, and nobody tries again.
-            self.boxes[box_].statuses.remove(&uid);
-            self.counts.saw("a report was rejected for good");
-        }
         let Some(edge) = &mut self.boxes[box_].edge else { return };
         if again {
             edge.meta.reports.postpone(&key);
@@ -323,6 +328,11 @@ impl World {
         } else {
             if edge.meta.reports.settle(&key, generation) {
                 self.boxes[box_].commit(Rows::Report(key, None), Then::Forgotten);
+                if rejected {
+                    // The cloud has said why, and nobody tries again.
+                    self.boxes[box_].statuses.remove(&uid);
+                    self.counts.saw(Good::Rejected);
+                }
             }
             if self.boxes[box_].edge.as_ref().is_some_and(|edge| edge.hub.reports.wants_more()) {
                 self.fetch_reports(box_);
@@ -332,6 +342,18 @@ impl World {
 
     fn event_settled(&mut self, box_: usize, envelope: &Envelope, settled: &Settled) {
         let now = self.boxes[box_].now(self.now);
+        if is_for_good(settled) {
+            let id = &envelope.id;
+            promise!(
+                self.refused.contains(id),
+                "P-ACKED-IS-KEPT",
+                "an event was given up, and nobody refused it: {settled:?}"
+            );
+            match &envelope.body {
+                Some(Body::GapMarker(gap)) => self.given_up += gap.dropped_count,
+                _ => drop(self.boxes[box_].promised.remove(id)),
+            }
+        }
         if let Some(edge) = &mut self.boxes[box_].edge {
             edge.hub.ledger.settled(now, &envelope.id, settled);
         }

@@ -1,16 +1,20 @@
 //! Promises that look at more than one part of the world.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use kubeedge_actors::{edged::runtime::PodSummary, link::session::Closed};
 use kubeedge_proto::v1::GoodbyeReason;
 
 use super::{
     api::{Kind, NAMESPACE, name_of},
+    cloud::node_name,
     edge::{BOUNDS, Ordered},
     line::Line,
     world::{MAIN, OTHER, World},
 };
+
+/// For an end to find out that nothing reaches it any more.
+const HALF_OPEN: Duration = Duration::from_secs(25);
 
 /// What containerd has of a pod that runs.
 pub fn summary(order: &Ordered) -> PodSummary {
@@ -49,8 +53,27 @@ impl World {
                 let queued = end.session.queued_state();
                 // One per key and uid: of what there can be here.
                 promise!(queued <= 200, "P-MEMORY-BOUNDED", "{queued} State messages wait");
+                let silent = self.now - end.heard;
+                promise!(
+                    end.session.is_closed() || silent <= HALF_OPEN,
+                    "P-HALF-OPEN",
+                    "an end of a connection of box {} has heard nothing for {silent:?} and takes it for alive",
+                    line.box_
+                );
             }
         }
+        let Some(cloud) = &self.cloud else { return };
+        for (node, id) in &cloud.live {
+            let epoch = self.lines.get(id).and_then(|line| line.epoch);
+            let held = cloud.registry.holder(&node_name(node)).map(|holder| holder.epoch);
+            promise!(
+                held.is_some() && held == epoch,
+                "P-ONE-EPOCH-HOLDS",
+                "epoch {epoch:?} is the session of {node}, and {held:?} holds it"
+            );
+        }
+        let (live, held) = (cloud.live.len(), cloud.registry.len());
+        promise!(live == held, "P-ONE-EPOCH-HOLDS", "{held} sessions are held, {live} live");
     }
 
     /// A pod is told to end: somebody has to have wanted it.
@@ -148,9 +171,11 @@ impl World {
         let told = api.events.values().filter(|event| event["reason"] != "EventsDropped").count() as u64;
         let promised: u64 = [MAIN, OTHER].iter().map(|number| self.boxes[*number].promised.len() as u64).sum();
         promise!(
-            told + dropped >= promised,
+            told + dropped + self.given_up >= promised,
             "P-ACKED-IS-KEPT",
-            "{promised} events were taken, {told} arrived and {dropped} are said to be dropped"
+            "{promised} events were taken, {told} arrived and {dropped} are said to be dropped; {} more are not, since the \
+             word of them was refused",
+            self.given_up
         );
         for (place, pod) in &api.objects {
             let Some((box_, last, _)) = pod.status else { continue };

@@ -26,7 +26,10 @@ use kubeedge_proto::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{faults::Fault, world::World};
+use super::{
+    faults::{Fault, Good},
+    world::World,
+};
 
 /// A watch at a place of the log.
 #[derive(Clone, Copy, Debug)]
@@ -131,7 +134,7 @@ impl World {
             Output::Established(_) => {
                 let epoch = epoch.unwrap_or_default();
                 cloud.mail.push_back(Mail::Changed(changed(node, epoch, true)));
-                self.counts.saw("a session was established");
+                self.counts.saw(Good::Established);
             }
             Output::NeedDesired => cloud.mail.push_back(Mail::Desired(id)),
             Output::Deliver { class: Class::Call, seq, .. } => {
@@ -168,7 +171,17 @@ impl World {
         let input = match answer {
             Admission::Refused(goodbye) => {
                 if goodbye.reason() == GoodbyeReason::NameTaken {
-                    self.counts.saw("another box under a node's name was refused");
+                    self.counts.saw(Good::NameTaken);
+                }
+                if goodbye.reason() == GoodbyeReason::Replaced {
+                    let holder = self.cloud.as_ref().and_then(|cloud| cloud.live.get(node));
+                    let newer = holder.is_some_and(|it| *it > id && self.lines[it].box_ == self.lines[&id].box_);
+                    let counts = self.lines[&id].rises;
+                    promise!(
+                        newer || !counts,
+                        "P-ONE-EPOCH-HOLDS",
+                        "the newest hello of {node} was refused as an older one"
+                    );
                 }
                 Input::Close(goodbye)
             }
@@ -180,13 +193,16 @@ impl World {
                     let same_box = line.box_ == self.lines[&id].box_;
                     let alive = self.lines[&old].cloud.is_some();
                     promise!(same_box || !alive, "P-ONE-BOX", "another box took {node} over from a live session");
+                    let newer = old < id || !self.lines[&old].rises;
+                    promise!(newer, "P-ONE-EPOCH-HOLDS", "an older hello of {node} took over from a newer one");
                     if let Some(line) = self.lines.get_mut(&old) {
                         line.inputs.push_back(Input::Close(replaced()));
                         line.disturbed = true;
                     }
-                    self.counts.saw("the newest hello of a box replaced its old session");
+                    self.counts.saw(Good::Replaced);
                 }
-                assert!(replaces.is_none_or(|old| old < epoch));
+                let rises = replaces.is_none_or(|old| old < epoch);
+                promise!(rises, "P-ONE-EPOCH-HOLDS", "epoch {epoch} of {node} came after {replaces:?}");
                 self.serial += 1;
                 let (serial, api) = (self.serial, &self.apis[self.which]);
                 let cluster_uid = api.cluster.clone();

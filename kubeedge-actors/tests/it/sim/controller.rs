@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use kubeedge_actors::{
     edgecontroller::{
         events::{events_dropped, update},
@@ -18,9 +19,14 @@ use super::cloud::{Mail, Watch, Writing, node_name};
 use super::{
     api::{Kind, Place, place_of},
     dice::Dice,
-    faults::Fault,
+    faults::{Fault, Good},
     world::World,
 };
+
+/// Whether nobody tries again what was answered so.
+pub fn is_for_good(settled: &Settled) -> bool {
+    settled.code != 0 && !settled.is_for_now()
+}
 
 impl World {
     pub fn recheck_all(&mut self) {
@@ -39,6 +45,9 @@ impl World {
         let api = &self.apis[self.which];
         let Some(cloud) = &mut self.cloud else { return false };
         if api.lists_fail || cloud.slow_until > now {
+            if api.lists_fail {
+                self.meets(Fault::ListFails, 0);
+            }
             return false;
         }
         let clock = now - cloud.started;
@@ -169,6 +178,9 @@ impl World {
         let now = self.now;
         let Some(cloud) = &mut self.cloud else { return false };
         if cloud.slow_until > now {
+            if !cloud.mail.is_empty() {
+                self.meets(Fault::SlowController, 0);
+            }
             return false;
         }
         match cloud.mail.pop_front() {
@@ -226,10 +238,11 @@ impl World {
                 let json = event.event.map(|object| object.json).unwrap_or_default();
                 let event: Value = serde_json::from_slice(&json).expect("the model's events are JSON");
                 assert!(may_tell(node.as_str(), &event, |_, _| None).is_ok());
-                return Some(self.event(event));
+                return Some(self.event(id, event));
             }
             Some(Body::GapMarker(gap)) => {
-                return Some(self.event(events_dropped(&node, &id, &gap, envelope.time_unix_ms)));
+                let event = events_dropped(&node, &id, &gap, envelope.time_unix_ms);
+                return Some(self.event(id, event));
             }
             other => panic!("the cloud was sent {other:?}"),
         };
@@ -248,12 +261,29 @@ impl World {
     }
 
     /// An Event is made or brought up to date, as `Upstream::event` does it.
-    pub fn event(&mut self, told: Value) -> Settled {
+    pub fn event(&mut self, id: Bytes, told: Value) -> Settled {
+        let refused = self.refusal();
         let api = &mut self.apis[self.which];
-        if let Some(code) = api.refuses.take() {
-            return Refused { code, message: "as the test says".into() }.settled();
-        }
         let name = told["metadata"]["name"].as_str().expect("an event has a name").to_owned();
+        match refused {
+            None => {}
+            Some(refused) if refused.code == 409 => {
+                if !api.events.contains_key(&name) {
+                    self.hit(Fault::EventRefusedForNow);
+                    return Settled::rejected(503, "the event has expired in between: it is to be told again");
+                }
+            }
+            Some(refused) => {
+                let settled = refused.settled();
+                if is_for_good(&settled) {
+                    self.hit(Fault::EventRefused);
+                    self.refused.insert(id);
+                } else {
+                    self.hit(Fault::EventRefusedForNow);
+                }
+                return settled;
+            }
+        }
         match api.events.get_mut(&name) {
             None => {
                 api.events.insert(name, told);
@@ -271,6 +301,13 @@ impl World {
         }
     }
 
+    /// What the API server has against a write, when somebody hears of it.
+    fn refusal(&mut self) -> Option<Refused> {
+        let (code, fault) = self.api().refuses.take()?;
+        self.hit(fault);
+        Some(Refused { code, message: "as the test says".into() })
+    }
+
     /// The API server carries out a request of the cloud's, and the cloud hears the answer.
     pub fn api_handles(&mut self, which: usize) -> bool {
         let Some(cloud) = &mut self.cloud else { return false };
@@ -283,7 +320,10 @@ impl World {
             self.late.push((self.which, writing.request, writing.serial));
             return true;
         }
-        let answer = self.apis[self.which].carry_out(&writing.request, writing.serial);
+        let answer = match self.refusal() {
+            Some(refused) => Err(refused),
+            None => self.apis[self.which].carry_out(&writing.request, writing.serial),
+        };
         self.note(|| {
             format!("API server: {:?} -> {:?}", writing.request, answer.as_ref().map(|_| ()).map_err(|it| it.code))
         });
@@ -295,7 +335,7 @@ impl World {
                 }
             }
             Step::Done(settled) => {
-                self.counts.saw("a report was settled by the API server");
+                self.counts.saw(Good::Settled);
                 self.settled(writing.line, writing.class, writing.seq, settled);
             }
         }

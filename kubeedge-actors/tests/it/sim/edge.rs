@@ -177,6 +177,8 @@ pub struct Box_ {
     /// What containerd runs: it outlives edgecore.
     pub runtime: BTreeMap<String, PodSummary>,
     pub wanted_connection: bool,
+    /// The highest count of a connection so far. A full disk keeps none: then they do not rise after a restart.
+    pub counted: u64,
     /// Of the wall clock against the world's, in milliseconds.
     pub clock: i64,
     /// Counts of what pods said about themselves and MetaManager took; the newest per uid.
@@ -211,6 +213,7 @@ impl Box_ {
             edge: None,
             runtime: BTreeMap::new(),
             wanted_connection: false,
+            counted: 0,
             clock: 0,
             statuses: BTreeMap::new(),
             said: 0,

@@ -7,6 +7,7 @@ use kubeedge_proto::resource;
 
 use super::{
     edge::{Box_, News, ordered, understand},
+    faults::Good,
     world::World,
 };
 
@@ -90,7 +91,7 @@ impl World {
             promise!(runs, "P-OFFLINE-BOOT", "pod {uid} is on the disk of box {box_} and does not run");
         }
         if edge.hub.connection.is_none() && !uids.is_empty() {
-            self.counts.saw("pods began from disk while there was no connection");
+            self.counts.saw(Good::OfflineBoot);
         }
         let Some(edge) = &mut self.boxes[box_].edge else { return false };
         if std::mem::take(&mut edge.load_again) {

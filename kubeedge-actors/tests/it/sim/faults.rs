@@ -1,24 +1,27 @@
-//! What can go wrong, and how often it did. A kind of fault that never happened proves nothing.
+//! What can go wrong, what has to go right, and how often it did. What never happened proves nothing.
 
 use std::collections::BTreeMap;
 
-macro_rules! faults {
-    ($($name:ident $text:literal)*) => {
-        /// A kind of fault.
+macro_rules! kinds {
+    ($(#[$doc:meta])* $kind:ident: $($name:ident $text:literal)*) => {
+        $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-        pub enum Fault { $(#[doc = $text] $name,)* }
+        pub enum $kind { $(#[doc = $text] $name,)* }
 
-        impl Fault {
-            pub const ALL: &[Fault] = &[$(Fault::$name),*];
+        impl $kind {
+            pub const ALL: &[$kind] = &[$($kind::$name),*];
 
             pub fn text(self) -> &'static str {
-                match self { $(Fault::$name => $text,)* }
+                match self { $($kind::$name => $text,)* }
             }
         }
     };
 }
 
-faults! {
+kinds! {
+    /// A kind of fault. It counts when it has an effect: what is slow, when something waits for it; what is refused, when
+    /// somebody asked.
+    Fault:
     Cut "the connection is cut"
     CutInMessage "the connection ends within a big message"
     HalfOpenUp "nothing arrives at the cloud any more, and nobody is told"
@@ -30,7 +33,10 @@ faults! {
     Reorder "a frame overtakes another"
     Drop "a frame is lost on a connection that stands"
     Truncated "a frame ends too early"
-    Unknown "a message of a body that this version does not know"
+    UnknownState "the edge is sent State of a body that this version does not know"
+    UnknownReport "the cloud is sent State of a body that this version does not know"
+    UnknownEvent "an Event of a body that this version does not know"
+    UnknownCall "a Call of a body that this version does not know"
     EdgeRestart "edgecore is killed"
     EdgeStop "edgecore ends in order and starts again"
     PowerCut "the box loses its power: what runs on it too"
@@ -54,6 +60,8 @@ faults! {
     Refused422 "the API server says 422"
     Refused429 "the API server says 429"
     Refused503 "the API server does not answer"
+    EventRefused "the API server refuses an Event for good"
+    EventRefusedForNow "the API server refuses an Event for now"
     LateWrite "a write of a superseded session reaches the API server after all"
     ListFails "lists and watches fail"
     ListPartial "an answer is due before everything is listed"
@@ -66,11 +74,27 @@ faults! {
     OutboxFull "the outbox drops its oldest"
 }
 
+kinds! {
+    /// Something good that has to happen, too.
+    Good:
+    Established "a session was established"
+    Replaced "the newest hello of a box replaced its old session"
+    NameTaken "another box under a node's name was refused"
+    SessionRefused "a session of another cluster, or one that could not be kept, was given up"
+    Applied "State was applied at the edge"
+    Complete "the pods of a node became complete"
+    NeedsWaited "a pod that came before what it needs was refused for now"
+    Settled "a report was settled by the API server"
+    Rejected "a report was rejected for good"
+    TookEffect "an event of the cloud took effect"
+    OfflineBoot "pods began from disk while there was no connection"
+}
+
 /// How often each was hit.
 #[derive(Clone, Debug, Default)]
 pub struct Counts {
     pub faults: BTreeMap<Fault, u64>,
-    pub seen: BTreeMap<&'static str, u64>,
+    pub seen: BTreeMap<Good, u64>,
 }
 
 impl Counts {
@@ -78,9 +102,14 @@ impl Counts {
         *self.faults.entry(fault).or_default() += 1;
     }
 
-    /// Something good that has to happen, too.
-    pub fn saw(&mut self, what: &'static str) {
+    pub fn saw(&mut self, what: Good) {
         *self.seen.entry(what).or_default() += 1;
+    }
+
+    /// What never happened.
+    pub fn never(&self) -> Vec<&'static str> {
+        let faults = Fault::ALL.iter().filter(|fault| !self.faults.contains_key(fault)).map(|fault| fault.text());
+        faults.chain(Good::ALL.iter().filter(|what| !self.seen.contains_key(what)).map(|what| what.text())).collect()
     }
 
     pub fn add(&mut self, other: &Counts) {
@@ -88,7 +117,7 @@ impl Counts {
             *self.faults.entry(*fault).or_default() += count;
         }
         for (what, count) in &other.seen {
-            *self.seen.entry(what).or_default() += count;
+            *self.seen.entry(*what).or_default() += count;
         }
     }
 }

@@ -9,7 +9,7 @@ use std::{
 use super::{
     api::Kind,
     dice::Dice,
-    faults::{Counts, Fault},
+    faults::{Counts, Fault, Good},
     steps::What,
     world::World,
 };
@@ -168,7 +168,8 @@ impl World {
         for id in self.line_ids() {
             let Some(line) = self.lines.get(&id) else { continue };
             let old = self.boxes[line.box_].edge.as_ref().is_none_or(|edge| edge.hub.connection != Some(id));
-            if line.tampered || line.swallows_up || line.swallows_down || old {
+            // The other version is gone, too.
+            if line.tampered || line.unknown || line.swallows_up || line.swallows_down || old {
                 self.cut(id);
             } else if let Some(line) = self.lines.get_mut(&id) {
                 line.stands_until = now;
@@ -244,6 +245,9 @@ pub fn report(counts: &Counts) -> String {
         format!("{count:>10}  {}", fault.text())
     }));
     lines.push(format!("{:>10}  and what has to happen", "times"));
-    lines.extend(counts.seen.iter().map(|(what, count)| format!("{count:>10}  {what}")));
+    lines.extend(Good::ALL.iter().map(|what| {
+        let count = counts.seen.get(what).copied().unwrap_or(0);
+        format!("{count:>10}  {}", what.text())
+    }));
     lines.join("\n")
 }

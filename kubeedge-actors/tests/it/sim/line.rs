@@ -23,6 +23,8 @@ pub struct End {
     pub undrained: VecDeque<usize>,
     pub outputs: VecDeque<Output>,
     floors: HashMap<i32, u64>,
+    /// When a frame came last, or the session was established.
+    pub heard: Duration,
     /// Delivered State, not settled: one of a key at a time.
     open: Vec<(u64, String)>,
     /// The newest generation delivered, per object.
@@ -41,6 +43,10 @@ pub struct Line {
     pub swallows_down: bool,
     /// Something was done to its frames that no transport does.
     pub tampered: bool,
+    /// Its count is higher than those of the box's connections before it.
+    pub rises: bool,
+    /// A message on it was of a version that is not known here.
+    pub unknown: bool,
     /// It stands still until then.
     pub stands_until: Duration,
     /// Somebody or something may have kept it from being alive in time.
@@ -56,9 +62,10 @@ pub struct Line {
 }
 
 impl End {
-    pub fn new(session: Session) -> Self {
+    pub fn new(session: Session, now: Duration) -> Self {
         Self {
             session,
+            heard: now,
             undrained: VecDeque::new(),
             outputs: VecDeque::new(),
             floors: HashMap::new(),
@@ -79,13 +86,15 @@ impl Line {
             box_,
             node,
             start,
-            edge: Some(End::new(edge)),
-            cloud: Some(End::new(cloud)),
+            edge: Some(End::new(edge, start)),
+            cloud: Some(End::new(cloud, start)),
             up: VecDeque::new(),
             down: VecDeque::new(),
             swallows_up: false,
             swallows_down: false,
             tampered: false,
+            rises: true,
+            unknown: false,
             stands_until: Duration::ZERO,
             disturbed: false,
             inputs: VecDeque::new(),
@@ -101,9 +110,12 @@ impl Line {
     }
 
     /// An end handles something, or looks at the time; its frames go on the wire.
-    pub fn give(&mut self, at_edge: bool, now: Duration, input: Option<Input>) {
-        let now = now.saturating_sub(self.start);
+    pub fn give(&mut self, at_edge: bool, at: Duration, input: Option<Input>) {
+        let now = at.saturating_sub(self.start);
         let Some(end) = self.end(at_edge) else { return };
+        if let Some(Input::Frame(_) | Input::Admit { .. }) = &input {
+            end.heard = at;
+        }
         if let Some(Input::Settle { class: Class::State, seq, .. }) = &input {
             end.open.retain(|(open, _)| open != seq);
         }

@@ -36,7 +36,7 @@ steps! {
     Flow 220  Watch 60  Controller 60  ApiServer 40  Deliver 100  Commit 60  Edged 40  EdgedReads 20  EdgedLists 20
     PodSays 60  PodEnds 30  Publish 30  DownEvent 12  SendDown 12  Call 10  Connect 60  Time 60  LongTime 6
     // what goes wrong
-    Cut 10  CutInMessage 5  HalfOpen 8  Delay 8  Tamper 4  Unknown 4
+    Cut 10  CutInMessage 5  HalfOpen 8  Delay 8  Tamper 4  Unknown 8
     RestartEdge 8  StopEdge 4  PowerCut 4  RestartCloud 4  StopCloud 3  RebuildMeta 6  RebuildHub 4  RebuildEdged 4  RebuildController 4
     Clock 4  SlowEdge 5  SlowController 5  DiskFull 6  Refuse 14  ListFails 5  StaleList 8  WatchBroken 5  Restore 3
     OtherCluster 2  TwinComes 5  LateWrite 14  Reconnect 6
@@ -266,26 +266,28 @@ impl World {
                 let forth = dice.percent(50);
                 let box_ = some_box(dice);
                 self.boxes[box_].clock = if forth { by } else { -by - 1_000_000_000_000 };
-                self.hit(if forth { Fault::ClockForth } else { Fault::ClockBack });
+                if self.boxes[box_].edge.is_some() {
+                    self.hit(if forth { Fault::ClockForth } else { Fault::ClockBack });
+                }
             }
             What::SlowEdge => {
                 let box_ = some_box(dice);
                 self.boxes[box_].slow_until = self.now + Duration::from_millis(dice.number() % 20_000);
-                self.hit(Fault::SlowEdge);
+                self.arrange(Fault::SlowEdge, box_);
             }
             What::SlowController => {
                 let until = self.now + Duration::from_millis(dice.number() % 20_000);
                 if let Some(cloud) = &mut self.cloud {
                     cloud.slow_until = until;
                 }
-                self.hit(Fault::SlowController);
+                self.arrange(Fault::SlowController, 0);
             }
             What::DiskFull => {
                 let box_ = some_box(dice);
                 let full = &mut self.boxes[box_].full;
                 *full = !*full;
                 if self.boxes[box_].full {
-                    self.hit(Fault::DiskFull);
+                    self.arrange(Fault::DiskFull, box_);
                 }
             }
             What::Refuse => {
@@ -296,17 +298,15 @@ impl World {
                     (429, Fault::Refused429),
                     (503, Fault::Refused503),
                 ][dice.below(5)];
-                self.api().refuses = Some(code);
-                if self.api_handles(dice.below(100)) {
-                    self.hit(fault);
-                }
-                self.api().refuses = None;
+                // A report that is being written meets it at once, else the next one, or the next event.
+                self.api().refuses = Some((code, fault));
+                self.api_handles(dice.below(100));
             }
             What::ListFails => {
                 let fails = &mut self.api().lists_fail;
                 *fails = !*fails;
                 if self.api().lists_fail {
-                    self.hit(Fault::ListFails);
+                    self.arrange(Fault::ListFails, 0);
                 }
             }
             What::WatchBroken => {
@@ -436,24 +436,40 @@ impl World {
 
     /// A peer of another version sends what is not known here, in the place of a message.
     fn unknown(&mut self, dice: &mut Dice) {
-        let Some(id) = self.some_line(dice) else { return };
-        let Some(line) = self.lines.get_mut(&id) else { return };
-        let wire = if dice.percent(50) { &mut line.up } else { &mut line.down };
-        for frame in wire.iter_mut() {
-            if let Wire::Frame(Frame {
-                frame: Some(F::Data(Data { payload: Some(Payload::Envelope(encoded)), class, .. })),
-            }) = frame
-                && *class == i32::from(TrafficClass::Event)
-                && let Ok(Envelope { id, priority, body, .. }) = Envelope::decode(encoded.clone())
-                && !matches!(body, Some(Body::GapMarker(_)))
-            {
-                // The receiver's decoder leaves a body it does not know unset. The sender is told 501 and gives it up.
-                *encoded = Envelope { id: id.clone(), priority, ..Envelope::default() }.encode_to_vec().into();
-                let box_ = line.box_;
-                self.boxes[box_].promised.remove(&id);
-                self.hit(Fault::Unknown);
-                return;
+        let mut messages = Vec::new();
+        for (id, line) in &self.lines {
+            let up = line.up.iter().enumerate().map(|(at, wire)| (true, at, wire));
+            let down = line.down.iter().enumerate().map(|(at, wire)| (false, at, wire));
+            for (up, at, wire) in up.chain(down) {
+                let Wire::Frame(Frame { frame: Some(F::Data(data)) }) = wire else { continue };
+                let Some(Payload::Envelope(encoded)) = &data.payload else { continue };
+                let Ok(envelope) = Envelope::decode(encoded.clone()) else { continue };
+                let fault = match (&envelope.body, data.class()) {
+                    (None | Some(Body::GapMarker(_) | Body::CallReply(_)), _) => continue,
+                    (_, TrafficClass::State) if up => Fault::UnknownReport,
+                    (_, TrafficClass::State) => Fault::UnknownState,
+                    (_, TrafficClass::Event) => Fault::UnknownEvent,
+                    _ => Fault::UnknownCall,
+                };
+                messages.push((*id, up, at, envelope, fault));
             }
         }
+        if messages.is_empty() {
+            return;
+        }
+        let (id, up, at, envelope, fault) = messages.swap_remove(dice.below(messages.len()));
+        let Some(line) = self.lines.get_mut(&id) else { return };
+        let wire = if up { &mut line.up } else { &mut line.down };
+        // The receiver's decoder leaves a body it does not know unset. The sender is told 501 and gives it up.
+        let Envelope { id, priority, timeout_ms, .. } = envelope;
+        let unknown = Envelope { id: id.clone(), priority, timeout_ms, ..Envelope::default() };
+        if let Some(Wire::Frame(Frame { frame: Some(F::Data(data)) })) = wire.get_mut(at) {
+            data.payload = Some(Payload::Envelope(unknown.encode_to_vec().into()));
+        }
+        line.unknown = true;
+        if up && fault == Fault::UnknownEvent {
+            self.refused.insert(id);
+        }
+        self.hit(fault);
     }
 }

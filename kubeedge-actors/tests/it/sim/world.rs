@@ -55,6 +55,12 @@ pub struct World {
     /// Requests of a cloud that no longer waits for them.
     pub late: Vec<(usize, Request, u64)>,
     pub down_events: BTreeMap<Bytes, DownEvent>,
+    /// Events of nodes that were refused for good.
+    pub refused: BTreeSet<Bytes>,
+    /// Dropped events, the word of which was.
+    pub given_up: u64,
+    /// Faults, of a box, that have had no effect yet.
+    arranged: BTreeSet<(Fault, usize)>,
     /// Calls: their connection, whether they are the edge's, and how often they ended.
     pub calls: BTreeMap<Bytes, (usize, bool, u32)>,
     /// What a pod, in a version, was sent to need; one set for each time it was.
@@ -86,6 +92,9 @@ impl World {
             serial: 0,
             late: Vec::new(),
             down_events: BTreeMap::new(),
+            refused: BTreeSet::new(),
+            given_up: 0,
+            arranged: BTreeSet::new(),
             calls: BTreeMap::new(),
             needed: BTreeMap::new(),
             edge_config: Config { key_rate, ..Config::default() },
@@ -124,6 +133,18 @@ impl World {
         self.note(|| format!("fault: {}", fault.text()));
     }
 
+    /// What is to go wrong when it comes to that.
+    pub fn arrange(&mut self, fault: Fault, box_: usize) {
+        self.arranged.insert((fault, box_));
+    }
+
+    /// What was arranged has an effect: it counts, once.
+    pub fn meets(&mut self, fault: Fault, box_: usize) {
+        if self.arranged.remove(&(fault, box_)) {
+            self.hit(fault);
+        }
+    }
+
     pub fn envelope(&mut self, body: Body) -> Envelope {
         Envelope {
             id: self.dice.bytes16().to_vec().into(),
@@ -150,7 +171,7 @@ impl World {
             kinds: store.kinds,
             ..Hello::default()
         };
-        let id = self.next_line;
+        let (id, connection) = (self.next_line, hello.connection);
         self.next_line += 1;
         edge.hub.connection = Some(id);
         edge.hub.established = false;
@@ -164,7 +185,11 @@ impl World {
             self.hit(Fault::Takeover);
         }
         self.note(|| format!("box {box_} makes connection {id}"));
-        self.lines.insert(id, Line::new(box_, node, self.now, edge_session, cloud_session));
+        let mut line = Line::new(box_, node, self.now, edge_session, cloud_session);
+        let counted = &mut self.boxes[box_].counted;
+        line.rises = connection > *counted;
+        *counted = connection.max(*counted);
+        self.lines.insert(id, line);
         self.settle(id);
     }
 

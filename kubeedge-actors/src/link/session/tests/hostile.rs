@@ -79,6 +79,26 @@ fn ack_twice_is_a_protocol_error() {
     assert!(edge.closed().is_some());
 }
 
+/// P-ABSENCE-KNOWN
+#[test]
+fn no_kind_is_complete_after_state_that_this_version_does_not_know() {
+    let (mut edge, mut cloud) = pair(Config::default());
+    let complete = v1::InventoryComplete { r#type: Some(resource::pods()), as_of: 9, count: 1 };
+    cloud.give(Input::Complete(complete.clone()));
+    exchange(&mut edge, &mut cloud);
+    assert!(matches!(&edge.take()[..], [Output::Completed(_)]));
+
+    let unknown = Envelope { id: vec![1; 16].into(), ..Default::default() };
+    let payload = Some(v1::data::Payload::Envelope(unknown.encode_to_vec().into()));
+    edge.receive(F::Data(Data { class: TrafficClass::State.into(), seq: 1, payload }));
+    cloud.give(Input::Complete(complete));
+    for frame in std::mem::take(&mut cloud.sent) {
+        edge.give(Input::Frame(frame));
+    }
+    assert!(edge.take().is_empty(), "what it was about may be a pod of that list");
+    assert!(!edge.session.is_closed());
+}
+
 #[test]
 fn unknown_bodies_are_answered_unsupported() {
     let (mut edge, mut cloud) = pair(Config::default());

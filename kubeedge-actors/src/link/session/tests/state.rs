@@ -183,6 +183,21 @@ fn saturated_levels_share_by_weight_and_none_starves() {
     assert_eq!(counts, [0, 800, 400, 0, 100, 50]);
 }
 
+/// P-MEMORY-BOUNDED
+#[test]
+fn state_queue_is_bounded_and_refuses_aloud() {
+    let mut edge = End::new(Session::edge(hello(), Config { max_queued_state: 2, ..Config::default() }));
+    for (id, name) in [(1, "a"), (2, "b"), (3, "a"), (4, "c")] {
+        edge.give(Input::Submit(Box::new(envelope(id, status(name, id.into())))));
+    }
+    // A newer message takes its predecessor's place; a further object has none.
+    assert!(matches!(&edge.take()[..], [
+        Output::Coalesced { envelope: old },
+        Output::Refused { envelope: refused, why: Refusal::QueueFull { limit: 2, .. } },
+    ] if old.id[0] == 1 && refused.id[0] == 4));
+    assert_eq!(edge.session.queued_state(), 2);
+}
+
 #[test]
 fn event_queue_is_bounded_and_refuses_aloud() {
     let mut edge = End::new(Session::edge(hello(), Config { max_queued_events: 2, ..Config::default() }));
