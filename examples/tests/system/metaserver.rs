@@ -30,6 +30,7 @@ use tokio::{
 
 use crate::{
     cluster::{NAMESPACE, poll},
+    kubectls,
     report::{Outcome, Report},
 };
 
@@ -42,8 +43,6 @@ const ALL: [&str; 3] = [ONLINE, CUT, BOOT];
 
 /// For one thing to come about.
 const LIMIT: Duration = Duration::from_secs(60);
-/// What `tools/install-kubectl` fetches.
-const KUBECTL: [&str; 2] = ["1.32", "1.36"];
 
 pub(crate) async fn stage(report: &mut Report) {
     if !report.begins(&ALL) {
@@ -120,11 +119,12 @@ impl Site {
         Ok(Client::try_from(Config::new(url.parse()?))?)
     }
 
-    /// Every kubectl there is, by name.
-    fn kubectls(&self) -> Vec<PathBuf> {
-        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap_or(Path::new("target"));
-        let pinned = KUBECTL.map(|version| target.join("kubectl").join(version).join("kubectl"));
-        pinned.into_iter().filter(|program| program.is_file()).collect()
+    /// The kubectls there are. In CI one that is missing is an error; elsewhere kube-rs alone is tried without any.
+    fn kubectls() -> Result<Vec<PathBuf>> {
+        match kubectls::all() {
+            Some(found) => Ok(found.into_iter().map(|(_, program)| program).collect()),
+            None => kubectls::missing().map(|_| Vec::new()),
+        }
     }
 
     fn kubectl(&self, program: &Path, arguments: &[&str]) -> Command {
@@ -180,7 +180,7 @@ impl Site {
         ensure!(map.data.is_some_and(|data| data.contains_key("soup")), "the ConfigMap's data is not there");
         let secret = Api::<Secret>::namespaced(client, NAMESPACE).get("key").await?;
         ensure!(secret.data.is_some_and(|data| data["password"].0 == b"secret"), "the Secret's data is not there");
-        for program in self.kubectls() {
+        for program in Self::kubectls()? {
             self.tables(&program, pods).await.with_context(|| program.display().to_string())?;
         }
         Ok(())
@@ -215,7 +215,7 @@ async fn online(lab: &Lab, site: &Site) -> Result<Outcome> {
     let local = Api::<Pod>::namespaced(site.client()?, NAMESPACE).get("web").await?;
     let cloud = Api::<Pod>::namespaced(lab.client()?, NAMESPACE).get("web").await?;
     ensure!(local.spec == cloud.spec && local.uid() == cloud.uid(), "{local:?}\n{cloud:?}");
-    for program in site.kubectls() {
+    for program in Site::kubectls()? {
         let kinds = site.run(&program, "api-resources -o name --verbs=watch").await?;
         for kind in ["pods", "secrets", "persistentvolumeclaims", "devices.devices.kubeedge.io"] {
             ensure!(kinds.lines().any(|line| line == kind), "{kind} is not in:\n{kinds}");
@@ -305,7 +305,7 @@ async fn boot(lab: &mut Lab, site: &Site) -> Result<Outcome> {
     let told: Vec<String> =
         api.watch(&WatchParams::default().timeout(1), &old).await?.map_ok(|event| said(&event)).try_collect().await?;
     ensure!(matches!(told.as_slice(), [only] if only.starts_with("ERROR 410 ")), "{told:?}");
-    for program in site.kubectls() {
+    for program in Site::kubectls()? {
         watched(site, &program).await.with_context(|| program.display().to_string())?;
     }
     lab.resume_cloud().await?;
