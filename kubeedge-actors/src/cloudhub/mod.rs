@@ -15,6 +15,7 @@
 //! one node's messages between it and the controllers. A node that cannot keep up costs bounded memory: when its queue
 //! is full its session ends, and it comes back and is compared anew.
 
+mod admit;
 mod certificate;
 pub mod enrolment;
 pub mod events;
@@ -24,26 +25,20 @@ mod streams;
 
 use std::{collections::HashMap, net::TcpListener, sync::Arc, time::Duration};
 
-use actix::{Actor, ActorFutureExt, AsyncContext, Handler, Message, MessageResult, ResponseActFuture, WrapFuture};
+use actix::{Actor, AsyncContext, Handler, Message, MessageResult, ResponseActFuture, WrapFuture};
 use kubeedge_proto::{
     NodeName,
     v1::{
-        ApplyDeviceReport, ApplyFromNode, CallFromNode, Goodbye, GoodbyeReason, Hello, NodeHeartbeat,
-        NodeSessionChanged, QueryCluster, QueryDesired, QueryDevices, QueryRules, RecheckNodes, RouteCall, RouteEvent,
-        SendEventToNode, SendToNode,
+        ApplyDeviceReport, ApplyFromNode, CallFromNode, Goodbye, GoodbyeReason, NodeHeartbeat, NodeSessionChanged,
+        QueryCluster, QueryDesired, QueryDevices, QueryRules, RecheckNodes, RouteCall, RouteEvent, SendEventToNode,
+        SendToNode,
     },
 };
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
-    audit,
     identity::Registrar,
-    link::{
-        queues::InputSender,
-        registry::{Admission, Registry, replaced},
-        session::Input,
-        streams::ConnectStreams,
-    },
+    link::{queues::InputSender, registry::Registry, session::Input, streams::ConnectStreams},
     system::{Component, Context, Contract, Port, Ports, Stage, Topic, trace::Trace},
 };
 
@@ -82,6 +77,7 @@ pub struct CloudHub {
     ports: Controllers,
     registry: Registry,
     sessions: HashMap<NodeName, Live>,
+    hellos: admit::Hellos,
     streams: streams::Streams,
     events: events::Waiting,
     accepting: Option<AbortOnDropHandle<()>>,
@@ -133,6 +129,7 @@ impl CloudHub {
                 changed: ports.topic(),
             },
             sessions: HashMap::new(),
+            hellos: admit::Hellos::default(),
             streams: streams::Streams::default(),
             events: events::Waiting::default(),
             accepting: None,
@@ -255,67 +252,6 @@ impl Handler<RecheckNodes> for CloudHub {
             }
             sent.is_ok()
         });
-    }
-}
-
-/// A connection said hello. Answered with what its session is told.
-struct Admit {
-    node: NodeName,
-    hello: Hello,
-    inputs: InputSender,
-}
-
-impl Message for Admit {
-    type Result = (Option<u64>, Input);
-}
-
-impl Handler<Admit> for CloudHub {
-    type Result = ResponseActFuture<Self, (Option<u64>, Input)>;
-
-    fn handle(&mut self, Admit { node, hello, inputs }: Admit, _: &mut Context<Self>) -> Self::Result {
-        let cluster = self.ports.cluster.clone();
-        Box::pin(
-            async move { cluster.ask(QueryCluster {}, Duration::from_secs(5)).await }.into_actor(self).map(
-                move |cluster, this, _| {
-                    let cluster = match cluster {
-                        Ok(cluster) if !cluster.uid.is_empty() => cluster,
-                        _ => {
-                            let goodbye = Goodbye {
-                                reason: GoodbyeReason::Busy.into(),
-                                message: "the cloud does not reach its API server yet".into(),
-                                retry_after_ms: 2_000,
-                            };
-                            return (None, Input::Close(goodbye));
-                        }
-                    };
-                    if let Some(goodbye) = this.revoked(&node) {
-                        audit::refused("session", &node, "hello", &goodbye.message);
-                        return (None, Input::Close(goodbye));
-                    }
-                    match this.registry.admit(&node, &hello) {
-                        Admission::Refused(goodbye) => {
-                            audit::refused("session", &node, "hello", &goodbye.message);
-                            (None, Input::Close(goodbye))
-                        }
-                        Admission::Admitted { epoch, replaces } => {
-                            if let Some(old) = this.sessions.remove(&node) {
-                                tracing::info!(%node, old = old.epoch, new = epoch, ?replaces, "a newer connection takes over");
-                                Self::end(old, replaced());
-                            }
-                            // From here on the node gets what is sent to it; what came before is in the answer to
-                            // the question for its desired state, which the session asks next.
-                            this.sessions.insert(node.clone(), Live { epoch, inputs });
-                            let input = Input::Admit {
-                                epoch,
-                                cluster_uid: cluster.uid,
-                                resource_version: cluster.resource_version,
-                            };
-                            (Some(epoch), input)
-                        }
-                    }
-                },
-            ),
-        )
     }
 }
 

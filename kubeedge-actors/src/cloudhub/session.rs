@@ -11,11 +11,15 @@ use kubeedge_proto::{
         envelope::Body,
     },
 };
-use tokio::{net::TcpListener, sync::mpsc, task::JoinSet};
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    Admit, CloudHub, CloudHubConfig, Controllers, EnrolmentConfig, SessionChanged, certificate::Certificate,
+    CloudHub, CloudHubConfig, Controllers, EnrolmentConfig, SessionChanged, admit::Admit, certificate::Certificate,
     events::EventSettled, streams::StreamsConnected,
 };
 use crate::{
@@ -41,8 +45,9 @@ const ASK_AGAIN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_
 /// No call of an application waits longer for the target of a rule, whatever it says: the link's own bound.
 const LONGEST_CALL: Duration = Duration::from_secs(300);
 
-/// Connections that have shaken hands and wait for their turn; beyond it nodes are asked to come back.
-const BACKLOG: usize = 64;
+/// Connections that have shaken hands and wait for their turn; beyond it nodes are asked to come back. When a cloud comes
+/// back, handshakes that were done elsewhere end by the hundred while one long turn of this arbiter goes on.
+const BACKLOG: usize = 1024;
 
 /// Listens and serves every connection in a task of its own, until the handle is dropped.
 pub(super) fn listen(
@@ -188,11 +193,12 @@ impl Serving {
             match output {
                 Output::HelloReceived(message) => {
                     let Some(inputs) = hello.take() else { continue };
-                    let admit = Admit { node: self.node.clone(), hello: *message, inputs: inputs.clone() };
-                    let (epoch, input) = match self.hub.send(admit).await {
-                        Ok(answer) => answer,
-                        Err(_) => break,
-                    };
+                    let (answer, answered) = oneshot::channel();
+                    let admit = Admit { node: self.node.clone(), hello: *message, inputs: inputs.clone(), answer };
+                    if self.hub.send(admit).await.is_err() {
+                        break;
+                    }
+                    let Ok((epoch, input)) = answered.await else { break };
                     self.epoch = epoch;
                     if inputs.send(input).await.is_err() {
                         break;

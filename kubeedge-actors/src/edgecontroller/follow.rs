@@ -160,6 +160,11 @@ impl Follow {
         }
     }
 
+    /// Whether the list of a whole kind is not complete yet.
+    pub fn is_listing(&self) -> bool {
+        self.kinds.iter().any(|kind| matches!(kind.mode, Mode::Listing { .. }))
+    }
+
     /// It is in the list; whether its content counts.
     pub fn found(&mut self, key: &ConfigKey) -> bool {
         let it = self.kind(key.kind);

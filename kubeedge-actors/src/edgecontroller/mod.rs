@@ -54,8 +54,11 @@ use crate::{
 /// How long one message of a node may take to be written, all attempts together: below what CloudHub waits, so that the
 /// node does not send again what is still being written.
 const WRITE_WITHIN: Duration = Duration::from_secs(25);
-/// How long a node's question for its desired state waits for the lists to be complete.
+/// How long a node's question for its desired state waits for what no list can bring: an object that cannot be read, say.
 const COMPLETE_WITHIN: Duration = Duration::from_secs(5);
+/// How long it waits for lists that are under way: an answer without them would be asked for again. Below what CloudHub
+/// waits.
+const LISTED_WITHIN: Duration = Duration::from_secs(12);
 /// How often held pods and waiting questions are looked at.
 const TICK: Duration = Duration::from_secs(1);
 /// A Lease is renewed at most this often.
@@ -179,6 +182,9 @@ impl Component for EdgeController {
     const NAME: &'static str = "edgecontroller";
     /// It waits for room at CloudHub, which is to be found first if it is stuck.
     const HEARTBEAT: std::time::Duration = std::time::Duration::from_secs(120);
+    /// The question of each session may wait for the lists, and must keep nothing else out: CloudHub bounds the sessions.
+    /// Writes to the API server have a bound of their own.
+    const IN_HAND: usize = 65_536;
     const STAGE: Stage = Stage::Processor;
 
     fn contract(contract: &mut Contract<Self>) {
@@ -232,13 +238,14 @@ impl Handler<QueryCluster> for EdgeController {
 impl Handler<QueryDesired> for EdgeController {
     type Result = ResponseFuture<DesiredState>;
 
-    /// Waits a while for the lists to be complete, then answers with what there is: the kinds say whether they are.
+    /// Waits a while for what the node needs to be complete, longer while it is being listed, then answers with what there
+    /// is: the kinds say whether they are.
     fn handle(&mut self, QueryDesired { node }: QueryDesired, _: &mut Context<Self>) -> Self::Result {
         if self.desired.is_complete(&node) {
             return ready(self.desired.snapshot(&node));
         }
         let (answer, answered) = oneshot::channel();
-        self.questions.push(Question { node, until: self.now() + COMPLETE_WITHIN, answer });
+        self.questions.push(Question { node, since: self.now(), answer });
         // The sender goes away only when this component is rebuilt: then nothing is known, and nothing complete.
         Box::pin(async move { answered.await.unwrap_or_default() })
     }
@@ -247,18 +254,24 @@ impl Handler<QueryDesired> for EdgeController {
 /// A node's question that waits for the lists. At most one per session, and CloudHub bounds the sessions.
 struct Question {
     node: String,
-    until: Duration,
+    since: Duration,
     answer: oneshot::Sender<DesiredState>,
 }
 
 impl EdgeController {
+    /// Whether the first list of the pods, or one of a whole kind that they name, is on its way.
+    fn is_listing(&self) -> bool {
+        !self.listed || self.watches.is_listing()
+    }
+
     fn answer_questions(&mut self) {
         let now = self.now();
+        let within = if self.is_listing() { LISTED_WITHIN } else { COMPLETE_WITHIN };
         for question in std::mem::take(&mut self.questions) {
             if question.answer.is_closed() {
                 continue;
             }
-            if self.desired.is_complete(&question.node) || question.until <= now {
+            if now.saturating_sub(question.since) >= within || self.desired.is_complete(&question.node) {
                 // The asker may be gone: then nobody needs the answer.
                 let _ = question.answer.send(self.desired.snapshot(&question.node));
             } else {

@@ -42,6 +42,13 @@ pub(super) struct Watches {
     fetching: usize,
 }
 
+impl Watches {
+    /// Whether a list of a whole kind is on its way.
+    pub(super) fn is_listing(&self) -> bool {
+        self.follow.is_listing()
+    }
+}
+
 /// Which watch tells something.
 #[derive(Clone, Debug)]
 pub(super) enum Source {
@@ -90,7 +97,10 @@ impl Handler<Watched> for EdgeController {
                 self.recheck_nodes(ctx);
             }
         }
-        self.answer_questions();
+        // Not for each page: after a restart of the cloud all nodes ask, and what they ask for comes with the last.
+        if !self.is_listing() {
+            self.answer_questions();
+        }
     }
 }
 

@@ -26,12 +26,14 @@ fn a_few_are_watched_one_by_one_and_many_by_one_watch() {
     let orders = follow.want(key(MANY));
     assert_eq!(orders.len(), MANY + 1);
     assert_eq!(orders.last(), Some(&Order::WatchAll(ConfigKind::ConfigMap)), "after the others have ended");
+    assert!(follow.is_listing(), "questions wait for it");
     follow.listing(ConfigKind::ConfigMap);
     assert!(follow.found(&key(3)) && !follow.found(&key(100)));
     assert!(follow.want(key(50)).is_empty(), "it waits for the list");
     let (absent, orders) = follow.listed(ConfigKind::ConfigMap);
     assert_eq!(absent.len(), MANY, "all but the one that was found");
     assert_eq!(orders, [Order::Fetch(key(50), 1)]);
+    assert!(!follow.is_listing());
     assert!(follow.fetched(&key(50), 1) && !follow.fetched(&key(50), 1));
     for number in (0..=MANY).chain([50]) {
         let orders = follow.unwant(&key(number));
@@ -49,6 +51,7 @@ fn what_may_not_be_listed_is_watched_one_by_one() {
     let orders = follow.refused(ConfigKind::ConfigMap);
     assert_eq!(orders.len(), MANY + 2);
     assert_eq!(orders[0], Order::UnwatchAll(ConfigKind::ConfigMap));
+    assert!(!follow.is_listing(), "nothing is to be waited for");
     assert_eq!(follow.want(key(100)), [Order::Watch(key(100))]);
     assert!(!follow.wants(&key(100)));
 }
