@@ -45,6 +45,7 @@ pub(super) async fn handle(api: web::Data<Arc<Api>>, http: HttpRequest, payload:
             error(&status)
         }
     };
+    api.counted.count(&http, response.status().as_u16());
     response.map_body(|_, body| BoxBody::new(Held { body, _request: request }))
 }
 
@@ -81,6 +82,9 @@ async fn answer(api: &Arc<Api>, http: &HttpRequest, payload: web::Payload) -> Re
     let (user, _) = known.ok_or_else(Status::unauthorized)?;
     let user = impersonated(http, user)?;
     let method = method(http)?;
+    if path == "/metrics" && user.admin {
+        return if method == Method::Get { Ok(api.counted.page()) } else { Err(Status::method_not_allowed()) };
+    }
     if method == Method::Get
         && let Some(response) = documents::open_id(api, http).map(Ok).or_else(|| documents::open_api(api, http))
     {

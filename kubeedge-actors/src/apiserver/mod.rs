@@ -32,6 +32,7 @@ mod body;
 mod clock;
 mod component;
 mod controllers;
+mod counted;
 mod custom;
 mod documents;
 mod first_head;
@@ -77,6 +78,7 @@ pub(crate) struct Api {
     service_range: ServiceRange,
     /// A token for each request whose answer is not written yet.
     requests: TaskTracker,
+    counted: counted::Counted,
     tokens: Arc<ServiceAccountTokens>,
     /// Where it listens.
     address: SocketAddr,

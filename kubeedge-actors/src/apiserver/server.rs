@@ -212,6 +212,7 @@ impl Server {
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),
             kubelet_client: config.kubelet_client.clone(),
             requests: TaskTracker::new(),
+            counted: Default::default(),
             address,
         });
         let data = web::Data::new(api.clone());

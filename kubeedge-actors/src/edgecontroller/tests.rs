@@ -229,3 +229,30 @@ async fn a_write_of_a_replaced_session_is_given_up_and_a_new_life_has_every_node
     assert_eq!(port.ask(message(1), SOON).await.unwrap().code, 503);
     system.stop(SOON).await;
 }
+
+#[actix_rt::test]
+async fn questions_that_wait_for_the_lists_keep_nothing_else_out() {
+    let client = api(|line, _| match line {
+        pods if pods.starts_with("GET /api/v1/pods?") => None,
+        _ => Some((200, json!({"metadata": {"uid": "u1"}}))),
+    })
+    .await;
+    let (rechecks, _rechecked) = mpsc::channel(10);
+    let system = System::builder("cloud")
+        .component(move |ports: &Ports| EdgeController::new(client.clone(), ports))
+        .component(move |_: &Ports| Hub(rechecks.clone()))
+        .asks::<QueryDesired>()
+        .asks::<QueryCluster>()
+        .start()
+        .unwrap();
+    let port: Port<QueryDesired> = system.port();
+    // Three times what components have under way otherwise.
+    let questions = (0..3 * 1024).map(|node| port.ask(QueryDesired { node: format!("e{node}") }, SOON));
+    let cluster: Port<QueryCluster> = system.port();
+    tokio::select! {
+        biased;
+        answers = futures_util::future::join_all(questions) => panic!("{} answers without a list", answers.len()),
+        cluster = cluster.ask(QueryCluster {}, COMPLETE_WITHIN) => assert_eq!(cluster.unwrap().uid, "u1"),
+    }
+    system.stop(SOON).await;
+}

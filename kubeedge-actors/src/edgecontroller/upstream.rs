@@ -27,8 +27,9 @@ use super::{
 };
 use crate::audit;
 
-/// Requests to the API server at a time, over all nodes.
-const CONCURRENT: usize = 64;
+/// EdgeController's requests to the API server at a time, over all nodes, beside its lists and watches. Its nodes' reports
+/// wait for their turn.
+pub const REQUESTS_AT_ONCE: usize = 64;
 /// Attempts for one write while the API server is overloaded or away; after them the node keeps its report and tries
 /// again itself.
 const ATTEMPTS: u32 = 5;
@@ -90,7 +91,7 @@ type HttpRequest = Result<http::Request<Vec<u8>>, kube::core::request::Error>;
 impl Upstream {
     /// Talks to the API server through `client`.
     pub fn new(client: Client) -> Self {
-        Self { client, slots: Arc::new(Semaphore::new(CONCURRENT)), gateway: None }
+        Self { client, slots: Arc::new(Semaphore::new(REQUESTS_AT_ONCE)), gateway: None }
     }
 
     /// uid of the `kube-system` namespace, by which a cluster is told from another. `None` while it cannot be read.

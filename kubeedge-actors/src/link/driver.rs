@@ -141,6 +141,7 @@ pub async fn run(
             taken = Vec::new();
             driver.outputs = Vec::new();
             driver.pending.shrink_to_fit();
+            session.shrink();
         }
     }
 

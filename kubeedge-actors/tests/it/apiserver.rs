@@ -275,6 +275,35 @@ async fn who_is_not_known_or_not_allowed_has_a_line_in_the_audit_log() {
 }
 
 #[tokio::test]
+async fn requests_are_counted_by_verb_and_code_for_the_administrator() {
+    let api = Api::start(Config::in_memory()).await;
+    api.map("a", "1").await;
+    api.get(MAPS).await;
+    api.watch("resourceVersion=0").await;
+    api.delete(&format!("{MAPS}/a")).await;
+    api.delete(&format!("{MAPS}/a")).await;
+    let page = api.client.send("GET", "/metrics", &[], None).await;
+    let counts: Vec<&str> = page.text.lines().filter(|line| !line.starts_with('#')).collect();
+    for expected in [
+        "{verb=\"DELETE\",code=\"200\"} 1",
+        "{verb=\"DELETE\",code=\"404\"} 1",
+        "{verb=\"LIST\",code=\"200\"} 1",
+        "{verb=\"POST\",code=\"201\"} 1",
+        "{verb=\"WATCH\",code=\"200\"} 1",
+    ] {
+        let line = format!("apiserver_request_total{expected}");
+        assert!(counts.contains(&&*line), "{line} is not in {counts:?}");
+    }
+    let path = "/api/v1/namespaces/default/serviceaccounts/default/token";
+    let token = api.post(path, json!({"spec": {}})).await["status"]["token"].as_str().unwrap().to_owned();
+    for (token, code) in [("nobodys-token", 401), (&*token, 404)] {
+        let answer = Client::new(api.server.address(), token).send("GET", "/metrics", &[], None).await;
+        assert_eq!(answer.status, code, "{}", answer.text);
+    }
+    api.server.stop().await;
+}
+
+#[tokio::test]
 async fn who_reads_the_published_keys_verifies_a_token_by_itself() {
     let api = Api::start(Config::in_memory()).await;
     let path = "/api/v1/namespaces/default/serviceaccounts/default/token";

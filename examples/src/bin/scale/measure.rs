@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use kubeedge_actors::edgecontroller::upstream::REQUESTS_AT_ONCE;
 use kubeedge_examples::{
     netns::{Inside, Net},
     scale::{Clouds, Fleet, Place, Tally, Workload, generator::Plan as Nodes},
@@ -58,7 +59,10 @@ pub(super) async fn run(plan: Plan) -> Result<()> {
         node_limit: plan.nodes + 100,
     };
     let clouds = Clouds::start(place).await?;
-    println!("API server: the embedded one of cloudcore --standalone, a process of its own");
+    println!(
+        "API server: the embedded one of cloudcore --standalone, a process of its own; of cloudcore it has at most \
+         {REQUESTS_AT_ONCE} requests at a time, beside lists and watches"
+    );
     println!("nodes: {} hollow ones behind {sites} addresses", plan.nodes);
     let fleet = Fleet::new(std::env::current_exe()?, Some(net.edge(0)));
     let work = Workload::new(clouds.client());

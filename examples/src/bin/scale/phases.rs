@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
     Api, Client,
     api::{ListParams, PostParams},
@@ -153,18 +153,21 @@ async fn idle(trial: &mut Trial, empty: u64) -> Result<Vec<Row>> {
         megabytes(of_api.resident),
     );
     trial.fleet.take_latencies().await?;
-    let (began, bytes, version) = (Instant::now(), trial.net.bytes(0)?, version(trial.clouds.client()).await?);
+    let (began, bytes, asked) = (Instant::now(), trial.net.bytes(0)?, requests(trial.clouds.client()).await?);
     let cpu = (trial.clouds.cloud()?.processor_time()?, trial.clouds.api().processor_time()?, of_nodes.0);
     tokio::time::sleep(trial.plan.traffic).await;
     let (seconds, after) = (began.elapsed().as_secs_f64(), trial.net.bytes(0)?);
+    let now_asked = requests(trial.clouds.client()).await?;
     let (down, up) = (after.0 - bytes.0, after.1 - bytes.1);
     let busy = |before: Duration, after: Duration| (after.saturating_sub(before)).as_secs_f64() / seconds * 100.0;
     println!(
-        "  of one core: cloudcore {:.1} %, API server {:.1} %, the nodes {:.1} %; {:.1} writes a second at the API server",
+        "  of one core: cloudcore {:.1} %, API server {:.1} %, the nodes {:.1} %; requests a second at the API server: \
+         {:.1} that write, {:.1} that read",
         busy(cpu.0, trial.clouds.cloud()?.processor_time()?),
         busy(cpu.1, trial.clouds.api().processor_time()?),
         busy(cpu.2, trial.fleet.cost()?.0),
-        (super::phases::version(trial.clouds.client()).await? - version) as f64 / seconds,
+        (now_asked.1 - asked.1) as f64 / seconds,
+        (now_asked.0 - asked.0) as f64 / seconds,
     );
     let per_day = |bytes: u64| bytes as f64 / nodes as f64 / seconds * 86_400.0 / 1e6;
     println!(
@@ -262,6 +265,7 @@ async fn restart(trial: &mut Trial) -> Result<Back> {
         stamps.push((node, trial.work.change(&config_name(node, 0)).await?));
     }
     let cpu = (trial.clouds.api().processor_time()?, trial.fleet.cost()?.0);
+    let asked = requests(trial.clouds.client()).await?;
     let began = Instant::now();
     trial.clouds.resume().await?;
     let served = began.elapsed();
@@ -277,6 +281,12 @@ async fn restart(trial: &mut Trial) -> Result<Back> {
         millis(connected),
         millis(took),
         nodes as f64 / took.as_secs_f64()
+    );
+    let now_asked = requests(trial.clouds.client()).await?;
+    println!(
+        "  requests a second at the API server: {:.0} that write, {:.0} that read",
+        (now_asked.1 - asked.1) as f64 / took.as_secs_f64(),
+        (now_asked.0 - asked.0) as f64 / took.as_secs_f64()
     );
     println!(
         "  seconds of processor time: cloudcore {:.1}, API server {:.1}, the nodes {:.1}",
@@ -342,10 +352,20 @@ fn held_name(node: usize) -> String {
     format!("configmaps/default/{}", config_name(node, 0))
 }
 
-/// A resourceVersion of now.
-async fn version(client: &Client) -> Result<u64> {
-    let namespaces = Api::<Namespace>::all(client.clone()).list(&ListParams::default().limit(1)).await?;
-    namespaces.metadata.resource_version.context("a list has a version")?.parse().context("a version is a number")
+/// Requests that the API server has answered so far: those that read, and those that write.
+async fn requests(client: &Client) -> Result<(u64, u64)> {
+    let request = http::Request::get("/metrics").body(Vec::new())?;
+    let page = client.request_text(request).await.context("the API server's metrics")?;
+    let (mut reads, mut writes) = (0, 0);
+    for line in page.lines().filter_map(|line| line.strip_prefix("apiserver_request_total{verb=\"")) {
+        let (verb, rest) = line.split_once('"').context("a verb")?;
+        let count: u64 = rest.rsplit(' ').next().context("a count")?.parse().context("a count is a number")?;
+        match verb {
+            "GET" | "LIST" | "WATCH" => reads += count,
+            _ => writes += count,
+        }
+    }
+    Ok((reads, writes))
 }
 
 /// Whether a pod does not run yet.

@@ -26,6 +26,19 @@ impl Calls {
         true
     }
 
+    /// Gives back the room of calls that are over.
+    pub(crate) fn shrink(&mut self) {
+        self.outgoing.shrink_to_fit();
+        // A tree keeps its last leaf.
+        if self.deadlines.is_empty() {
+            self.deadlines = BTreeSet::new();
+        }
+        if self.incoming.is_empty() {
+            self.incoming = BTreeMap::new();
+            self.incoming_deadlines = BTreeSet::new();
+        }
+    }
+
     pub(crate) fn outgoing(&self) -> usize {
         self.outgoing.len()
     }

@@ -112,6 +112,16 @@ impl Inbox {
         }
     }
 
+    /// Gives back the room of messages that were settled.
+    pub(crate) fn shrink(&mut self) {
+        for lane in &mut self.lanes {
+            lane.open.shrink();
+            lane.to_ack.shrink();
+        }
+        self.held.shrink_to_fit();
+        self.failed.shrink_to_fit();
+    }
+
     /// A message or a piece of it. `Some` when a message is all there.
     pub(crate) fn data(&mut self, data: v1::Data) -> Result<Option<Arrived>, Violation> {
         let class = Class::from_wire(data.class())

@@ -148,6 +148,15 @@ impl Session {
         self.phase == Phase::Established
     }
 
+    /// Gives back what a burst has needed. For when it is quiet: most sessions are idle most of the time, and a cloud has
+    /// thousands of them.
+    pub fn shrink(&mut self) {
+        self.outbox.shrink();
+        self.inbox.shrink();
+        self.calls.shrink();
+        self.inventories.shrink_to_fit();
+    }
+
     /// Whether the session is over.
     pub fn is_closed(&self) -> bool {
         self.phase == Phase::Closed

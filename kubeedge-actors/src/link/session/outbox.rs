@@ -177,6 +177,22 @@ impl Outbox {
         outbox
     }
 
+    /// Gives back the room of messages that were sent and settled.
+    pub(crate) fn shrink(&mut self) {
+        self.state.shrink();
+        for Level { control, partial, replies, requests, state, events, .. } in &mut self.levels {
+            control.shrink_to_fit();
+            partial.shrink_to_fit();
+            replies.shrink_to_fit();
+            requests.shrink_to_fit();
+            state.shrink_to_fit();
+            events.shrink_to_fit();
+        }
+        self.in_flight.iter_mut().for_each(Rising::shrink);
+        self.marks.shrink_to_fit();
+        self.inventories.shrink_to_fit();
+    }
+
     /// What the peer takes.
     pub(crate) fn set_windows(&mut self, windows: Windows) {
         let by_lane = [windows.state, windows.event, windows.call, windows.call];

@@ -56,6 +56,11 @@ impl<T> Rising<T> {
         self.0.pop_front()
     }
 
+    /// Gives back the room of what has left.
+    pub(crate) fn shrink(&mut self) {
+        self.0.shrink_to_fit();
+    }
+
     /// In order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, &T)> {
         self.0.iter().map(|(seq, value)| (*seq, value))

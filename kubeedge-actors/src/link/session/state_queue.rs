@@ -84,6 +84,17 @@ impl StateQueue {
         Self { limit, rate, ..Self::default() }
     }
 
+    /// Gives back the room of what has left.
+    pub(crate) fn shrink(&mut self) {
+        self.slots.shrink_to_fit();
+        self.paces.shrink_to_fit();
+        self.unsent.shrink_to_fit();
+        // A tree keeps its last leaf.
+        if self.delayed.is_empty() {
+            self.delayed = BTreeMap::new();
+        }
+    }
+
     /// Gets in line. Keys that come back in the answer are ready: give them to a level.
     pub(crate) fn push(
         &mut self,

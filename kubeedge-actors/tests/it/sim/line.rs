@@ -122,7 +122,11 @@ impl Line {
         let mut out = Vec::new();
         match input {
             Some(input) => end.session.handle(now, input, &mut out),
-            None => end.session.poll(now, &mut out),
+            None => {
+                end.session.poll(now, &mut out);
+                // As a driver does when it is quiet.
+                end.session.shrink();
+            }
         }
         for output in out {
             self.output(at_edge, output);
