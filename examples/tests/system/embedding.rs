@@ -142,7 +142,10 @@ async fn cloud_and_identity(folder: &Path) -> (std::path::PathBuf, (TestSystem, 
     let test = TestSystem::builder()
         .component(move |ports: &Ports| CloudHub::new(config.clone(), ports))
         .records(&Recorder::<QueryCluster>::answering(|_| Cluster { uid: "cluster-1".into(), resource_version: 100 }))
-        .records(&Recorder::<QueryDesired>::answering(|_| DesiredState { kinds: vec![one_pod()] }))
+        .records(&Recorder::<QueryDesired>::answering(|_| DesiredState {
+            kinds: vec![one_pod()],
+            ..DesiredState::default()
+        }))
         .records(&Recorder::<ApplyFromNode>::answering(|_| Settled::applied()))
         .records(&Recorder::<CallFromNode>::answering(|_| CallReply::error(501, "Unsupported", "no calls here")))
         .records(&Recorder::<NodeHeartbeat>::answering(|_| ()))

@@ -72,6 +72,11 @@ pub(crate) async fn stage(report: &mut Report) {
 /// Makes the machine a node with a local API, and says where that is.
 async fn join(lab: &Lab) -> Result<SocketAddr> {
     lab.join().await?;
+    enable(lab)
+}
+
+/// Turns the local API of a machine that has joined on, and says where it is.
+pub(crate) fn enable(lab: &Lab) -> Result<SocketAddr> {
     let [port] = free_ports()?;
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let path = lab.folder().join("edge/edgecore.yaml");

@@ -79,7 +79,7 @@ impl End {
 fn desired() -> DesiredState {
     let kind =
         DesiredKind { r#type: Some(kubeedge_proto::resource::pods()), complete: true, as_of: 50, objects: vec![] };
-    DesiredState { kinds: vec![kind] }
+    DesiredState { kinds: vec![kind], ..DesiredState::default() }
 }
 
 fn hello() -> Hello {

@@ -1,6 +1,11 @@
 //! One node's connection: carries messages between its session and the controllers.
 
-use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::Cell,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use actix::Addr;
 use kubeedge_proto::{
@@ -296,26 +301,33 @@ impl Serving {
         let inputs = self.inputs.clone();
         let ask_again = Rc::clone(&self.ask_again);
         self.answer(async move {
-            let mut state = match port.ask(QueryDesired { node: node.clone() }, DESIRED_WITHIN).await {
-                Ok(state) => state,
-                Err(error) => {
-                    tracing::warn!(node, "what the node should hold is not known: {error}");
-                    DesiredState::default()
+            let asked = Instant::now();
+            let mut kinds = loop {
+                let waited_ms = asked.elapsed().as_millis() as u64;
+                match port.ask(QueryDesired { node: node.clone(), waited_ms }, DESIRED_WITHIN).await {
+                    Ok(DesiredState { again_in_ms: 0, kinds }) => break kinds,
+                    Ok(DesiredState { again_in_ms, .. }) => {
+                        tokio::time::sleep(Duration::from_millis(again_in_ms.into())).await;
+                    }
+                    Err(error) => {
+                        tracing::warn!(node, "what the node should hold is not known: {error}");
+                        break Vec::new();
+                    }
                 }
             };
             if let Some(devices) = devices {
                 match devices.ask(QueryDevices { node: node.clone() }, DESIRED_WITHIN).await {
-                    Ok(known) => state.kinds.extend(known.kinds),
+                    Ok(known) => kinds.extend(known.kinds),
                     Err(error) => tracing::warn!(node, "which devices the node should hold is not known: {error}"),
                 }
             }
             if let Some(rules) = rules {
                 match rules.ask(QueryRules { node: node.clone() }, DESIRED_WITHIN).await {
-                    Ok(known) => state.kinds.extend(known.kinds),
+                    Ok(known) => kinds.extend(known.kinds),
                     Err(error) => tracing::warn!(node, "which rules the node should hold is not known: {error}"),
                 }
             }
-            if state.kinds.is_empty() || state.kinds.iter().any(|kind| !kind.complete) {
+            if kinds.is_empty() || kinds.iter().any(|kind| !kind.complete) {
                 let pause = ask_again.replace((ask_again.get() * 2).min(ASK_AGAIN.1));
                 tracing::info!(node, again_in = ?pause, "the lists are not complete yet: nothing is deleted");
                 tokio::task::spawn_local(async move {
@@ -328,7 +340,7 @@ impl Serving {
             } else {
                 ask_again.set(ASK_AGAIN.0);
             }
-            Input::DesiredKnown(state)
+            Input::DesiredKnown(DesiredState { kinds, ..DesiredState::default() })
         });
     }
 

@@ -169,7 +169,7 @@ impl Desired {
             as_of: self.devices_as_of.unwrap_or(0),
             objects: devices.into_iter().map(|device| self.upsert_device(device)).collect(),
         };
-        DesiredState { kinds: vec![models, devices] }
+        DesiredState { kinds: vec![models, devices], ..DesiredState::default() }
     }
 
     fn upsert_device(&self, device: &DeviceEntry) -> ObjectUpsert {

@@ -361,7 +361,8 @@ impl Desired {
                 .map(|pod| pod.upsert(&self.configs))
                 .collect(),
         };
-        DesiredState { kinds: ConfigKind::ALL.into_iter().map(config).chain([pods]).collect() }
+        let kinds = ConfigKind::ALL.into_iter().map(config).chain([pods]).collect();
+        DesiredState { kinds, ..DesiredState::default() }
     }
 
     /// What a pod needs: what it names, and what that names.

@@ -31,13 +31,12 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use actix::{Actor, ActorFutureExt, AsyncContext, Handler, ResponseActFuture, ResponseFuture, WrapFuture};
+use actix::{Actor, ActorFutureExt, AsyncContext, Handler, MessageResult, ResponseActFuture, WrapFuture};
 use kubeedge_proto::v1::{
     ApplyFromNode, CallFromNode, Cluster, DesiredState, Envelope, LocatePod, NodeHeartbeat, NodeSessionChanged,
     QueryCluster, QueryDesired, RecheckNodes, SendToNode, envelope::Body,
 };
 use serde_json::Value;
-use tokio::sync::oneshot;
 
 pub use self::gateway::StreamGateway;
 use self::{
@@ -56,10 +55,11 @@ use crate::{
 const WRITE_WITHIN: Duration = Duration::from_secs(25);
 /// How long a node's question for its desired state waits for what no list can bring: an object that cannot be read, say.
 const COMPLETE_WITHIN: Duration = Duration::from_secs(5);
-/// How long it waits for lists that are under way: an answer without them would be asked for again. Below what CloudHub
-/// waits.
+/// How long it waits for lists that are under way: an answer without them would be asked for again.
 const LISTED_WITHIN: Duration = Duration::from_secs(12);
-/// How often held pods and waiting questions are looked at.
+/// When who waits asks again, in milliseconds: not all at once.
+const AGAIN_IN_MS: std::ops::Range<u32> = 300..900;
+/// How often held pods are looked at.
 const TICK: Duration = Duration::from_secs(1);
 /// A Lease is renewed at most this often.
 const RENEW_EVERY: Duration = Duration::from_secs(10);
@@ -79,7 +79,6 @@ pub struct EdgeController {
     leases: HashMap<String, Instant>,
     /// The session of each connected node: what an older one still wants to write is given up.
     sessions: Sessions,
-    questions: Vec<Question>,
     /// uid of the `kube-system` namespace, once read.
     cluster: String,
     started: Instant,
@@ -100,7 +99,6 @@ impl EdgeController {
             watches: Watches::default(),
             leases: HashMap::new(),
             sessions: Sessions::default(),
-            questions: Vec::new(),
             cluster: String::new(),
             started: Instant::now(),
             events_dropped: 0,
@@ -173,7 +171,6 @@ impl Actor for EdgeController {
         ctx.run_interval(TICK, |this, ctx| {
             let effects = this.desired.tick(this.now());
             this.carry_out(effects, ctx);
-            this.answer_questions();
         });
     }
 }
@@ -182,9 +179,6 @@ impl Component for EdgeController {
     const NAME: &'static str = "edgecontroller";
     /// It waits for room at CloudHub, which is to be found first if it is stuck.
     const HEARTBEAT: std::time::Duration = std::time::Duration::from_secs(120);
-    /// The question of each session may wait for the lists, and must keep nothing else out: CloudHub bounds the sessions.
-    /// Writes to the API server have a bound of their own.
-    const IN_HAND: usize = 65_536;
     const STAGE: Stage = Stage::Processor;
 
     fn contract(contract: &mut Contract<Self>) {
@@ -236,48 +230,26 @@ impl Handler<QueryCluster> for EdgeController {
 }
 
 impl Handler<QueryDesired> for EdgeController {
-    type Result = ResponseFuture<DesiredState>;
+    type Result = MessageResult<QueryDesired>;
 
-    /// Waits a while for what the node needs to be complete, longer while it is being listed, then answers with what there
-    /// is: the kinds say whether they are.
-    fn handle(&mut self, QueryDesired { node }: QueryDesired, _: &mut Context<Self>) -> Self::Result {
-        if self.desired.is_complete(&node) {
-            return ready(self.desired.snapshot(&node));
-        }
-        let (answer, answered) = oneshot::channel();
-        self.questions.push(Question { node, since: self.now(), answer });
-        // The sender goes away only when this component is rebuilt: then nothing is known, and nothing complete.
-        Box::pin(async move { answered.await.unwrap_or_default() })
+    /// While what the node needs is not complete, the asker is told when to ask again, for longer while a list is under way;
+    /// at the end of its patience the answer is what there is, and the kinds say what is complete. No answer waits here:
+    /// after a restart of the cloud thousands of nodes ask before the lists are there.
+    fn handle(&mut self, QueryDesired { node, waited_ms }: QueryDesired, _: &mut Context<Self>) -> Self::Result {
+        let within = if self.is_listing() { LISTED_WITHIN } else { COMPLETE_WITHIN };
+        let waits = Duration::from_millis(waited_ms) < within && !self.desired.is_complete(&node);
+        MessageResult(if waits {
+            DesiredState { again_in_ms: rand::random_range(AGAIN_IN_MS), ..DesiredState::default() }
+        } else {
+            self.desired.snapshot(&node)
+        })
     }
-}
-
-/// A node's question that waits for the lists. At most one per session, and CloudHub bounds the sessions.
-struct Question {
-    node: String,
-    since: Duration,
-    answer: oneshot::Sender<DesiredState>,
 }
 
 impl EdgeController {
     /// Whether the first list of the pods, or one of a whole kind that they name, is on its way.
     fn is_listing(&self) -> bool {
         !self.listed || self.watches.is_listing()
-    }
-
-    fn answer_questions(&mut self) {
-        let now = self.now();
-        let within = if self.is_listing() { LISTED_WITHIN } else { COMPLETE_WITHIN };
-        for question in std::mem::take(&mut self.questions) {
-            if question.answer.is_closed() {
-                continue;
-            }
-            if now.saturating_sub(question.since) >= within || self.desired.is_complete(&question.node) {
-                // The asker may be gone: then nobody needs the answer.
-                let _ = question.answer.send(self.desired.snapshot(&question.node));
-            } else {
-                self.questions.push(question);
-            }
-        }
     }
 }
 

@@ -231,7 +231,7 @@ async fn a_write_of_a_replaced_session_is_given_up_and_a_new_life_has_every_node
 }
 
 #[actix_rt::test]
-async fn questions_that_wait_for_the_lists_keep_nothing_else_out() {
+async fn who_asks_before_the_lists_are_there_is_told_when_to_ask_again() {
     let client = api(|line, _| match line {
         pods if pods.starts_with("GET /api/v1/pods?") => None,
         _ => Some((200, json!({"metadata": {"uid": "u1"}}))),
@@ -246,13 +246,17 @@ async fn questions_that_wait_for_the_lists_keep_nothing_else_out() {
         .start()
         .unwrap();
     let port: Port<QueryDesired> = system.port();
+    let question = |waited_ms| port.ask(QueryDesired { node: "e1".into(), waited_ms }, SOON);
     // Three times what components have under way otherwise.
-    let questions = (0..3 * 1024).map(|node| port.ask(QueryDesired { node: format!("e{node}") }, SOON));
-    let cluster: Port<QueryCluster> = system.port();
-    tokio::select! {
-        biased;
-        answers = futures_util::future::join_all(questions) => panic!("{} answers without a list", answers.len()),
-        cluster = cluster.ask(QueryCluster {}, COMPLETE_WITHIN) => assert_eq!(cluster.unwrap().uid, "u1"),
+    let answers = futures_util::future::join_all((0..3 * 1024).map(|_| question(11_000))).await;
+    for answer in answers {
+        let DesiredState { kinds, again_in_ms } = answer.unwrap();
+        assert!(kinds.is_empty() && again_in_ms > 0, "{kinds:?}, again in {again_in_ms} ms");
     }
+    let cluster: Port<QueryCluster> = system.port();
+    assert_eq!(cluster.ask(QueryCluster {}, SOON).await.unwrap().uid, "u1");
+    // At the end of its patience: what there is.
+    let DesiredState { kinds, again_in_ms } = question(12_000).await.unwrap();
+    assert!(!kinds.is_empty() && kinds.iter().all(|kind| !kind.complete) && again_in_ms == 0, "{kinds:?}");
     system.stop(SOON).await;
 }

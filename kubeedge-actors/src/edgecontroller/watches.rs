@@ -97,10 +97,6 @@ impl Handler<Watched> for EdgeController {
                 self.recheck_nodes(ctx);
             }
         }
-        // Not for each page: after a restart of the cloud all nodes ask, and what they ask for comes with the last.
-        if !self.is_listing() {
-            self.answer_questions();
-        }
     }
 }
 
@@ -272,7 +268,6 @@ impl EdgeController {
                         if this.watches.follow.fetched(&key, number) {
                             let effects = this.desired.config_fetched(&key, found.into_iter().next(), as_of);
                             this.carry_out(effects, ctx);
-                            this.answer_questions();
                         }
                     }
                     Err(error) => {

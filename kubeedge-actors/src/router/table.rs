@@ -117,7 +117,7 @@ impl Table {
         let keys = self.by_node.get(node).into_iter().flatten();
         let objects = keys.filter_map(|key| self.rules.get(key)).map(|entry| upsert(&entry.object)).collect();
         let kind = DesiredKind { r#type: Some(resource::rules()), complete: true, as_of, objects };
-        DesiredState { kinds: vec![kind] }
+        DesiredState { kinds: vec![kind], ..DesiredState::default() }
     }
 
     /// A complete list of the rules: what is not in it is gone.

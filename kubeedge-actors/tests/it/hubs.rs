@@ -149,7 +149,11 @@ impl Cloud {
                 .map(|pod| ObjectUpsert { object: Some(pod), ..ObjectUpsert::default() })
                 .collect(),
         };
-        self.script.desired.lock().unwrap().insert(node.into(), DesiredState { kinds: vec![kind] });
+        self.script
+            .desired
+            .lock()
+            .unwrap()
+            .insert(node.into(), DesiredState { kinds: vec![kind], ..DesiredState::default() });
     }
 }
 

@@ -175,7 +175,7 @@ async fn every_message_of_a_node_is_checked_and_each_refusal_is_audited() {
     let desired: Port<QueryDesired> = system.port();
     let known = async {
         while !desired
-            .ask(QueryDesired { node: "e1".into() }, SOON)
+            .ask(QueryDesired { node: "e1".into(), waited_ms: 60_000 }, SOON)
             .await
             .unwrap()
             .kinds

@@ -21,7 +21,8 @@ fn completion_comes_after_the_state_of_its_kind_is_settled() {
 fn desired(complete: bool, as_of: u64, objects: Vec<KubeObject>) -> v1::DesiredState {
     let objects =
         objects.into_iter().map(|object| ObjectUpsert { object: Some(object), ..ObjectUpsert::default() }).collect();
-    v1::DesiredState { kinds: vec![v1::DesiredKind { r#type: Some(resource::pods()), complete, as_of, objects }] }
+    let kind = v1::DesiredKind { r#type: Some(resource::pods()), complete, as_of, objects };
+    v1::DesiredState { kinds: vec![kind], ..Default::default() }
 }
 
 fn held(name: &str, uid: &str, hash: u64) -> InventoryEntry {
