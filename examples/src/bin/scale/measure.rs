@@ -110,6 +110,26 @@ impl Trial {
         Ok(())
     }
 
+    /// Waits until each of these nodes holds this object with this stamp.
+    pub(super) async fn held(&mut self, stamps: &[(String, String, u64)]) -> Result<()> {
+        let began = Instant::now();
+        loop {
+            let held = self.fleet.held().await?;
+            let of = |node: &str, object: &str| held.get(node).and_then(|held| held.get(object));
+            let Some((node, object, stamp)) =
+                stamps.iter().find(|(node, object, stamp)| of(node, object) != Some(stamp))
+            else {
+                return Ok(());
+            };
+            ensure!(
+                began.elapsed() < STEADY,
+                "within {STEADY:?}: {node} holds {:?} of {object}, expected {stamp}",
+                of(node, object)
+            );
+            tokio::time::sleep(TICK).await;
+        }
+    }
+
     /// Waits until what all nodes have counted is so; the time and that tally.
     pub(super) async fn until(&mut self, what: &str, so: impl Fn(&Tally) -> bool) -> Result<(Duration, Tally)> {
         let began = Instant::now();
