@@ -54,6 +54,9 @@ pub enum StoreError {
     /// A batch holds a table that belongs to another store; nothing was applied.
     #[error("table {0} belongs to another store")]
     ForeignTable(&'static str),
+    /// So many batches wait for the disk that this one was not taken; later ones are when some are done.
+    #[error("{0} batches wait for the store's disk already")]
+    Busy(usize),
     /// The store was closed.
     #[error("the store is closed")]
     Closed,

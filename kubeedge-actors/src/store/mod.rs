@@ -19,6 +19,7 @@
 //! # What holds
 //!
 //! - A batch, over any number of tables, is there wholly or not at all.
+//! - Batches reach the disk in the order in which `commit` was called, whenever the futures are polled.
 //! - When a commit resolves, it survives `kill -9` and a power cut. Commits that wait are synced together.
 //! - A record read back is the one that was put: key, version and value stand under a checksum. Damage is an error for
 //!   that record, or, if the whole cannot be trusted (unreadable, or acknowledged commits are missing), the store is

@@ -191,11 +191,17 @@ impl Batch {
 
     /// Commits the batch: resolves when it survives a power cut. All of it or nothing.
     ///
-    /// Readers may see it a moment before. When the future is dropped, the batch may still be committed.
-    pub async fn commit(self) -> Result<(), StoreError> {
-        match self.checked()? {
-            Some((store, changes, bytes)) => store.writer.commit(changes, bytes).await,
-            None => Ok(()),
+    /// It has its place now: batches reach the disk in the order of these calls, whoever polls which future first, or
+    /// none. Readers may see it a moment before. When the future is dropped, the batch is committed all the same. With
+    /// 16,384 batches of everyone waiting for the disk it is refused: [`StoreError::Busy`].
+    pub fn commit(self) -> impl Future<Output = Result<(), StoreError>> + Send + use<> {
+        let begun =
+            self.checked().map(|batch| batch.map(|(store, changes, bytes)| store.writer.commit(changes, bytes)));
+        async move {
+            match begun? {
+                Some(committed) => committed.await,
+                None => Ok(()),
+            }
         }
     }
 

@@ -11,15 +11,18 @@ use std::{
     thread::JoinHandle,
 };
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot};
 
 use super::{
     Health, Stats, StoreError,
     commit::{Changes, Committer},
 };
 
-/// Batches that may wait for the writer; whoever comes then waits for room.
-const QUEUE: usize = 1024;
+/// Batches that may wait for the writer, of everyone; one more is refused. Each is what a caller of its own waits for,
+/// and would be held by that caller otherwise: this is far above what all components have in hand at a time.
+pub(crate) const QUEUE: usize = 16 * 1024;
+/// Batches of one group, which is one sync.
+const GROUP: usize = 1024;
 /// A group takes no further batch when it has this many bytes, so that no waiter waits for a giant sync.
 const GROUP_BYTES: usize = 4 * 1024 * 1024;
 
@@ -79,6 +82,12 @@ impl Counters {
         }
     }
 
+    /// One for which there is no room: not the disk's trouble.
+    fn refused(&self) -> StoreError {
+        self.failed.fetch_add(1, Relaxed);
+        StoreError::Busy(QUEUE)
+    }
+
     fn stats(&self) -> Stats {
         let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
         Stats {
@@ -109,15 +118,25 @@ impl Writer {
         }))
     }
 
-    pub(crate) async fn commit(&self, changes: Changes, bytes: usize) -> Result<(), StoreError> {
-        let queue = match self {
-            Self::Inline(committer, counters) => return commit_inline(committer, counters, changes),
-            Self::Thread(queue) => queue,
+    /// The batch has its place in the line when this returns, whenever the future is polled (`P-COMMIT-ORDER`).
+    pub(crate) fn commit(
+        &self,
+        changes: Changes,
+        bytes: usize,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send + use<> {
+        let begun = match self {
+            Self::Inline(committer, counters) => Err(commit_inline(committer, counters, changes)),
+            Self::Thread(queue) => {
+                let (reply, answer) = oneshot::channel();
+                queue.push(changes, bytes, Reply::Async(reply)).map(|()| answer).map_err(Err)
+            }
         };
-        let room = queue.room.clone().acquire_owned().await.map_err(|_| StoreError::Closed)?;
-        let (reply, answer) = oneshot::channel();
-        queue.push(Job { changes, bytes, reply: Reply::Async(reply), _room: room })?;
-        answer.await.unwrap_or(Err(StoreError::Closed))
+        async move {
+            match begun {
+                Ok(answer) => answer.await.unwrap_or(Err(StoreError::Closed)),
+                Err(over) => over,
+            }
+        }
     }
 
     pub(crate) fn commit_blocking(&self, changes: Changes, bytes: usize) -> Result<(), StoreError> {
@@ -125,9 +144,8 @@ impl Writer {
             Self::Inline(committer, counters) => return commit_inline(committer, counters, changes),
             Self::Thread(queue) => queue,
         };
-        let room = wait_for(queue.room.clone().acquire_owned()).map_err(|_| StoreError::Closed)?;
         let (reply, answer) = mpsc::sync_channel(1);
-        queue.push(Job { changes, bytes, reply: Reply::Blocking(reply), _room: room })?;
+        queue.push(changes, bytes, Reply::Blocking(reply))?;
         answer.recv().unwrap_or(Err(StoreError::Closed))
     }
 
@@ -151,7 +169,12 @@ impl Writer {
 }
 
 impl Queue {
-    fn push(&self, job: Job) -> Result<(), StoreError> {
+    fn push(&self, changes: Changes, bytes: usize, reply: Reply) -> Result<(), StoreError> {
+        let room = self.room.clone().try_acquire_owned().map_err(|error| match error {
+            TryAcquireError::Closed => StoreError::Closed,
+            TryAcquireError::NoPermits => self.counters.refused(),
+        })?;
+        let job = Job { changes, bytes, reply, _room: room };
         let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         jobs.as_ref().ok_or(StoreError::Closed)?.send(job).map_err(|_| StoreError::Closed)
     }
@@ -167,7 +190,7 @@ fn run(mut committer: Committer, waiting: &mpsc::Receiver<Job>, counters: &Count
     while let Ok(first) = waiting.recv() {
         let mut bytes = first.bytes;
         let mut group = vec![first];
-        while bytes < GROUP_BYTES && group.len() < QUEUE {
+        while bytes < GROUP_BYTES && group.len() < GROUP {
             let Ok(job) = waiting.try_recv() else { break };
             bytes += job.bytes;
             group.push(job);
@@ -190,25 +213,5 @@ fn run(mut committer: Committer, waiting: &mpsc::Receiver<Job>, counters: &Count
                 Reply::Blocking(reply) => drop(reply.send(result.clone())),
             }
         }
-    }
-}
-
-/// Waits for a future on this thread, inside or outside a runtime.
-fn wait_for<F: Future>(future: F) -> F::Output {
-    struct Unpark(std::thread::Thread);
-    impl std::task::Wake for Unpark {
-        fn wake(self: Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-    let waker = std::task::Waker::from(Arc::new(Unpark(std::thread::current())));
-    let mut context = std::task::Context::from_waker(&waker);
-    // Within a task tokio would make the future pause for fairness, and nobody would run meanwhile.
-    let mut future = std::pin::pin!(tokio::task::unconstrained(future));
-    loop {
-        if let std::task::Poll::Ready(output) = future.as_mut().poll(&mut context) {
-            return output;
-        }
-        std::thread::park();
     }
 }

@@ -3,7 +3,9 @@
 use kubeedge_proto::v1::ObjectKey;
 
 use super::{noise, put};
-use crate::store::{DecodeError, MAX_KEY_BYTES, MAX_VALUE_BYTES, Options, Proto, Record, Store, StoreError};
+use crate::store::{
+    DecodeError, MAX_KEY_BYTES, MAX_VALUE_BYTES, Options, Proto, Record, Store, StoreError, writer::QUEUE,
+};
 
 /// Makes one test for each twin.
 macro_rules! on_both {
@@ -37,6 +39,29 @@ on_both! {
         assert_eq!(table.get(b"a").unwrap(), Some(value));
         assert_eq!(table.get(b"b").unwrap(), None);
         assert!(table.contains(b"a").unwrap() && !table.contains(b"b").unwrap());
+    }
+
+    // P-COMMIT-ORDER
+    batches_are_committed_in_the_order_of_the_calls(store) {
+        let table = store.table::<Vec<u8>>("t");
+        let commit = |value: Option<u8>| {
+            let mut batch = store.batch();
+            match value {
+                Some(value) => batch.put(&table, b"a", &vec![value]),
+                None => batch.delete(&table, b"a"),
+            }
+            batch.commit()
+        };
+        // An actor polls what it has spawned in no order of its own.
+        for value in 0..100 {
+            let (taken_off, put) = (commit(None), commit(Some(value)));
+            put.await.unwrap();
+            taken_off.await.unwrap();
+            assert_eq!(table.get(b"a").unwrap(), Some(vec![value]));
+        }
+        drop(commit(None));
+        commit(Some(100)).await.unwrap();
+        assert_eq!(table.get(b"a").unwrap(), Some(vec![100]));
     }
 
     the_last_change_of_a_key_in_a_batch_wins(store) {
@@ -259,19 +284,33 @@ async fn waiting_batches_share_a_sync() {
 }
 
 #[tokio::test]
-async fn more_batches_than_the_queue_holds_all_wait_and_all_commit() {
+async fn a_batch_is_committed_or_refused_however_many_wait() {
+    const MORE: usize = 3 * QUEUE;
     let directory = tempfile::tempdir().unwrap();
     let store = super::open_whole(&directory.path().join("store"));
     let table = store.table::<Vec<u8>>("t");
-    let commits = (0..5000u32).map(|number| {
-        let mut batch = store.batch();
-        batch.put(&table, &number.to_be_bytes(), &vec![0; 10]);
-        batch.commit()
-    });
-    for result in futures_util::future::join_all(commits).await {
-        result.unwrap();
+    let commits: Vec<_> = (0..MORE)
+        .map(|number| {
+            let mut batch = store.batch();
+            batch.put(&table, &number.to_be_bytes(), &vec![0; 10]);
+            batch.commit()
+        })
+        .collect();
+    let mut refused = 0;
+    for (number, result) in futures_util::future::join_all(commits).await.into_iter().enumerate() {
+        match result {
+            Ok(()) => assert!(table.contains(&number.to_be_bytes()).unwrap(), "{number}"),
+            Err(StoreError::Busy(QUEUE)) => {
+                assert!(!table.contains(&number.to_be_bytes()).unwrap(), "{number}");
+                refused += 1;
+            }
+            Err(error) => panic!("{number}: {error}"),
+        }
     }
-    assert_eq!(table.scan_prefix(b"").count(), 5000);
+    assert!(refused < MORE - QUEUE, "as many as fit were taken, at least: {refused} of {MORE} were refused");
+    let stats = store.stats();
+    assert_eq!((stats.batches, stats.failed), ((MORE - refused) as u64, refused as u64));
+    put(&store, "t", "then", b"again");
 }
 
 #[tokio::test(start_paused = true)]

@@ -160,3 +160,47 @@ async fn a_report_that_was_refused_for_good_goes_and_one_refused_for_now_stays()
     assert_eq!(left, stay);
     system.stop(SOON).await;
 }
+
+/// P-COMMIT-ORDER
+#[actix_rt::test]
+async fn a_report_that_comes_while_an_older_one_is_settled_is_not_lost() {
+    const PODS: usize = 64;
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(&directory.path().join("store"), Options::default()).unwrap().store;
+    let tables = Tables::open(store).await.unwrap();
+    let system = System::builder("edge")
+        .component(move |ports: &Ports| MetaManager::new(tables.clone(), ports))
+        .asks::<ReportStatus>()
+        .asks::<ReportSettled>()
+        .asks::<PendingReports>()
+        .start()
+        .unwrap();
+    let port: Port<ReportStatus> = system.port();
+    let settle: Port<ReportSettled> = system.port();
+    let pending: Port<PendingReports> = system.port();
+    let updates = async || {
+        let reports = pending.ask(PendingReports { limit: 1000 }, SOON).await.unwrap().reports;
+        let updates = reports.into_iter().filter_map(|report| match report.report {
+            Some(report_status::Report::Update(update)) => Some((update.uid.clone(), update)),
+            _ => None,
+        });
+        updates.collect::<std::collections::BTreeMap<String, StatusUpdate>>()
+    };
+    // Each pod by itself, so that commits end while others begin.
+    let one = async |n: usize| {
+        for _ in 0..20 {
+            let name = format!("pod-{n}");
+            assert_eq!(port.ask(report(&name), SOON).await.unwrap(), Settled::applied());
+            let StatusUpdate { r#type, key, uid, generation, .. } =
+                updates().await.remove(&name).expect("it was taken");
+            let settled = Some(Settled::applied());
+            settle.tell(ReportSettled { r#type, key, uid, generation, settled }).await.unwrap();
+            assert_eq!(port.ask(report(&name), SOON).await.unwrap(), Settled::applied());
+            let newest = updates().await.remove(&name).unwrap_or_else(|| panic!("{name}: its newest report is lost"));
+            assert!(newest.generation > generation, "{name}: {} is no newer than {generation}", newest.generation);
+        }
+    };
+    futures_util::future::join_all((0..PODS).map(one)).await;
+    assert_eq!(updates().await.len(), PODS);
+    system.stop(SOON).await;
+}
