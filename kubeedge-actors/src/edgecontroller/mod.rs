@@ -79,6 +79,9 @@ pub struct EdgeController {
     leases: HashMap<String, Instant>,
     /// The session of each connected node: what an older one still wants to write is given up.
     sessions: Sessions,
+    /// What goes to nodes, in order, at the end of this turn.
+    outgoing: Vec<SendToNode>,
+    leaving: bool,
     /// uid of the `kube-system` namespace, once read.
     cluster: String,
     started: Instant,
@@ -99,6 +102,8 @@ impl EdgeController {
             watches: Watches::default(),
             leases: HashMap::new(),
             sessions: Sessions::default(),
+            outgoing: Vec::new(),
+            leaving: false,
             cluster: String::new(),
             started: Instant::now(),
             events_dropped: 0,
@@ -117,8 +122,7 @@ impl EdgeController {
 
     /// Carries out what follows from an event. The messages to nodes leave in order, before the next event is taken.
     fn carry_out(&mut self, effects: Vec<Effect>, ctx: &mut Context<Self>) {
-        let mut messages = Vec::new();
-        let mut compare = false;
+        let (mut messages, mut compare) = (false, false);
         for effect in effects {
             let (node, body) = match effect {
                 Effect::Watch(key) => {
@@ -140,26 +144,29 @@ impl EdgeController {
                 Effect::Tombstone(node, gone) => (node, Body::ObjectTombstone(gone)),
             };
             let envelope = Envelope::new(Self::NAME, unix_ms(), body);
-            messages.push(SendToNode { node, envelope: Some(envelope) });
+            self.outgoing.push(SendToNode { node, envelope: Some(envelope) });
+            messages = true;
         }
         if compare {
             self.recheck_nodes(ctx);
         }
-        if messages.is_empty() {
-            return;
+        if messages && !std::mem::replace(&mut self.leaving, true) {
+            ctx.wait(actix::fut::ready(()).into_actor(self).then(|(), this, _| this.leave().into_actor(this)));
         }
-        let port = self.to_node.clone();
-        ctx.wait(
-            async move {
-                for message in messages {
-                    if let Err(error) = port.tell(message).await {
-                        tracing::debug!("CloudHub is stopping: {error}");
-                        return;
-                    }
+    }
+
+    /// Sends what is to go to nodes. Two events in one turn have one wait: of two, the second would be first.
+    fn leave(&mut self) -> impl Future<Output = ()> + use<> {
+        self.leaving = false;
+        let (messages, port) = (std::mem::take(&mut self.outgoing), self.to_node.clone());
+        async move {
+            for message in messages {
+                if let Err(error) = port.tell(message).await {
+                    tracing::debug!("CloudHub is stopping: {error}");
+                    return;
                 }
             }
-            .into_actor(self),
-        );
+        }
     }
 }
 

@@ -60,6 +60,11 @@ impl Index {
         kind.max_resource_version = kind.max_resource_version.max(record.max_resource_version);
     }
 
+    /// A kind's state up to a version has been seen.
+    pub fn set_bookmark(&mut self, type_: &ResourceType, bookmark: String) {
+        self.kinds.entry(type_.clone()).or_default().bookmark = bookmark;
+    }
+
     /// Sets what is on disk under a key.
     pub fn set(&mut self, type_: &ResourceType, key: &ObjectKey, entry: Option<Entry>) {
         let kind = self.kinds.entry(type_.clone()).or_default();

@@ -261,19 +261,22 @@ impl MetaManager {
             batch.delete(&self.tables.statuses, &at);
         }
         let changed = self.changed.clone();
-        Box::pin(batch.commit().into_actor(self).then(move |committed, this, ctx| {
+        Box::pin(batch.commit().into_actor(self).then(move |committed, this, _| {
             if let Err(error) = &committed {
                 tracing::error!(type_ = %change.type_, key = %change.key, "not on disk: {error}");
             }
+            let (type_, key) = (change.type_.clone(), change.key.clone());
             let (answer, news) = this.state.applied(change, said(committed));
-            this.apply_waiting(ctx);
-            async move {
+            let telling = async move {
                 for change in news {
                     changed.announce(change).await;
                 }
+            };
+            telling.into_actor(this).map(move |(), this, ctx| {
+                this.state.told(type_, key);
+                this.apply_waiting(ctx);
                 answer
-            }
-            .into_actor(this)
+            })
         }))
     }
 
@@ -383,14 +386,12 @@ impl Handler<CompleteInventory> for MetaManager {
         };
         let completed = self.completed.clone();
         Box::pin(self.save_kind(&record).into_actor(self).then(move |committed, this, _| {
-            if committed.is_ok() {
-                this.state.index.load_kind(&record);
-            }
+            let answer = this.state.completed(&record, said(committed));
             async move {
-                if committed.is_ok() {
+                if answer.code == 0 {
                     completed.announce(KindCompleted { r#type: record.r#type }).await;
                 }
-                settled(committed)
+                answer
             }
             .into_actor(this)
         }))
@@ -406,9 +407,7 @@ impl Handler<StoreBookmark> for MetaManager {
         else {
             return self.answer(Settled::rejected(400, "a Bookmark names no kind"));
         };
-        let mut record = self.state.index.record(&type_);
-        record.bookmark = version;
-        self.state.index.load_kind(&record);
+        let record = self.state.bookmarked(&type_, version);
         Box::pin(self.save_kind(&record).into_actor(self).map(|result, _, _| settled(result)))
     }
 }
@@ -419,8 +418,8 @@ impl Handler<DescribeStore> for MetaManager {
     /// Counts a connection. When the count cannot be kept the connection is made all the same: what it tells apart are
     /// two hellos of this box on their way at once.
     fn handle(&mut self, _: DescribeStore, _: &mut Context<Self>) -> Self::Result {
-        // What an earlier session left is compared anew: it must not get to the disk after the digests are told. What is
-        // with the disk already is there before this commit.
+        // What an earlier session left is compared anew: it must not get to the disk after the digests are told. A kind
+        // of which something is on its way there has none.
         self.waiting.clear();
         self.state.this_box.connection += 1;
         Box::pin(self.save_box(&self.state.this_box).into_actor(self).map(|saved, this, _| {

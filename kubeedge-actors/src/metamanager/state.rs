@@ -2,7 +2,7 @@
 //!
 //! Memory follows the disk: no digest and no answer tells what a power cut could still take back.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use kubeedge_proto::v1::{
     BoxRecord, CompleteInventory, KindRecord, KubeObject, ObjectKey, ObjectReference, ObjectTombstone, ObjectUpsert,
@@ -21,8 +21,10 @@ pub struct State {
     pub index: Index,
     /// The box's own record.
     pub this_box: BoxRecord,
-    /// Keys whose change is being committed.
+    /// Keys whose change is being committed, or told after that.
     writing: HashSet<(ResourceType, ObjectKey)>,
+    /// Records of kinds that are complete, being committed: later records of these kinds are no less than that.
+    completing: HashMap<ResourceType, KindRecord>,
 }
 
 /// What one message changes: to be committed as one, then given to [`State::applied`].
@@ -63,7 +65,7 @@ impl State {
                 index.set(type_, key, Some(Entry::of(&object)));
             }
         }
-        Self { index, this_box, writing: HashSet::new() }
+        Self { index, this_box, ..Self::default() }
     }
 
     /// What a State message of the cloud changes.
@@ -145,11 +147,23 @@ impl State {
         news: Vec<ObjectsChanged>,
     ) -> Change {
         self.writing.insert((type_.clone(), key.clone()));
-        let record = self.index.record(&type_);
+        let record = self.record(&type_);
         Change { type_, key, object, record, news }
     }
 
-    /// The commit of a change is over: what the cloud is told, and then what is told here.
+    /// The record of a kind, as it stands when all commits that are under way are done.
+    fn record(&self, type_: &ResourceType) -> KindRecord {
+        let mut record = self.index.record(type_);
+        if let Some(completing) = self.completing.get(type_) {
+            record.complete = true;
+            record.as_of = record.as_of.max(completing.as_of);
+            record.max_resource_version = record.max_resource_version.max(completing.max_resource_version);
+        }
+        record
+    }
+
+    /// The commit of a change is over: what the cloud is told, and then what is told here. Its key stays taken until that
+    /// has been, so that nobody is told of an older object after a newer one: then comes [`State::told`].
     pub fn applied(&mut self, change: Change, committed: Result<(), String>) -> (Settled, Vec<ObjectsChanged>) {
         let Change { type_, key, object, news, .. } = change;
         let entry = object.as_ref().map(Entry::of);
@@ -157,9 +171,13 @@ impl State {
         if answer.code == 0 {
             self.index.set(&type_, &key, entry);
         }
-        self.writing.remove(&(type_, key));
         let news = if answer.code == 0 { news } else { Vec::new() };
         (answer, news)
+    }
+
+    /// What followed from a change of this object has been told, if anything did.
+    pub fn told(&mut self, type_: ResourceType, key: ObjectKey) {
+        self.writing.remove(&(type_, key));
     }
 
     /// A message that overtook its own first copy, by a new connection: it is compared again.
@@ -209,8 +227,8 @@ impl State {
         answer
     }
 
-    /// The record of a kind that is complete; then comes [`Index::load_kind`].
-    pub fn complete(&self, message: CompleteInventory) -> Result<KindRecord, Settled> {
+    /// The record of a kind that is complete, to be committed; then comes [`State::completed`].
+    pub fn complete(&mut self, message: CompleteInventory) -> Result<KindRecord, Settled> {
         let Some((complete, type_)) = message.complete.and_then(|complete| {
             let type_ = complete.r#type.clone()?;
             Some((complete, type_))
@@ -228,21 +246,52 @@ impl State {
             // A change may have overtaken the frame; the digest of the next hello settles it.
             tracing::debug!(%type_, cloud = complete.count, here = self.index.count(&type_), "counts differ");
         }
-        let mut record = self.index.record(&type_);
+        let mut record = self.record(&type_);
         record.complete = true;
         record.as_of = record.as_of.max(complete.as_of);
         record.max_resource_version = record.max_resource_version.max(complete.as_of);
+        self.completing.insert(type_, record.clone());
         Ok(record)
     }
 
-    /// What the next hello says. The connection it is for has been counted before.
+    /// The commit of the record of a complete kind is over; whether it is complete now.
+    pub fn completed(&mut self, record: &KindRecord, committed: Result<(), String>) -> Settled {
+        if let Some(type_) = &record.r#type
+            && self.completing.get(type_) == Some(record)
+        {
+            self.completing.remove(type_);
+        }
+        let answer = settled(committed);
+        if answer.code == 0 {
+            // The bookmark may have gone on meanwhile.
+            let bookmark = record.r#type.as_ref().map(|type_| self.index.record(type_).bookmark).unwrap_or_default();
+            self.index.load_kind(&KindRecord { bookmark, ..record.clone() });
+        }
+        answer
+    }
+
+    /// The record of a kind up to a version, to be committed.
+    pub fn bookmarked(&mut self, type_: &ResourceType, version: String) -> KindRecord {
+        let record = KindRecord { bookmark: version, ..self.record(type_) };
+        self.index.set_bookmark(type_, record.bookmark.clone());
+        record
+    }
+
+    /// What the next hello says. The connection it is for has been counted before. A kind that is being written has no
+    /// digest: what is on its way to the disk may be there or not, and the cloud is to compare each object of it.
     pub fn describe(&self) -> StoreDescription {
+        let mut kinds = self.index.digests();
+        for kind in &mut kinds {
+            if self.writing.iter().any(|(type_, _)| Some(type_) == kind.r#type.as_ref()) {
+                kind.digest.clear();
+            }
+        }
         StoreDescription {
             instance_id: self.this_box.instance_id.clone(),
             cluster_uid: self.this_box.cluster_uid.clone(),
             last_epoch: self.this_box.last_epoch,
             connection: self.this_box.connection,
-            kinds: self.index.digests(),
+            kinds,
         }
     }
 }
@@ -305,9 +354,12 @@ mod tests {
         let (answer, news) = state.applied(change, Err("full".into()));
         assert_eq!((answer.code, news.len()), (507, 0));
         assert!(state.index.inventory(&resource::pods()).is_empty());
+        state.told(resource::pods(), ObjectKey::new("ns", "a"));
         let change = state.apply(upsert(pod.clone(), &[])).unwrap();
         let (answer, news) = state.applied(change, Ok(()));
         assert_eq!((answer, news.len()), (Settled::applied(), 1));
+        assert_eq!(answered(state.apply(upsert(pod.clone(), &[]))).code, 503, "it is being told");
+        state.told(resource::pods(), ObjectKey::new("ns", "a"));
         assert_eq!(answered(state.apply(upsert(pod, &[]))), Settled::applied(), "it is there already");
     }
 
@@ -322,8 +374,51 @@ mod tests {
         let waits = state.apply(upsert(pod.clone(), std::slice::from_ref(&config)));
         assert!(matches!(waits, Err(Instead::Later(_))), "{waits:?}");
         state.applied(change, Ok(()));
+        state.told(resource::config_maps(), ObjectKey::new("ns", "c"));
         assert_eq!(answered(state.apply(upsert(pod.clone(), &[newer]))).code, 503, "an older version will not do");
         assert!(state.apply(upsert(pod, &[config])).is_ok());
+    }
+
+    #[test]
+    fn a_kind_that_is_being_written_has_no_digest() {
+        let mut state = State::default();
+        let digest = |state: &State| {
+            let kinds = state.describe().kinds;
+            kinds.into_iter().find(|kind| kind.r#type == Some(resource::pods())).map(|kind| kind.digest.len())
+        };
+        assert_eq!(digest(&state), None);
+        let change = state.apply(upsert(object(resource::pods(), "a", 5), &[])).unwrap();
+        assert_eq!(digest(&state), Some(0));
+        state.applied(change, Ok(()));
+        state.told(resource::pods(), ObjectKey::new("ns", "a"));
+        assert!(digest(&state).is_some_and(|bytes| bytes > 0));
+        let _writing = state.apply(upsert(object(resource::config_maps(), "c", 6), &[])).unwrap();
+        assert!(digest(&state).is_some_and(|bytes| bytes > 0), "another kind is being written");
+    }
+
+    #[test]
+    fn a_kind_that_is_complete_stays_so_in_what_is_committed_after_that() {
+        let mut state = State::default();
+        let complete = InventoryComplete { r#type: Some(resource::pods()), count: 0, as_of: 7 };
+        let message = CompleteInventory { complete: Some(complete), ..CompleteInventory::default() };
+        let record = state.complete(message).unwrap();
+        assert!(!state.index.is_complete(&resource::pods()), "not before it is on disk");
+        // Behind it on the way to the disk.
+        let change = state.apply(upsert(object(resource::pods(), "a", 8), &[])).unwrap();
+        assert!(change.record.complete && change.record.as_of == 7, "{:?}", change.record);
+        let bookmarked = state.bookmarked(&resource::pods(), "9".into());
+        assert!(bookmarked.complete && bookmarked.bookmark == "9", "{bookmarked:?}");
+        assert_eq!(state.completed(&record, Ok(())), Settled::applied());
+        assert!(state.index.is_complete(&resource::pods()));
+        assert_eq!(state.index.record(&resource::pods()).bookmark, "9");
+        let record = state.complete(CompleteInventory {
+            complete: Some(InventoryComplete { r#type: Some(resource::secrets()), count: 0, as_of: 7 }),
+            ..CompleteInventory::default()
+        });
+        assert_eq!(state.completed(&record.unwrap(), Err("full".into())).code, 507);
+        assert!(!state.index.is_complete(&resource::secrets()));
+        let change = state.apply(upsert(object(resource::secrets(), "s", 8), &[])).unwrap();
+        assert!(!change.record.complete);
     }
 
     /// P-CLUSTER-PINNED

@@ -231,7 +231,8 @@ where
 
 /// The typed, bounded way to whoever answers `M` in this system. Cheap to clone; usable from any thread.
 ///
-/// It stays valid while its component is built again. Messages of one sender through one port arrive in order.
+/// It stays valid while its component is built again. Messages of one sender through one port arrive in order, if it awaits
+/// each before it sends the next.
 pub struct Port<M: Message> {
     door: Arc<dyn Door<M>>,
 }

@@ -233,7 +233,8 @@ impl<A: Component> Drop for Feeds<A> {
 
 /// The way to everybody who listens to `M` in this system. Cheap to clone; usable from any thread.
 ///
-/// It stays valid while listeners are built again. Events of one announcer arrive in order at each listener.
+/// It stays valid while listeners are built again. Events of one announcer arrive in order at each listener, if it awaits each
+/// before it announces the next.
 ///
 /// ```
 /// use actix::{Handler, Message};

@@ -41,29 +41,6 @@ on_both! {
         assert!(table.contains(b"a").unwrap() && !table.contains(b"b").unwrap());
     }
 
-    // P-COMMIT-ORDER
-    batches_are_committed_in_the_order_of_the_calls(store) {
-        let table = store.table::<Vec<u8>>("t");
-        let commit = |value: Option<u8>| {
-            let mut batch = store.batch();
-            match value {
-                Some(value) => batch.put(&table, b"a", &vec![value]),
-                None => batch.delete(&table, b"a"),
-            }
-            batch.commit()
-        };
-        // An actor polls what it has spawned in no order of its own.
-        for value in 0..100 {
-            let (taken_off, put) = (commit(None), commit(Some(value)));
-            put.await.unwrap();
-            taken_off.await.unwrap();
-            assert_eq!(table.get(b"a").unwrap(), Some(vec![value]));
-        }
-        drop(commit(None));
-        commit(Some(100)).await.unwrap();
-        assert_eq!(table.get(b"a").unwrap(), Some(vec![100]));
-    }
-
     the_last_change_of_a_key_in_a_batch_wins(store) {
         let table = store.table::<Vec<u8>>("t");
         let mut batch = store.batch();
@@ -261,6 +238,33 @@ on_both! {
             batch.commit().await.unwrap();
         }
         tokio::task::spawn_blocking(move || reader.join()).await.unwrap().unwrap();
+    }
+}
+
+/// P-COMMIT-ORDER
+#[tokio::test]
+async fn batches_are_committed_in_the_order_of_the_calls() {
+    let directory = tempfile::tempdir().unwrap();
+    for store in [Store::in_memory(), super::open_whole(&directory.path().join("store"))] {
+        let table = store.table::<Vec<u8>>("t");
+        let commit = |value: Option<u8>| {
+            let mut batch = store.batch();
+            match value {
+                Some(value) => batch.put(&table, b"a", &vec![value]),
+                None => batch.delete(&table, b"a"),
+            }
+            batch.commit()
+        };
+        // An actor polls what it has spawned in no order of its own.
+        for value in 0..100 {
+            let (taken_off, put) = (commit(None), commit(Some(value)));
+            put.await.unwrap();
+            taken_off.await.unwrap();
+            assert_eq!(table.get(b"a").unwrap(), Some(vec![value]));
+        }
+        drop(commit(None));
+        commit(Some(100)).await.unwrap();
+        assert_eq!(table.get(b"a").unwrap(), Some(vec![100]));
     }
 }
 

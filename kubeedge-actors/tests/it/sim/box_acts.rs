@@ -219,6 +219,7 @@ impl World {
             (Then::Applied(id, seq), Rows::Change(change)) => {
                 let kept = (change.type_.clone(), change.key.clone(), change.object.clone());
                 let (settled, news) = edge.meta.state.applied(*change, written);
+                edge.meta.state.told(kept.0.clone(), kept.1.clone());
                 if self.talks {
                     let uid = kept.2.as_ref().map_or("nothing", |object| object.uid.as_str());
                     println!("      box {box_} has on disk: {} {}: {uid} ({})", kept.0, kept.1, settled.code);
@@ -255,8 +256,7 @@ impl World {
             }
             (Then::Completed(id), Rows::Kind(record)) => {
                 edge.hub.waits = false;
-                if ok {
-                    edge.meta.state.index.load_kind(&record);
+                if edge.meta.state.completed(&record, written).code == 0 {
                     if record.r#type == Some(resource::pods()) {
                         edge.news.push_back(News::PodsComplete);
                         self.counts.saw(Good::Complete);
