@@ -14,44 +14,36 @@
 pub mod index;
 pub mod reports;
 pub mod state;
+mod tables;
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::SystemTime,
-};
+use std::sync::atomic::Ordering;
 
 use actix::{Actor, ActorFutureExt, AsyncContext, Handler, MessageResult, ResponseActFuture, WrapFuture};
 use kubeedge_proto::{
     resource,
     v1::{
-        ApplyState, BoxRecord, CompleteInventory, DescribeStore, InventoryList, KeepNode, KindCompleted, KindRecord,
-        KubeObject, ListInventory, ObjectKey, ObjectList, ObjectsChanged, ObjectsReloaded, PendingReports,
-        PendingReportsList, ReadObjects, ReadStatuses, ReportSettled, ReportStatus, ReportsPending, ResourceType,
-        SessionStarted, Settled, StatusChanged, StatusList, StatusUpdate, StoreBookmark, StoreDescription,
-        envelope::Body, report_status::Report,
+        ApplyState, CompleteInventory, DescribeStore, InventoryList, KeepNode, KindCompleted, KubeObject,
+        ListInventory, ObjectList, ObjectsChanged, ObjectsReloaded, PendingReports, PendingReportsList, ReadObjects,
+        ReadStatuses, ReportSettled, ReportStatus, ReportsPending, SessionStarted, Settled, StatusChanged, StatusList,
+        StatusUpdate, StoreBookmark, StoreDescription, envelope::Body, report_status::Report,
     },
 };
-use thiserror::Error;
 use tokio::sync::oneshot;
 
+pub use self::tables::{Tables, TablesError};
 use self::{
     reports::{ReportKey, Reports},
     state::{Change, Instead, State},
+    tables::{object_key, of_type, readable},
 };
 use crate::{
-    store::{Store, StoreError, Table},
+    store::StoreError,
     system::{Component, Context, Contract, Port, Ports, Stage, Topic, TryTellError},
 };
-
-crate::message_records!(BoxRecord, KindRecord, KubeObject, ReportStatus, StatusUpdate);
 
 /// Reports kept for the cloud at most; one per object, so only a node with more objects than this comes here. The
 /// newest is then refused and the reporter tries again with its next status.
 const MAX_REPORTS: usize = 10_000;
-const BOX_KEY: &[u8] = b"box";
 
 /// The component. See the module's page.
 pub struct MetaManager {
@@ -67,114 +59,6 @@ pub struct MetaManager {
     waiting: Vec<(Box<Body>, oneshot::Sender<Settled>)>,
     /// A `ReportsPending` waits for room in EdgeHub's queue.
     telling: bool,
-}
-
-/// The store of MetaManager, opened and read. Made before the system starts, so that a failure is seen there.
-#[derive(Clone)]
-pub struct Tables {
-    store: Store,
-    objects: Table<KubeObject>,
-    kinds: Table<KindRecord>,
-    boxes: Table<BoxRecord>,
-    reports: Table<ReportStatus>,
-    /// What this node reported last of each object that is here, and of itself.
-    statuses: Table<StatusUpdate>,
-    /// This node's own object: one at most.
-    own: Table<KubeObject>,
-    life: u64,
-    /// The last generation of a report: goes on when the component is built again.
-    generations: Arc<AtomicU64>,
-}
-
-/// Why the tables cannot be used.
-#[derive(Debug, Error)]
-#[error("the edge's store cannot be read: {0}")]
-pub struct TablesError(#[from] StoreError);
-
-impl Tables {
-    /// The tables in `store`. A first use makes the box's identity and puts it on disk.
-    pub async fn open(store: Store) -> Result<Self, TablesError> {
-        let mut tables = Self {
-            objects: store.table("objects"),
-            kinds: store.table("kinds"),
-            boxes: store.table("box"),
-            reports: store.table("reports"),
-            statuses: store.table("statuses"),
-            own: store.table("own"),
-            life: 0,
-            generations: Arc::default(),
-            store,
-        };
-        let known = tables.boxes.get(BOX_KEY)?;
-        let is_new = known.is_none();
-        let this_box = known.unwrap_or_else(|| {
-            let instance_id = uuid::Uuid::new_v4().into_bytes().to_vec().into();
-            BoxRecord { instance_id, ..BoxRecord::default() }
-        });
-        tables.life = next_life(this_box.life, SystemTime::now());
-        let mut batch = tables.store.batch();
-        batch.put(&tables.boxes, BOX_KEY, &BoxRecord { life: tables.life, ..this_box });
-        match batch.commit().await {
-            // A full disk keeps no box from its pods. The next life is told from this one by the clock.
-            Err(error) if !is_new => tracing::warn!("the count of lives is not on disk: {error}"),
-            committed => committed?,
-        }
-        Ok(tables)
-    }
-
-    /// A number that no earlier use of this store had, and no earlier store of this box either while its clock was right.
-    /// It rises.
-    pub fn life(&self) -> u64 {
-        self.life
-    }
-
-    /// Reads everything the component keeps in memory. A record that cannot be read is left out with a warning: the
-    /// digest then differs, and the cloud sends it again. Until then no kind counts as complete: what was in the record
-    /// is wanted, and must not end for being absent.
-    fn load(&self) -> (State, Reports) {
-        let this_box = self.boxes.get(BOX_KEY).ok().flatten().unwrap_or_default();
-        let mut unread = 0;
-        let kinds =
-            readable("kinds", self.kinds.scan_prefix(b""), &mut 0).map(|(_, record)| record).collect::<Vec<_>>();
-        let objects = readable("objects", self.objects.scan_prefix(b""), &mut unread).map(|(_, object)| object);
-        let mut state = State::load(this_box, kinds.into_iter(), objects);
-        if unread > 0 {
-            state.index.doubt();
-        }
-        // What was reported before counts on: of two statuses the higher generation is the newer one.
-        let last = readable("statuses", self.statuses.scan_prefix(b""), &mut 0)
-            .map(|(_, status)| status.generation)
-            .max()
-            .unwrap_or_default();
-        let mut reports = Reports::after(self.generations.load(Ordering::Relaxed).max(last));
-        for (_, report) in readable("reports", self.reports.scan_prefix(b""), &mut 0) {
-            if let Some(key) = ReportKey::of(&report) {
-                reports.load(key, report);
-            }
-        }
-        (state, reports)
-    }
-}
-
-/// The life after `last`, at least the seconds since 1970.
-fn next_life(last: u64, now: SystemTime) -> u64 {
-    let seconds = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    seconds.max(last.saturating_add(1))
-}
-
-/// The rows that can be read; the others are counted.
-fn readable<'a, V>(
-    table: &'static str,
-    rows: impl Iterator<Item = Result<(Vec<u8>, V), StoreError>> + 'a,
-    unread: &'a mut usize,
-) -> impl Iterator<Item = (Vec<u8>, V)> + 'a {
-    rows.filter_map(move |row| {
-        row.inspect_err(|error| {
-            *unread += 1;
-            tracing::warn!(table, "a record is left out: {error}");
-        })
-        .ok()
-    })
 }
 
 impl MetaManager {
@@ -212,17 +96,6 @@ impl MetaManager {
         }));
     }
 
-    fn object_key(type_: &ResourceType, key: &ObjectKey) -> Vec<u8> {
-        [type_.to_string().as_bytes(), key.namespace.as_bytes(), key.name.as_bytes()].join(&0)
-    }
-
-    /// What the keys of a type begin with.
-    fn of_type(type_: &ResourceType) -> Vec<u8> {
-        let mut prefix = type_.to_string().into_bytes();
-        prefix.push(0);
-        prefix
-    }
-
     fn apply(&mut self, body: Option<Body>) -> ResponseActFuture<Self, Settled> {
         match self.state.apply(body) {
             Ok(change) => self.commit(change),
@@ -250,7 +123,7 @@ impl MetaManager {
     /// Commits a change, then tells it. The answer comes when all that is done.
     fn commit(&mut self, change: Change) -> ResponseActFuture<Self, Settled> {
         let mut batch = self.tables.store.batch();
-        let at = Self::object_key(&change.type_, &change.key);
+        let at = object_key(&change.type_, &change.key);
         match &change.object {
             Some(object) => batch.put(&self.tables.objects, &at, object),
             None => batch.delete(&self.tables.objects, &at),
@@ -280,11 +153,6 @@ impl MetaManager {
         }))
     }
 
-    fn own(&self) -> Vec<(Vec<u8>, KubeObject)> {
-        let mut unread = 0;
-        readable("own", self.tables.own.scan_prefix(b""), &mut unread).collect()
-    }
-
     /// What a report says of an object that is here, or of this node, and where it is kept.
     fn kept_status(&self, report: ReportStatus) -> Option<(Vec<u8>, StatusUpdate)> {
         let status = match report.report? {
@@ -300,21 +168,8 @@ impl MetaManager {
         };
         let (type_, key) = (status.r#type.as_ref()?, status.key.as_ref()?);
         let here = self.state.index.get(type_, key).is_some_and(|entry| entry.uid == status.uid);
-        let at = Self::object_key(type_, key);
+        let at = object_key(type_, key);
         (here || *type_ == resource::nodes()).then_some((at, status))
-    }
-
-    fn save_box(&self, record: &BoxRecord) -> impl Future<Output = Result<(), StoreError>> + use<> {
-        let mut batch = self.tables.store.batch();
-        batch.put(&self.tables.boxes, BOX_KEY, record);
-        batch.commit()
-    }
-
-    fn save_kind(&self, record: &KindRecord) -> impl Future<Output = Result<(), StoreError>> + use<> {
-        let type_ = record.r#type.as_ref().map(ToString::to_string).unwrap_or_default();
-        let mut batch = self.tables.store.batch();
-        batch.put(&self.tables.kinds, type_.as_bytes(), record);
-        batch.commit()
     }
 
     fn answer(&self, answer: Settled) -> ResponseActFuture<Self, Settled> {
@@ -385,7 +240,7 @@ impl Handler<CompleteInventory> for MetaManager {
             Err(answer) => return self.answer(answer),
         };
         let completed = self.completed.clone();
-        Box::pin(self.save_kind(&record).into_actor(self).then(move |committed, this, _| {
+        Box::pin(self.tables.save_kind(&record).into_actor(self).then(move |committed, this, _| {
             let answer = this.state.completed(&record, said(committed));
             async move {
                 if answer.code == 0 {
@@ -408,7 +263,7 @@ impl Handler<StoreBookmark> for MetaManager {
             return self.answer(Settled::rejected(400, "a Bookmark names no kind"));
         };
         let record = self.state.bookmarked(&type_, version);
-        Box::pin(self.save_kind(&record).into_actor(self).map(|result, _, _| settled(result)))
+        Box::pin(self.tables.save_kind(&record).into_actor(self).map(|result, _, _| settled(result)))
     }
 }
 
@@ -422,7 +277,7 @@ impl Handler<DescribeStore> for MetaManager {
         // of which something is on its way there has none.
         self.waiting.clear();
         self.state.this_box.connection += 1;
-        Box::pin(self.save_box(&self.state.this_box).into_actor(self).map(|saved, this, _| {
+        Box::pin(self.tables.save_box(&self.state.this_box).into_actor(self).map(|saved, this, _| {
             if let Err(error) = saved {
                 tracing::warn!("the count of connections is not on disk: {error}");
             }
@@ -439,7 +294,7 @@ impl Handler<SessionStarted> for MetaManager {
             Ok(record) => record,
             Err(answer) => return self.answer(answer),
         };
-        Box::pin(self.save_box(&record).into_actor(self).map(|saved, this, _| {
+        Box::pin(self.tables.save_box(&record).into_actor(self).map(|saved, this, _| {
             if let Err(error) = &saved {
                 tracing::warn!("the session is not on disk: {error}");
             }
@@ -463,12 +318,12 @@ impl Handler<ReadObjects> for MetaManager {
     fn handle(&mut self, message: ReadObjects, _: &mut Context<Self>) -> Self::Result {
         let Some(type_) = message.r#type else { return MessageResult(ObjectList::default()) };
         if type_ == resource::nodes() {
-            let objects: Vec<KubeObject> = self.own().into_iter().map(|(_, object)| object).collect();
+            let objects: Vec<KubeObject> = self.tables.own().into_iter().map(|(_, object)| object).collect();
             return MessageResult(ObjectList { complete: !objects.is_empty(), objects });
         }
         let mut unread = 0;
         let objects = match message.key {
-            Some(key) => match self.tables.objects.get(&Self::object_key(&type_, &key)) {
+            Some(key) => match self.tables.objects.get(&object_key(&type_, &key)) {
                 Ok(object) => object.into_iter().collect(),
                 Err(error) => {
                     tracing::error!(%type_, %key, "cannot be read: {error}");
@@ -477,7 +332,7 @@ impl Handler<ReadObjects> for MetaManager {
                 }
             },
             None => {
-                let rows = self.tables.objects.scan_prefix(&Self::of_type(&type_));
+                let rows = self.tables.objects.scan_prefix(&of_type(&type_));
                 readable("objects", rows, &mut unread).map(|(_, object)| object).collect()
             }
         };
@@ -496,10 +351,10 @@ impl Handler<KeepNode> for MetaManager {
         if type_ != resource::nodes() || object.uid.is_empty() {
             return self.answer(Settled::rejected(400, format!("{type_} {key} is no node with a uid")));
         }
-        let at = Self::object_key(&type_, &key);
+        let at = object_key(&type_, &key);
         let mut batch = self.tables.store.batch();
         let mut news = Vec::new();
-        for (other, old) in self.own() {
+        for (other, old) in self.tables.own() {
             if other == at && old == object {
                 return self.answer(Settled::applied());
             }
@@ -530,7 +385,7 @@ impl Handler<ReadStatuses> for MetaManager {
 
     fn handle(&mut self, message: ReadStatuses, _: &mut Context<Self>) -> Self::Result {
         let Some(type_) = message.r#type else { return MessageResult(StatusList::default()) };
-        let prefix = Self::of_type(&type_);
+        let prefix = of_type(&type_);
         let mut unread = 0;
         let rows = readable("statuses", self.tables.statuses.scan_prefix(&prefix), &mut unread);
         MessageResult(StatusList { statuses: rows.map(|(_, status)| status).collect() })
