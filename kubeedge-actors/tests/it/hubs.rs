@@ -4,6 +4,7 @@ mod audit;
 mod boxes;
 mod enrolment;
 mod events;
+mod hellos;
 mod metamanager;
 mod renewal;
 mod script;

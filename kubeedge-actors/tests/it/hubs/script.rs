@@ -2,13 +2,16 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
-use actix::{Actor, Handler, MessageResult};
+use actix::{Actor, Handler, MessageResult, ResponseFuture};
 use kubeedge_actors::system::{Component, Context, Contract, Overflow, Stage, trace::Trace};
 use kubeedge_proto::v1::*;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::SOON;
 
@@ -17,6 +20,10 @@ use super::SOON;
 pub(super) struct Script {
     pub(super) desired: Arc<Mutex<HashMap<String, DesiredState>>>,
     pub(super) cluster: Arc<Mutex<String>>,
+    /// While it is so, the question for the cluster waits for its answer.
+    pub(super) cluster_held: Arc<watch::Sender<bool>>,
+    /// So often it was asked.
+    pub(super) cluster_asked: Arc<AtomicU32>,
     /// So many messages of nodes are answered with 503 first.
     pub(super) refuse: Arc<Mutex<u32>>,
     pub(super) heard: Arc<Mutex<Vec<mpsc::UnboundedSender<Heard>>>>,
@@ -76,8 +83,19 @@ macro_rules! answers {
     )*};
 }
 
+impl Handler<QueryCluster> for Controller {
+    type Result = ResponseFuture<Cluster>;
+    fn handle(&mut self, _: QueryCluster, _: &mut Context<Self>) -> Self::Result {
+        self.0.cluster_asked.fetch_add(1, Ordering::Relaxed);
+        let (cluster, mut held) = (self.0.cluster.clone(), self.0.cluster_held.subscribe());
+        Box::pin(async move {
+            held.wait_for(|held| !held).await.unwrap();
+            Cluster { uid: cluster.lock().unwrap().clone(), resource_version: 100 }
+        })
+    }
+}
+
 answers! {
-    QueryCluster |this, _asked| Cluster { uid: this.cluster.lock().unwrap().clone(), resource_version: 100 };
     QueryDesired |this, asked| this.desired.lock().unwrap().get(&asked.node).cloned().unwrap_or_default();
     ApplyFromNode |this, asked| {
         let envelope = asked.envelope.unwrap();
