@@ -10,6 +10,8 @@ use std::{env, error::Error, fmt::Write as _, fs, path::PathBuf, process::Comman
 
 /// The first glibc that reads packed relative relocations.
 const PACKED_SINCE: (u32, u32) = (2, 36);
+/// The first toolchain that brings its own linker, lld, for Linux on x86_64.
+const LLD_SINCE: (u32, u32) = (1, 90);
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=build.rs");
@@ -24,6 +26,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let script = PathBuf::from(env::var("OUT_DIR")?).join("hot.ld");
     fs::write(&script, linker_script(&fs::read_to_string("layout/hot.txt")?))?;
     println!("cargo::rustc-link-arg-bin=edgecore=-Wl,-T,{}", script.display());
+    // lld keeps functions once that have become the same code.
+    if links_with_lld() {
+        println!("cargo::rustc-link-arg-bin=edgecore=-Wl,--icf=all");
+    }
     // A program with packed relocations does not start with an older glibc: only where it is built for its own.
     if env::var("HOST") == env::var("TARGET") && glibc().is_some_and(|version| version >= PACKED_SINCE) {
         println!("cargo::rustc-link-arg-bin=edgecore=-Wl,-z,pack-relative-relocs");
@@ -43,8 +49,27 @@ fn linker_script(names: &str) -> String {
 
 /// The version of this machine's glibc.
 fn glibc() -> Option<(u32, u32)> {
-    let answer = Command::new("getconf").arg("GNU_LIBC_VERSION").output().ok()?;
-    let answer = String::from_utf8(answer.stdout).ok()?;
-    let (major, minor) = answer.trim().strip_prefix("glibc ")?.split_once('.')?;
-    Some((major.parse().ok()?, minor.parse().ok()?))
+    version(&said(Command::new("getconf").arg("GNU_LIBC_VERSION"))?, "glibc ")
+}
+
+/// Whether the toolchain links with the lld that it brings: since [`LLD_SINCE`] on x86_64, where it was not left out.
+fn links_with_lld() -> bool {
+    let is_so = || {
+        let (rustc, target) = (env::var_os("RUSTC")?, env::var("TARGET").ok()?);
+        let version = version(&said(Command::new(&rustc).arg("--version"))?, "rustc ")?;
+        let sysroot = said(Command::new(&rustc).args(["--print", "sysroot"]))?;
+        let lld = PathBuf::from(sysroot.trim()).join("lib/rustlib").join(&target).join("bin/gcc-ld/ld.lld");
+        Some(target == "x86_64-unknown-linux-gnu" && version >= LLD_SINCE && lld.exists())
+    };
+    is_so().unwrap_or(false)
+}
+
+fn said(command: &mut Command) -> Option<String> {
+    String::from_utf8(command.output().ok()?.stdout).ok()
+}
+
+/// Major and minor of what is said, as in `rustc 1.95.0 (...)` and `glibc 2.36`.
+fn version(said: &str, of: &str) -> Option<(u32, u32)> {
+    let mut numbers = said.trim().strip_prefix(of)?.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
