@@ -124,6 +124,9 @@ pub struct Edged {
     /// Labels that the node registers with.
     #[serde(deserialize_with = "or_default")]
     pub node_labels: BTreeMap<String, String>,
+    /// Annotations that the node registers with. Not part of KubeEdge's file.
+    #[serde(deserialize_with = "or_default")]
+    pub node_annotations: BTreeMap<String, String>,
     /// Whether the node takes pods as soon as it is registered.
     pub register_schedulable: bool,
     /// Whether Kubernetes Events are made of what happens to pods. KubeEdge's default is false.
@@ -144,6 +147,7 @@ impl Default for Edged {
             node_ip: None,
             root_directory: "/var/lib/kubelet".into(),
             node_labels: BTreeMap::new(),
+            node_annotations: BTreeMap::new(),
             register_schedulable: true,
             report_event: true,
             remote_runtime_endpoint: None,

@@ -457,6 +457,12 @@ async fn held(lab: &Lab) -> Result<Outcome> {
     ensure!(said.status.success(), "{said:?}");
     running(&client, "held-edge").await?;
     for name in ["held-cloud", "held-edge"] {
+        until_pod(&client, name, "scheduled, and not held any more", |pod| {
+            let conditions = pod.status.as_ref().and_then(|status| status.conditions.clone()).unwrap_or_default();
+            let is = |type_: &str| conditions.iter().any(|one| one.type_ == type_ && one.status == "True");
+            is("PodScheduled") && is("Ready") && !is("HeldUpgrade")
+        })
+        .await?;
         delete(&client, name, 0).await?;
     }
     Ok(Outcome::Proved)

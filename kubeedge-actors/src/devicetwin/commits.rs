@@ -3,7 +3,7 @@
 //! One commit is under way at a time; what changes meanwhile shares the next, each device once. So a burst costs a sync of
 //! the disk a batch, and what is answered is on disk.
 
-use std::{collections::BTreeSet, rc::Rc};
+use std::{collections::BTreeSet, rc::Rc, time::Duration};
 
 use actix::{ActorFutureExt, AsyncContext, WrapFuture};
 use tokio::sync::{Notify, oneshot};
@@ -11,6 +11,8 @@ use tokio::sync::{Notify, oneshot};
 use super::{DeviceTwin, dmi::server::Refused, mappers::Id, requests::Publication};
 use crate::system::Context;
 
+/// What did not get to the disk is tried again after this, unless something new takes it along before.
+const AGAIN: Duration = Duration::from_secs(1);
 /// Requests that wait for a commit at most.
 pub const MAX_PENDING: usize = 1024;
 
@@ -28,11 +30,20 @@ pub(super) struct Commits {
     dirty: BTreeSet<Id>,
     after: Vec<After>,
     committing: bool,
+    /// Devices in the commit under way.
+    under_way: BTreeSet<Id>,
+    /// A timer runs for what did not get to the disk.
+    trying_again: bool,
     /// The commit under way is done.
     done: Rc<Notify>,
 }
 
 impl Commits {
+    /// Whether a device is on disk as it is now.
+    pub(super) fn is_on_disk(&self, id: &str) -> bool {
+        !self.dirty.contains(id) && !self.under_way.contains(id)
+    }
+
     /// A device's record is to be written as it is then; taken off when there is no such device.
     pub(super) fn put(&mut self, id: &str) {
         if !self.dirty.contains(id) {
@@ -66,8 +77,9 @@ impl DeviceTwin {
         }
         self.commits.committing = true;
         let mut batch = self.config.store.batch();
-        for id in std::mem::take(&mut self.commits.dirty) {
-            match self.devices.get(&id) {
+        self.commits.under_way = std::mem::take(&mut self.commits.dirty);
+        for id in &self.commits.under_way {
+            match self.devices.get(id) {
                 Some(device) => batch.put(&self.twins, id.as_bytes(), &device.record()),
                 None => batch.delete(&self.twins, id.as_bytes()),
             }
@@ -95,17 +107,38 @@ impl DeviceTwin {
             }
             Self::publish_all(publish, all).await;
             done.notify_one();
+            committed.is_ok()
         };
         // A task of its own: while no more is taken, nothing of this component's own context runs.
         let work = tokio::task::spawn_local(work);
         ctx.spawn(work.into_actor(self).map(|ended, this, ctx| {
-            if let Err(error) = ended {
-                return ctx.fail(format!("a commit did not end: {error}"));
-            }
+            let on_disk = match ended {
+                Ok(on_disk) => on_disk,
+                Err(error) => return ctx.fail(format!("a commit did not end: {error}")),
+            };
             this.commits.committing = false;
-            this.commit(ctx);
+            let ids = std::mem::take(&mut this.commits.under_way);
+            if !on_disk {
+                this.commits.dirty.extend(ids);
+            }
+            if on_disk || !this.commits.after.is_empty() {
+                this.commit(ctx);
+            } else {
+                this.commit_later(ctx);
+            }
             this.report_due(ctx);
         }));
+    }
+
+    /// Who asked was told that it is not on disk. What a device is has changed all the same, and must not stay ahead of the
+    /// disk until it changes next.
+    fn commit_later(&mut self, ctx: &mut Context<Self>) {
+        if !std::mem::replace(&mut self.commits.trying_again, true) {
+            ctx.run_later(AGAIN, |this, ctx| {
+                this.commits.trying_again = false;
+                this.commit(ctx);
+            });
+        }
     }
 
     /// Takes no more until the commit under way is done.

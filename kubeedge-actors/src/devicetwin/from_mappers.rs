@@ -20,7 +20,7 @@ use super::{
     mappers::Told,
     requests, rfc3339, stamp,
     topics::of_device,
-    twin::{self, MAX_TWINS},
+    twin::{self, DELETED, MAX_TWINS},
 };
 use crate::system::Context;
 
@@ -54,10 +54,13 @@ impl Handler<FromMapper<MapperRegisterRequest>> for DeviceTwin {
             "a mapper registers"
         );
         self.mappers.load(record.clone());
+        // One that has changed its protocol is called for the new one only; another mapper of the old one is called again.
+        self.callers.retain(|protocol, _| self.mappers.of_protocol(protocol).is_some());
         let mut batch = self.config.store.batch();
         batch.put(&self.mapper_records, record.name.as_bytes(), &record);
         let calling = caller::start(record.clone(), told, std::rc::Rc::clone(&self.shared));
         self.callers.insert(record.protocol, (record.registration, calling));
+        self.call_mappers();
         Box::pin(async move {
             match batch.commit().await {
                 Ok(()) => Ok(MapperRegisterResponse { model_list: models, device_list: devices }),
@@ -144,12 +147,17 @@ impl DeviceTwin {
             let name = told.property_name;
             let desired_by_cloud =
                 wanted.spec.properties.iter().any(|property| property.name == name && property.desired.is_some());
-            let before = device.twins.get(&name).filter(|twin| twin.r#type != "deleted").map(twin::shown);
+            let before = device.twins.get(&name).filter(|twin| twin.r#type != DELETED).map(twin::shown);
+            let type_ = || model.map_or("string", |model| model.twin_type(&name)).to_owned();
             let twin = device.twins.entry(name.clone()).or_insert_with(|| TwinRecord {
                 name: name.clone(),
-                r#type: model.map_or("string", |model| model.twin_type(&name)).to_owned(),
+                r#type: type_(),
                 ..TwinRecord::default()
             });
+            // An application may have deleted it: the mapper has it all the same.
+            if twin.r#type == DELETED {
+                twin.r#type = type_();
+            }
             if let Some(reported) = told.reported {
                 twin.actual = Some(side(stamp.now_ms, reported, twin.actual.take()));
             }

@@ -245,7 +245,7 @@ impl DeviceTwin {
                 value: desired.value.clone(),
                 metadata: desired.metadata.clone().into_iter().collect(),
             });
-            let before = device.twins.get(&property.name).filter(|twin| twin.r#type != "deleted").map(twin::shown);
+            let before = device.twins.get(&property.name).filter(|twin| twin.r#type != twin::DELETED).map(twin::shown);
             if device.desire(stamp.now_ms, &property.name, type_, desired.as_ref()) {
                 outcome.document.extend(requests::changed(&property.name, before, device).document);
             }
@@ -277,7 +277,7 @@ impl DeviceTwin {
     /// Reports what is due, and comes back for what is not yet.
     fn report_due(&mut self, ctx: &mut Context<Self>) {
         let now = self.now();
-        while let Some(id) = self.reporter.next(now) {
+        while let Some(id) = self.reporter.next(now, |id| self.commits.is_on_disk(id)) {
             let report = {
                 let catalogue = self.shared.catalogue.borrow();
                 match (self.devices.get(&id), catalogue.device(&id)) {
@@ -285,10 +285,11 @@ impl DeviceTwin {
                     _ => None,
                 }
             };
-            let Some(report) = report else {
+            let Some(report) = report.filter(|report| self.reporter.is_news(now, &id, report)) else {
                 self.reporter.done(now, &id, true);
                 continue;
             };
+            self.reporter.tell(now, &id, report.clone());
             let port = self.report.clone();
             let message = ReportStatus { report: Some(Report::Device(report)) };
             ctx.spawn(async move { port.ask(message, STORE_WITHIN).await }.into_actor(self).map(
@@ -309,7 +310,7 @@ impl DeviceTwin {
         if let Some(timer) = self.reporting.take() {
             ctx.cancel_future(timer);
         }
-        if let Some(due) = self.reporter.due() {
+        if let Some(due) = self.reporter.due(|id| self.commits.is_on_disk(id)) {
             let wait = due.saturating_sub(now).max(Duration::from_millis(1));
             self.reporting = Some(ctx.run_later(wait, |this, ctx| {
                 this.reporting = None;

@@ -2,7 +2,10 @@
 
 use kubeedge_proto::v1::{DeviceReport, PropertyValue, ReportedProperty, TwinSideRecord};
 
-use super::{dmi::convert, twin::Device};
+use super::{
+    dmi::convert,
+    twin::{DELETED, Device},
+};
 
 /// One side of a twin for the cloud; `None` while it has no value.
 pub fn told(side: &TwinSideRecord, type_: &str) -> Option<PropertyValue> {
@@ -16,7 +19,7 @@ pub fn told(side: &TwinSideRecord, type_: &str) -> Option<PropertyValue> {
 pub fn report(device: &Device, wanted: &convert::Device) -> DeviceReport {
     let properties = wanted.spec.properties.iter().filter(|property| property.report_to_cloud != Some(false));
     let reported = properties.filter_map(|property| {
-        let twin = device.twins.get(&property.name).filter(|twin| twin.r#type != "deleted")?;
+        let twin = device.twins.get(&property.name).filter(|twin| twin.r#type != DELETED)?;
         let reported = twin.actual.as_ref().and_then(|side| told(side, &twin.r#type));
         let observed_desired = twin.observed_desired.clone();
         (reported.is_some() || observed_desired.is_some()).then(|| ReportedProperty {

@@ -412,6 +412,58 @@ async fn a_change_that_is_not_on_disk_is_answered_with_an_error() {
     }
     let refused = within(client.report_device_status(status(vec![("t", Some("3"), None)]))).await.unwrap_err();
     assert_eq!(refused.code(), Code::Internal);
+    // Neither is it told to the cloud.
+    let reports = async {
+        loop {
+            let report = site.report().await;
+            assert!(matches!(reported(&report, "t").as_deref(), None | Some("1")), "{report:?}");
+        }
+    };
+    tokio::time::timeout(2 * reporter::EVERY, reports).await.unwrap_err();
+    drop(client);
+    site.test.assert_quiet().await;
+}
+
+#[actix_rt::test]
+async fn what_a_mapper_reads_counts_again_after_an_application_has_deleted_it() {
+    let site = Site::start(Rate::default());
+    let mut client = site.client().await;
+    let ask = async |what: &str, payload: Value| {
+        let (topic, payload) = (format!("$hw/events/device/ns/d/twin/{what}"), payload.to_string().into());
+        site.test.tell(TwinMessage { topic, payload, oversize: 0 }).await;
+        let answer = site.until_published(&format!("$hw/events/device/ns/d/twin/{what}/result")).await;
+        assert_eq!(answer.get("code"), None, "{answer}");
+        answer["twin"]["extra"].clone()
+    };
+    // No property of the Device, so an application may delete it.
+    let made = json!({"extra": {"optional": true, "actual": {"value": "1"}, "metadata": {"type": "int"}}});
+    ask("update", json!({"event_id": "e", "twin": made})).await;
+    ask("update", json!({"event_id": "e", "twin": {"extra": null}})).await;
+    assert_eq!(ask("get", json!({"event_id": "e"})).await, Value::Null);
+    within(client.report_device_status(status(vec![("extra", Some("2"), None)]))).await.unwrap();
+    // What the report did is told as the answer of an update; the next is the one that was asked for.
+    let now = ask("get", json!({"event_id": "e"})).await;
+    assert_eq!((now["actual"]["value"].as_str(), now["metadata"]["type"].as_str()), (Some("2"), Some("string")));
+    drop(client);
+    site.test.assert_quiet().await;
+}
+
+#[actix_rt::test]
+async fn what_stays_at_the_edge_makes_no_reports() {
+    let site = Site::start(Rate::default());
+    let mut client = site.client().await;
+    within(client.report_device_status(status(vec![("t", Some("1"), None)]))).await.unwrap();
+    site.until_report(|report| reported(report, "t").as_deref() == Some("1")).await;
+    let none = async {
+        for value in ["2", "3", "4"] {
+            within(client.report_device_status(status(vec![("own", Some(value), None)]))).await.unwrap();
+            let next = tokio::time::timeout(reporter::EVERY + reporter::EVERY / 2, site.report()).await;
+            assert!(next.is_err(), "{next:?}");
+        }
+    };
+    none.await;
+    within(client.report_device_status(status(vec![("t", Some("5"), None)]))).await.unwrap();
+    site.until_report(|report| reported(report, "t").as_deref() == Some("5")).await;
     drop(client);
     site.test.assert_quiet().await;
 }

@@ -14,7 +14,8 @@ use super::wire::{MsgAttr, MsgTwin, TwinValue, Twins, TypeMetadata, ValueMetadat
 pub const MAX_TWINS: usize = 4096;
 /// Attributes of one device.
 pub const MAX_ATTRIBUTES: usize = 1024;
-const DELETED: &str = "deleted";
+/// The type of a twin that was deleted; its versions stay.
+pub const DELETED: &str = "deleted";
 
 /// One device as DeviceTwin knows it.
 #[derive(Clone, Debug, Default, PartialEq)]

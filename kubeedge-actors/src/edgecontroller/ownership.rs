@@ -1,8 +1,7 @@
 //! What of a status and of a Node belongs to the node that reports it. Pure.
 //!
-//! The cloud writes only these fields, so that a node's report never overwrites what others own: the scheduler's
-//! `PodScheduled`, readiness gates, the eviction API's `DisruptionTarget`, routes' `NetworkUnavailable`, attached
-//! volumes, users' labels and taints.
+//! The cloud writes only these fields, so that a node's report never overwrites what others own: readiness gates, the
+//! eviction API's `DisruptionTarget`, routes' `NetworkUnavailable`, attached volumes, users' labels and taints.
 
 use serde_json::{Map, Value, json};
 
@@ -24,19 +23,23 @@ const POD_FIELDS: &[&str] = &[
     "observedGeneration",
 ];
 
-/// Pod conditions that a kubelet owns.
+/// Pod conditions that a kubelet owns. `PodScheduled` too: of a pod that came to its node without a scheduler nobody else
+/// says it.
 const POD_CONDITIONS: &[&str] = &[
+    "PodScheduled",
     "PodReadyToStartContainers",
     "Initialized",
     "ContainersReady",
     "Ready",
     "PodResizePending",
     "PodResizeInProgress",
-    "HeldUpgrade",
+    HELD,
 ];
 
-/// Those of them that go away again.
-const PASSING: &[&str] = &["PodResizePending", "PodResizeInProgress"];
+/// Those of them that go away again: of a pod whose containers have resources.
+const RESIZED: &[&str] = &["PodResizePending", "PodResizeInProgress"];
+/// And of any pod, once it is released.
+const HELD: &str = "HeldUpgrade";
 
 /// Fields of a node's status that a kubelet owns.
 const NODE_FIELDS: &[&str] = &["capacity", "allocatable", "addresses", "daemonEndpoints", "nodeInfo", "images"];
@@ -103,10 +106,11 @@ pub fn status_patch(owner: Owner, uid: &str, reported: &Value) -> Value {
         })
         .cloned()
         .collect();
-    // Only what has resources can have been resized.
-    if owner == Owner::Pod && has_resources(reported) {
+    // Only what has resources can have been resized. A status without conditions says nothing of them.
+    if owner == Owner::Pod && !own.is_empty() {
+        let resized = RESIZED.iter().copied().filter(|_| has_resources(reported));
         let said = |own: &[Value], type_: &str| own.iter().any(|condition| condition["type"] == type_);
-        let over: Vec<&str> = PASSING.iter().copied().filter(|type_| !said(&own, type_)).collect();
+        let over: Vec<&str> = resized.chain([HELD]).filter(|type_| !said(&own, type_)).collect();
         own.extend(over.into_iter().map(|type_| json!({"type": type_, "$patch": "delete"})));
     }
     if !own.is_empty() {
@@ -246,7 +250,7 @@ mod tests {
         let reported = json!({
             "phase": "Running",
             "nominatedNodeName": "x",
-            "conditions": [{"type": "Ready", "status": "True"}, {"type": "PodScheduled", "status": "False"},
+            "conditions": [{"type": "Ready", "status": "True"}, {"type": "DisruptionTarget", "status": "False"},
                            {"type": "example.com/gate", "status": "True"}],
             "podIPs": [{"ip": "10.0.0.2"}],
         });
@@ -256,7 +260,7 @@ mod tests {
                 "metadata": {"uid": "u1"},
                 "status": {
                     "phase": "Running", "message": null, "reason": null,
-                    "conditions": [{"type": "Ready", "status": "True"}],
+                    "conditions": [{"type": "Ready", "status": "True"}, {"type": "HeldUpgrade", "$patch": "delete"}],
                     "podIPs": [{"ip": "10.0.0.2"}, {"$patch": "replace"}],
                 },
             })
@@ -269,9 +273,21 @@ mod tests {
         let under_way = json!({"type": "PodResizeInProgress", "status": "True"});
         let reported = json!({"containerStatuses": resized, "conditions": [under_way]});
         let conditions = status_patch(Owner::Pod, "u", &reported)["status"]["conditions"].clone();
-        assert_eq!(conditions, json!([under_way, {"type": "PodResizePending", "$patch": "delete"}]));
+        let over = ["PodResizePending", "HeldUpgrade"].map(|type_| json!({"type": type_, "$patch": "delete"}));
+        assert_eq!(conditions, json!([under_way, over[0], over[1]]));
         let without = json!({"containerStatuses": [{"name": "a"}], "conditions": []});
         assert_eq!(status_patch(Owner::Pod, "u", &without)["status"].get("conditions"), None);
+    }
+
+    #[test]
+    fn a_pod_that_is_released_is_not_held_any_more() {
+        let of = |type_: &str| {
+            let reported = json!({"phase": "Pending", "conditions": [{"type": type_, "status": "True"}]});
+            status_patch(Owner::Pod, "u", &reported)["status"]["conditions"].clone()
+        };
+        assert_eq!(of("HeldUpgrade"), json!([{"type": "HeldUpgrade", "status": "True"}]));
+        let released = json!([{"type": "PodScheduled", "status": "True"}, {"type": "HeldUpgrade", "$patch": "delete"}]);
+        assert_eq!(of("PodScheduled"), released);
     }
 
     #[test]
@@ -282,7 +298,8 @@ mod tests {
             "containerStatuses": [{"name": "a", "state": {"$patch": "delete", "running": {}}}],
         });
         let status = &status_patch(Owner::Pod, "u", &reported)["status"];
-        assert_eq!(status["conditions"], json!([{"type": "Ready", "status": "True"}]));
+        let own = json!([{"type": "Ready", "status": "True"}, {"type": "HeldUpgrade", "$patch": "delete"}]);
+        assert_eq!(status["conditions"], own);
         assert_eq!(status["containerStatuses"], json!([{"name": "a", "state": {"running": {}}}]));
     }
 

@@ -10,7 +10,7 @@ use super::{
     eviction::{Pressure, rank::is_critical},
     lifecycle::{PendingResize, PodFailure},
     quantity::Quantity,
-    resources::{QosClass, qos_class},
+    resources::{QosClass, pod_sysctls, qos_class},
 };
 
 /// What the node has for pods, by the names of resources, `pods` among them.
@@ -68,6 +68,14 @@ fn raise(to: &mut Room, least: &Room) {
     for (name, amount) in least {
         let known = to.entry(name.clone()).or_insert(Quantity::ZERO);
         *known = (*known).max(*amount);
+    }
+}
+
+/// Whether a pod sets only kernel parameters that are its own or that the node's operator allows.
+pub fn admit_sysctls(pod: &Pod, allowed: &[String]) -> Result<(), PodFailure> {
+    match pod_sysctls(pod, allowed) {
+        Ok(_) => Ok(()),
+        Err(forbidden) => Err(rejected("SysctlForbidden", &forbidden.to_string())),
     }
 }
 
@@ -210,6 +218,19 @@ mod tests {
         assert_eq!(refusal(&asks(json!({"example.com/other": "1"})), &[]), None, "a resource of the cluster");
         assert_eq!(refusal(&asks(json!({"hugepages-2Mi": "2Mi"})), &[]).unwrap().0, "OutOfhugepages-2Mi");
         assert_eq!(refusal(&asks(json!({"cpu": "x"})), &[]).unwrap().0, "UnexpectedAdmissionError");
+    }
+
+    #[test]
+    fn a_kernel_parameter_beyond_the_pod_is_refused_unless_it_is_allowed() {
+        let sets =
+            |name: &str| pod(json!({"containers": [], "securityContext": {"sysctls": [{"name": name, "value": "1"}]}}));
+        let refusal = |name: &str, allowed: &[String]| admit_sysctls(&sets(name), allowed).err();
+        assert_eq!(refusal("net.ipv4.tcp_syncookies", &[]), None);
+        let refused = refusal("net.core.somaxconn", &[]).unwrap();
+        let why = "Pod was rejected: forbidden sysctl: \"net.core.somaxconn\" not allowlisted";
+        assert_eq!((refused.reason.as_str(), refused.message.as_str()), ("SysctlForbidden", why));
+        assert_eq!(refusal("net.core.somaxconn", &["net.core.*".to_owned()]), None);
+        assert!(refusal("vm.swappiness", &["vm.swappiness".to_owned()]).is_some(), "it is the whole node's");
     }
 
     #[test]

@@ -109,8 +109,15 @@ pub enum Reason {
 /// The names under which a pod that is not taken up is told of. Extended resources have names without end, and one
 /// event's name.
 pub fn rejection(reason: &str) -> &'static str {
-    let known =
-        ["OutOfcpu", "OutOfmemory", "OutOfephemeral-storage", "OutOfpods", "Evicted", "UnexpectedAdmissionError"];
+    let known = [
+        "OutOfcpu",
+        "OutOfmemory",
+        "OutOfephemeral-storage",
+        "OutOfpods",
+        "Evicted",
+        "SysctlForbidden",
+        "UnexpectedAdmissionError",
+    ];
     known.into_iter().find(|known| *known == reason).unwrap_or("OutOfResource")
 }
 

@@ -6,7 +6,7 @@
 //! | listens | `ObjectsChanged`, `KindCompleted`, `ObjectsReloaded` (MetaManager), in order and none lost; `LinkStateChanged`, the newest, where there is an EdgeHub |
 //! | asks | `ReadObjects`, `ReportStatus` (MetaManager); `CallCloud`, `PublishEvent` where there is an EdgeHub |
 //! | stores | in files of the root directory: which pods have failed ([`failures`]), who has which devices ([`devices`]), which held pods were released ([`hold`]); what is wanted is MetaManager's, what is there is the container runtime's |
-//! | offline | everything works but new tokens and pulls; what is reported waits with MetaManager, [`events`] are dropped |
+//! | offline | everything works but new tokens and pulls; what is reported waits with MetaManager, [`events`] in EdgeHub's outbox, within its bounds |
 //!
 //! It is a reconciler. One [`worker`] looks after one pod: it looks at the runtime, [`lifecycle::decide`]s, acts,
 //! reports. The [`book`] says which pods there are; a [`relist`] every second says whom to look at. After a restart of

@@ -1,6 +1,6 @@
 //! The ConfigMaps and Secrets that a pod names: a change of one is a reason to look at the pod.
 
-use k8s_openapi::api::core::v1::{Container, Pod, Volume};
+use k8s_openapi::api::core::v1::{EnvFromSource, EnvVar, Pod, PodSpec, Volume};
 
 /// Whether the pod names this ConfigMap of its namespace.
 pub(crate) fn names_config_map(pod: &Pod, name: &str) -> bool {
@@ -8,19 +8,10 @@ pub(crate) fn names_config_map(pod: &Pod, name: &str) -> bool {
         let projected = volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten());
         volume.config_map.as_ref().is_some_and(|source| source.name == name)
             || projected.into_iter().any(|source| source.config_map.as_ref().is_some_and(|map| map.name == name))
-    }) || containers(pod).any(|container| {
-        container
-            .env_from
-            .iter()
-            .flatten()
-            .any(|from| from.config_map_ref.as_ref().is_some_and(|reference| reference.name == name))
-            || container
-                .env
-                .iter()
-                .flatten()
-                .filter_map(|var| var.value_from.as_ref())
-                .any(|from| from.config_map_key_ref.as_ref().is_some_and(|reference| reference.name == name))
-    })
+    }) || env_from(pod).any(|from| from.config_map_ref.as_ref().is_some_and(|reference| reference.name == name))
+        || env(pod)
+            .filter_map(|var| var.value_from.as_ref())
+            .any(|from| from.config_map_key_ref.as_ref().is_some_and(|reference| reference.name == name))
 }
 
 /// Whether the pod names this Secret of its namespace.
@@ -32,19 +23,10 @@ pub(crate) fn names_secret(pod: &Pod, name: &str) -> bool {
             volume.secret.as_ref().is_some_and(|source| source.secret_name.as_deref() == Some(name))
                 || projected.into_iter().any(|source| source.secret.as_ref().is_some_and(|secret| secret.name == name))
         })
-        || containers(pod).any(|container| {
-            container
-                .env_from
-                .iter()
-                .flatten()
-                .any(|from| from.secret_ref.as_ref().is_some_and(|reference| reference.name == name))
-                || container
-                    .env
-                    .iter()
-                    .flatten()
-                    .filter_map(|var| var.value_from.as_ref())
-                    .any(|from| from.secret_key_ref.as_ref().is_some_and(|reference| reference.name == name))
-        })
+        || env_from(pod).any(|from| from.secret_ref.as_ref().is_some_and(|reference| reference.name == name))
+        || env(pod)
+            .filter_map(|var| var.value_from.as_ref())
+            .any(|from| from.secret_key_ref.as_ref().is_some_and(|reference| reference.name == name))
 }
 
 /// Whether the pod has a service account token that is renewed while it runs.
@@ -68,8 +50,21 @@ fn volumes(pod: &Pod) -> impl Iterator<Item = &Volume> {
     pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten())
 }
 
-fn containers(pod: &Pod) -> impl Iterator<Item = &Container> {
-    pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten().chain(&spec.containers))
+/// Of every container, those that somebody adds to debug the pod among them.
+fn env(pod: &Pod) -> impl Iterator<Item = &EnvVar> {
+    fn of(spec: &PodSpec) -> impl Iterator<Item = &Option<Vec<EnvVar>>> {
+        let own = spec.init_containers.iter().flatten().chain(&spec.containers).map(|container| &container.env);
+        own.chain(spec.ephemeral_containers.iter().flatten().map(|container| &container.env))
+    }
+    pod.spec.iter().flat_map(of).flatten().flatten()
+}
+
+fn env_from(pod: &Pod) -> impl Iterator<Item = &EnvFromSource> {
+    fn of(spec: &PodSpec) -> impl Iterator<Item = &Option<Vec<EnvFromSource>>> {
+        let own = spec.init_containers.iter().flatten().chain(&spec.containers).map(|container| &container.env_from);
+        own.chain(spec.ephemeral_containers.iter().flatten().map(|container| &container.env_from))
+    }
+    pod.spec.iter().flat_map(of).flatten().flatten()
 }
 
 #[cfg(test)]
@@ -89,6 +84,9 @@ mod tests {
                     "env": [
                         {"name": "A", "valueFrom": {"configMapKeyRef": {"name": "c-key", "key": "k"}}},
                         {"name": "B", "valueFrom": {"secretKeyRef": {"name": "s-key", "key": "k"}}}]}],
+                "ephemeralContainers": [{"name": "d",
+                    "envFrom": [{"configMapRef": {"name": "c-debug"}}],
+                    "env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s-debug", "key": "k"}}}]}],
                 "volumes": [
                     {"name": "v1", "configMap": {"name": "c-volume"}}, {"name": "v2", "secret": {"secretName": "s-volume"}},
                     {"name": "v3", "projected": {"sources": [
@@ -98,10 +96,10 @@ mod tests {
             },
         }))
         .unwrap();
-        for name in ["c-from", "c-key", "c-volume", "c-projected"] {
+        for name in ["c-from", "c-key", "c-debug", "c-volume", "c-projected"] {
             assert!(names_config_map(&pod, name) && !names_secret(&pod, name), "{name}");
         }
-        for name in ["s-pull", "s-from", "s-key", "s-volume", "s-projected"] {
+        for name in ["s-pull", "s-from", "s-key", "s-debug", "s-volume", "s-projected"] {
             assert!(names_secret(&pod, name) && !names_config_map(&pod, name), "{name}");
         }
         assert!(names_claim(&pod, "data") && !names_claim(&pod, "c-volume"));

@@ -351,6 +351,8 @@ impl View<'_> {
         let disruption = disruption
             .map(|failed| ("DisruptionTarget", true, Some(("TerminationByKubelet", failed.message.clone())), now));
         [
+            // It is here. What a scheduler said of it has the same words.
+            ("PodScheduled", true, None, taken_up),
             ("PodReadyToStartContainers", sandbox.is_some(), None, sandbox.map_or(now, |sandbox| sandbox.created_at)),
             ("Initialized", initialized, not_initialized, since_initialized),
             ("Ready", ready, not_ready, since_ready),

@@ -33,6 +33,7 @@ pub(super) fn settings(config: &EdgeCore, node: &NodeName) -> Result<EdgedConfig
     };
     let node = NodeSettings {
         labels: edged.node_labels.clone(),
+        annotations: edged.node_annotations.clone(),
         taints: kubelet.register_with_taints.iter().map(taint).collect(),
         schedulable: edged.register_schedulable,
         max_pods: kubelet.max_pods,
@@ -67,6 +68,7 @@ pub(super) fn settings(config: &EdgeCore, node: &NodeName) -> Result<EdgedConfig
         cluster_dns: kubelet.cluster_dns.clone(),
         cluster_domain: kubelet.cluster_domain.clone(),
         resolv_conf: kubelet.resolv_conf.clone(),
+        allowed_sysctls: kubelet.allowed_unsafe_sysctls.clone(),
         pod_pids: kubelet.pod_pids_limit,
         cgroups_per_qos: kubelet.cgroups_per_qos,
         enforce_allocatable: kubelet.enforce_node_allocatable.iter().any(|name| name == "pods"),

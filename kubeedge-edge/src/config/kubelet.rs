@@ -40,6 +40,9 @@ pub struct KubeletConfig {
     pub cluster_domain: String,
     /// The name server configuration that pods with DNS policy Default inherit; empty: none.
     pub resolv_conf: PathBuf,
+    /// Kernel parameters beyond the safe ones that pods may set in their own namespaces; `*` at the end for a group.
+    #[serde(deserialize_with = "or_default")]
+    pub allowed_unsafe_sysctls: Vec<String>,
     /// Where the node's own API is served: the loopback interface unless somebody wants it seen.
     #[serde(deserialize_with = "parsed")]
     pub address: IpAddr,
@@ -120,6 +123,7 @@ impl Default for KubeletConfig {
             cluster_dns: Vec::new(),
             cluster_domain: String::new(),
             resolv_conf: "/etc/resolv.conf".into(),
+            allowed_unsafe_sysctls: Vec::new(),
             address: Ipv4Addr::LOCALHOST.into(),
             read_only_port: NODE_API_PORT,
             container_log_max_size: Bytes(10 << 20),

@@ -24,7 +24,7 @@ pub(super) const FIELDS: &[&str] = paths! {
         "kubeConfig" "masterServiceNamespace" "maxContainerCount" "maxPerPodContainerCount" "minimumGCAge"
         "networkPluginMTU" "networkPluginName" "podSandboxImage" "registerNode" "registerNodeNamespace"
         "remoteImageEndpoint" "runtimeCgroups" "seccompDefault";
-    "modules.edged.tailoredKubeletConfig.": "allowedUnsafeSysctls" "apiVersion" "authentication"
+    "modules.edged.tailoredKubeletConfig.": "apiVersion" "authentication"
         "authorization" "cgroupRoot" "configMapAndSecretChangeDetectionStrategy"
         "containerLogMaxWorkers"
         "contentType" "cpuCFSQuota" "cpuCFSQuotaPeriod" "cpuManagerPolicy" "cpuManagerPolicyOptions"

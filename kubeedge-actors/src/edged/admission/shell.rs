@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use k8s_openapi::api::core::v1::Pod;
 
-use super::{Room, admit};
+use super::{Room, admit, admit_sysctls};
 use crate::{
     edged::{
         Edged,
@@ -54,6 +54,7 @@ impl Edged {
             let message = "Pod was rejected as the node is shutting down.".to_owned();
             return Err(PodFailure { reason: "NodeShutdown".to_owned(), message, ..PodFailure::default() });
         }
+        admit_sysctls(pod, &self.prepared.setup.allowed_sysctls)?;
         let others = self.active_pods().filter(|(other, _)| *other != uid && !waiting.contains(other));
         admit(pod, others.map(|(_, pod)| pod), &self.room(), *self.pressure.borrow())
     }

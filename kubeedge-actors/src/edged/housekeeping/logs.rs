@@ -7,7 +7,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use jiff::Timestamp;
@@ -29,6 +29,30 @@ impl Default for LogPolicy {
     fn default() -> Self {
         Self { max_size: 10 << 20, max_files: 5, interval: Duration::from_secs(10) }
     }
+}
+
+/// A link whose log is not there for so long is left behind: the runtime makes the log right after the link.
+const DANGLES_FOR: Duration = Duration::from_secs(60);
+
+/// Removes links in `containers` to logs below `pods` that are gone, as an edgecore that was killed leaves them; answers
+/// how many. Other files and links there are somebody else's.
+pub fn sweep_links(containers: &Path, pods: &Path, now: SystemTime) -> io::Result<usize> {
+    let entries = match fs::read_dir(containers) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        entries => entries?,
+    };
+    let mut removed = 0;
+    for entry in entries {
+        let entry = entry?;
+        let link = entry.path();
+        let made = fs::symlink_metadata(&link).and_then(|metadata| metadata.modified());
+        let is_old = made.is_ok_and(|made| now.duration_since(made).is_ok_and(|age| age >= DANGLES_FOR));
+        if is_old && fs::read_link(&link).is_ok_and(|log| log.starts_with(pods) && !log.exists()) {
+            gone(fs::remove_file(&link))?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
 }
 
 /// A log that has to be rotated or opened anew.
@@ -198,6 +222,30 @@ mod tests {
         // A rotation that was broken off behind its rename.
         assert_eq!(decide(&files(&[("4.log.1", 99)]), &policy(3)), [(4, true, vec![])]);
         assert_eq!(decide(&files(&[("10.log", 3), ("1.log.5", 3)]), &policy(3)), [(1, true, vec![])]);
+    }
+
+    #[test]
+    fn links_to_logs_that_are_gone_go_and_nothing_else() {
+        let root = tempfile::tempdir().unwrap();
+        let (containers, pods) = (root.path().join("containers"), root.path().join("pods"));
+        assert_eq!(sweep_links(&containers, &pods, SystemTime::now()).unwrap(), 0, "there is no such folder yet");
+        fs::create_dir_all(&containers).unwrap();
+        fs::create_dir_all(pods.join("ns_a_u/main")).unwrap();
+        fs::write(pods.join("ns_a_u/main/0.log"), "").unwrap();
+        fs::write(containers.join("file.log"), "").unwrap();
+        let link = |name: &str, to: PathBuf| std::os::unix::fs::symlink(to, containers.join(name)).unwrap();
+        link("there.log", pods.join("ns_a_u/main/0.log"));
+        link("gone.log", pods.join("ns_b_u/main/0.log"));
+        link("foreign.log", root.path().join("elsewhere/0.log"));
+        let names = || -> Vec<String> {
+            let entries = fs::read_dir(&containers).unwrap().map(|entry| entry.unwrap().file_name());
+            entries.map(|name| name.into_string().unwrap()).collect::<BTreeSet<_>>().into_iter().collect()
+        };
+        assert_eq!(sweep_links(&containers, &pods, SystemTime::now()).unwrap(), 0, "the runtime makes its log now");
+        assert_eq!(names().len(), 4);
+        let later = SystemTime::now() + DANGLES_FOR;
+        assert_eq!(sweep_links(&containers, &pods, later).unwrap(), 1);
+        assert_eq!(names(), ["file.log", "foreign.log", "there.log"]);
     }
 
     proptest! {

@@ -5,7 +5,11 @@
 pub mod images;
 pub mod logs;
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use jiff::Timestamp;
 use tokio::time::MissedTickBehavior;
@@ -30,6 +34,8 @@ pub struct HousekeepingPolicy {
 
 /// Between two looks at the images (kubelet's).
 const IMAGES_EVERY: Duration = Duration::from_secs(300);
+/// Between two looks for links to logs that are gone (kubelet's).
+const LINKS_EVERY: Duration = Duration::from_secs(60);
 /// The first look at the images: what pods of the last life need is pulled and used by then.
 const IMAGES_FIRST: Duration = Duration::from_secs(60);
 
@@ -56,8 +62,11 @@ impl Housekeeper {
         logs.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut images = tokio::time::interval_at(tokio::time::Instant::now() + IMAGES_FIRST, IMAGES_EVERY);
         images.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut links = tokio::time::interval(LINKS_EVERY);
+        links.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
+                _ = links.tick() => self.sweep_links().await,
                 _ = logs.tick() => {
                     let pods = self.log_dir.join("pods");
                     match logs::rotate(&*self.runtime, &pods, &self.policy.logs, Timestamp::now()).await {
@@ -68,6 +77,16 @@ impl Housekeeper {
                 }
                 _ = images.tick() => self.collect_images().await,
             }
+        }
+    }
+
+    async fn sweep_links(&self) {
+        let (containers, pods) = (self.log_dir.join("containers"), self.log_dir.join("pods"));
+        let sweep = move || logs::sweep_links(&containers, &pods, SystemTime::now());
+        match tokio::task::spawn_blocking(sweep).await.map_err(std::io::Error::other).flatten() {
+            Ok(0) => {}
+            Ok(removed) => tracing::debug!(removed, "links to logs that are gone were removed"),
+            Err(error) => tracing::warn!("links to logs that are gone stay: {error}"),
         }
     }
 

@@ -80,7 +80,8 @@ impl LogDirs {
         gone(std::fs::remove_dir_all(self.pod(plan)))
     }
 
-    /// Removes the logs of a pod of which only the uid is known. Links to them stay.
+    /// Removes the logs of a pod of which only the uid is known. Links to them go when they are looked for
+    /// (`housekeeping::logs::sweep_links`).
     pub fn remove_orphan(&self, uid: &PodUid) -> io::Result<()> {
         let end = format!("_{uid}");
         let pods = match std::fs::read_dir(self.root.join("pods")) {
