@@ -31,6 +31,7 @@ use crate::{
     containerd::{PrivateContainerd, Tools},
     image::{BusyboxImages, Image},
     leftovers::{self, Leftover},
+    line::Line,
     process::{Launch, Process},
     registry::{Catalogue, Registry},
 };
@@ -60,6 +61,7 @@ pub struct Lab {
     cloud: Option<Process>,
     edge: Option<Process>,
     mapper: Option<Process>,
+    line: Option<Line>,
     enrolment: Option<SocketAddr>,
     client: Option<Client>,
     /// Settings of the edge's kubelet, a line each, for the next [`join`](Self::join).
@@ -124,6 +126,7 @@ impl Lab {
             cloud: None,
             edge: None,
             mapper: None,
+            line: None,
             enrolment: None,
             client: None,
             settings: Vec::new(),
@@ -276,6 +279,27 @@ impl Lab {
         self.set_kubelet("evictionHard: {}")?;
         self.settings.iter().try_for_each(|setting| self.set_kubelet(setting))?;
         self.set_broker(&folder)
+    }
+
+    /// From now on the edge reaches the cloud over a line that can be cut; before [`Lab::start_edge`].
+    pub async fn draw_line(&mut self) -> Result<()> {
+        let path = self.folder.join("edge/edgecore.yaml");
+        let text = fs::read_to_string(&path).context("the machine is no node")?;
+        let far = text.split_once("    websocket:\n").and_then(|(_, link)| {
+            let mut lines = link.lines().take_while(|line| line.starts_with("      "));
+            lines.find_map(|line| line.trim().strip_prefix("server: "))
+        });
+        let far = far.with_context(|| format!("{} does not say where the cloud is", path.display()))?.to_owned();
+        let line = Line::to(far.parse().with_context(|| format!("the cloud's address {far}"))?).await?;
+        let text = text.replace(&format!("      server: {far}\n"), &format!("      server: {}\n", line.address()));
+        fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+        self.line = Some(line);
+        Ok(())
+    }
+
+    /// The line between cloud and edge.
+    pub fn line(&self) -> Result<&Line> {
+        self.line.as_ref().context("cloud and edge have no line of their own")
     }
 
     /// A broker of its own: what others run on this machine is none of a lab's business.

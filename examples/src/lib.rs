@@ -8,6 +8,7 @@
 //! | [`containerd`] | a private containerd with its own root, sockets, bridge and subnet |
 //! | [`process`] | child processes that end with us |
 //! | [`leftovers`] | what a run left on the machine: mounts, processes, cgroups, links |
+//! | [`line`] | a line between two programs of this machine that can be cut |
 //! | [`loop_disk`] | a disk that is filled, broken, and whose power is cut |
 //! | [`netns`] | network namespaces, lines between them, and what can happen to a line |
 //! | [`http`] | one HTTP request |
@@ -24,6 +25,7 @@ pub mod image;
 pub mod lab;
 pub mod ledger;
 pub mod leftovers;
+pub mod line;
 pub mod loop_disk;
 pub mod netns;
 pub mod process;

@@ -1,5 +1,6 @@
 //! A mapper for thermostats that are simulated: a setpoint that the cloud desires, a reading that drifts towards it, and
-//! an on/off switch. It is driven only by Device manifests; `docs/devices.md` walks through it.
+//! an on/off switch. It is driven only by Device manifests, pushes what they say is to be pushed, and `docs/devices.md` walks
+//! through it.
 //!
 //! ```sh
 //! cargo run -p kubeedge-examples --bin thermostat -- --edgecore /etc/kubeedge/dmi.sock --socket /tmp/thermostat.sock
@@ -12,7 +13,7 @@ use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use anyhow::Result;
 use clap::Parser;
 use kubeedge_actors::{
-    mapper::{Device, DeviceId, Event, Mapper, MapperConfig, Reading},
+    mapper::{Device, DeviceId, Event, Mapper, MapperConfig, Reading, push::Pusher},
     program::StopSignals,
 };
 
@@ -54,17 +55,20 @@ impl Room {
         self.temperature += (goal - self.temperature).clamp(-drift, drift);
     }
 
+    fn measured(&self) -> String {
+        format!("{:.1}", self.temperature)
+    }
+
     /// What is to be told; nothing when it was told already.
     fn news(&mut self) -> Option<Vec<Reading>> {
         let setpoint = self.device.desired("setpoint").unwrap_or("20").to_owned();
-        let temperature = format!("{:.1}", self.temperature);
-        let all = format!("{temperature} {setpoint} {}", self.is_on());
+        let all = format!("{} {setpoint} {}", self.measured(), self.is_on());
         if self.told.as_ref() == Some(&all) {
             return None;
         }
         self.told = Some(all);
         Some(vec![
-            Reading::new("temperature", temperature),
+            Reading::new("temperature", self.measured()),
             Reading::new("setpoint", &setpoint).observing(&setpoint),
             Reading::new("power", self.is_on()).observing(self.is_on()),
         ])
@@ -82,6 +86,7 @@ async fn main() -> Result<()> {
         _ = signals.next() => return Ok(()),
     };
     let mut rooms: BTreeMap<DeviceId, Room> = BTreeMap::new();
+    let mut pusher = Pusher::default();
     let mut clock = tokio::time::interval(STEP);
     loop {
         tokio::select! {
@@ -91,6 +96,7 @@ async fn main() -> Result<()> {
                     let new = !rooms.contains_key(&device.id);
                     println!("{}: setpoint {:?}", device.id, device.desired("setpoint"));
                     let id = device.id.clone();
+                    pusher.device(&device);
                     rooms.insert(id.clone(), Room { device: *device, temperature, told });
                     if new && let Err(error) = mapper.report_state(&id, "ok").await {
                         eprintln!("{id}: {error}");
@@ -98,6 +104,7 @@ async fn main() -> Result<()> {
                 }
                 Some(Event::Gone(id)) => {
                     println!("{id}: gone");
+                    pusher.gone(&id);
                     rooms.remove(&id);
                 }
                 None => return Ok(()),
@@ -105,6 +112,7 @@ async fn main() -> Result<()> {
             _ = clock.tick() => {
                 for (id, room) in &mut rooms {
                     room.step();
+                    pusher.reading(id, "temperature", &room.measured());
                     let Some(readings) = room.news() else { continue };
                     if let Err(error) = mapper.report(id, readings).await {
                         // It is told again with the next step.

@@ -28,9 +28,10 @@ const UP: &str = "devices::a_lab_comes_up";
 const DOWN: &str = "devices::nothing_is_left_on_the_machine";
 const WALK: &str = "devices::a_manifest_reaches_a_mapper_and_its_reading_the_api";
 const MQTT: &str = "devices::a_twin_changed_on_mqtt_is_answered_and_reaches_the_api";
+const TOPICS: &str = "devices::every_topic_is_answered_and_what_is_wrong_is_told_with_a_code";
 const OFFLINE: &str = "devices::what_changes_offline_both_ways_is_there_after_the_cloud_is_back";
 const MODBUS: &str = "devices::a_modbus_device_is_driven_by_its_manifest_and_its_readings_are_pushed";
-const ALL: [&str; 4] = [WALK, MQTT, OFFLINE, MODBUS];
+const ALL: [&str; 5] = [WALK, MQTT, TOPICS, OFFLINE, MODBUS];
 
 /// For one thing to come about.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -43,6 +44,7 @@ pub(crate) async fn stage(report: &mut Report) {
     let Some((mut lab, folder)) = report.lab(UP, up).await else { return };
     report.run(WALK, lab.guarded(walk)).await;
     report.run(MQTT, lab.guarded(on_mqtt)).await;
+    report.run(TOPICS, lab.guarded(on_every_topic)).await;
     report.run(OFFLINE, offline(&mut lab)).await;
     report.run(MODBUS, lab.guarded(modbus::driven)).await;
     report.close(DOWN, lab, folder, Ok(())).await;
@@ -94,7 +96,17 @@ impl App {
     /// Connects and hears everything that is told about this device.
     async fn connect(lab: &Lab, device: &str) -> Result<Self> {
         let filters = ["twin/update/+", "twin/get/result"].map(|what| format!("$hw/events/device/{device}/{what}"));
-        let mut app = Self::listening(lab, "an-application", filters)?;
+        Self::subscribed(lab, "an-application", device, filters).await
+    }
+
+    /// Connects and hears what is published under these filters, the answers to `twin/get` of this device among it.
+    async fn subscribed<const N: usize>(
+        lab: &Lab,
+        client_id: &str,
+        device: &str,
+        filters: [String; N],
+    ) -> Result<Self> {
+        let mut app = Self::listening(lab, client_id, filters)?;
         // Subscribed when it hears an answer.
         poll("the edge answers on MQTT", async || {
             app.publish(&format!("$hw/events/device/{device}/twin/get"), &json!({"event_id": "hello"}));
@@ -138,6 +150,28 @@ impl App {
         }
     }
 
+    /// Publishes a request, and hears the next that is published on a topic that ends so.
+    async fn asks(&mut self, topic: &str, payload: &[u8], answered: &str) -> Result<Value> {
+        self.publish_text(topic, payload);
+        self.on(answered).await.with_context(|| format!("after a request on {topic}"))
+    }
+
+    /// The next message on a topic that ends so. Others are let pass.
+    async fn on(&mut self, told: &str) -> Result<Value> {
+        let told_on_it = async {
+            loop {
+                let next = self.heard.recv().await.context("the application's queue")?;
+                if next.topic.ends_with(told) {
+                    return Ok(serde_json::from_slice(&next.payload)?);
+                }
+            }
+        };
+        match tokio::time::timeout(LIMIT, told_on_it).await {
+            Ok(message) => message,
+            Err(_) => bail!("nothing on {told} within {LIMIT:?}"),
+        }
+    }
+
     /// The next message on a topic that ends so, with this id.
     async fn hears(&mut self, what: &str, event_id: &str) -> Result<Value> {
         loop {
@@ -165,6 +199,61 @@ async fn answered(lab: &Lab) -> Result<Outcome> {
         twin(status, "kwh", "/reported/value").as_deref() == Some("42")
     })
     .await?;
+    Ok(Outcome::Proved)
+}
+
+/// Over the broker, each topic that an application publishes on, and each that it hears.
+async fn on_every_topic(lab: &Lab) -> Result<Outcome> {
+    tokio::task::LocalSet::new().run_until(every_topic(lab)).await
+}
+
+async fn every_topic(lab: &Lab) -> Result<Outcome> {
+    const METER: &str = "$hw/events/device/default/meter";
+    const NONE: &str = "$hw/events/device/default/none";
+    let own = format!("$hw/events/node/{NODE}");
+    // Answers only: its own requests are none.
+    let of_meter = ["twin/update/+", "twin/get/result", "state/update/result", "updated"];
+    let [a, b, c, d] = of_meter.map(|what| format!("{METER}/{what}"));
+    let filters = [a, b, c, d, format!("{NONE}/twin/+/result"), format!("{own}/membership/get/result")];
+    let mut app = App::subscribed(lab, "every-topic", "default/meter", filters).await?;
+    let update = json!({"event_id": "1", "timestamp": 0, "twin": {"kwh": {"expected": {"value": "50"}}}}).to_string();
+    let (twin, state) = (format!("{METER}/twin/update"), format!("{METER}/state/update"));
+    let document = app.asks(&twin, update.as_bytes(), "/twin/update/document").await?;
+    ensure!(document["twin"]["kwh"]["current"]["expected"]["value"] == "50", "{document}");
+    let delta = app.on("/twin/update/delta").await?;
+    ensure!(delta["delta"] == json!({"kwh": "50"}), "{delta}");
+    let said = json!({"event_id": "2", "timestamp": 0, "state": "online", "attributes": {"room": {"value": "cellar"}}});
+    let answer = app.asks(&state, said.to_string().as_bytes(), "/state/update/result").await?;
+    ensure!(answer["device"]["state"] == "online", "{answer}");
+    let updated = app.on("/meter/updated").await?;
+    ensure!(updated["attributes"]["room"]["value"] == "cellar", "{updated}");
+    let asked = json!({"event_id": "3", "timestamp": 0}).to_string();
+    let devices =
+        app.asks(&format!("{own}/membership/get"), asked.as_bytes(), "/membership/get/result").await?["devices"]
+            .clone();
+    let is_there = |device: &Value| device["name"] == "meter" || device["id"] == "default/meter";
+    ensure!(devices.as_array().is_some_and(|all| all.iter().any(is_there)), "{devices}");
+
+    let large = vec![b'x'; 10_000_000];
+    let wrong_type = json!({"event_id": "4", "twin": {"kwh": {"actual": {"value": 7}}}}).to_string();
+    let bad_name = json!({"event_id": "5", "twin": {"k w h": {"actual": {"value": "7"}}}}).to_string();
+    let nowhere = json!({"event_id": "6", "twin": {"kwh": {"actual": {"value": "7"}}}}).to_string();
+    let no_state = json!({"event_id": "7", "state": "flying"}).to_string();
+    let refused: [(String, &[u8], &str, u64); 8] = [
+        (twin.clone(), b"{", "/twin/update/result", 400),
+        (twin.clone(), wrong_type.as_bytes(), "/twin/update/result", 400),
+        (twin.clone(), bad_name.as_bytes(), "/twin/update/result", 400),
+        (twin, &large, "/twin/update/result", 400),
+        (format!("{METER}/twin/cloud_updated"), b"[]", "/twin/update/result", 400),
+        (format!("{NONE}/twin/update"), nowhere.as_bytes(), "/none/twin/update/result", 404),
+        (format!("{NONE}/twin/get"), asked.as_bytes(), "/none/twin/get/result", 404),
+        (state, no_state.as_bytes(), "/state/update/result", 400),
+    ];
+    for (topic, payload, answered, code) in refused {
+        let answer = app.asks(&topic, payload, answered).await?;
+        let told = answer["code"] == code && answer["reason"].as_str().is_some_and(|reason| !reason.is_empty());
+        ensure!(told, "{topic} with {} bytes: {answer}, expected code {code}", payload.len());
+    }
     Ok(Outcome::Proved)
 }
 

@@ -106,9 +106,16 @@ pub async fn run(hook: &Hook, target: HookTarget<'_>) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use std::{net::Ipv4Addr, sync::Arc};
+
     use serde_json::json;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
 
     use super::*;
+    use crate::edged::fake::FakeRuntime;
 
     #[test]
     fn every_handler_is_read() {
@@ -126,5 +133,32 @@ mod tests {
         for wrong in [json!({"httpGet": {"port": "none"}}), json!({"tcpSocket": {"port": 80}}), json!({})] {
             assert!(matches!(of(wrong.clone()), Hook::Invalid(_)), "{wrong}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_page_is_asked_for_whatever_it_says_and_one_that_is_not_there_is_told() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let page = json!({"port": listener.local_addr().unwrap().port(), "path": "/begin",
+            "httpHeaders": [{"name": "X-Hook", "value": "one"}]});
+        let container = json!({"name": "c", "lifecycle": {"postStart": {"httpGet": page}}});
+        let container: Container = serde_json::from_value(container).unwrap();
+        let hook = post_start(&container).unwrap();
+        let runtime = FakeRuntime::new(Arc::new(jiff::Timestamp::now));
+        let target = HookTarget { runtime: &runtime, id: "i", container: "c", address: "127.0.0.1" };
+        let serve = async {
+            let (mut connection, _) = listener.accept().await.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(connection.read_u8().await.unwrap());
+            }
+            connection.write_all(b"HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+            String::from_utf8(head).unwrap().to_lowercase()
+        };
+        let (ran, head) = tokio::join!(run(&hook, target), serve);
+        assert_eq!(ran, Ok(()), "only whether it could be asked for matters");
+        assert!(head.starts_with("get /begin http/1.1\r\n") && head.contains("\r\nx-hook: one\r\n"), "{head}");
+        drop(listener);
+        let error = run(&hook, target).await.unwrap_err();
+        assert!(error.starts_with("HTTP lifecycle hook (/begin) for Container \"c\" failed - error: "), "{error}");
     }
 }

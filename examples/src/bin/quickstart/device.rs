@@ -1,6 +1,6 @@
 //! The thermostat: its objects, its reading, another setpoint.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use kube::{
@@ -19,6 +19,8 @@ const NAMESPACE: &str = "default";
 /// For one state to come about: the simulated room takes some seconds.
 const LIMIT: Duration = Duration::from_secs(60);
 const TICK: Duration = Duration::from_millis(100);
+/// How long the line stays cut: some readings.
+const OFFLINE: Duration = Duration::from_secs(3);
 
 fn api(client: Client, kind: &str, plural: &str) -> Api<DynamicObject> {
     let kind = GroupVersionKind::gvk("devices.kubeedge.io", "v1beta1", kind);
@@ -59,15 +61,48 @@ pub(crate) async fn apply(lab: &Lab) -> Result<String> {
 
 /// Desires another setpoint, and waits until the device has taken it over.
 pub(crate) async fn turn_up(lab: &Lab) -> Result<String> {
-    let patch = json!({"spec": {"properties": [{"name": "temperature", "reportToCloud": true},
-        {"name": "setpoint", "desired": {"value": "23"}}, {"name": "power"}]}});
-    let devices = api(lab.client()?, "Device", "devices");
-    devices.patch(DEVICE, &PatchParams::default(), &Patch::Merge(patch)).await.context("patch the device")?;
-    let taken =
-        |status: &Value| value(status, "setpoint", "/observedDesired/value").is_some_and(|setpoint| setpoint == "23");
-    let status = until(lab, "the new setpoint at the device", taken).await?;
+    set(lab, "23").await?;
+    let status = until(lab, "the new setpoint at the device", |status| has_taken(status, "23")).await?;
     let reading = value(&status, "temperature", "/reported/value").unwrap_or_default();
     Ok(format!("the device has taken 23 degrees over, at {reading}"))
+}
+
+/// The same while the node does not reach the cloud: the room goes on being measured, and when the line is back the
+/// device hears of the setpoint and the API of the newest reading.
+pub(crate) async fn turn_down_offline(lab: &Lab) -> Result<String> {
+    let line = lab.line()?;
+    line.cut();
+    set(lab, "19").await?;
+    let before = until(lab, "a reading", |status| read_at(status).is_some()).await?;
+    // What was on its way when the line was cut has arrived: nothing does any more.
+    tokio::time::sleep(OFFLINE).await;
+    let offline = until(lab, "a reading", |status| read_at(status).is_some()).await?;
+    ensure!(!has_taken(&offline, "19"), "the device heard of the setpoint over a line that is cut");
+    line.mend();
+    let mended = Instant::now();
+    let both = |status: &Value| has_taken(status, "19") && read_at(status) > read_at(&offline);
+    let status = until(lab, "the setpoint at the device and a newer reading in the API", both).await?;
+    let reading = value(&status, "temperature", "/reported/value").unwrap_or_default();
+    let (took, was) = (mended.elapsed().as_secs_f32(), value(&before, "temperature", "/reported/value"));
+    let was = was.unwrap_or_default();
+    Ok(format!("19 degrees taken over {took:.1} s after the line was back; {was} degrees before, {reading} now"))
+}
+
+async fn set(lab: &Lab, setpoint: &str) -> Result<()> {
+    let patch = json!({"spec": {"properties": [{"name": "temperature", "reportToCloud": true},
+        {"name": "setpoint", "desired": {"value": setpoint}}, {"name": "power"}]}});
+    let devices = api(lab.client()?, "Device", "devices");
+    devices.patch(DEVICE, &PatchParams::default(), &Patch::Merge(patch)).await.context("patch the device")?;
+    Ok(())
+}
+
+fn has_taken(status: &Value, setpoint: &str) -> bool {
+    value(status, "setpoint", "/observedDesired/value").is_some_and(|taken| taken == setpoint)
+}
+
+/// When the temperature was read, in milliseconds since 1970.
+fn read_at(status: &Value) -> Option<u64> {
+    value(status, "temperature", "/reported/metadata/timestamp")?.parse().ok()
 }
 
 async fn until(lab: &Lab, what: &str, is: impl Fn(&Value) -> bool) -> Result<Value> {

@@ -103,6 +103,7 @@ async fn tell(lab: &mut Lab, progress: &mut Progress, once: bool) -> Result<()> 
     if pod {
         progress.begin("edgecore join");
         lab.join().await?;
+        lab.draw_line().await?;
         progress.done("a token, a certificate, a configuration file");
         progress.begin("edgecore");
         lab.start_edge()?;
@@ -121,6 +122,8 @@ async fn tell(lab: &mut Lab, progress: &mut Progress, once: bool) -> Result<()> 
         progress.done(&lab.guarded(device::apply).await?);
         progress.begin("another setpoint");
         progress.done(&lab.guarded(device::turn_up).await?);
+        progress.begin("the line to the cloud cut, another setpoint, the line mended");
+        progress.done(&lab.guarded(device::turn_down_offline).await?);
     }
     if once {
         if pod {
