@@ -107,10 +107,11 @@ impl App {
         filters: [String; N],
     ) -> Result<Self> {
         let mut app = Self::listening(lab, client_id, filters)?;
-        // Subscribed when it hears an answer.
+        // Subscribed when it hears an answer: to itself, since the broker kept others' for it while it was away.
+        let hello = format!("hello of {:?}", std::time::Instant::now());
         poll("the edge answers on MQTT", async || {
-            app.publish(&format!("$hw/events/device/{device}/twin/get"), &json!({"event_id": "hello"}));
-            let answer = tokio::time::timeout(Duration::from_millis(200), app.hears("twin/get/result", "hello")).await;
+            app.publish(&format!("$hw/events/device/{device}/twin/get"), &json!({"event_id": hello}));
+            let answer = tokio::time::timeout(Duration::from_millis(200), app.hears("twin/get/result", &hello)).await;
             Ok(answer.map_err(|_| "no answer".to_owned()))
         })
         .await??;
