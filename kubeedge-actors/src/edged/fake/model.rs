@@ -1,5 +1,7 @@
 //! A container runtime as plain data: what there is, and which rules were broken on the way.
 
+use std::net::Ipv4Addr;
+
 use jiff::Timestamp;
 
 use crate::edged::runtime::{Instance, InstanceState, ObservedPod, Sandbox};
@@ -53,7 +55,9 @@ impl Model {
             self.violations.push(format!("second ready sandbox of pod {}", pod.2));
         }
         let id = self.id("sandbox");
-        let ips = vec![format!("10.0.0.{}", self.counter)];
+        // Of a whole network: a node that lives for long has had many.
+        let [_, high, mid, low] = self.counter.to_be_bytes();
+        let ips = vec![Ipv4Addr::new(10, high, mid, low).to_string()];
         let sandbox = Sandbox { id: id.clone(), attempt, ready: true, created_at: now, ips, pod_start: None };
         self.sandboxes.push(ModelSandbox { pod, grace_seconds: None, sandbox });
         id
