@@ -25,6 +25,7 @@ use tonic::{
 };
 
 use super::{
+    abrupt::{Abrupt, Reset},
     config::MAX_FRAME_BYTES,
     overheard::{Alert, Overheard},
     refusal,
@@ -119,11 +120,11 @@ pub async fn connect(
     tls: &ClientConfig,
 ) -> Result<(FrameSink, FrameStream), ConnectError> {
     in_time(address, HANDSHAKE, async {
-        let (channel, origin, guard, alert) = dial(address, server_name, tls).await?;
+        let Dialled { channel, origin, guard, alert, reset } = dial(address, server_name, tls).await?;
         let mut client = LinkClient::with_origin(channel, origin).max_decoding_message_size(MAX_FRAME_BYTES);
         let (sink, outgoing) = FrameSink::new();
         let response = client.connect(outgoing).await.map_err(|status| refused(address, status, &alert))?;
-        Ok((sink, FrameStream::grpc(response.into_inner(), Some(guard))))
+        Ok((sink, FrameStream::grpc(response.into_inner(), reset, Some(guard))))
     })
     .await
 }
@@ -131,7 +132,7 @@ pub async fn connect(
 /// Opens a connection for streams, as [`connect`] opens the link. It ends when the guard is dropped.
 pub async fn open_streams(address: &str, tls: &ClientConfig) -> Result<StreamsTransport, ConnectError> {
     in_time(address, HANDSHAKE, async {
-        let (channel, origin, guard, alert) = dial(address, None, tls).await?;
+        let Dialled { channel, origin, guard, alert, .. } = dial(address, None, tls).await?;
         let mut client = LinkClient::with_origin(channel, origin).max_decoding_message_size(MAX_FRAME_BYTES);
         let (outgoing, frames) = mpsc::channel(TRANSPORT_FRAMES);
         let response = client.streams(ReceiverStream::new(frames)).await;
@@ -164,7 +165,7 @@ pub async fn enrol(
     request: EnrolRequest,
 ) -> Result<EnrolResponse, ConnectError> {
     in_time(address, ENROLMENT_TIME, async {
-        let (channel, origin, _guard, alert) = dial(address, server_name, tls).await?;
+        let Dialled { channel, origin, guard: _guard, alert, .. } = dial(address, server_name, tls).await?;
         let mut client = EnrolmentClient::with_origin(channel, origin).max_decoding_message_size(MAX_FRAME_BYTES);
         let response = client.enrol(request).await.map_err(|status| refused(address, status, &alert))?;
         Ok(response.into_inner())
@@ -180,7 +181,7 @@ pub async fn renew(
     request: RenewRequest,
 ) -> Result<EnrolResponse, ConnectError> {
     in_time(address, ENROLMENT_TIME, async {
-        let (channel, origin, _guard, alert) = dial(address, server_name, tls).await?;
+        let Dialled { channel, origin, guard: _guard, alert, .. } = dial(address, server_name, tls).await?;
         let mut client = EnrolmentClient::with_origin(channel, origin).max_decoding_message_size(MAX_FRAME_BYTES);
         let response = client.renew(request).await.map_err(|status| refused(address, status, &alert))?;
         Ok(response.into_inner())
@@ -205,12 +206,22 @@ fn refused(address: &str, status: Status, alert: &Alert) -> ConnectError {
     }
 }
 
-/// TCP, TLS and HTTP/2. The connection ends with the guard.
+/// A connection.
+struct Dialled {
+    channel: Http2,
+    origin: http::Uri,
+    /// The connection ends with it.
+    guard: TaskGuard,
+    alert: Alert,
+    reset: Reset,
+}
+
+/// TCP, TLS and HTTP/2.
 async fn dial(
     address: &str,
     server_name: Option<ServerName<'static>>,
     tls: &ClientConfig,
-) -> Result<(Http2, http::Uri, TaskGuard, Alert), ConnectError> {
+) -> Result<Dialled, ConnectError> {
     let name = || ConnectError::Name { address: address.into() };
     let origin: http::Uri = format!("https://{address}").parse().map_err(|_| name())?;
     let server_name = match server_name {
@@ -223,6 +234,8 @@ async fn dial(
     let dial = |source| ConnectError::Dial { address: address.into(), source };
     let stream = TcpStream::connect(address).await.map_err(dial)?;
     tune(&stream).map_err(dial)?;
+    let stream = Abrupt::new(stream);
+    let reset = stream.reset().clone();
 
     let mut tls = tls.clone();
     tls.alpn_protocols = vec![b"h2".to_vec()];
@@ -252,7 +265,7 @@ async fn dial(
             tracing::debug!(%error, "link connection ended");
         }
     });
-    Ok((Http2(sender), origin, TaskGuard(task), alert))
+    Ok(Dialled { channel: Http2(sender), origin, guard: TaskGuard(task), alert, reset })
 }
 
 /// One HTTP/2 connection as the generated clients want it: no pool, no reconnecting behind the session's back.

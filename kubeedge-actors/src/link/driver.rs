@@ -152,9 +152,13 @@ pub async fn run(
         }
     }
     drop(events);
-    drop(sink);
     // Who was silent for so long that this end gave up does not answer now: its link has to be found dead in time.
-    if matches!(&closed, Closed::ByUs(bye) if bye.reason() != GoodbyeReason::TimedOut) {
+    let in_vain = matches!(&closed, Closed::ByUs(bye) if bye.reason() == GoodbyeReason::TimedOut);
+    if in_vain {
+        stream.reset();
+    }
+    drop(sink);
+    if matches!(&closed, Closed::ByUs(_)) && !in_vain {
         // Lets the Goodbye arrive: a connection that is torn down may take what is under way with it.
         let rest = async { while let Ok(Some(_)) = stream.next().await {} };
         if tokio::time::timeout(LINGER, rest).await.is_err() {

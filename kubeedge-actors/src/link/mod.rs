@@ -29,6 +29,7 @@ pub mod session;
 pub mod streams;
 pub mod transport;
 
+mod abrupt;
 mod ids;
 mod overheard;
 pub(crate) mod refusal;

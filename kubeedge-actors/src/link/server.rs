@@ -38,6 +38,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, service::interceptor::InterceptedService};
 
 use super::{
+    abrupt::{Abrupt, Reset},
     config::MAX_FRAME_BYTES,
     limits::{Addresses, Nodes, Rate},
     refusal,
@@ -311,11 +312,11 @@ where
 }
 
 /// Behind a pointer: it has two kilobytes and is handed from one to the next.
-type Stream = Box<TlsStream<TcpStream>>;
+type Stream = Box<TlsStream<Abrupt>>;
 
 async fn shake_hands(stream: TcpStream, tls: TlsAcceptor) -> Result<Stream, Refused> {
     tune(&stream)?;
-    let stream = timeout(HANDSHAKE, tls.accept(stream)).await.map_err(|_| Refused::Slow)?;
+    let stream = timeout(HANDSHAKE, tls.accept(Abrupt::new(stream))).await.map_err(|_| Refused::Slow)?;
     let stream = stream.map_err(Refused::Tls)?;
     match stream.get_ref().1.protocol_version() {
         Some(ProtocolVersion::TLSv1_3) => Ok(Box::new(stream)),
@@ -332,7 +333,8 @@ async fn serve_node(
     doors: Doors,
 ) -> Result<(), Refused> {
     let (begun, begins) = oneshot::channel();
-    let handler = NodeConnection { node, expires, peer, doors, begun: Mutex::new(Some(begun)) };
+    let reset = stream.get_ref().0.reset().clone();
+    let handler = NodeConnection { node, expires, peer, doors, reset: reset.clone(), begun: Mutex::new(Some(begun)) };
     let service = LinkServer::new(handler).max_decoding_message_size(MAX_FRAME_BYTES);
     let connection = http2().serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
     let mut connection = Box::pin(connection);
@@ -350,6 +352,9 @@ async fn serve_node(
         result = connection.as_mut() => return Ok(result?),
         ended = session_ended => ended,
     };
+    if reset.is_set() {
+        return ended;
+    }
     connection.as_mut().graceful_shutdown();
     // A peer that reads nothing any more is not waited for.
     match timeout(LINGER, connection).await {
@@ -365,6 +370,7 @@ struct NodeConnection {
     expires: SystemTime,
     peer: SocketAddr,
     doors: Doors,
+    reset: Reset,
     /// Taken by the one session, or the one set of streams, that a connection carries.
     begun: Mutex<Option<oneshot::Sender<oneshot::Receiver<()>>>>,
 }
@@ -388,7 +394,7 @@ impl Link for NodeConnection {
     async fn connect(&self, request: Request<Streaming<Frame>>) -> Result<Response<Frames>, Status> {
         let begun = self.begin("session")?;
         let (sink, outgoing, ended) = FrameSink::watched();
-        let stream = FrameStream::grpc(request.into_inner(), None);
+        let stream = FrameStream::grpc(request.into_inner(), self.reset.clone(), None);
         let accepted = Accepted { node: self.node.clone(), expires: self.expires, peer: self.peer, sink, stream };
         if let Err(error) = self.doors.sessions.try_send(accepted) {
             let (reason, message) = match &error {
@@ -454,6 +460,7 @@ mod tests {
             expires: SystemTime::now(),
             peer: ([127, 0, 0, 1], 1).into(),
             doors: mpsc::channel(1).0.into(),
+            reset: Reset::default(),
             begun: Mutex::new(Some(oneshot::channel().0)),
         };
         assert!(connection.begin("session").is_ok());

@@ -19,7 +19,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::refusal;
+use super::{abrupt::Reset, refusal};
 
 /// Frames that fit between a session and its transport: what a session hands out at most, and room for a Goodbye.
 pub const SINK_FRAMES: usize = 320;
@@ -168,6 +168,8 @@ enum Incoming {
 /// Where the peer's frames come from. At the edge, dropping it closes the connection.
 pub struct FrameStream {
     incoming: Incoming,
+    /// Of the socket below, if there is one.
+    reset: Reset,
     _connection: Option<TaskGuard>,
 }
 
@@ -178,8 +180,13 @@ impl fmt::Debug for FrameStream {
 }
 
 impl FrameStream {
-    pub(crate) fn grpc(stream: tonic::Streaming<Frame>, connection: Option<TaskGuard>) -> Self {
-        Self { incoming: Incoming::Grpc(Box::new(stream)), _connection: connection }
+    pub(super) fn grpc(stream: tonic::Streaming<Frame>, reset: Reset, connection: Option<TaskGuard>) -> Self {
+        Self { incoming: Incoming::Grpc(Box::new(stream)), reset, _connection: connection }
+    }
+
+    /// The connection ends abruptly when it is dropped: a peer of which nothing arrives does not let it end in order.
+    pub(super) fn reset(&self) {
+        self.reset.set();
     }
 
     /// The next frame; `None` when the peer has ended its direction in order. May be dropped and called again.
@@ -210,6 +217,7 @@ pub(crate) fn describe(status: &tonic::Status) -> String {
 pub fn memory_pair() -> ((FrameSink, FrameStream), (FrameSink, FrameStream)) {
     let (a_sink, to_b) = FrameSink::new();
     let (b_sink, to_a) = FrameSink::new();
-    let stream = |outgoing| FrameStream { incoming: Incoming::Memory(outgoing), _connection: None };
+    let stream =
+        |outgoing| FrameStream { incoming: Incoming::Memory(outgoing), reset: Reset::default(), _connection: None };
     ((a_sink, stream(to_a)), (b_sink, stream(to_b)))
 }

@@ -256,11 +256,10 @@ impl World {
             }
             (Then::Completed(id), Rows::Kind(record)) => {
                 edge.hub.waits = false;
-                if edge.meta.state.completed(&record, written).code == 0 {
-                    if record.r#type == Some(resource::pods()) {
-                        edge.news.push_back(News::PodsComplete);
-                        self.counts.saw(Good::Complete);
-                    }
+                let completed = edge.meta.state.completed(&record, written);
+                if completed.code == 0 && record.r#type == Some(resource::pods()) {
+                    edge.news.push_back(News::PodsComplete);
+                    self.counts.saw(Good::Complete);
                 }
                 self.settle(id);
             }
