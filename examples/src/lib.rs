@@ -8,7 +8,7 @@
 //! | [`containerd`] | a private containerd with its own root, sockets, bridge and subnet |
 //! | [`process`] | child processes that end with us |
 //! | [`leftovers`] | what a run left on the machine: mounts, processes, cgroups, links |
-//! | [`line`] | a line between two programs of this machine that can be cut |
+//! | [`mod@line`] | a line between two programs of this machine that can be cut |
 //! | [`loop_disk`] | a disk that is filled, broken, and whose power is cut |
 //! | [`netns`] | network namespaces, lines between them, and what can happen to a line |
 //! | [`http`] | one HTTP request |
