@@ -290,8 +290,10 @@ impl Lab {
             lines.find_map(|line| line.trim().strip_prefix("server: "))
         });
         let far = far.with_context(|| format!("{} does not say where the cloud is", path.display()))?.to_owned();
-        let line = Line::to(far.parse().with_context(|| format!("the cloud's address {far}"))?).await?;
-        let text = text.replace(&format!("      server: {far}\n"), &format!("      server: {}\n", line.address()));
+        // As `join` writes it: in quotes.
+        let cloud = far.trim_matches('"').parse().with_context(|| format!("the cloud's address {far}"))?;
+        let line = Line::to(cloud).await?;
+        let text = text.replace(&format!("      server: {far}\n"), &format!("      server: \"{}\"\n", line.address()));
         fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
         self.line = Some(line);
         Ok(())
