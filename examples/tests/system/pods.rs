@@ -86,7 +86,7 @@ pub(crate) async fn stage(report: &mut Report, tools: &Result<Tools>) {
                 ])
                 .await;
             // By itself: it keeps the node busy.
-            report.run(recreated::RECREATED, recreated::recreated(lab)).await;
+            report.run_within(recreated::RECREATED, recreated::limit(), recreated::recreated(lab)).await;
             Ok(())
         })
         .await;

@@ -1,6 +1,6 @@
 //! A pod that is deleted and made again under its name, again and again, at every point of its life.
 
-use std::{collections::BTreeSet, fs};
+use std::{collections::BTreeSet, fs, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use kube::{Api, ResourceExt};
@@ -28,6 +28,12 @@ fn times() -> Result<usize> {
         Ok(times) => times.parse().context("KUBEEDGE_RECREATIONS, expected a number"),
         Err(_) => Ok(30),
     }
+}
+
+/// For all of them: a round takes a second, on a slow machine three.
+pub(crate) fn limit() -> Duration {
+    let rounds = times().ok().and_then(|times| u32::try_from(times).ok()).unwrap_or_default();
+    (Duration::from_secs(5) * rounds).max(Duration::from_secs(150))
 }
 
 /// With a mount of each kind: a tmpfs of its own, one for the token, files out of a ConfigMap, a sub path.

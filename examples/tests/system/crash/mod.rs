@@ -49,6 +49,8 @@ const ALL: [&str; 1] = [KILLS];
 const FULL: Duration = Duration::from_secs(120);
 const FULL_ACKNOWLEDGED: f64 = 10_000.0;
 const FULL_KILLS: f64 = 30.0;
+/// Of the writes: pods that were made, changed or deleted.
+const FULL_POD_WRITES: f64 = 200.0;
 /// How long it goes on unless told: each program is killed several times.
 const SHORT_SECONDS: u64 = 24;
 /// For what comes after: both programs start, the edge catches up, everything is looked at and taken away.
@@ -138,14 +140,15 @@ async fn kills(lab: &mut Lab, plan: Plan) -> Result<Outcome> {
     let unanswered: u64 = writers.iter().map(Writer::unanswered).sum();
     let (acknowledged, cloud, edge) = (goal.acknowledged.get(), goal.killed_cloud.get(), goal.killed_edge.get());
     println!(
-        "     {acknowledged} writes acknowledged, {unanswered} without an answer, in {:.0} s; {cloud} kills of \
-         cloudcore, {edge} of edgecore; {said}",
+        "     {acknowledged} writes acknowledged, {} of them of pods, {unanswered} without an answer, in {:.0} s; \
+         {cloud} kills of cloudcore, {edge} of edgecore; {said}",
+        goal.pods_acknowledged.get(),
         wrote_for.as_secs_f32()
     );
     lab.guarded(async |lab| all_goes_away(lab, &client, &writers, &readers, &mounts).await).await?;
 
-    let floors = (goal.writes, goal.kills);
-    ensure!(goal.reached(), "too little was tried to prove anything: expected {floors:?} writes and kills");
+    let floors = (goal.writes, goal.pod_writes, goal.kills);
+    ensure!(goal.reached(), "too little was tried to prove anything: expected {floors:?} writes, of pods, and kills");
     Ok(Outcome::Proved)
 }
 
@@ -175,8 +178,10 @@ pub(super) struct Goal {
     /// Later than that nobody waits for the floors.
     latest: Instant,
     writes: u64,
+    pod_writes: u64,
     kills: u64,
     acknowledged: Cell<u64>,
+    pods_acknowledged: Cell<u64>,
     killed_cloud: Cell<u64>,
     killed_edge: Cell<u64>,
 }
@@ -189,8 +194,10 @@ impl Goal {
             end: now + plan.period,
             latest: now + plan.period * PATIENCE,
             writes: plan.floor(FULL_ACKNOWLEDGED),
+            pod_writes: plan.floor(FULL_POD_WRITES),
             kills: plan.floor(FULL_KILLS),
             acknowledged: Cell::default(),
+            pods_acknowledged: Cell::default(),
             killed_cloud: Cell::default(),
             killed_edge: Cell::default(),
         }
@@ -198,7 +205,8 @@ impl Goal {
 
     fn reached(&self) -> bool {
         let (cloud, edge) = (self.killed_cloud.get(), self.killed_edge.get());
-        self.acknowledged.get() >= self.writes && cloud + edge >= self.kills && cloud.min(edge) > 0
+        let written = self.acknowledged.get() >= self.writes && self.pods_acknowledged.get() >= self.pod_writes;
+        written && cloud + edge >= self.kills && cloud.min(edge) > 0
     }
 
     /// Its time is over and it was killed enough.
@@ -219,6 +227,11 @@ impl Goal {
 
     fn count(&self) {
         bump(&self.acknowledged);
+    }
+
+    fn count_pod(&self) {
+        self.count();
+        bump(&self.pods_acknowledged);
     }
 }
 

@@ -343,7 +343,7 @@ impl Writer {
                 Ok(pod) => {
                     brief.is(&pod)?;
                     brief.ledger.acknowledge(Some(version(&pod)?)).with_context(|| name.clone())?;
-                    goal.count();
+                    goal.count_pod();
                 }
                 Err(Fault::Refused(error)) => return Err(error.context(name)),
                 Err(Fault::Open) => {
@@ -359,7 +359,7 @@ impl Writer {
             match api.mark(&name, self.stamp).await {
                 Ok(version) => {
                     brief.ledger.acknowledge(Some(version)).with_context(|| name.clone())?;
-                    goal.count();
+                    goal.count_pod();
                 }
                 Err(Fault::Refused(error)) => return Err(error.context(name)),
                 Err(Fault::Open) => {
@@ -380,7 +380,7 @@ impl Writer {
             match api.delete(&name, grace).await {
                 Ok(()) => {
                     brief.ledger.acknowledge(None).with_context(|| name.clone())?;
-                    goal.count();
+                    goal.count_pod();
                 }
                 Err(Fault::Refused(error)) => return Err(error.context(name)),
                 Err(Fault::Open) => {
