@@ -78,7 +78,7 @@ impl Link {
         let (address, mut accepted) = listen(pki).await;
         let (sink, stream) = client::connect(&address, None, &pki.client()).await.expect("a link");
         let hello = Hello { instance_id: vec![1; 16].into(), connection: 1, ..Default::default() };
-        let (submit, mut settled) = run(Session::edge(hello, Config::default().stamped()), sink, stream);
+        let (submit, mut settled) = run(Session::edge(hello, Config::default()).stamped(), sink, stream);
         let (answer, events) = cloud_session(accepted.recv().await.expect("a node"));
         tokio::spawn(settle_all(answer, events));
         while !matches!(settled.recv().await.expect("a session"), Output::Established(_)) {}

@@ -75,5 +75,5 @@ pub fn run(session: Session, sink: FrameSink, stream: FrameStream) -> (InputSend
 
 /// The cloud's end.
 pub fn cloud_session(accepted: Accepted) -> (InputSender, OutputReceiver) {
-    run(Session::cloud(Config::default().stamped()), accepted.sink, accepted.stream)
+    run(Session::cloud(Config::default()).stamped(), accepted.sink, accepted.stream)
 }

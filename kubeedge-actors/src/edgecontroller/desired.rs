@@ -78,7 +78,8 @@ enum Known {
 #[derive(Default)]
 pub struct Desired {
     pods: BTreeMap<PodKey, PodEntry>,
-    by_node: HashMap<String, BTreeSet<PodKey>>,
+    /// In order. A set's first leaf has room for eleven keys, and most nodes have few pods.
+    by_node: HashMap<String, Vec<PodKey>>,
     configs: HashMap<ConfigKey, ConfigEntry>,
     waiting: HashMap<ConfigKey, HashSet<PodKey>>,
     pods_as_of: Option<u64>,
@@ -409,7 +410,10 @@ impl Desired {
                 self.remove_user(name, &old.node, object.version(), effects);
             }
         }
-        self.by_node.entry(node.clone()).or_default().insert(key.clone());
+        let of_node = self.by_node.entry(node.clone()).or_default();
+        if let Err(at) = of_node.binary_search(&key) {
+            of_node.insert(at, key.clone());
+        }
         let unknown: Vec<&ConfigKey> = names
             .iter()
             .filter(|name| self.configs.get(*name).is_some_and(|config| matches!(config.known, Known::NotYet)))
@@ -428,7 +432,9 @@ impl Desired {
     fn remove_pod(&mut self, key: &PodKey, as_of: u64, effects: &mut Vec<Effect>) {
         let Some(entry) = self.pods.remove(key) else { return };
         if let Some(pods) = self.by_node.get_mut(&entry.node) {
-            pods.remove(key);
+            if let Ok(at) = pods.binary_search(key) {
+                pods.remove(at);
+            }
             if pods.is_empty() {
                 self.by_node.remove(&entry.node);
             }

@@ -71,7 +71,7 @@ async fn attempt(config: &EdgeHubConfig, describe: &Port<DescribeStore>, hub: &A
         ..Hello::default()
     };
     let (sink, stream) = transport;
-    let session = Session::edge(hello, config.link.clone().stamped());
+    let session = Session::edge(hello, config.link.clone()).stamped();
     let (inputs, commands) = queues::inputs();
     let (events, mut outputs) = queues::outputs();
     if hub.send(LinkUp { session: inputs }).await.is_err() {

@@ -111,8 +111,9 @@ pub struct Config {
     /// This end's capabilities, for later versions.
     pub capabilities: Vec<String>,
     /// The wall clock when the session's own time is zero, in milliseconds since 1970. For people and metrics only.
+    /// [`Session::stamped`](super::session::Session::stamped) takes it from the process.
     pub unix_ms_at_zero: u64,
-    /// A random number; the ids of the messages that the session itself makes count up from it.
+    /// A random number; the ids of the messages that the session itself makes count up from it. `stamped` draws one.
     pub id_seed: u128,
     /// What this end takes. The edge leaves it at [`Windows::DEFAULT`], since Hello does not carry windows.
     pub windows: Windows,
@@ -170,18 +171,6 @@ impl Default for Config {
             heartbeat_interval: Duration::from_secs(10),
             dead_after: Duration::from_secs(23),
             handshake_timeout: Duration::from_secs(10),
-        }
-    }
-}
-
-impl Config {
-    /// Takes the wall clock and a random number from the process. Call it where the session's time zero is now.
-    pub fn stamped(self) -> Self {
-        let unix = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        Self {
-            unix_ms_at_zero: u64::try_from(unix.as_millis()).unwrap_or(u64::MAX),
-            id_seed: uuid::Uuid::new_v4().as_u128(),
-            ..self
         }
     }
 }

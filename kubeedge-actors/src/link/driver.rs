@@ -15,7 +15,7 @@
 //! # async fn connect() -> (FrameSink, FrameStream) { unimplemented!() }
 //! # async fn example(hello: kubeedge_proto::v1::Hello) -> Result<(), Box<dyn std::error::Error>> {
 //! let (sink, stream) = connect().await;
-//! let session = Session::edge(hello, Config::default().stamped());
+//! let session = Session::edge(hello, Config::default()).stamped();
 //! let (commands, inputs) = queues::inputs();
 //! let (outputs, mut events) = queues::outputs();
 //! let task = tokio::spawn(driver::run(session, sink, stream, inputs, outputs));

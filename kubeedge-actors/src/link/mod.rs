@@ -30,6 +30,7 @@ pub mod streams;
 pub mod transport;
 
 mod abrupt;
+mod fresh;
 mod ids;
 mod overheard;
 pub(crate) mod refusal;

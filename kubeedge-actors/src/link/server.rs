@@ -11,6 +11,7 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream::Map};
+use hyper::service::service_fn;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     service::TowerToHyperService,
@@ -35,11 +36,12 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming, service::interceptor::InterceptedService};
+use tonic::{Request, Response, Status, Streaming, codegen::Service as _, service::interceptor::InterceptedService};
 
 use super::{
     abrupt::{Abrupt, Reset},
     config::MAX_FRAME_BYTES,
+    fresh::Fresh,
     limits::{Addresses, Nodes, Rate},
     refusal,
     socket::{HANDSHAKE, SEND_BUFFER, STREAM_WINDOW, tune},
@@ -336,7 +338,11 @@ async fn serve_node(
     let reset = stream.get_ref().0.reset().clone();
     let handler = NodeConnection { node, expires, peer, doors, reset: reset.clone(), begun: Mutex::new(Some(begun)) };
     let service = LinkServer::new(handler).max_decoding_message_size(MAX_FRAME_BYTES);
-    let connection = http2().serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+    let service = service_fn(move |request| {
+        let answered = service.clone().call(request);
+        async move { answered.await.map(|response| response.map(Fresh::of)) }
+    });
+    let connection = http2().serve_connection(TokioIo::new(stream), service);
     let mut connection = Box::pin(connection);
     let session_ended = async {
         match timeout(HANDSHAKE, begins).await {

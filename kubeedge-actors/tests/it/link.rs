@@ -30,7 +30,7 @@ async fn ten_thousand_state_messages_and_a_call_go_each_way() {
     let ca = Ca::new();
     let mut cloud = Cloud::start(&ca).await;
     let mut edge = edge(cloud.address, &ca, 1, Config::default()).await;
-    let mut cloud = cloud.next(Config::default().stamped(), true).await;
+    let mut cloud = cloud.next(Config::default(), true).await;
     edge.established().await;
     cloud.established().await;
 

@@ -44,7 +44,7 @@ impl Session {
                 max_inventory_entries: limit(self.config.max_inventory_entries),
                 max_streams: 0,
             }),
-            time_unix_ms: self.config.unix_ms_at_zero.saturating_add(u64::try_from(now.as_millis()).unwrap_or(0)),
+            time_unix_ms: self.unix_ms_at_zero.saturating_add(u64::try_from(now.as_millis()).unwrap_or(0)),
             received: Vec::new(),
             software_version: self.config.software_version.clone(),
             capabilities: self.config.capabilities.clone(),

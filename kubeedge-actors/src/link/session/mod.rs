@@ -13,7 +13,10 @@
 //! settled; one State message of a key under way at a time, the newest per uid waiting; frames are not repeated within a
 //! session (the stream below is ordered and whole), so a gap, a repeat or an ack of something unknown ends it.
 
-use std::time::Duration;
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use kubeedge_proto::v1::{self, Goodbye, GoodbyeReason, Settled, frame::Frame as F};
 use prost::Message;
@@ -22,6 +25,7 @@ mod admission;
 mod calls;
 mod exchange;
 mod inbox;
+mod level;
 mod liveness;
 mod outbox;
 mod receive;
@@ -75,9 +79,12 @@ enum Phase {
 pub struct Session {
     role: Role,
     phase: Phase,
-    config: Config,
+    /// A cloud's sessions share one.
+    config: Arc<Config>,
+    /// The wall clock at the session's zero.
+    unix_ms_at_zero: u64,
     /// Edge: to send first.
-    hello: Option<v1::Hello>,
+    hello: Option<Box<v1::Hello>>,
     last_epoch: u64,
     outbox: Outbox,
     inbox: Inbox,
@@ -101,7 +108,8 @@ pub struct Session {
 
 impl Session {
     /// The edge's end. `hello` says who this box is and what it holds; versions, software and time are filled in here.
-    pub fn edge(hello: v1::Hello, config: Config) -> Self {
+    pub fn edge(hello: v1::Hello, config: impl Into<Arc<Config>>) -> Self {
+        let config = config.into();
         let last_epoch = hello.last_epoch;
         let hello = v1::Hello {
             versions: Some(VERSIONS),
@@ -110,15 +118,27 @@ impl Session {
             time_unix_ms: config.unix_ms_at_zero,
             ..hello
         };
-        Self { hello: Some(hello), last_epoch, ..Self::new(Role::Edge, Phase::AwaitWelcome, config) }
+        Self { hello: Some(hello.into()), last_epoch, ..Self::new(Role::Edge, Phase::AwaitWelcome, config) }
     }
 
     /// The cloud's end of a connection that has just been made.
-    pub fn cloud(config: Config) -> Self {
-        Self::new(Role::Cloud, Phase::AwaitHello, config)
+    pub fn cloud(config: impl Into<Arc<Config>>) -> Self {
+        Self::new(Role::Cloud, Phase::AwaitHello, config.into())
     }
 
-    fn new(role: Role, phase: Phase, config: Config) -> Self {
+    /// With the wall clock and a random number of this process, whatever the configuration has of both. Call it where the
+    /// session's time zero is now.
+    pub fn stamped(mut self) -> Self {
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.unix_ms_at_zero = u64::try_from(unix.as_millis()).unwrap_or(u64::MAX);
+        self.ids = uuid::Uuid::new_v4().as_u128();
+        if let Some(hello) = &mut self.hello {
+            hello.time_unix_ms = self.unix_ms_at_zero;
+        }
+        self
+    }
+
+    fn new(role: Role, phase: Phase, config: Arc<Config>) -> Self {
         Self {
             role,
             phase,
@@ -138,6 +158,7 @@ impl Session {
             max_message: config.max_message_bytes,
             remains: Remains::default(),
             ids: config.id_seed,
+            unix_ms_at_zero: config.unix_ms_at_zero,
             stats: Stats::default(),
             config,
         }
@@ -242,7 +263,7 @@ impl Session {
             return;
         }
         if let Some(hello) = self.hello.take() {
-            self.send(now, frame(F::Hello(hello.into())), out);
+            self.send(now, frame(F::Hello(hello)), out);
         }
         if self.phase != Phase::Established {
             if now >= self.config.handshake_timeout {

@@ -6,10 +6,11 @@
 use std::{collections::VecDeque, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use kubeedge_proto::v1::{self, Envelope, Priority, Settled, frame::Frame as F};
+use kubeedge_proto::v1::{self, Envelope, Settled, frame::Frame as F};
 use prost::Message;
 
 use super::{
+    level::{CONFIG, CONTROL, Level, WEIGHTS, level_of},
     rising::Rising,
     state_queue::{Entry, Queued, StateQueue},
     types::{Class, Refusal, Remains, Violation, frame},
@@ -18,22 +19,6 @@ use crate::link::{
     config::{CHUNK_BYTES, CHUNK_THRESHOLD, Config, INVENTORY_PIECE_BYTES, MAX_MARKS, Window, Windows},
     ids::{ObjectId, TypeId},
 };
-
-/// Shares of the socket per level, from liveness to telemetry: a saturated link gives telemetry 1/31.
-const WEIGHTS: [u64; 5] = [16, 8, 4, 2, 1];
-const CONTROL: usize = 1;
-const CONFIG: usize = 2;
-
-fn level_of(envelope: &Envelope) -> usize {
-    match envelope.priority() {
-        Priority::Liveness => 0,
-        Priority::Control => 1,
-        Priority::Config => 2,
-        Priority::Bulk => 3,
-        Priority::Telemetry => 4,
-        Priority::Unspecified => envelope.body.as_ref().map_or(3, |body| body.default_priority() as usize - 1),
-    }
-}
 
 /// Messages of one kind under way: sent, not settled.
 #[derive(Clone, Copy, Debug)]
@@ -94,7 +79,7 @@ struct InFlight {
 
 /// A big message on its way, encoded.
 #[derive(Debug)]
-struct Partial {
+pub(super) struct Partial {
     class: Class,
     seq: u64,
     index: u32,
@@ -116,18 +101,6 @@ struct Mark {
     type_: TypeId,
     after: u64,
     frame: MarkFrame,
-}
-
-#[derive(Debug, Default)]
-struct Level {
-    clock: u64,
-    turn: usize,
-    control: VecDeque<v1::Frame>,
-    partial: VecDeque<Partial>,
-    replies: VecDeque<(Box<Envelope>, usize)>,
-    requests: VecDeque<(Box<Envelope>, usize, Duration)>,
-    state: VecDeque<ObjectId>,
-    events: VecDeque<(Box<Envelope>, usize)>,
 }
 
 /// Messages of one round are encoded together into pieces of this, bytes.
@@ -180,14 +153,7 @@ impl Outbox {
     /// Gives back the room of messages that were sent and settled.
     pub(crate) fn shrink(&mut self) {
         self.state.shrink();
-        for Level { control, partial, replies, requests, state, events, .. } in &mut self.levels {
-            control.shrink_to_fit();
-            partial.shrink_to_fit();
-            replies.shrink_to_fit();
-            requests.shrink_to_fit();
-            state.shrink_to_fit();
-            events.shrink_to_fit();
-        }
+        self.levels.iter_mut().for_each(Level::shrink);
         self.in_flight.iter_mut().for_each(Rising::shrink);
         self.marks.shrink_to_fit();
         self.inventories.shrink_to_fit();
@@ -221,7 +187,7 @@ impl Outbox {
 
     fn ready(&mut self, id: ObjectId) {
         let level = self.state.head(&id).map_or(CONFIG, level_of);
-        self.levels[level].state.push_back(id);
+        self.levels[level].waiting().state.push_back(id);
     }
 
     /// Keys that waited for their rate.
@@ -247,28 +213,28 @@ impl Outbox {
     pub(crate) fn push_event(&mut self, envelope: Box<Envelope>, bytes: usize) {
         self.events += 1;
         self.event_bytes += bytes;
-        self.levels[level_of(&envelope)].events.push_back((envelope, bytes));
+        self.levels[level_of(&envelope)].waiting().events.push_back((envelope, bytes));
     }
 
     /// A request; how many may wait is for the caller to bound.
     pub(crate) fn push_request(&mut self, envelope: Box<Envelope>, bytes: usize, deadline: Duration) {
-        self.levels[level_of(&envelope)].requests.push_back((envelope, bytes, deadline));
+        self.levels[level_of(&envelope)].waiting().requests.push_back((envelope, bytes, deadline));
     }
 
     /// The request's caller has gone.
     pub(crate) fn cancel_request(&mut self, id: &Bytes) {
-        for level in &mut self.levels {
+        for level in self.levels.iter_mut().filter_map(|level| level.waiting.as_mut()) {
             level.requests.retain(|(envelope, _, _)| envelope.id != *id);
         }
     }
 
     /// A reply; bounded by the requests this end took.
     pub(crate) fn push_reply(&mut self, envelope: Box<Envelope>, bytes: usize) {
-        self.levels[level_of(&envelope)].replies.push_back((envelope, bytes));
+        self.levels[level_of(&envelope)].waiting().replies.push_back((envelope, bytes));
     }
 
     pub(crate) fn push_control(&mut self, control: v1::Frame) {
-        self.levels[CONTROL].control.push_back(control);
+        self.levels[CONTROL].waiting().control.push_back(control);
     }
 
     /// Pieces of an inventory, at the level of configuration.
@@ -333,10 +299,14 @@ impl Outbox {
     }
 
     fn has(&self, level: usize, source: usize) -> bool {
-        let own = &self.levels[level];
         match source {
-            0 => !own.control.is_empty() || (level == CONFIG && self.inventories.front().is_some()),
-            1 => level == CONFIG && self.mark_ready().is_some(),
+            0 if level == CONFIG && self.inventories.front().is_some() => return true,
+            1 => return level == CONFIG && self.mark_ready().is_some(),
+            _ => {}
+        }
+        let Some(own) = &self.levels[level].waiting else { return false };
+        match source {
+            0 => !own.control.is_empty(),
             2 => !own.replies.is_empty() && self.open(LaneId::Reply),
             3 => !own.requests.is_empty() && self.open(LaneId::Request),
             4 => !own.partial.is_empty(),
@@ -347,7 +317,7 @@ impl Outbox {
 
     fn take(&mut self, now: Duration, level: usize, source: usize) -> Option<v1::Frame> {
         match source {
-            0 => self.levels[level].control.pop_front().or_else(|| self.inventory_piece()),
+            0 => self.levels[level].waiting().control.pop_front().or_else(|| self.inventory_piece()),
             1 => {
                 let mark = self.marks.remove(self.mark_ready()?)?;
                 Some(frame(match mark.frame {
@@ -356,12 +326,12 @@ impl Outbox {
                 }))
             }
             2 => {
-                let (envelope, bytes) = self.levels[level].replies.pop_front()?;
+                let (envelope, bytes) = self.levels[level].waiting().replies.pop_front()?;
                 let encoded = self.encode(&envelope, bytes);
                 Some(self.start(level, Class::Call, LaneId::Reply, Sent::Reply, encoded, bytes, None))
             }
             3 => {
-                let (mut envelope, bytes, deadline) = self.levels[level].requests.pop_front()?;
+                let (mut envelope, bytes, deadline) = self.levels[level].waiting().requests.pop_front()?;
                 let left = deadline.checked_sub(now)?;
                 envelope.timeout_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX).max(1);
                 let encoded = self.encode(&envelope, bytes);
@@ -371,7 +341,7 @@ impl Outbox {
             4 => self.continue_partial(level),
             5 => self.start_state(now, level),
             _ => {
-                let (envelope, bytes) = self.levels[level].events.pop_front()?;
+                let (envelope, bytes) = self.levels[level].waiting().events.pop_front()?;
                 self.events -= 1;
                 self.event_bytes -= bytes;
                 let encoded = self.encode(&envelope, bytes);
@@ -381,7 +351,7 @@ impl Outbox {
     }
 
     fn start_state(&mut self, now: Duration, level: usize) -> Option<v1::Frame> {
-        let id = self.levels[level].state.pop_front()?;
+        let id = self.levels[level].waiting().state.pop_front()?;
         let Entry { envelope, bytes, order, .. } = self.state.take(now, &id)?;
         let order = Some((id.type_.clone(), order));
         let encoded = self.encode(&envelope, bytes);
@@ -435,12 +405,12 @@ impl Outbox {
         let total = encoded.len() as u32;
         let mut partial = Partial { class, seq, index: 0, total, rest: encoded, order };
         let first = partial.next();
-        self.levels[level].partial.push_back(partial);
+        self.levels[level].waiting().partial.push_back(partial);
         first
     }
 
     fn continue_partial(&mut self, level: usize) -> Option<v1::Frame> {
-        let mut partial = self.levels[level].partial.pop_front()?;
+        let mut partial = self.levels[level].waiting().partial.pop_front()?;
         let piece = partial.next();
         if partial.rest.is_empty() {
             if let Some(in_flight) = self.in_flight[partial.class as usize].get_mut(partial.seq) {
@@ -450,7 +420,7 @@ impl Outbox {
                 self.state.sent(&type_, order);
             }
         } else {
-            self.levels[level].partial.push_back(partial);
+            self.levels[level].waiting().partial.push_back(partial);
         }
         Some(piece)
     }
@@ -561,8 +531,8 @@ impl Outbox {
             }
         }
         remains.state.extend(self.state.drain());
-        for level in &mut self.levels {
-            remains.events.extend(std::mem::take(level).events.into_iter().map(|(envelope, _)| *envelope));
+        for waiting in self.levels.iter_mut().filter_map(|level| level.waiting.take()) {
+            remains.events.extend(waiting.events.into_iter().map(|(envelope, _)| *envelope));
         }
         self.marks.clear();
         self.inventories.clear();

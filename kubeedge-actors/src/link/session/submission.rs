@@ -140,7 +140,7 @@ impl Session {
         Envelope {
             id: self.ids.to_be_bytes().to_vec().into(),
             origin: "link".into(),
-            time_unix_ms: self.config.unix_ms_at_zero.saturating_add(elapsed),
+            time_unix_ms: self.unix_ms_at_zero.saturating_add(elapsed),
             priority: body.default_priority().into(),
             body: Some(body),
             ..Default::default()

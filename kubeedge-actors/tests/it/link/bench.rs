@@ -231,7 +231,7 @@ impl Cloud {
     pub(super) async fn next(&mut self, config: Config, settles: bool) -> End {
         let accepted = timeout(LONG, self.accepted.recv()).await.unwrap().unwrap();
         assert_eq!(accepted.node.as_str(), "edge-1");
-        End::run(Session::cloud(config), accepted.sink, accepted.stream, settles)
+        End::run(Session::cloud(config).stamped(), accepted.sink, accepted.stream, settles)
     }
 }
 
@@ -241,7 +241,7 @@ pub(super) fn hello(connection: u64) -> Hello {
 
 pub(super) async fn edge(address: SocketAddr, ca: &Ca, connection: u64, config: Config) -> End {
     let (sink, stream) = client::connect(&address.to_string(), None, &ca.node("edge-1")).await.unwrap();
-    End::run(Session::edge(hello(connection), config.stamped()), sink, stream, true)
+    End::run(Session::edge(hello(connection), config).stamped(), sink, stream, true)
 }
 
 pub(super) fn status(name: String, bytes: usize) -> Envelope {
