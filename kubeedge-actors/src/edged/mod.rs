@@ -9,9 +9,9 @@
 //! | offline | everything works but new tokens and pulls; what is reported waits with MetaManager, [`events`] in EdgeHub's outbox, within its bounds |
 //!
 //! It is a reconciler. One [`worker`] looks after one pod: it looks at the runtime, [`lifecycle::decide`]s, acts,
-//! reports. The [`book`] says which pods there are; a [`relist`] every second says whom to look at. After a restart of
-//! edgecore the workers find containers by their pod's uid and go on from there. Nothing is stopped because its object
-//! is absent until the set of pods is known to be complete.
+//! reports. The [`book`] says which pods there are; a [`relist`], at every event of the runtime or every second, says whom
+//! to look at. After a restart of edgecore the workers find containers by their pod's uid and go on from there. Nothing is
+//! stopped because its object is absent until the set of pods is known to be complete.
 
 pub mod admission;
 pub mod book;
@@ -34,6 +34,8 @@ pub mod housekeeping;
 pub mod image_name;
 pub mod labels;
 pub mod lifecycle;
+mod listing;
+mod loading;
 mod log_files;
 mod news;
 pub mod node;
@@ -50,6 +52,7 @@ mod reporter;
 mod resize;
 pub mod resources;
 pub mod runtime;
+pub mod runtime_events;
 mod shutdown;
 pub mod source;
 mod state_file;
@@ -69,13 +72,9 @@ use std::{
 use actix::{Actor, ActorFutureExt, AsyncContext, WrapFuture};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use kubeedge_proto::{
-    resource,
-    v1::{
-        CallCloud, KindCompleted, KubeObject, LinkStateChanged, ListPods, LocateContainerLog, ObjectList,
-        ObjectsChanged, ObjectsReloaded, OpenContainerStream, PublishEvent, QueryProgress, QueryStats, ReadObjects,
-        ReportStatus, ShutDownPods,
-    },
+use kubeedge_proto::v1::{
+    CallCloud, KindCompleted, LinkStateChanged, ListPods, LocateContainerLog, ObjectsChanged, ObjectsReloaded,
+    OpenContainerStream, PublishEvent, QueryProgress, QueryStats, ReadObjects, ReportStatus, ShutDownPods,
 };
 use tokio::sync::{Semaphore, watch};
 use tokio_util::task::AbortOnDropHandle;
@@ -88,26 +87,22 @@ pub use reporter::PortReporter;
 use self::{
     book::{Book, Effect},
     devices::DeviceManager,
-    events::{EventRecord, Involved, sender::EventSender},
+    events::sender::EventSender,
     eviction::Pressure,
     failures::Failures,
     housekeeping::{Housekeeper, ImageCollector},
-    lifecycle::PodPlan,
     provision::NodeProvision,
     registrar::Registrar,
     relist::Relist,
     resize::Resizes,
-    runtime::{PodSummary, RuntimeError},
     source::PortObjects,
     static_pods::{Mirrors, StaticPods},
     stats::Sampler,
     status::NodeFacts,
-    worker::{Bell, Order, Report, Reporter, Shared},
+    worker::{Bell, Order, Shared},
 };
-use crate::system::{Component, Context, Contract, Heartbeat, Overflow, Port, Ports, Stage};
+use crate::system::{Component, Context, Contract, Overflow, Port, Ports, Stage};
 
-/// How long MetaManager may take to read every pod.
-const READ_WITHIN: Duration = Duration::from_secs(60);
 /// Pause before something that failed at the start is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
 /// How often pods with service account tokens are looked at: whether one is due.
@@ -117,10 +112,6 @@ const TOKENS_EVERY: Duration = Duration::from_secs(60);
 const REASSERT_AFTER: Duration = Duration::from_secs(5);
 /// Pause before a worker that broke is started anew.
 const WORKER_AGAIN: Duration = Duration::from_secs(5);
-
-/// Pause before what pods of earlier lives left is looked for: what the runtime was doing for an edgecore that was
-/// killed, such as taking a half-made sandbox back, is over by then.
-const SWEEP_AFTER: Duration = Duration::from_secs(5);
 
 /// The component. See the module's page.
 pub struct Edged {
@@ -150,6 +141,8 @@ pub struct Edged {
     workers: HashMap<String, Worker>,
     /// Dropped with this value: an Edged that is built again begins anew and adopts what it finds.
     registrar: Option<AbortOnDropHandle<()>>,
+    /// What hears the runtime's events.
+    listening: Option<AbortOnDropHandle<()>>,
     housekeeper: Option<AbortOnDropHandle<()>>,
     images: Arc<ImageCollector>,
     eviction: eviction::State,
@@ -232,6 +225,7 @@ impl Edged {
             relist: Relist::default(),
             workers: HashMap::new(),
             registrar: None,
+            listening: None,
             housekeeper: None,
             images,
             eviction: eviction::State::default(),
@@ -251,55 +245,6 @@ impl Edged {
         }
     }
 
-    /// Reads the pods on disk; again until MetaManager answers.
-    fn load(&self, ctx: &mut Context<Self>) {
-        let (read, volumes) = (self.read.clone(), self.provision.volumes().clone());
-        let message = || ReadObjects { r#type: Some(resource::pods()), key: None };
-        ctx.spawn(
-            async move {
-                loop {
-                    match (volumes.orphans(&HashSet::new()).await, read.ask(message(), READ_WITHIN).await) {
-                        (Ok(folders), Ok(list)) => return (folders, list),
-                        (Err(error), _) => tracing::warn!("the folders of pods are not read yet: {error}"),
-                        (_, Err(error)) => tracing::warn!("the pods on disk are not read yet: MetaManager: {error}"),
-                    }
-                    tokio::time::sleep(AGAIN).await;
-                }
-            }
-            .into_actor(self)
-            .map(|(folders, list): (Vec<String>, ObjectList), this, ctx| {
-                this.taken_up.extend(folders);
-                let mut pods: Vec<(Arc<Pod>, PodPlan)> = Vec::new();
-                for object in &list.objects {
-                    let understood = this.understand(ctx, object);
-                    pods.extend(understood.map(|(pod, plan)| this.sized(ctx, pod, plan)));
-                }
-                // Who came first has the first claim on the node, as in a kubelet that starts.
-                pods.sort_by_key(|(pod, _)| created(pod));
-                tracing::info!(pods = pods.len(), complete = list.complete, "pods read from disk");
-                let of_folder = this.static_pods.uids();
-                let uids = list.objects.iter().map(|object| object.uid.as_str()).chain(of_folder).collect();
-                let effects = this.book.loaded(pods, &uids, list.complete);
-                this.apply(ctx, effects);
-                this.retry_resizes(ctx);
-                this.absent_ones(ctx);
-                if std::mem::take(&mut this.load_again) {
-                    this.reload(ctx);
-                }
-            }),
-        );
-    }
-
-    /// Reads the pods on disk once more: what became of some may not have been told.
-    fn reload(&mut self, ctx: &mut Context<Self>) {
-        if self.book.is_loading() {
-            self.load_again = true;
-            return;
-        }
-        self.book.reload();
-        self.load(ctx);
-    }
-
     /// Asks the runtime for its name until it answers.
     fn introduce(&self, ctx: &mut Context<Self>) {
         let (runtime, node) = (Arc::clone(&self.shared.runtime), self.node.clone());
@@ -315,140 +260,6 @@ impl Edged {
                         Err(error) => tracing::warn!("{error}"),
                     }
                     tokio::time::sleep(AGAIN).await;
-                }
-            }
-            .into_actor(self),
-        );
-    }
-
-    /// Lists what the runtime has, after a pause, and so on.
-    fn keep_listing(&self, ctx: &mut Context<Self>, heartbeat: Heartbeat) {
-        heartbeat.beat();
-        let runtime = Arc::clone(&self.shared.runtime);
-        ctx.spawn(
-            async move {
-                tokio::time::sleep(relist::PERIOD).await;
-                runtime.list_pods().await
-            }
-            .into_actor(self)
-            .map(|list, this, ctx| {
-                this.listed(ctx, list);
-                this.keep_listing(ctx, heartbeat);
-            }),
-        );
-    }
-
-    fn listed(&mut self, ctx: &mut Context<Self>, list: Result<Vec<PodSummary>, RuntimeError>) {
-        let list = match list {
-            Ok(list) => list,
-            Err(error) => return tracing::warn!("what runs is not known: {error}"),
-        };
-        self.progress.made();
-        let changed = self.relist.take(list);
-        for uid in &changed {
-            if let Some(worker) = self.workers.get(uid) {
-                worker.bell.look();
-            }
-        }
-        if !changed.is_empty() {
-            self.absent_ones(ctx);
-        }
-    }
-
-    /// Ends pods that nobody wants, when that is known.
-    fn absent_ones(&mut self, ctx: &mut Context<Self>) {
-        // What the folder has is wanted, too.
-        if !self.static_pods.ready {
-            return;
-        }
-        let effects = self.book.seen(self.relist.pods());
-        self.apply(ctx, effects);
-        if self.book.may_end_for_absence() && !self.swept {
-            self.swept = true;
-            ctx.run_later(SWEEP_AFTER, |this, ctx| this.sweep(ctx));
-        }
-    }
-
-    /// Removes what is left of pods that ended while edgecore was down: neither wanted nor in the runtime.
-    fn sweep(&self, ctx: &mut Context<Self>) {
-        let volumes = self.provision.volumes().clone();
-        let runtime = Arc::clone(&self.shared.runtime);
-        let look = async move {
-            // What is on disk first: a pod that is made meanwhile is not among it.
-            let found = volumes.orphans(&HashSet::new()).await.map_err(|error| error.to_string())?;
-            let pods = runtime.list_pods().await.map_err(|error| error.to_string())?;
-            Ok((found, pods))
-        };
-        let swept = look.into_actor(self).then(|looked: Result<(Vec<String>, Vec<PodSummary>), String>, this, _| {
-            let provision = Arc::clone(&this.provision);
-            let looked = looked.map(|(mut found, pods)| {
-                let mut known: HashSet<&str> = this.book.uids().collect();
-                known.extend(pods.iter().map(|pod| pod.uid.as_str()));
-                found.retain(|uid| !known.contains(uid.as_str()));
-                this.devices.retain(|uid| known.contains(uid));
-                this.failures.retain(|uid| known.contains(uid));
-                found
-            });
-            let remove = async move {
-                for uid in looked? {
-                    provision.remove_orphan(&uid).await?;
-                    tracing::info!(uid, "what a pod had left is removed");
-                }
-                Ok::<(), String>(())
-            };
-            remove.into_actor(this)
-        });
-        ctx.spawn(swept.map(|swept, _, ctx| {
-            if let Err(error) = swept {
-                tracing::warn!("what pods had left is not removed, and is tried again: {error}");
-                ctx.run_later(SWEEP_AFTER, |this, ctx| this.sweep(ctx));
-            }
-        }));
-    }
-
-    /// A pod and its plan; one that cannot be run is refused, where it can be said.
-    fn understand(&mut self, ctx: &mut Context<Self>, object: &KubeObject) -> Option<(Arc<Pod>, PodPlan)> {
-        let pod = match serde_json::from_slice::<Pod>(&object.json) {
-            Ok(pod) => pod,
-            Err(error) => {
-                let key = object.key.clone().unwrap_or_default();
-                self.refuse(ctx, object, is_deleted(object), &format!("pod {key} is not a Pod: {error}"));
-                return None;
-            }
-        };
-        if self.mirror_seen(ctx, &pod) {
-            return None;
-        }
-        let deleted = pod.metadata.deletion_timestamp.is_some();
-        match PodPlan::of(&pod) {
-            Ok(plan) => Some((Arc::new(pod), plan)),
-            Err(error) => {
-                self.refuse(ctx, object, deleted, &error.to_string());
-                None
-            }
-        }
-    }
-
-    fn refuse(&self, ctx: &mut Context<Self>, object: &KubeObject, deleted: bool, why: &str) {
-        tracing::warn!("refused: {why}");
-        let now = (self.shared.clock)();
-        self.reporter.event(EventRecord::new(
-            Involved::object(object),
-            events::Reason::InvalidPod,
-            why.to_owned(),
-            now,
-        ));
-        if self.book.order(&object.uid).is_some() {
-            // It runs in an earlier version, and goes on so: its worker reports, its end as well.
-            return;
-        }
-        let status = Box::new(status::rejected("InvalidPod", why, now));
-        let report = if deleted { Report::Terminated(status) } else { Report::Status(status) };
-        let (reporter, key, uid) = (self.reporter.clone(), object.key.clone().unwrap_or_default(), object.uid.clone());
-        ctx.spawn(
-            async move {
-                if let Err(error) = reporter.send(key, uid, report).await {
-                    tracing::warn!("a refused pod is not reported: {error}");
                 }
             }
             .into_actor(self),
@@ -535,16 +346,6 @@ impl Edged {
     }
 }
 
-fn created(pod: &Pod) -> Option<Timestamp> {
-    pod.metadata.creation_timestamp.as_ref().map(|time| time.0)
-}
-
-/// Whether a deletion was asked for, of what may be no pod at all.
-fn is_deleted(object: &KubeObject) -> bool {
-    let value = serde_json::from_slice::<serde_json::Value>(&object.json);
-    value.is_ok_and(|value| value.pointer("/metadata/deletionTimestamp").is_some_and(|at| !at.is_null()))
-}
-
 impl Actor for Edged {
     type Context = Context<Self>;
 
@@ -555,8 +356,7 @@ impl Actor for Edged {
         self.introduce(ctx);
         self.watch_manifests(ctx);
         self.load(ctx);
-        let heartbeat = ctx.heartbeat("the list of what runs", relist::WITHIN);
-        self.keep_listing(ctx, heartbeat);
+        self.begin_to_list(ctx);
         let housekeeper = Housekeeper {
             runtime: Arc::clone(&self.shared.runtime),
             log_dir: self.prepared.setup.log_dir.clone(),

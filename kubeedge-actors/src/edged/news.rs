@@ -7,7 +7,7 @@ use kubeedge_proto::{
     v1::{KindCompleted, LinkStateChanged, ObjectKey, ObjectsChanged, ObjectsReloaded, Progress, QueryProgress},
 };
 
-use super::{Edged, REASSERT_AFTER, is_deleted, references};
+use super::{Edged, REASSERT_AFTER, loading::is_deleted, references};
 use crate::system::Context;
 
 impl Handler<ObjectsChanged> for Edged {

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::BoxFuture;
+use futures_util::{future::BoxFuture, stream::BoxStream};
 use jiff::Timestamp;
 use kubeedge_proto::cri;
 use thiserror::Error;
@@ -38,6 +38,14 @@ pub enum RuntimeError {
     /// The sandbox, container or image is not there (any more).
     #[error("{call}: not found: {message}")]
     NotFound {
+        /// The CRI call.
+        call: &'static str,
+        /// What the runtime said.
+        message: String,
+    },
+    /// The runtime is older than the call, or has it switched off.
+    #[error("the container runtime has no {call}: {message}")]
+    Unimplemented {
         /// The CRI call.
         call: &'static str,
         /// What the runtime said.
@@ -269,6 +277,9 @@ pub enum StreamRequest {
 /// The answer of a call to the runtime.
 pub type Answer<'a, T> = BoxFuture<'a, Result<T, RuntimeError>>;
 
+/// What happens in the runtime, as it happens: ids of containers and sandboxes.
+pub type RuntimeEvents = BoxStream<'static, Result<String, RuntimeError>>;
+
 /// A container runtime. Calls may be repeated: stopping or removing what is gone is no error.
 pub trait Runtime: Send + Sync {
     /// Name and version.
@@ -277,6 +288,8 @@ pub trait Runtime: Send + Sync {
     fn health(&self) -> Answer<'_, RuntimeHealth>;
     /// All pods, cheaply.
     fn list_pods(&self) -> Answer<'_, Vec<PodSummary>>;
+    /// Events from now on. May answer no sooner than there is one; [`RuntimeError::Unimplemented`] where there are none.
+    fn events(&self) -> Answer<'_, RuntimeEvents>;
     /// Everything about one pod.
     fn observe<'a>(&'a self, pod_uid: &'a str) -> Answer<'a, ObservedPod>;
 

@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 use super::{
     fake::FakeRuntime,
     node::NodeSettings,
-    runtime::{InstanceState, Runtime},
+    runtime::{InstanceState, PodSummary, Runtime},
     *,
 };
 use crate::system::System;

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::StreamExt;
 use kubeedge_proto::cri::{
     self, image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient,
 };
@@ -24,7 +25,7 @@ use super::{
     labels,
     runtime::{
         Answer, ContainerStats, ExecOutput, ImageDisk, LocalImage, ObservedPod, PodSummary, Runtime, RuntimeError,
-        RuntimeHealth, RuntimeVersion, StreamRequest,
+        RuntimeEvents, RuntimeHealth, RuntimeVersion, StreamRequest,
     },
 };
 
@@ -95,6 +96,7 @@ impl CriRuntime {
         let message = status.message().to_owned();
         match status.code() {
             Code::NotFound => RuntimeError::NotFound { call, message },
+            Code::Unimplemented => RuntimeError::Unimplemented { call, message },
             // Only the transport says "unavailable" on a unix socket.
             Code::Unavailable => RuntimeError::Unreachable { endpoint: self.endpoint.clone(), message },
             code => RuntimeError::Failed { call, message: format!("{message} ({code:?})") },
@@ -159,6 +161,21 @@ impl Runtime for CriRuntime {
         Box::pin(async move {
             let (sandboxes, containers) = self.list(BTreeMap::new()).await?;
             Ok(convert::summaries(sandboxes, containers))
+        })
+    }
+
+    fn events(&self) -> Answer<'_, RuntimeEvents> {
+        Box::pin(async move {
+            let call = "GetContainerEvents";
+            // No deadline: it is answered when something happens.
+            let answer = self.runtime.clone().get_container_events(cri::GetEventsRequest {}).await;
+            let events = answer.map_err(|status| self.error(call, &status))?.into_inner();
+            let this = self.clone();
+            let ids = events.map(move |event| match event {
+                Ok(event) => Ok(event.container_id),
+                Err(status) => Err(this.error(call, &status)),
+            });
+            Ok(ids.boxed())
         })
     }
 

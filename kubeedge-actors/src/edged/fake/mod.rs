@@ -1,5 +1,6 @@
 //! A container runtime in memory, for tests: what it is told happens at once, unless it was told to fail.
 
+mod events;
 pub mod model;
 
 use std::{
@@ -8,15 +9,20 @@ use std::{
     time::Duration,
 };
 
+use futures_util::StreamExt;
 use jiff::Timestamp;
 use kubeedge_proto::cri;
+use tokio_stream::wrappers::ReceiverStream;
 
-use self::model::{Model, TERMINATED};
+use self::{
+    events::Events,
+    model::{Model, TERMINATED},
+};
 use super::{
     labels,
     runtime::{
         Answer, ContainerStats, ExecOutput, ImageDisk, InstanceState, LocalImage, ObservedPod, PodSummary, Runtime,
-        RuntimeError, RuntimeHealth, RuntimeVersion, StreamRequest,
+        RuntimeError, RuntimeEvents, RuntimeHealth, RuntimeVersion, StreamRequest,
     },
 };
 
@@ -40,6 +46,9 @@ struct State {
     lying: bool,
     /// Every image is to be had.
     every_image: bool,
+    /// Lists that were made.
+    lists: usize,
+    events: Events,
 }
 
 /// How commands in a container end.
@@ -106,6 +115,11 @@ impl FakeRuntime {
         self.state().lying = lying;
     }
 
+    /// How often everything was listed.
+    pub fn lists(&self) -> usize {
+        self.state().lists
+    }
+
     /// The calls so far that change something, with their subject.
     pub fn calls(&self) -> Vec<String> {
         self.state().calls.clone()
@@ -143,6 +157,7 @@ impl FakeRuntime {
             .find(|instance| instance.name == container && instance.state == InstanceState::Running);
         if let Some(instance) = &running {
             state.model.exit(&instance.id, code, now);
+            state.events.tell(&instance.id);
         }
         running.is_some()
     }
@@ -153,6 +168,7 @@ impl FakeRuntime {
         let mut state = self.state();
         for sandbox in state.model.observe(uid).sandboxes {
             state.model.lose_sandbox(&sandbox.id, now);
+            state.events.tell(&sandbox.id);
         }
     }
 
@@ -177,7 +193,8 @@ impl Runtime for FakeRuntime {
 
     fn list_pods(&self) -> Answer<'_, Vec<PodSummary>> {
         Box::pin(async {
-            let state = self.state();
+            let mut state = self.state();
+            state.lists += 1;
             if let Some(queue) = state.failures.get("list_pods").filter(|queue| !queue.is_empty()) {
                 return Err(RuntimeError::Failed { call: "list_pods", message: queue[0].clone() });
             }
@@ -198,6 +215,16 @@ impl Runtime for FakeRuntime {
         })
     }
 
+    fn events(&self) -> Answer<'_, RuntimeEvents> {
+        Box::pin(async {
+            let receiver = self.state().events.listen()?;
+            // Answered with the first one, as Go's servers do it.
+            let mut events = ReceiverStream::new(receiver).map(Ok).boxed().peekable();
+            std::pin::Pin::new(&mut events).peek().await;
+            Ok(events.boxed())
+        })
+    }
+
     fn observe<'a>(&'a self, pod_uid: &'a str) -> Answer<'a, ObservedPod> {
         Box::pin(async move { Ok(self.pod(pod_uid)) })
     }
@@ -213,13 +240,16 @@ impl Runtime for FakeRuntime {
             if let Some(known) = state.model.sandboxes.last_mut() {
                 known.sandbox.pod_start = pod_start;
             }
+            state.events.tell(&id);
             Ok(id)
         })
     }
 
     fn stop_sandbox<'a>(&'a self, id: &'a str) -> Answer<'a, ()> {
         Box::pin(async move {
-            self.begin("stop_sandbox", id)?.model.stop_sandbox(id, (self.clock)());
+            let mut state = self.begin("stop_sandbox", id)?;
+            state.model.stop_sandbox(id, (self.clock)());
+            state.events.tell(id);
             Ok(())
         })
     }
@@ -229,6 +259,7 @@ impl Runtime for FakeRuntime {
             let mut state = self.begin("remove_sandbox", id)?;
             if !state.lying {
                 state.model.remove_sandbox(id);
+                state.events.tell(id);
             }
             Ok(())
         })
@@ -264,6 +295,7 @@ impl Runtime for FakeRuntime {
                 known.grace_seconds = known.grace_seconds.max(grace);
             }
             state.configs.insert(id.clone(), config.clone());
+            state.events.tell(&id);
             Ok(id)
         })
     }
@@ -274,12 +306,14 @@ impl Runtime for FakeRuntime {
             match self.begin("start_container", id) {
                 Ok(mut state) => {
                     state.model.start(id, now);
+                    state.events.tell(id);
                     Ok(())
                 }
                 // As containerd does: the instance is there, ended.
                 Err(error) => {
                     let mut state = self.state();
                     state.model.exit(id, 128, now);
+                    state.events.tell(id);
                     for instance in state.model.instances.iter_mut().filter(|instance| instance.id == id) {
                         "StartError".clone_into(&mut instance.reason);
                         instance.message = error.to_string();
@@ -300,7 +334,9 @@ impl Runtime for FakeRuntime {
                 tokio::time::sleep(grace).await;
             }
             let code = if stubborn { model::KILLED } else { TERMINATED };
-            self.state().model.exit(id, code, (self.clock)());
+            let mut state = self.state();
+            state.model.exit(id, code, (self.clock)());
+            state.events.tell(id);
             Ok(())
         })
     }
@@ -339,7 +375,9 @@ impl Runtime for FakeRuntime {
 
     fn remove_container<'a>(&'a self, id: &'a str) -> Answer<'a, ()> {
         Box::pin(async move {
-            self.begin("remove_container", id)?.model.remove_container(id);
+            let mut state = self.begin("remove_container", id)?;
+            state.model.remove_container(id);
+            state.events.tell(id);
             Ok(())
         })
     }
