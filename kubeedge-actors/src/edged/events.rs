@@ -64,6 +64,17 @@ pub enum Reason {
     FailedMount,
     /// The pod's sandbox could not be made.
     FailedCreatePodSandBox,
+    /// The pod had a sandbox that is no good any more: what is left of it ends, and another one is made.
+    SandboxChanged,
+    /// A secret with credentials for a registry is not there or not usable: images are fetched without it.
+    FailedToRetrieveImagePullSecret,
+    /// A pod's resolver configuration does not hold all that was asked for.
+    DnsConfigForming,
+    /// A pod wants the cluster's name servers and there are none.
+    MissingClusterDns,
+    /// Keys that are no names of variables were left out of an environment. Kubelets from 1.32 on take every key that
+    /// the API lets through; what is told here did not come through it.
+    InvalidEnvironmentVariableNames,
     /// An image's name is not valid, or the runtime could not say whether it is there.
     InspectFailed,
     /// An image is not on the node and may not be fetched.
@@ -134,6 +145,11 @@ impl Reason {
             Self::Failed => "Failed",
             Self::FailedMount => "FailedMount",
             Self::FailedCreatePodSandBox => "FailedCreatePodSandBox",
+            Self::SandboxChanged => "SandboxChanged",
+            Self::FailedToRetrieveImagePullSecret => "FailedToRetrieveImagePullSecret",
+            Self::DnsConfigForming => "DNSConfigForming",
+            Self::MissingClusterDns => "MissingClusterDNS",
+            Self::InvalidEnvironmentVariableNames => "InvalidEnvironmentVariableNames",
             Self::InspectFailed => "InspectFailed",
             Self::ErrImageNeverPull => "ErrImageNeverPull",
             Self::FreeDiskSpaceFailed => "FreeDiskSpaceFailed",
@@ -166,6 +182,7 @@ impl Reason {
             | Self::Started
             | Self::Killing
             | Self::BackOffPull
+            | Self::SandboxChanged
             | Self::NodeAllocatableEnforced
             | Self::ResizeCompleted
             | Self::DeadlineExceeded => Severity::Normal,
@@ -173,6 +190,10 @@ impl Reason {
             | Self::Failed
             | Self::FailedMount
             | Self::FailedCreatePodSandBox
+            | Self::FailedToRetrieveImagePullSecret
+            | Self::DnsConfigForming
+            | Self::MissingClusterDns
+            | Self::InvalidEnvironmentVariableNames
             | Self::InspectFailed
             | Self::ErrImageNeverPull
             | Self::FreeDiskSpaceFailed

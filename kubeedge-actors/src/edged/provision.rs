@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use kubeedge_proto::cri;
 
 use super::{
+    events::Reason,
     lifecycle::PodPlan,
     resources::Change,
     runtime::{Instance, LocalImage},
@@ -28,6 +29,24 @@ impl<T, E: std::fmt::Display> Provide<T> for Result<T, E> {
     fn provide(self) -> Result<T, String> {
         self.map_err(|error| error.to_string())
     }
+}
+
+/// A configuration, and what a person should know of how it came about.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Configured<T> {
+    /// For the runtime.
+    pub config: T,
+    /// For events.
+    pub told: Vec<(Reason, String)>,
+}
+
+/// Credentials for a registry.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Credentials {
+    /// To be tried, best first.
+    pub found: Vec<cri::AuthConfig>,
+    /// Secrets that the pod names and that are not there or hold none.
+    pub missing: Vec<String>,
 }
 
 /// What a container is made for.
@@ -65,16 +84,16 @@ pub trait Provision: Send + Sync {
         plan: &'a PodPlan,
         attempt: u32,
         started_at: Timestamp,
-    ) -> Provided<'a, cri::PodSandboxConfig>;
+    ) -> Provided<'a, Configured<cri::PodSandboxConfig>>;
     /// The configuration of a container, with everything it mounts made.
-    fn container<'a>(&'a self, request: ContainerRequest<'a>) -> Provided<'a, cri::ContainerConfig>;
+    fn container<'a>(&'a self, request: ContainerRequest<'a>) -> Provided<'a, Configured<cri::ContainerConfig>>;
     /// What a container that runs is to have of processor and memory.
     fn resources(&self, pod: &Pod, container: &Container) -> Result<cri::LinuxContainerResources, String>;
     /// Makes room for a pod whose containers get other resources (`Raise`, before), or takes back what it has no more
     /// (`Set`, after).
     fn resize<'a>(&'a self, pod: &'a Pod, plan: &'a PodPlan, change: Change) -> Provided<'a, ()>;
-    /// The credentials to try for an image, best first; may be empty.
-    fn credentials<'a>(&'a self, pod: &'a Pod, image: &'a str) -> Provided<'a, Vec<cri::AuthConfig>>;
+    /// The credentials for an image; may be none.
+    fn credentials<'a>(&'a self, pod: &'a Pod, image: &'a str) -> Provided<'a, Credentials>;
 
     /// A container was started: its log is linked to where log collectors look.
     fn container_started<'a>(

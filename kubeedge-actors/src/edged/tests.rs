@@ -10,8 +10,11 @@ use std::{
 
 use actix::{Handler, MessageResult, ResponseFuture};
 use kubeedge_proto::{
-    NodeName,
-    v1::{CallReply, ObjectKey, ReportStatus, ResourceType, Settled, envelope::Body, report_status},
+    NodeName, resource,
+    v1::{
+        CallReply, KubeObject, ObjectKey, ObjectList, ReportStatus, ResourceType, Settled, envelope::Body,
+        report_status,
+    },
 };
 use serde_json::{Value, json};
 use tokio::sync::Notify;
@@ -25,7 +28,9 @@ use super::{
 use crate::system::System;
 
 mod hostile;
+mod listing;
 mod node;
+mod told;
 
 const LIMIT: Duration = Duration::from_secs(30);
 

@@ -12,11 +12,12 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use kubeedge_proto::cri;
 
-use super::{ContainerRequest, Provide, Provided, Provision, logs::LogDirs};
+use super::{Configured, ContainerRequest, Credentials, Provide, Provided, Provision, logs::LogDirs};
 use crate::edged::{
     credentials,
     devices::{DeviceManager, Given},
     env::{KubernetesService, container_env},
+    events::Reason,
     facts::{Allocatable, PodFacts},
     image_name::ImageName,
     labels,
@@ -180,7 +181,7 @@ impl NodeProvision {
         plan: &PodPlan,
         attempt: u32,
         started_at: Timestamp,
-    ) -> Result<cri::PodSandboxConfig, String> {
+    ) -> Result<Configured<cri::PodSandboxConfig>, String> {
         let host = self.host_dns().await;
         let dns = NodeDns {
             cluster_dns: self.setup.cluster_dns.clone(),
@@ -188,9 +189,6 @@ impl NodeProvision {
             host,
         };
         let dns = pod_dns(pod, &dns).provide()?;
-        for (reason, message) in &dns.warnings {
-            tracing::debug!(pod = plan.name, reason, "{message}");
-        }
         sandbox_can_be_kept(pod)?;
         let uid = plan.uid.parse().provide()?;
         let qos = qos_class(pod).provide()?;
@@ -206,7 +204,7 @@ impl NodeProvision {
         annotations.insert(labels::POD_START.to_owned(), started_at.to_string());
         let mut labels: HashMap<String, String> = pod.metadata.labels.clone().unwrap_or_default().into_iter().collect();
         labels.extend(Self::labels(plan));
-        Ok(cri::PodSandboxConfig {
+        let config = cri::PodSandboxConfig {
             metadata: Some(cri::PodSandboxMetadata {
                 name: plan.name.clone(),
                 uid: plan.uid.clone(),
@@ -226,16 +224,19 @@ impl NodeProvision {
                 overhead: None,
                 resources: Some(sandbox_resources(pod, &self.setup.limits).provide()?),
             }),
-        })
+        };
+        Ok(Configured { config, told: dns.warnings })
     }
 
-    async fn container_config(&self, request: ContainerRequest<'_>) -> Result<cri::ContainerConfig, String> {
+    async fn container_config(
+        &self,
+        request: ContainerRequest<'_>,
+    ) -> Result<Configured<cri::ContainerConfig>, String> {
         let ContainerRequest { pod, plan, container, attempt, image, target, pod_ips } = request;
         let facts = self.facts(pod_ips);
         let env = container_env(pod, container, &facts, self.setup.service.as_ref(), &*self.objects).await.provide()?;
-        for skipped in &env.skipped {
-            tracing::warn!(pod = plan.name, container = container.name, "{skipped}");
-        }
+        let skipped = env.skipped.iter().map(|skipped| (Reason::InvalidEnvironmentVariableNames, skipped.to_string()));
+        let told = skipped.collect();
         let mounted = self.mounted().get(&plan.uid).cloned().unwrap_or_default();
         let mounts = self.volumes.mounts(pod, container, &facts, &env, &mounted).await.provide()?;
         let user = match &image.user {
@@ -275,7 +276,7 @@ impl NodeProvision {
         annotations.extend(given.annotations);
         // The container's own come later, which lets them win.
         let envs = given.envs.into_iter().chain(env.vars.clone());
-        Ok(cri::ContainerConfig {
+        let config = cri::ContainerConfig {
             metadata: Some(cri::ContainerMetadata { name: name.clone(), attempt }),
             // By content: a tag that moves between the pull and here changes nothing.
             image: Some(cri::ImageSpec {
@@ -296,7 +297,8 @@ impl NodeProvision {
             stdin_once: container.stdin_once.unwrap_or(false),
             tty: container.tty.unwrap_or(false),
             linux: Some(cri::LinuxContainerConfig { resources: Some(limits), security_context: Some(security) }),
-        })
+        };
+        Ok(Configured { config, told })
     }
 
     /// Before each container: the sandbox may be a new one, and one of an edgecore with another setting.
@@ -321,23 +323,28 @@ impl NodeProvision {
         self.files("the pod's resources cannot be limited", move |_| groups.limit_pod(qos, &uid, limits, change)).await
     }
 
-    async fn pull_secrets(&self, pod: &Pod, image: &str) -> Result<Vec<cri::AuthConfig>, String> {
+    async fn pull_secrets(&self, pod: &Pod, image: &str) -> Result<Credentials, String> {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         let image = ImageName::parse(image).provide()?;
-        let mut found = Vec::new();
+        let mut credentials = Credentials::default();
         let named = pod.spec.iter().flat_map(|spec| spec.image_pull_secrets.iter().flatten());
         for reference in named {
-            // As kubelet does: a secret that is missing or broken is said, and the pull is tried without it.
-            match self.objects.secret(namespace, &reference.name).await {
+            // As kubelet does: a secret that is missing is said, and the pull is tried without it. So is a broken one.
+            let why = match self.objects.secret(namespace, &reference.name).await {
                 Ok(Some(secret)) => match credentials::matching(&secret, &image) {
-                    Ok(credentials) => found.extend(credentials),
-                    Err(error) => tracing::warn!("image pull secret: {error}"),
+                    Ok(found) => {
+                        credentials.found.extend(found);
+                        continue;
+                    }
+                    Err(error) => error.to_string(),
                 },
-                Ok(None) => tracing::warn!("image pull secret \"{namespace}/{}\" not found", reference.name),
-                Err(error) => tracing::warn!("image pull secret: {error}"),
-            }
+                Ok(None) => format!("\"{namespace}/{}\" not found", reference.name),
+                Err(error) => error.to_string(),
+            };
+            tracing::warn!("image pull secret: {why}");
+            credentials.missing.push(reference.name.clone());
         }
-        Ok(found)
+        Ok(credentials)
     }
 
     async fn read_last_words(&self, pod: &Pod, plan: &PodPlan, instance: &Instance) -> Result<String, String> {
@@ -411,11 +418,11 @@ impl Provision for NodeProvision {
         plan: &'a PodPlan,
         attempt: u32,
         started_at: Timestamp,
-    ) -> Provided<'a, cri::PodSandboxConfig> {
+    ) -> Provided<'a, Configured<cri::PodSandboxConfig>> {
         Box::pin(self.sandbox_config(pod, plan, attempt, started_at))
     }
 
-    fn container<'a>(&'a self, request: ContainerRequest<'a>) -> Provided<'a, cri::ContainerConfig> {
+    fn container<'a>(&'a self, request: ContainerRequest<'a>) -> Provided<'a, Configured<cri::ContainerConfig>> {
         Box::pin(self.container_config(request))
     }
 
@@ -434,7 +441,7 @@ impl Provision for NodeProvision {
         Box::pin(self.limit_pod(pod, plan, change))
     }
 
-    fn credentials<'a>(&'a self, pod: &'a Pod, image: &'a str) -> Provided<'a, Vec<cri::AuthConfig>> {
+    fn credentials<'a>(&'a self, pod: &'a Pod, image: &'a str) -> Provided<'a, Credentials> {
         Box::pin(self.pull_secrets(pod, image))
     }
 

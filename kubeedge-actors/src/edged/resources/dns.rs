@@ -6,6 +6,8 @@ use k8s_openapi::api::core::v1::Pod;
 use kubeedge_proto::cri::DnsConfig;
 use thiserror::Error;
 
+use crate::edged::events::Reason;
+
 /// glibc's `MAXNS`.
 const MAX_SERVERS: usize = 3;
 /// Kubernetes' bounds on search domains.
@@ -61,8 +63,8 @@ pub struct NodeDns {
 pub struct PodDns {
     /// What the runtime writes.
     pub config: DnsConfig,
-    /// What had to be left out or done otherwise, for events of reason `MissingClusterDNS` or `DNSConfigForming`.
-    pub warnings: Vec<(&'static str, String)>,
+    /// What had to be left out or done otherwise, for events.
+    pub warnings: Vec<(Reason, String)>,
 }
 
 /// A DNS policy that Kubernetes does not know.
@@ -95,10 +97,12 @@ pub fn pod_dns(pod: &Pod, node: &NodeDns) -> Result<PodDns, DnsError> {
         Base::Host => host(),
         Base::Cluster if node.cluster_dns.is_empty() => {
             let message = format!(
-                "node does not have a cluster DNS IP configured and cannot create Pod using {policy:?} policy. \
-                 Falling back to \"Default\" policy."
+                "pod: \"{}/{}\". node does not have a cluster DNS IP configured and cannot create Pod using {policy:?} policy. \
+                 Falling back to \"Default\" policy.",
+                pod.metadata.namespace.as_deref().unwrap_or_default(),
+                pod.metadata.name.as_deref().unwrap_or_default(),
             );
-            warnings.push(("MissingClusterDNS", message));
+            warnings.push((Reason::MissingClusterDns, message));
             host()
         }
         Base::Cluster => {
@@ -130,7 +134,7 @@ pub fn pod_dns(pod: &Pod, node: &NodeDns) -> Result<PodDns, DnsError> {
         *list = unique(std::mem::take(list));
         let whole = |word: &String| !word.is_empty() && word.bytes().all(|b| b.is_ascii_graphic());
         if !list.iter().all(whole) {
-            warnings.push(("DNSConfigForming", "entries that are not one word have been omitted".to_owned()));
+            warnings.push((Reason::DnsConfigForming, "entries that are not one word have been omitted".to_owned()));
             list.retain(whole);
         }
     }
@@ -143,7 +147,7 @@ fn unique(list: Vec<String>) -> Vec<String> {
     list.into_iter().filter(|entry| seen.insert(entry.clone())).collect()
 }
 
-fn fit(servers: &mut Vec<String>, searches: &mut Vec<String>, warnings: &mut Vec<(&'static str, String)>) {
+fn fit(servers: &mut Vec<String>, searches: &mut Vec<String>, warnings: &mut Vec<(Reason, String)>) {
     if servers.len() > MAX_SERVERS {
         servers.truncate(MAX_SERVERS);
         let line = servers.join(" ");
@@ -151,7 +155,7 @@ fn fit(servers: &mut Vec<String>, searches: &mut Vec<String>, warnings: &mut Vec
             "Nameserver limits were exceeded, some nameservers have been omitted, the applied nameserver line is: \
              {line}"
         );
-        warnings.push(("DNSConfigForming", message));
+        warnings.push((Reason::DnsConfigForming, message));
     }
     let before = searches.len();
     searches.truncate(MAX_SEARCHES);
@@ -164,7 +168,7 @@ fn fit(servers: &mut Vec<String>, searches: &mut Vec<String>, warnings: &mut Vec
             "Search Line limits were exceeded, some search paths have been omitted, the applied search line is: \
              {line}"
         );
-        warnings.push(("DNSConfigForming", message));
+        warnings.push((Reason::DnsConfigForming, message));
     }
 }
 
@@ -188,7 +192,11 @@ mod tests {
     fn of(spec: Value, node: &NodeDns) -> PodDns {
         let mut spec = spec;
         spec["containers"] = json!([]);
-        pod_dns(&serde_json::from_value(json!({"metadata": {"namespace": "ns"}, "spec": spec})).unwrap(), node).unwrap()
+        pod_dns(
+            &serde_json::from_value(json!({"metadata": {"namespace": "ns", "name": "p"}, "spec": spec})).unwrap(),
+            node,
+        )
+        .unwrap()
     }
 
     fn config(servers: &[&str], searches: &[&str], options: &[&str]) -> DnsConfig {
@@ -222,7 +230,9 @@ mod tests {
         let node = NodeDns { cluster_dns: Vec::new(), ..node() };
         let dns = of(json!({}), &node);
         assert_eq!(dns.config.servers, ["192.0.2.1", "192.0.2.2"]);
-        assert_eq!(dns.warnings[0].0, "MissingClusterDNS");
+        let expected = "pod: \"ns/p\". node does not have a cluster DNS IP configured and cannot create Pod using \
+                        \"ClusterFirst\" policy. Falling back to \"Default\" policy.";
+        assert_eq!(dns.warnings, [(Reason::MissingClusterDns, expected.to_owned())]);
     }
 
     #[test]
@@ -246,7 +256,12 @@ mod tests {
         let dns = of(json!({"dnsPolicy": "None", "dnsConfig": own}), &node());
         assert_eq!(dns.config.servers.len(), 3);
         assert!(dns.config.searches.join(" ").len() <= 2048 && dns.config.searches.len() > 20);
-        assert_eq!(dns.warnings.len(), 2);
+        let told: Vec<_> = dns.warnings.iter().map(|(reason, message)| (reason.as_str(), message.as_str())).collect();
+        let line = "Nameserver limits were exceeded, some nameservers have been omitted, the applied nameserver line is: \
+                    1.1.1.1 1.1.1.2 1.1.1.3";
+        assert_eq!(told[0], ("DNSConfigForming", line));
+        assert!(told[1].1.starts_with("Search Line limits were exceeded, some search paths have been omitted, the "));
+        assert_eq!((told[1].0, told.len()), ("DNSConfigForming", 2));
         let own = json!({"searches": ["a\nnameserver 6.6.6.6"]});
         assert!(of(json!({"dnsPolicy": "None", "dnsConfig": own}), &node()).config.searches.is_empty());
     }

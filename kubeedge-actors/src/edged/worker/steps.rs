@@ -12,7 +12,7 @@ use crate::edged::{
     hooks::{self, Hook, HookTarget},
     image_name::ImageName,
     lifecycle::{Action, Fitting, PodPlan, Reason, Step, StopCause, VolumeState, container, ephemeral_target},
-    provision::ContainerRequest,
+    provision::{Configured, ContainerRequest},
     resources::Change,
     runtime::{Instance, InstanceState, LocalImage},
 };
@@ -75,6 +75,10 @@ impl Worker {
             }
             Action::RunSandbox { attempt } => {
                 let Some(pod) = &order.pod else { return false };
+                if attempt > 0 {
+                    let message = "Pod sandbox changed, it will be killed and re-created.";
+                    self.tell(order, None, Told::SandboxChanged, message);
+                }
                 let result = self.run_sandbox(order, pod, attempt).await;
                 if let Err(error) = &result {
                     let message = format!("Failed to create pod sandbox: {error}");
@@ -149,7 +153,10 @@ impl Worker {
 
     async fn run_sandbox(&mut self, order: &Order, pod: &Pod, attempt: u32) -> Result<(), String> {
         let started_at = self.history.started_at.unwrap_or_else(|| self.now());
-        let config = self.shared.provision.sandbox(pod, &order.plan, attempt, started_at).await?;
+        let Configured { config, told } = self.shared.provision.sandbox(pod, &order.plan, attempt, started_at).await?;
+        for (reason, message) in told {
+            self.tell(order, None, reason, message);
+        }
         // The name of a RuntimeClass is its handler's by custom; the class itself is not on the node.
         let handler = pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref()).unwrap_or_default();
         let id = self.shared.runtime.run_sandbox(&config, handler).await.map_err(|error| error.to_string())?;
@@ -173,7 +180,9 @@ impl Worker {
         let provision = Arc::clone(&self.shared.provision);
         let runtime = Arc::clone(&self.shared.runtime);
         let started_at = self.history.started_at.unwrap_or_else(|| self.now());
-        let sandbox = provision.sandbox(pod, plan, 0, started_at).await.map_err(NotStarted::because(Reason::Config))?;
+        // What there is to say of it was said when it was made.
+        let sandbox = provision.sandbox(pod, plan, 0, started_at).await;
+        let sandbox = sandbox.map_err(NotStarted::because(Reason::Config))?.config;
 
         let policy = spec.image_pull_policy.as_deref();
         let image = self.ensure_image(order, pod, (name, given), &image_name, policy, &sandbox).await?;
@@ -190,7 +199,11 @@ impl Worker {
             target: target.as_deref(),
             pod_ips: &self.history.ips,
         };
-        let config = provision.container(request).await.map_err(NotStarted::because(Reason::Config))?;
+        let Configured { config, told } =
+            provision.container(request).await.map_err(NotStarted::because(Reason::Config))?;
+        for (reason, message) in told {
+            self.tell(order, None, reason, message);
+        }
         let id = runtime
             .create_container(&start.sandbox_id, &config, &sandbox)
             .await
@@ -311,7 +324,14 @@ impl Worker {
             let _place = shared.pulls.acquire().await;
             let credentials =
                 shared.provision.credentials(pod, asked).await.map_err(NotStarted::because(Reason::ImagePull))?;
-            let mut tries = credentials.into_iter().map(Some).collect::<Vec<_>>();
+            if !credentials.missing.is_empty() {
+                let names = credentials.missing.join(", ");
+                let message = format!(
+                    "Unable to retrieve some image pull secrets ({names}); attempting to pull the image may not succeed."
+                );
+                self.tell(order, None, Told::FailedToRetrieveImagePullSecret, message);
+            }
+            let mut tries = credentials.found.into_iter().map(Some).collect::<Vec<_>>();
             // Public images need none.
             tries.push(None);
             let mut first_error = None;

@@ -8,11 +8,10 @@ use tokio::{task::JoinHandle, time::Instant};
 
 use super::*;
 use crate::edged::{
-    events::Correlator,
     fake::FakeRuntime,
     labels,
     lifecycle::{DEFAULT_GRACE_SECONDS, Sizes},
-    provision::{ContainerRequest, Provided},
+    provision::{Configured, ContainerRequest, Credentials, Provided},
     resources::{Change, NodeLimits, container_resources},
     runtime::Instance,
 };
@@ -20,6 +19,7 @@ use crate::edged::{
 mod hooks;
 mod probes;
 mod resize;
+mod told;
 
 #[derive(Default)]
 struct Reports {
@@ -57,6 +57,9 @@ struct Words {
     missing: Mutex<Option<String>>,
     /// Why the next set-up fails.
     no_volumes: Mutex<Option<String>>,
+    /// What there is to say of configurations.
+    of_sandbox: Mutex<Vec<(Told, String)>>,
+    of_container: Mutex<Vec<(Told, String)>>,
 }
 
 impl Words {
@@ -85,9 +88,9 @@ impl Provision for Words {
         plan: &'a PodPlan,
         attempt: u32,
         started_at: Timestamp,
-    ) -> Provided<'a, kubeedge_proto::cri::PodSandboxConfig> {
+    ) -> Provided<'a, Configured<kubeedge_proto::cri::PodSandboxConfig>> {
         Box::pin(async move {
-            Ok(kubeedge_proto::cri::PodSandboxConfig {
+            let config = kubeedge_proto::cri::PodSandboxConfig {
                 metadata: Some(kubeedge_proto::cri::PodSandboxMetadata {
                     name: plan.name.clone(),
                     uid: plan.uid.clone(),
@@ -96,16 +99,20 @@ impl Provision for Words {
                 }),
                 annotations: [(labels::POD_START.to_owned(), started_at.to_string())].into(),
                 ..Default::default()
-            })
+            };
+            Ok(Configured { config, told: self.of_sandbox.lock().unwrap().clone() })
         })
     }
-    fn container<'a>(&'a self, request: ContainerRequest<'a>) -> Provided<'a, kubeedge_proto::cri::ContainerConfig> {
+    fn container<'a>(
+        &'a self,
+        request: ContainerRequest<'a>,
+    ) -> Provided<'a, Configured<kubeedge_proto::cri::ContainerConfig>> {
         Box::pin(async move {
             if let Some(missing) = self.missing.lock().unwrap().clone() {
                 return Err(missing);
             }
             let image = request.container.image.clone().unwrap_or_default();
-            Ok(kubeedge_proto::cri::ContainerConfig {
+            let config = kubeedge_proto::cri::ContainerConfig {
                 metadata: Some(kubeedge_proto::cri::ContainerMetadata {
                     name: request.container.name.clone(),
                     attempt: request.attempt,
@@ -117,7 +124,8 @@ impl Provision for Words {
                 ]
                 .into(),
                 ..Default::default()
-            })
+            };
+            Ok(Configured { config, told: self.of_container.lock().unwrap().clone() })
         })
     }
     fn resources(
@@ -131,8 +139,10 @@ impl Provision for Words {
     fn resize<'a>(&'a self, _pod: &'a Pod, _plan: &'a PodPlan, change: Change) -> Provided<'a, ()> {
         self.note(if change == Change::Raise { "make room" } else { "take back" })
     }
-    fn credentials<'a>(&'a self, _pod: &'a Pod, _image: &'a str) -> Provided<'a, Vec<kubeedge_proto::cri::AuthConfig>> {
-        Box::pin(async { Ok(Vec::new()) })
+    fn credentials<'a>(&'a self, pod: &'a Pod, _image: &'a str) -> Provided<'a, Credentials> {
+        let named = pod.spec.iter().flat_map(|spec| spec.image_pull_secrets.iter().flatten());
+        let missing = named.map(|secret| secret.name.clone()).collect();
+        Box::pin(async { Ok(Credentials { found: Vec::new(), missing }) })
     }
     fn container_started<'a>(&'a self, _: &'a PodPlan, container: &'a str, _: u32, _: &'a str) -> Provided<'a, ()> {
         self.note(format!("link {container}"))
@@ -491,101 +501,4 @@ async fn a_runtime_that_says_done_and_does_nothing_is_not_asked_in_a_busy_loop()
     assert!((10..=25).contains(&asked), "{asked}");
     bench.runtime.lie(false);
     bench.ended().await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_start_and_an_end_are_told_in_order() {
-    let pod = pod(|pod| {
-        pod["spec"]["initContainers"] = json!([{"name": "i", "image": "app:1"}]);
-        pod["metadata"]["resourceVersion"] = "7".into();
-    });
-    let mut bench = Bench::new(&pod);
-    bench.runtime.publish_image("app:1");
-    bench.until(|status| status["initContainerStatuses"][0]["state"]["running"].is_object()).await;
-    assert!(bench.runtime.exit("u", "i", 0));
-    bench.bell.look();
-    bench.until_phase("Running").await;
-    bench.orders.send_replace(order(&deleted(&pod, 1)));
-    bench.ended().await;
-    let told = [
-        "spec.initContainers{i} Pulling: Pulling image \"app:1\"",
-        "spec.initContainers{i} Pulled: Successfully pulled image \"app:1\" in 0.000s (including waiting). \
-         Image size: 0 bytes.",
-        "spec.initContainers{i} Created: Created container: i",
-        "spec.initContainers{i} Started: Started container i",
-        "spec.containers{a} Pulled: Container image \"app:1\" already present on machine",
-        "spec.containers{a} Created: Created container: a",
-        "spec.containers{a} Started: Started container a",
-        "spec.containers{a} Killing: Stopping container a",
-    ];
-    assert_eq!(bench.told(), told);
-    let events = bench.reports.events.lock().unwrap();
-    assert!(events.iter().all(|event| event.involved.resource_version == "7" && event.involved.uid == "u"));
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_crash_loop_is_one_event_whose_count_rises() {
-    let pod = pod(|_| {});
-    let bench = Bench::new(&pod);
-    bench.runtime.add_image("app:1");
-    bench.until_phase("Running").await;
-    for restarts in 1..5 {
-        assert!(bench.runtime.exit("u", "a", 2));
-        bench.bell.look();
-        // Looks in between are no new crashes.
-        tokio::time::sleep(Duration::from_secs(3)).await;
-        bench.bell.look();
-        bench.until(|status| status["containerStatuses"][0]["restartCount"] == restarts).await;
-    }
-    let mut correlator = Correlator::default();
-    let events = bench.reports.events.lock().unwrap().clone();
-    let told: Vec<_> = events.into_iter().filter_map(|event| correlator.note(event)).collect();
-    let backs_off: Vec<_> = told.iter().filter(|event| event.record.reason == Told::BackOffRestart).collect();
-    let message = "Back-off restarting failed container a in pod p_ns(u)";
-    assert!(backs_off.iter().all(|event| event.record.message == message && event.name == backs_off[0].name));
-    // The first restart is immediate.
-    assert_eq!(backs_off.iter().map(|event| event.count).collect::<Vec<_>>(), [1, 2, 3]);
-    let started = told.iter().rfind(|event| event.record.reason == Told::Started).unwrap();
-    assert_eq!(started.count, 5);
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_goes_wrong_is_told_as_kubelet_does() {
-    let absent = pod(|_| {});
-    let bench = Bench::new(&absent);
-    bench.until_waiting("ImagePullBackOff").await;
-    let told = [
-        "spec.containers{a} Pulling: Pulling image \"app:1\"",
-        "spec.containers{a} Failed: Failed to pull image \"app:1\": pull_image: not found: app:1: not found",
-        "spec.containers{a} Failed: Error: ErrImagePull",
-        "spec.containers{a} BackOff: Back-off pulling image \"app:1\"",
-        "spec.containers{a} Failed: Error: ImagePullBackOff",
-    ];
-    assert_eq!(bench.told()[..5], told);
-
-    let never = pod(|pod| pod["spec"]["containers"][0]["imagePullPolicy"] = "Never".into());
-    let bench = Bench::new(&never);
-    bench.until_waiting("ErrImageNeverPull").await;
-    let told = [
-        "spec.containers{a} ErrImageNeverPull: Container image \"app:1\" is not present with pull policy of Never",
-        "spec.containers{a} Failed: Error: ErrImageNeverPull",
-    ];
-    assert_eq!(bench.told()[..2], told);
-
-    let invalid = pod(|pod| pod["spec"]["containers"][0]["image"] = "App Store".into());
-    let bench = Bench::new(&invalid);
-    bench.until_waiting("InvalidImageName").await;
-    assert!(bench.told()[0].starts_with("spec.containers{a} InspectFailed: Failed to inspect image \"App Store\": "));
-    assert_eq!(bench.told()[1], "spec.containers{a} Failed: Error: InvalidImageName");
-
-    let bench = Bench::new(&absent);
-    bench.runtime.add_image("app:1");
-    *bench.words.no_volumes.lock().unwrap() = Some("MountVolume.SetUp failed for volume \"v\"".to_owned());
-    bench.runtime.fail_next("run_sandbox", "no network");
-    bench.runtime.fail_next("create_container", "no disk");
-    bench.until_phase("Running").await;
-    let told = bench.told();
-    assert_eq!(told[0], "FailedMount: MountVolume.SetUp failed for volume \"v\"");
-    assert_eq!(told[1], "FailedCreatePodSandBox: Failed to create pod sandbox: run_sandbox failed: no network");
-    assert_eq!(told[3], "spec.containers{a} Failed: Error: create_container failed: no disk");
 }
