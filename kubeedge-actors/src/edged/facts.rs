@@ -19,6 +19,12 @@ pub struct PodFacts {
     pub allocatable: Allocatable,
     /// Whether the runtime can mount recursively read-only.
     pub recursive_read_only: bool,
+    /// Whether it can mount images.
+    pub image_volumes: bool,
+    /// Whether it can mount parts of them.
+    pub image_sub_paths: bool,
+    /// Its name and version, for a person; empty when they were not asked for.
+    pub runtime: String,
 }
 
 /// The node's allocatable resources.

@@ -60,6 +60,7 @@ pub mod static_pods;
 pub mod stats;
 pub mod status;
 mod streams;
+pub mod user_namespaces;
 pub mod volumes;
 pub mod worker;
 
@@ -181,7 +182,9 @@ impl Edged {
         let (read, call, report) = (ports.port(), ports.optional(), ports.port());
         let objects = Arc::new(PortObjects::new(Port::clone(&read), call.clone()));
         let devices = DeviceManager::load(&prepared.setup.root_dir);
-        let provision = NodeProvision::new(prepared.setup.clone(), objects).with_devices(devices.clone());
+        let provision = NodeProvision::new(prepared.setup.clone(), objects)
+            .with_devices(devices.clone())
+            .with_runtime(Arc::clone(&prepared.runtime));
         let provision = Arc::new(provision);
         // One queue for as long as this value lives; without EdgeHub there is nobody to tell.
         let publish = ports.optional().filter(|_| prepared.report_events);

@@ -1,9 +1,14 @@
 //! What a pod gets from its node: volumes, and the configurations of its sandbox and containers.
 
+mod features;
 pub mod logs;
 mod node;
+mod pull_secrets;
 
+pub(crate) use features::handler;
 pub use node::{NodeProvision, NodeSetup};
+
+use std::collections::BTreeMap;
 
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
@@ -66,6 +71,8 @@ pub struct ContainerRequest<'a> {
     pub target: Option<&'a str>,
     /// The pod's addresses.
     pub pod_ips: &'a [String],
+    /// The images that it mounts, by volume: each was fetched.
+    pub volume_images: &'a BTreeMap<String, LocalImage>,
 }
 
 /// Makes what pods need on the node beside the runtime. Every call may be repeated.

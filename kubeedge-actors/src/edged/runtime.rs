@@ -87,6 +87,35 @@ pub struct RuntimeHealth {
     pub network: Option<String>,
 }
 
+/// What a runtime can do that not every CRI v1 runtime can.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RuntimeFeatures {
+    /// Its name and version, for a person.
+    pub runtime: String,
+    /// Images as volumes.
+    pub image_volumes: bool,
+    /// Parts of them; one that cannot mounts the whole without a word.
+    pub image_sub_paths: bool,
+    /// By handler; the default one has the empty name.
+    pub handlers: BTreeMap<String, HandlerFeatures>,
+}
+
+impl RuntimeFeatures {
+    /// What a handler can do: nothing more, as long as nothing is known of it.
+    pub fn handler(&self, name: &str) -> HandlerFeatures {
+        self.handlers.get(name).copied().unwrap_or_default()
+    }
+}
+
+/// What one of a runtime's handlers can do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HandlerFeatures {
+    /// Mounts that are read-only with all that is below them.
+    pub recursive_read_only: bool,
+    /// Users of a pod's own, and mounts that fit them.
+    pub user_namespaces: bool,
+}
+
 /// One pod as a cheap list shows it: enough to see that something changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodSummary {
@@ -286,6 +315,8 @@ pub trait Runtime: Send + Sync {
     fn version(&self) -> Answer<'_, RuntimeVersion>;
     /// Whether it can run pods.
     fn health(&self) -> Answer<'_, RuntimeHealth>;
+    /// What it can do beyond the usual.
+    fn features(&self) -> Answer<'_, RuntimeFeatures>;
     /// All pods, cheaply.
     fn list_pods(&self) -> Answer<'_, Vec<PodSummary>>;
     /// Events from now on. May answer no sooner than there is one; [`RuntimeError::Unimplemented`] where there are none.

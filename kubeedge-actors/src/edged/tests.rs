@@ -30,6 +30,7 @@ use crate::system::System;
 mod hostile;
 mod listing;
 mod node;
+mod runtime_features;
 mod told;
 
 const LIMIT: Duration = Duration::from_secs(30);

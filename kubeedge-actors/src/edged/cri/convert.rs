@@ -8,8 +8,8 @@ use kubeedge_proto::cri::{self, ContainerState, PodSandboxState};
 use crate::edged::{
     labels,
     runtime::{
-        ContainerStats, ImageDisk, ImageUser, Instance, InstanceState, LocalImage, PodSummary, RuntimeError,
-        RuntimeHealth, Sandbox,
+        ContainerStats, HandlerFeatures, ImageDisk, ImageUser, Instance, InstanceState, LocalImage, PodSummary,
+        RuntimeError, RuntimeFeatures, RuntimeHealth, RuntimeVersion, Sandbox,
     },
 };
 
@@ -35,6 +35,35 @@ pub(super) fn health(status: cri::RuntimeStatus) -> RuntimeHealth {
         Some(condition) => Some(format!("{}: {}", condition.reason, condition.message)),
     };
     RuntimeHealth { runtime: wrong("RuntimeReady"), network: wrong("NetworkReady") }
+}
+
+pub(super) fn features(version: &RuntimeVersion, handlers: Vec<cri::RuntimeHandler>) -> RuntimeFeatures {
+    let handlers = handlers.into_iter().map(|handler| {
+        let features = handler.features.unwrap_or_default();
+        let features = HandlerFeatures {
+            recursive_read_only: features.recursive_read_only_mounts,
+            user_namespaces: features.user_namespaces,
+        };
+        (handler.name, features)
+    });
+    RuntimeFeatures {
+        runtime: format!("{} {}", version.name, version.version),
+        image_volumes: is_since(version, (2, 1), (1, 31)),
+        image_sub_paths: is_since(version, (2, 2), (1, 33)),
+        handlers: handlers.collect(),
+    }
+}
+
+/// Whether it is this version or a newer one. CRI has no word for what is judged by it: an older runtime takes an image to
+/// be mounted for a mount without a source, or mounts the whole for a part. One that is not known here is asked to.
+fn is_since(version: &RuntimeVersion, containerd: (u32, u32), crio: (u32, u32)) -> bool {
+    let mut numbers = version.version.trim_start_matches('v').split(['.', '-', '~', '+']).map(str::parse::<u32>);
+    let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else { return true };
+    match version.name.as_str() {
+        "containerd" => (major, minor) >= containerd,
+        "cri-o" => (major, minor) >= crio,
+        _ => true,
+    }
 }
 
 pub(super) fn state(state: i32) -> InstanceState {
@@ -197,6 +226,41 @@ mod tests {
         assert_eq!(uids, [("u1", "p"), ("u2", "p")]);
         assert_eq!(pods[0].containers["c1"], InstanceState::Running);
         assert!(pods[0].sandboxes["s1"] && !pods[1].sandboxes["s2"]);
+    }
+
+    #[test]
+    fn images_are_mounted_by_the_versions_that_can() {
+        for (name, version, can) in [
+            ("containerd", "1.6.20~ds1", false),
+            ("containerd", "v1.7.24", false),
+            ("containerd", "2.0.5", false),
+            ("containerd", "2.1.0-rc.1", true),
+            ("containerd", "v2.1.9+unknown", true),
+            ("cri-o", "1.30.4", false),
+            ("cri-o", "1.31.0", true),
+            ("other", "0.1", true),
+            ("containerd", "main", true),
+        ] {
+            let version = RuntimeVersion { name: name.to_owned(), version: version.to_owned() };
+            let features = features(&version, Vec::new());
+            assert_eq!(features.image_volumes, can, "{version:?}");
+            let parts = can && !["2.1.0-rc.1", "v2.1.9+unknown", "1.31.0"].contains(&version.version.as_str());
+            assert_eq!(features.image_sub_paths, parts, "{version:?}");
+        }
+    }
+
+    #[test]
+    fn a_handler_that_is_not_named_can_nothing_more() {
+        let handler = |name: &str, user_namespaces| cri::RuntimeHandler {
+            name: name.to_owned(),
+            features: Some(cri::RuntimeHandlerFeatures { user_namespaces, recursive_read_only_mounts: true }),
+        };
+        let version = RuntimeVersion { name: "containerd".to_owned(), version: "2.1.9".to_owned() };
+        let features = features(&version, vec![handler("", true), handler("kata", false)]);
+        assert_eq!(features.runtime, "containerd 2.1.9");
+        assert!(features.handler("").user_namespaces && !features.handler("kata").user_namespaces);
+        assert!(features.handler("kata").recursive_read_only);
+        assert_eq!(features.handler("other"), HandlerFeatures::default());
     }
 
     #[test]

@@ -25,7 +25,7 @@ use super::{
     labels,
     runtime::{
         Answer, ContainerStats, ExecOutput, ImageDisk, LocalImage, ObservedPod, PodSummary, Runtime, RuntimeError,
-        RuntimeEvents, RuntimeHealth, RuntimeVersion, StreamRequest,
+        RuntimeEvents, RuntimeFeatures, RuntimeHealth, RuntimeVersion, StreamRequest,
     },
 };
 
@@ -154,6 +154,15 @@ impl Runtime for CriRuntime {
             let request = cri::StatusRequest { verbose: false };
             let answer = self.call("Status", QUICK, self.runtime.clone().status(request)).await?;
             Ok(convert::health(answer.status.unwrap_or_default()))
+        })
+    }
+
+    fn features(&self) -> Answer<'_, RuntimeFeatures> {
+        Box::pin(async move {
+            let version = self.version().await?;
+            let request = cri::StatusRequest { verbose: false };
+            let answer = self.call("Status", QUICK, self.runtime.clone().status(request)).await?;
+            Ok(convert::features(&version, answer.runtime_handlers))
         })
     }
 

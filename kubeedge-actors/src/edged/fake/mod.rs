@@ -22,7 +22,7 @@ use super::{
     labels,
     runtime::{
         Answer, ContainerStats, ExecOutput, ImageDisk, InstanceState, LocalImage, ObservedPod, PodSummary, Runtime,
-        RuntimeError, RuntimeEvents, RuntimeHealth, RuntimeVersion, StreamRequest,
+        RuntimeError, RuntimeEvents, RuntimeFeatures, RuntimeHealth, RuntimeVersion, StreamRequest,
     },
 };
 
@@ -49,6 +49,7 @@ struct State {
     /// Lists that were made.
     lists: usize,
     events: Events,
+    features: RuntimeFeatures,
 }
 
 /// How commands in a container end.
@@ -113,6 +114,11 @@ impl FakeRuntime {
     /// Removals of sandboxes are answered and not done.
     pub fn lie(&self, lying: bool) {
         self.state().lying = lying;
+    }
+
+    /// What it can do beyond the usual; nothing when nothing is said.
+    pub fn has_features(&self, features: RuntimeFeatures) {
+        self.state().features = features;
     }
 
     /// How often everything was listed.
@@ -189,6 +195,10 @@ impl Runtime for FakeRuntime {
 
     fn health(&self) -> Answer<'_, RuntimeHealth> {
         Box::pin(async { Ok(RuntimeHealth::default()) })
+    }
+
+    fn features(&self) -> Answer<'_, RuntimeFeatures> {
+        Box::pin(async { Ok(self.state().features.clone()) })
     }
 
     fn list_pods(&self) -> Answer<'_, Vec<PodSummary>> {

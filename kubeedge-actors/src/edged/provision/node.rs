@@ -12,14 +12,17 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use kubeedge_proto::cri;
 
-use super::{Configured, ContainerRequest, Credentials, Provide, Provided, Provision, logs::LogDirs};
+use super::{
+    Configured, ContainerRequest, Credentials, Provide, Provided, Provision,
+    features::{self, handler},
+    logs::LogDirs,
+    pull_secrets,
+};
 use crate::edged::{
-    credentials,
     devices::{DeviceManager, Given},
     env::{KubernetesService, container_env},
     events::Reason,
     facts::{Allocatable, PodFacts},
-    image_name::ImageName,
     labels,
     lifecycle::{PodPlan, Sizes, container},
     objects::ObjectSource,
@@ -28,7 +31,8 @@ use crate::edged::{
         container_security, end_pod_cgroups, limit_pod_pids, pod_dns, pod_hostname, pod_limits, pod_sysctls,
         port_mappings, qos_class, sandbox_resources, sandbox_security,
     },
-    runtime::{ImageUser, Instance},
+    runtime::{ImageUser, Instance, Runtime, RuntimeFeatures},
+    user_namespaces::{Ids, UserNamespaces, refusal},
     volumes::{MountedVolumes, PodUid, Volumes},
 };
 
@@ -84,6 +88,8 @@ pub struct NodeProvision {
     volumes: Volumes,
     logs: LogDirs,
     devices: Option<DeviceManager>,
+    runtime: Option<Arc<dyn Runtime>>,
+    users: UserNamespaces,
     /// Volumes that are set up, by pod uid; gone with the pod.
     mounted: Mutex<HashMap<String, MountedVolumes>>,
 }
@@ -94,9 +100,11 @@ impl NodeProvision {
         Self {
             volumes: Volumes::new(setup.root_dir.clone(), Arc::clone(&objects)),
             logs: LogDirs::new(setup.log_dir.clone()),
+            users: UserNamespaces::new(&setup.root_dir),
             setup,
             objects,
             devices: None,
+            runtime: None,
             mounted: Mutex::default(),
         }
     }
@@ -105,6 +113,32 @@ impl NodeProvision {
     #[must_use]
     pub fn with_devices(self, devices: DeviceManager) -> Self {
         Self { devices: Some(devices), ..self }
+    }
+
+    /// With what the runtime can do beyond the usual; otherwise that is nothing.
+    #[must_use]
+    pub fn with_runtime(self, runtime: Arc<dyn Runtime>) -> Self {
+        Self { runtime: Some(runtime), ..self }
+    }
+
+    /// What the runtime can do for a pod, as far as that makes a difference for it.
+    async fn features(&self, pod: &Pod) -> Result<RuntimeFeatures, String> {
+        match &self.runtime {
+            Some(runtime) if features::matter(pod) => runtime.features().await.provide(),
+            _ => Ok(RuntimeFeatures::default()),
+        }
+    }
+
+    /// The ids of the node that the pod runs as; `None` for the node's own users.
+    async fn ids(&self, pod: &Pod, plan: &PodPlan) -> Result<Option<Ids>, String> {
+        if pod.spec.as_ref().and_then(|spec| spec.host_users) != Some(false) {
+            return Ok(None);
+        }
+        if let Some(refusal) = refusal(pod, handler(pod), &self.features(pod).await?) {
+            return Err(refusal);
+        }
+        let (users, uid): (_, PodUid) = (self.users.clone(), plan.uid.parse().provide()?);
+        self.files("the pod's users are not known", move |_| users.of(&uid)).await.map(Some)
     }
 
     /// The node's volumes.
@@ -129,15 +163,19 @@ impl NodeProvision {
         self.mounted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn facts(&self, pod_ips: &[String]) -> PodFacts {
-        PodFacts {
+    async fn facts(&self, pod: &Pod, pod_ips: &[String]) -> Result<PodFacts, String> {
+        let features = self.features(pod).await?;
+        Ok(PodFacts {
             node_name: self.setup.node_name.clone(),
             host_ips: self.setup.host_ips.clone(),
             pod_ips: pod_ips.iter().filter_map(|ip| ip.parse().ok()).collect(),
             cluster_domain: self.setup.cluster_domain.clone(),
             allocatable: self.setup.allocatable,
-            recursive_read_only: false,
-        }
+            recursive_read_only: features.handler(handler(pod)).recursive_read_only,
+            image_volumes: features.image_volumes,
+            image_sub_paths: features.image_sub_paths,
+            runtime: features.runtime,
+        })
     }
 
     /// The resolver configuration that pods inherit. One that cannot be read is no reason to keep pods from running.
@@ -190,6 +228,10 @@ impl NodeProvision {
         };
         let dns = pod_dns(pod, &dns).provide()?;
         sandbox_can_be_kept(pod)?;
+        let mut security = sandbox_security(pod);
+        if let (Some(ids), Some(namespaces)) = (self.ids(pod, plan).await?, &mut security.namespace_options) {
+            namespaces.userns_options = Some(ids.namespace());
+        }
         let uid = plan.uid.parse().provide()?;
         let qos = qos_class(pod).provide()?;
         let spec = pod.spec.clone().unwrap_or_default();
@@ -219,7 +261,7 @@ impl NodeProvision {
             annotations,
             linux: Some(cri::LinuxPodSandboxConfig {
                 cgroup_parent: cgroup_parent(self.setup.cgroup_driver, qos, &uid),
-                security_context: Some(sandbox_security(pod)),
+                security_context: Some(security),
                 sysctls: pod_sysctls(pod, &self.setup.allowed_sysctls).provide()?.into_iter().collect(),
                 overhead: None,
                 resources: Some(sandbox_resources(pod, &self.setup.limits).provide()?),
@@ -232,12 +274,15 @@ impl NodeProvision {
         &self,
         request: ContainerRequest<'_>,
     ) -> Result<Configured<cri::ContainerConfig>, String> {
-        let ContainerRequest { pod, plan, container, attempt, image, target, pod_ips } = request;
-        let facts = self.facts(pod_ips);
+        let ContainerRequest { pod, plan, container, attempt, image, target, pod_ips, volume_images } = request;
+        let facts = self.facts(pod, pod_ips).await?;
         let env = container_env(pod, container, &facts, self.setup.service.as_ref(), &*self.objects).await.provide()?;
         let skipped = env.skipped.iter().map(|skipped| (Reason::InvalidEnvironmentVariableNames, skipped.to_string()));
         let told = skipped.collect();
-        let mounted = self.mounted().get(&plan.uid).cloned().unwrap_or_default();
+        let mut mounted = self.mounted().get(&plan.uid).cloned().unwrap_or_default();
+        for (volume, image) in volume_images {
+            mounted.image_is_here(volume, &image.id);
+        }
         let mounts = self.volumes.mounts(pod, container, &facts, &env, &mounted).await.provide()?;
         let user = match &image.user {
             ImageUser::Unset => resources::ImageUser::Uid(0),
@@ -248,6 +293,10 @@ impl NodeProvision {
         if let (Some(target), Some(namespaces)) = (target, &mut security.namespace_options) {
             namespaces.pid = cri::NamespaceMode::Target.into();
             target.clone_into(&mut namespaces.target_id);
+        }
+        let ids = self.ids(pod, plan).await?;
+        if let (Some(ids), Some(namespaces)) = (ids, &mut security.namespace_options) {
+            namespaces.userns_options = Some(ids.namespace());
         }
         let limits = container_resources(pod, container, &self.setup.limits).provide()?;
         self.limit_pids(pod, plan).await?;
@@ -274,6 +323,13 @@ impl NodeProvision {
         let words = container.termination_message_path.as_deref().unwrap_or("/dev/termination-log");
         annotations.insert(labels::TERMINATION_MESSAGE_PATH.to_owned(), words.to_owned());
         annotations.extend(given.annotations);
+        let mut mounts: Vec<cri::Mount> = mounts.into_iter().map(Into::into).chain(given.mounts).collect();
+        if let Some(ids) = ids {
+            // What is the node's on disk is the pod's own inside. Images are mapped by the runtime itself.
+            for mount in mounts.iter_mut().filter(|mount| mount.image.is_none()) {
+                (mount.uid_mappings, mount.gid_mappings) = (vec![ids.mapping()], vec![ids.mapping()]);
+            }
+        }
         // The container's own come later, which lets them win.
         let envs = given.envs.into_iter().chain(env.vars.clone());
         let config = cri::ContainerConfig {
@@ -288,7 +344,7 @@ impl NodeProvision {
             args: env.expand_all(container.args.as_ref()),
             working_dir: container.working_dir.clone().unwrap_or_default(),
             envs: envs.map(|(key, value)| cri::KeyValue { key, value }).collect(),
-            mounts: mounts.into_iter().map(Into::into).chain(given.mounts).collect(),
+            mounts,
             devices: given.devices,
             labels,
             annotations,
@@ -323,30 +379,6 @@ impl NodeProvision {
         self.files("the pod's resources cannot be limited", move |_| groups.limit_pod(qos, &uid, limits, change)).await
     }
 
-    async fn pull_secrets(&self, pod: &Pod, image: &str) -> Result<Credentials, String> {
-        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-        let image = ImageName::parse(image).provide()?;
-        let mut credentials = Credentials::default();
-        let named = pod.spec.iter().flat_map(|spec| spec.image_pull_secrets.iter().flatten());
-        for reference in named {
-            // As kubelet does: a secret that is missing is said, and the pull is tried without it. So is a broken one.
-            let why = match self.objects.secret(namespace, &reference.name).await {
-                Ok(Some(secret)) => match credentials::matching(&secret, &image) {
-                    Ok(found) => {
-                        credentials.found.extend(found);
-                        continue;
-                    }
-                    Err(error) => error.to_string(),
-                },
-                Ok(None) => format!("\"{namespace}/{}\" not found", reference.name),
-                Err(error) => error.to_string(),
-            };
-            tracing::warn!("image pull secret: {why}");
-            credentials.missing.push(reference.name.clone());
-        }
-        Ok(credentials)
-    }
-
     async fn read_last_words(&self, pod: &Pod, plan: &PodPlan, instance: &Instance) -> Result<String, String> {
         let spec = container(pod, &instance.name);
         let policy = spec.as_deref().and_then(|spec| spec.termination_message_policy.as_deref()).unwrap_or_default();
@@ -370,9 +402,6 @@ impl NodeProvision {
 /// What would be less than the pod asks for is refused, not left out: it is about its rights on this machine.
 fn sandbox_can_be_kept(pod: &Pod) -> Result<(), String> {
     let Some(spec) = &pod.spec else { return Ok(()) };
-    if spec.host_users == Some(false) {
-        return Err("hostUsers: false is not supported: expected true, or none".to_owned());
-    }
     let policy = spec.security_context.as_ref().and_then(|context| context.supplemental_groups_policy.as_deref());
     match policy {
         None | Some("" | "Merge") => Ok(()),
@@ -386,14 +415,18 @@ fn sandbox_can_be_kept(pod: &Pod) -> Result<(), String> {
 impl Provision for NodeProvision {
     fn set_up<'a>(&'a self, pod: &'a Pod, pod_ips: &'a [String]) -> Provided<'a, ()> {
         Box::pin(async move {
-            let mounted = self.volumes.set_up(pod, &self.facts(pod_ips)).await.provide()?;
+            let facts = self.facts(pod, pod_ips).await?;
+            let mounted = self.volumes.set_up(pod, &facts).await.provide()?;
             self.mounted().insert(pod.metadata.uid.clone().unwrap_or_default(), mounted);
             Ok(())
         })
     }
 
     fn refresh<'a>(&'a self, pod: &'a Pod, pod_ips: &'a [String]) -> Provided<'a, ()> {
-        Box::pin(async move { self.volumes.refresh(pod, &self.facts(pod_ips)).await.map(drop).provide() })
+        Box::pin(async move {
+            let facts = self.facts(pod, pod_ips).await?;
+            self.volumes.refresh(pod, &facts).await.map(drop).provide()
+        })
     }
 
     fn tear_down<'a>(&'a self, plan: &'a PodPlan) -> Provided<'a, ()> {
@@ -442,7 +475,7 @@ impl Provision for NodeProvision {
     }
 
     fn credentials<'a>(&'a self, pod: &'a Pod, image: &'a str) -> Provided<'a, Credentials> {
-        Box::pin(self.pull_secrets(pod, image))
+        Box::pin(pull_secrets::credentials(&*self.objects, pod, image))
     }
 
     fn container_started<'a>(

@@ -179,6 +179,7 @@ pub fn namespace_options(pod: &Pod) -> NamespaceOption {
         pid: is(spec.and_then(|spec| spec.host_pid), NamespaceMode::Node, shared).into(),
         ipc: is(spec.and_then(|spec| spec.host_ipc), NamespaceMode::Node, NamespaceMode::Pod).into(),
         target_id: String::new(),
+        userns_options: None,
     }
 }
 

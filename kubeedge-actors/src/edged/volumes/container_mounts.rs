@@ -10,7 +10,7 @@ use std::{
 use k8s_openapi::api::core::v1::{Container, Pod, VolumeMount};
 
 use super::{
-    Mount, MountedVolumes, Propagation,
+    Mount, MountedImage, MountedVolumes, Propagation, VolumeImage,
     error::{AtPath as _, MountReason, PathError, VolumeError},
     layout::{Label, PodDir},
     sub_path,
@@ -49,6 +49,7 @@ pub(crate) fn mounts(
     {
         mounts.push(Mount {
             host_path,
+            image: None,
             container_path: ETC_HOSTS.to_owned(),
             read_only: false,
             recursive_read_only: false,
@@ -60,6 +61,7 @@ pub(crate) fn mounts(
     if !log.is_empty() {
         mounts.push(Mount {
             host_path: make_termination_log(&dir.container(&name))?,
+            image: None,
             container_path: log.to_owned(),
             read_only: false,
             recursive_read_only: false,
@@ -96,7 +98,18 @@ fn volume_mount(
         Some(expression) => expand_sub_path(expression, env).map_err(failed)?,
         None => mount.sub_path.clone().unwrap_or_default(),
     };
-    let host_path = if sub_path.is_empty() {
+    let image = match &volume.image {
+        VolumeImage::No => None,
+        VolumeImage::Wanted => return Err(failed(MountReason::Image)),
+        VolumeImage::Here(_) if !sub_path.is_empty() && !facts.image_sub_paths => {
+            return Err(failed(MountReason::ImageSubPath(facts.runtime.clone())));
+        }
+        VolumeImage::Here(id) => {
+            sub_path::parse(&sub_path).map_err(failed)?;
+            Some(MountedImage { id: id.clone(), sub_path: sub_path.clone() })
+        }
+    };
+    let host_path = if sub_path.is_empty() || image.is_some() {
         volume.path.clone()
     } else {
         let relative = sub_path::parse(&sub_path).map_err(failed)?;
@@ -111,7 +124,7 @@ fn volume_mount(
         None => format!("/{}", mount.mount_path),
     };
     let selinux_relabel = volume.managed;
-    Ok(Mount { host_path, container_path, read_only, recursive_read_only, propagation, selinux_relabel })
+    Ok(Mount { host_path, image, container_path, read_only, recursive_read_only, propagation, selinux_relabel })
 }
 
 fn propagation(mount: &VolumeMount, container: &Container) -> Result<Propagation, MountReason> {

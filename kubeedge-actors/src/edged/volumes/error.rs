@@ -124,9 +124,12 @@ pub enum SetUpError {
         /// The system's answer.
         source: io::Error,
     },
+    /// An image, and a runtime that cannot mount one.
+    #[error("volume type image is not supported by {0}: expected containerd 2.1, CRI-O 1.31, or a newer one")]
+    NoImages(String),
     /// A volume type that this node does not serve.
     #[error(
-        "volume type {0} is not supported: expected emptyDir, hostPath, configMap, secret, projected, downwardAPI, nfs or a \
+        "volume type {0} is not supported: expected emptyDir, hostPath, configMap, secret, projected, downwardAPI, image, nfs or a \
          persistentVolumeClaim of a local, hostPath or nfs volume"
     )]
     Unsupported(&'static str),
@@ -184,6 +187,12 @@ pub enum MountReason {
     /// `recursiveReadOnly` is asked for and cannot be given.
     #[error("recursiveReadOnly {0:?} cannot be granted: {1}")]
     RecursiveReadOnly(String, &'static str),
+    /// A part of an image, and a runtime that would mount the whole.
+    #[error("subPath of an image is not supported by {0}: expected containerd 2.2, CRI-O 1.33, or a newer one")]
+    ImageSubPath(String),
+    /// An image that was not fetched before: a fault of ours.
+    #[error("its image is not known")]
+    Image,
     /// A raw block device.
     #[error("block devices (volumeDevices) are not supported")]
     Device,
@@ -194,7 +203,7 @@ pub enum MountReason {
 
 impl MountReason {
     fn is_final(&self) -> bool {
-        !matches!(self, Self::Io(_) | Self::Escape(_))
+        !matches!(self, Self::Io(_) | Self::Escape(_) | Self::Image | Self::ImageSubPath(_))
     }
 }
 

@@ -1,7 +1,8 @@
 //! A pod's volumes on the node's disk.
 //!
 //! Served: `emptyDir`, `hostPath`, `configMap`, `secret`, `projected` (tokens, ConfigMaps, Secrets, downward API),
-//! `downwardAPI`, `nfs`, and a `persistentVolumeClaim` that is bound to a local, `hostPath` or `nfs` volume. Everything else is refused by name. Only volumes that a container mounts are made.
+//! `downwardAPI`, `nfs`, `image` (which the runtime mounts), and a `persistentVolumeClaim` that is bound to a local,
+//! `hostPath` or `nfs` volume. Everything else is refused by name. Only volumes that a container mounts are made.
 //!
 //! The layout is the kubelet's, below `<root>/pods/<uid>`:
 //!
@@ -30,6 +31,7 @@ mod empty_dir;
 mod error;
 mod host_path;
 mod layout;
+mod mount;
 mod mount_table;
 mod nfs;
 mod payload;
@@ -69,6 +71,7 @@ use self::{
 pub use self::{
     error::{InvalidName, MountReason, PathError, SetUpError, VolumeError},
     layout::PodUid,
+    mount::{Mount, MountedImage, Propagation},
 };
 use super::{env::ContainerEnv, facts::PodFacts, objects::ObjectSource};
 
@@ -78,53 +81,6 @@ const TMPFS_BYTES: u64 = 64 << 20;
 /// Pods share so many locks.
 const LOCKS: usize = 32;
 
-/// How mounts made after the container's start are seen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Propagation {
-    /// Not at all.
-    #[default]
-    Private,
-    /// Those of the node, in the container.
-    HostToContainer,
-    /// On both sides.
-    Bidirectional,
-}
-
-/// One mount of a container.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mount {
-    /// What is mounted: a path on the node.
-    pub host_path: PathBuf,
-    /// Where the container sees it.
-    pub container_path: String,
-    /// Whether the container may only read it.
-    pub read_only: bool,
-    /// Whether that holds for the mounts below it too.
-    pub recursive_read_only: bool,
-    /// How later mounts are seen.
-    pub propagation: Propagation,
-    /// Whether the runtime is to label it for SELinux: true for what the node made for this pod.
-    pub selinux_relabel: bool,
-}
-
-impl From<Mount> for kubeedge_proto::cri::Mount {
-    fn from(mount: Mount) -> Self {
-        use kubeedge_proto::cri::MountPropagation;
-        let propagation = match mount.propagation {
-            Propagation::Private => MountPropagation::PropagationPrivate,
-            Propagation::HostToContainer => MountPropagation::PropagationHostToContainer,
-            Propagation::Bidirectional => MountPropagation::PropagationBidirectional,
-        };
-        Self {
-            container_path: mount.container_path,
-            host_path: mount.host_path.to_string_lossy().into_owned(),
-            readonly: mount.read_only,
-            selinux_relabel: mount.selinux_relabel,
-            propagation: propagation.into(),
-        }
-    }
-}
-
 /// Where a pod's volumes are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MountedVolumes {
@@ -133,12 +89,33 @@ pub struct MountedVolumes {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct MountedVolume {
+    /// Empty for an image.
     path: PathBuf,
     read_only: bool,
     managed: bool,
+    image: VolumeImage,
+}
+
+/// The image that a volume is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+enum VolumeImage {
+    /// It is none.
+    #[default]
+    No,
+    /// Not fetched yet: that is done when a container that mounts it is made.
+    Wanted,
+    /// By the runtime's id.
+    Here(String),
 }
 
 impl MountedVolumes {
+    /// The image of a volume is on the node, by this id.
+    pub fn image_is_here(&mut self, volume: &str, id: &str) {
+        if let Some(volume) = self.volumes.get_mut(volume).filter(|volume| volume.image != VolumeImage::No) {
+            volume.image = VolumeImage::Here(id.to_owned());
+        }
+    }
+
     fn get(&self, name: &str) -> Option<&MountedVolume> {
         self.volumes.get(name)
     }
@@ -360,9 +337,12 @@ impl Volumes {
         let objects = self.objects.as_ref();
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         let mut payload = match &volume.source {
-            Source::EmptyDir(_) | Source::HostPath(_) | Source::Nfs(_) | Source::Claim(_) | Source::Local(_) => {
-                Payload::default()
-            }
+            Source::EmptyDir(_)
+            | Source::HostPath(_)
+            | Source::Nfs(_)
+            | Source::Claim(_)
+            | Source::Local(_)
+            | Source::Image => Payload::default(),
             Source::ConfigMap(source) => {
                 let (name, items) = (source.name.as_str(), source.items.as_ref());
                 let (default_mode, optional) = (source.default_mode, source.optional);
@@ -431,8 +411,15 @@ fn make(
     readers: Readers,
     now: Timestamp,
 ) -> Result<(MountedVolume, bool), SetUpError> {
-    let place = |path: &Path, read_only, managed| MountedVolume { path: path.to_owned(), read_only, managed };
+    let place = |path: &Path, read_only, managed| {
+        let image = VolumeImage::No;
+        MountedVolume { path: path.to_owned(), read_only, managed, image }
+    };
     let plugin = match (&volume.source, volume.source.plugin()) {
+        (Source::Image, _) => {
+            let image = VolumeImage::Wanted;
+            return Ok((MountedVolume { path: PathBuf::new(), read_only: true, managed: false, image }, false));
+        }
         (Source::HostPath(host_path), _) => {
             host_path.set_up()?;
             return Ok((place(&host_path.path, volume.read_only, false), false));

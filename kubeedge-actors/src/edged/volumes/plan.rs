@@ -53,6 +53,8 @@ pub(crate) enum Source {
     Claim(Claim),
     /// A directory of the node that a persistent volume is.
     Local(PathBuf),
+    /// An image, which the runtime mounts itself.
+    Image,
 }
 
 impl Source {
@@ -60,7 +62,7 @@ impl Source {
     pub(crate) fn plugin(&self) -> Option<Plugin> {
         match self {
             Self::EmptyDir(_) => Some(Plugin::EmptyDir),
-            Self::HostPath(_) | Self::Claim(_) | Self::Local(_) => None,
+            Self::HostPath(_) | Self::Claim(_) | Self::Local(_) | Self::Image => None,
             Self::Nfs(_) => Some(Plugin::Nfs),
             Self::ConfigMap(_) => Some(Plugin::ConfigMap),
             Self::Secret(_) => Some(Plugin::Secret),
@@ -171,6 +173,9 @@ fn source(volume: &Volume, pod: &Pod, facts: &PodFacts) -> Result<Source, SetUpE
         }
         return Ok(Source::Claim(claim));
     }
+    if volume.image.is_some() {
+        return if facts.image_volumes { Ok(Source::Image) } else { Err(SetUpError::NoImages(facts.runtime.clone())) };
+    }
     Err(SetUpError::Unsupported(foreign_type(volume)))
 }
 
@@ -182,7 +187,6 @@ fn foreign_type(volume: &Volume) -> &'static str {
         ("iscsi", volume.iscsi.is_some()),
         ("fc", volume.fc.is_some()),
         ("flexVolume", volume.flex_volume.is_some()),
-        ("image", volume.image.is_some()),
         ("gitRepo", volume.git_repo.is_some()),
         ("cephfs", volume.cephfs.is_some()),
         ("rbd", volume.rbd.is_some()),

@@ -1,9 +1,9 @@
 //! Doing what was decided.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, Pod};
 use kubeedge_proto::cri;
 use tokio::sync::watch;
 
@@ -12,7 +12,7 @@ use crate::edged::{
     hooks::{self, Hook, HookTarget},
     image_name::ImageName,
     lifecycle::{Action, Fitting, PodPlan, Reason, Step, StopCause, VolumeState, container, ephemeral_target},
-    provision::{Configured, ContainerRequest},
+    provision::{Configured, ContainerRequest, handler},
     resources::Change,
     runtime::{Instance, InstanceState, LocalImage},
 };
@@ -157,9 +157,7 @@ impl Worker {
         for (reason, message) in told {
             self.tell(order, None, reason, message);
         }
-        // The name of a RuntimeClass is its handler's by custom; the class itself is not on the node.
-        let handler = pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref()).unwrap_or_default();
-        let id = self.shared.runtime.run_sandbox(&config, handler).await.map_err(|error| error.to_string())?;
+        let id = self.shared.runtime.run_sandbox(&config, handler(pod)).await.map_err(|error| error.to_string())?;
         tracing::info!(pod = %show(&order.plan), sandbox = id, attempt, "sandbox runs");
         Ok(())
     }
@@ -186,6 +184,7 @@ impl Worker {
 
         let policy = spec.image_pull_policy.as_deref();
         let image = self.ensure_image(order, pod, (name, given), &image_name, policy, &sandbox).await?;
+        let volume_images = self.volume_images(order, pod, spec, &sandbox).await?;
         let target = match ephemeral_target(pod, name) {
             Some(target) => Some(self.target(plan, target).await?),
             None => None,
@@ -198,6 +197,7 @@ impl Worker {
             image: &image,
             target: target.as_deref(),
             pod_ips: &self.history.ips,
+            volume_images: &volume_images,
         };
         let Configured { config, told } =
             provision.container(request).await.map_err(NotStarted::because(Reason::Config))?;
@@ -284,6 +284,27 @@ impl Worker {
         let stop = Action::StopContainer { id, container, grace_seconds, why: StopCause::PostStart, after: Vec::new() };
         self.stop_containers(order, vec![stop]).await;
         Err(NotStarted::Failed { reason: Reason::PostStartHook, message })
+    }
+
+    /// The images that a container mounts, each fetched if its policy says so.
+    async fn volume_images(
+        &self,
+        order: &Order,
+        pod: &Pod,
+        container: &Container,
+        sandbox: &cri::PodSandboxConfig,
+    ) -> Result<BTreeMap<String, LocalImage>, NotStarted> {
+        let mut images = BTreeMap::new();
+        for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
+            let mounted = container.volume_mounts.iter().flatten().any(|mount| mount.name == volume.name);
+            let Some(source) = volume.image.as_ref().filter(|_| mounted) else { continue };
+            let given = source.reference.as_deref().unwrap_or_default();
+            let name = ImageName::parse(given).map_err(NotStarted::because(Reason::InvalidImageName))?;
+            let policy = source.pull_policy.as_deref();
+            let image = self.ensure_image(order, pod, (&container.name, given), &name, policy, sandbox).await?;
+            images.insert(volume.name.clone(), image);
+        }
+        Ok(images)
     }
 
     /// The image on the node, fetched if the policy says so.
