@@ -60,14 +60,16 @@ pub fn matching(secret: &Secret, image: &ImageName) -> Result<Vec<AuthConfig>, C
     };
     let mut found: Vec<(usize, AuthConfig)> = entries
         .into_iter()
-        .filter_map(|(server, entry)| specificity(&server, image).map(|rank| (rank, entry.into_auth(server))))
+        .filter_map(|(server, entry)| specificity(&server, image).map(|rank| (rank, entry.into_auth())))
         .collect();
     found.sort_by_key(|(rank, _)| std::cmp::Reverse(*rank));
     Ok(found.into_iter().map(|(_, auth)| auth).collect())
 }
 
 impl Entry {
-    fn into_auth(self, server_address: String) -> AuthConfig {
+    /// Without the server: containerd reads that as a URL, keeps the credentials to itself when the host in it is another
+    /// one or, without a scheme, none, and refuses an address with a port. Whose they are was judged here.
+    fn into_auth(self) -> AuthConfig {
         let (mut username, mut password) = (self.username, self.password);
         if username.is_empty()
             && let Ok(decoded) = STANDARD.decode(self.auth.trim())
@@ -79,7 +81,7 @@ impl Entry {
             username,
             password,
             auth: self.auth,
-            server_address,
+            server_address: String::new(),
             identity_token: self.identity_token,
             registry_token: self.registry_token,
         }
@@ -138,6 +140,13 @@ mod tests {
     fn docker_hub_is_known_by_its_old_name() {
         let auths = json!({"https://index.docker.io/v1/": {"username": "hub", "password": "p"}});
         assert_eq!(users(auths, "busybox"), ["hub:p"]);
+    }
+
+    #[test]
+    fn a_runtime_is_not_told_the_server_which_it_would_take_for_a_url() {
+        let auths = json!({"127.0.0.1:5000": {"username": "u", "password": "p"}});
+        let found = matching(&secret(auths), &ImageName::parse("127.0.0.1:5000/a:1").unwrap()).unwrap();
+        assert_eq!((found.len(), found[0].server_address.as_str()), (1, ""));
     }
 
     #[test]
