@@ -147,6 +147,16 @@ impl PrivateContainerd {
         format!("unix://{}", self.socket.display())
     }
 
+    /// The name of a second runtime handler, for RuntimeClasses.
+    pub fn second_handler(&self) -> &'static str {
+        config::SECOND_HANDLER
+    }
+
+    /// Where a handler keeps the state of its containers, one folder each by id.
+    pub fn handler_state(&self, handler: &str) -> PathBuf {
+        self.folder.join(handler).join("k8s.io")
+    }
+
     /// The bridge that pods are attached to.
     pub fn bridge(&self) -> &str {
         self.network.bridge()

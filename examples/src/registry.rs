@@ -1,15 +1,21 @@
 //! A pull-only container registry on loopback: the OCI distribution API over images held in memory.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::{Ipv4Addr, SocketAddr},
-    sync::Arc,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
-use actix_web::{App, HttpResponse, HttpServer, dev::ServerHandle, http::header, web};
+use actix_web::{App, HttpRequest, HttpResponse, HttpServer, dev::ServerHandle, http::header, web};
 use anyhow::{Context, Result};
 use serde_json::json;
-use tokio::task::JoinHandle;
+use tokio::{
+    sync::{Semaphore, watch},
+    task::JoinHandle,
+};
 
 use crate::image::{Blob, Image, check_repository};
 
@@ -19,6 +25,9 @@ pub struct Catalogue {
     blobs: HashMap<String, Blob>,
     /// repository -> tag or digest -> manifest digest
     manifests: HashMap<String, HashMap<String, String>>,
+    /// repository -> the `Authorization` that opens it
+    private: HashMap<String, String>,
+    gate: Option<Arc<Gate>>,
 }
 
 impl Catalogue {
@@ -35,8 +44,75 @@ impl Catalogue {
         Ok(self)
     }
 
+    /// Lets nobody pull from `repository` who does not send this `Authorization`, such as `Basic ...`.
+    pub fn private(mut self, repository: &str, authorization: &str) -> Self {
+        self.private.insert(repository.to_owned(), authorization.to_owned());
+        self
+    }
+
+    /// Pulls from the gate's repositories wait there.
+    pub fn gated(self, gate: &Arc<Gate>) -> Self {
+        Self { gate: Some(Arc::clone(gate)), ..self }
+    }
+
+    fn is_open(&self, repository: &str, authorization: Option<&header::HeaderValue>) -> bool {
+        self.private.get(repository).is_none_or(|wanted| authorization.is_some_and(|sent| sent == wanted.as_str()))
+    }
+
     fn manifest(&self, repository: &str, reference: &str) -> Option<&Blob> {
         self.blobs.get(self.manifests.get(repository)?.get(reference)?)
+    }
+}
+
+/// Where the first request of each pull waits until it is let through: pulls that are under way can be counted.
+pub struct Gate {
+    prefix: String,
+    seen: Mutex<HashSet<String>>,
+    waiting: watch::Sender<usize>,
+    most: AtomicUsize,
+    through: Semaphore,
+}
+
+impl Gate {
+    /// A closed gate before the repositories whose names begin so.
+    pub fn before(prefix: &str) -> Arc<Self> {
+        Arc::new(Self {
+            prefix: prefix.to_owned(),
+            seen: Mutex::default(),
+            waiting: watch::channel(0).0,
+            most: AtomicUsize::new(0),
+            through: Semaphore::new(0),
+        })
+    }
+
+    /// How many pulls wait, now and from now on.
+    pub fn waiting(&self) -> watch::Receiver<usize> {
+        self.waiting.subscribe()
+    }
+
+    /// How many waited at one time.
+    pub fn most(&self) -> usize {
+        self.most.load(Ordering::Acquire)
+    }
+
+    /// Lets one pull through, the next one to come if none waits.
+    pub fn let_one_through(&self) {
+        self.through.add_permits(1);
+    }
+
+    async fn pass(&self, repository: &str) {
+        let first = || self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(repository.to_owned());
+        if !repository.starts_with(&self.prefix) || !first() {
+            return;
+        }
+        self.waiting.send_modify(|waiting| {
+            *waiting += 1;
+            self.most.fetch_max(*waiting, Ordering::AcqRel);
+        });
+        if let Ok(permit) = self.through.acquire().await {
+            permit.forget();
+        }
+        self.waiting.send_modify(|waiting| *waiting -= 1);
     }
 }
 
@@ -93,7 +169,16 @@ async fn version() -> HttpResponse {
     HttpResponse::Ok().insert_header(("docker-distribution-api-version", "registry/2.0")).json(json!({}))
 }
 
-async fn pull(path: web::Path<String>, catalogue: web::Data<Catalogue>) -> HttpResponse {
+async fn pull(path: web::Path<String>, catalogue: web::Data<Catalogue>, request: HttpRequest) -> HttpResponse {
+    let repository = path.rsplitn(3, '/').nth(2).unwrap_or_default();
+    if !catalogue.is_open(repository, request.headers().get(header::AUTHORIZATION)) {
+        return HttpResponse::Unauthorized()
+            .insert_header((header::WWW_AUTHENTICATE, "Basic realm=\"pulls\""))
+            .json(errors("UNAUTHORIZED", "this repository is private"));
+    }
+    if let Some(gate) = &catalogue.gate {
+        gate.pass(repository).await;
+    }
     match find(&catalogue, &path) {
         // To HEAD the server sends the same headers, the length among them, and no body.
         Ok(blob) => HttpResponse::Ok()
@@ -144,6 +229,36 @@ mod tests {
         assert_eq!(found("a/b/manifests/2"), Err("MANIFEST_UNKNOWN"));
         assert_eq!(found(&format!("other/blobs/{}", image.blobs[1].digest)), Err("NAME_UNKNOWN"));
         assert_eq!(found("a"), Err("NAME_UNKNOWN"));
+    }
+
+    #[test]
+    fn a_private_repository_wants_its_authorization_and_others_none() {
+        let catalogue = catalogue().0.private("a/b", "Basic dTpw");
+        let value = header::HeaderValue::from_static;
+        assert!(catalogue.is_open("a/b", Some(&value("Basic dTpw"))));
+        assert!(!catalogue.is_open("a/b", Some(&value("Basic other"))));
+        assert!(!catalogue.is_open("a/b", None));
+        assert!(catalogue.is_open("a/c", None));
+    }
+
+    #[tokio::test]
+    async fn a_gate_counts_who_waits_and_lets_one_through_at_a_time() {
+        let gate = Gate::before("slow/");
+        gate.pass("fast/a").await;
+        let pulls = ["slow/a", "slow/b"].map(|repository| {
+            let gate = Arc::clone(&gate);
+            tokio::spawn(async move { gate.pass(repository).await })
+        });
+        let mut waiting = gate.waiting();
+        waiting.wait_for(|waiting| *waiting == 2).await.unwrap();
+        gate.let_one_through();
+        waiting.wait_for(|waiting| *waiting == 1).await.unwrap();
+        gate.let_one_through();
+        for pull in pulls {
+            pull.await.unwrap();
+        }
+        gate.pass("slow/a").await;
+        assert_eq!((gate.most(), *waiting.borrow()), (2, 0));
     }
 
     #[tokio::test]

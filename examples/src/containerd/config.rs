@@ -8,6 +8,9 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 /// Bit of `CAP_SYS_RESOURCE` in a capability set.
 pub(super) const CAP_SYS_RESOURCE: u32 = 24;
 
+/// The name of the second handler and of the folder of its state.
+pub(super) const SECOND_HANDLER: &str = "runc-2";
+
 /// Everything the file is made of.
 pub(super) struct Config<'a> {
     pub(super) folder: &'a Path,
@@ -27,6 +30,7 @@ impl Config<'_> {
         let socket = quote(self.socket)?;
         let opt = quote(&self.folder.join("opt"))?;
         let runc = quote(&self.folder.join("runc"))?;
+        let second = quote(&self.folder.join(SECOND_HANDLER))?;
         let plugins = quote(self.cni_plugins)?;
         let network = quote(self.cni_config)?;
         let pause = quote(Path::new(self.pause_image))?;
@@ -63,6 +67,13 @@ state = {state}
 
       [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
         Root = {runc}
+
+    # Another handler, for RuntimeClasses: the same program with a state of its own.
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{SECOND_HANDLER}]
+      runtime_type = "io.containerd.runc.v2"
+
+      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{SECOND_HANDLER}.options]
+        Root = {second}
 "#
         ))
     }

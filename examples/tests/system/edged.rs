@@ -31,8 +31,8 @@ use kubeedge_actors::edged::{
 use kubeedge_examples::{
     containerd::{PrivateContainerd, Tools},
     http,
-    image::BusyboxImages,
-    registry::{Catalogue, Registry},
+    image::{BusyboxImages, Image},
+    registry::{Catalogue, Gate, Registry},
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -46,9 +46,14 @@ use crate::{
 };
 
 mod bombs;
+mod events;
 mod hooks;
 mod killed_runtime;
+mod paths;
 mod probes;
+mod pulls;
+mod rights;
+mod servers;
 
 const STORIES: &str = "edged::pods_run_survive_edgecore_and_leave_nothing_behind";
 const KILLED: &str = "edged::pods_that_are_on_their_way_survive_a_runtime_that_is_killed_and_end_when_asked_to";
@@ -76,6 +81,13 @@ pub(crate) async fn stage(report: &mut Report, tools: &Result<Tools>) {
             node.sidecars_and_hooks_keep_their_order(),
             node.a_failed_hook_and_a_deadline_are_said(),
             node.a_fork_bomb_stays_within_its_pod(),
+            node.events_are_heard_or_known_not_to_come(),
+            node.https_and_grpc_probes_ask_servers(),
+            node.rights_and_namespaces_are_as_asked_for(),
+            node.host_paths_of_every_type_and_parts_of_volumes_are_mounted(),
+            node.images_are_mounted_or_refused(),
+            node.private_images_take_a_secret(),
+            node.pulls_have_a_bound(),
         );
     });
     report.run_within(STORIES, STORY_LIMIT, stories).await;
@@ -87,15 +99,23 @@ pub(crate) async fn stage(report: &mut Report, tools: &Result<Tools>) {
 async fn on_a_node(tools: Tools, story: impl AsyncFnOnce(&Node, &mut PrivateContainerd)) -> Result<Outcome> {
     let folder = tempfile::tempdir().unwrap();
     let images = BusyboxImages::build().unwrap();
-    let catalogue = Catalogue::default()
-        .with("test/busybox", "1", &images.busybox)
-        .and_then(|catalogue| catalogue.with("test/pause", "1", &images.pause))
-        .unwrap();
+    let gate = Gate::before(pulls::SLOW);
+    let mut catalogue = Catalogue::default().with("test/pause", "1", &images.pause).unwrap().gated(&gate);
+    catalogue = catalogue.with("test/busybox", "1", &images.busybox).unwrap();
+    for repository in pulls::REPOSITORIES {
+        // Each is an image of its own: of one with many names a runtime tells any.
+        let made_for = format!("MADE_FOR={repository}");
+        let image = Image::new(&images.busybox.blobs[1], &["/bin/sh"], &["PATH=/bin", &made_for]).unwrap();
+        catalogue = catalogue.with(repository, "1", &image).unwrap();
+    }
+    for repository in pulls::PRIVATE {
+        catalogue = catalogue.private(repository, &pulls::authorization());
+    }
     let registry = Registry::start(catalogue, 0).unwrap();
     let pause = registry.image("test/pause", "1");
     let mut containerd = PrivateContainerd::start(tools, &folder.path().join("c"), &pause).await.unwrap();
 
-    let node = Node::new(&containerd, &registry, folder.path());
+    let node = Node::new(&containerd, &registry, folder.path(), gate);
     let story = AssertUnwindSafe(story(&node, &mut containerd)).catch_unwind().await;
     drop(node);
     let shims = end_lost_shims(&folder.path().join("c")).await;
@@ -140,9 +160,13 @@ struct Node {
     runtime: Arc<CriRuntime>,
     provision: Arc<NodeProvision>,
     objects: Arc<MemoryObjects>,
+    registry: SocketAddr,
     image: String,
     root: PathBuf,
     logs: PathBuf,
+    /// What a handler has of its containers.
+    second_handler: (&'static str, PathBuf),
+    gate: Arc<Gate>,
 }
 
 /// A pod and its worker.
@@ -159,24 +183,34 @@ impl Drop for Looked {
 }
 
 impl Node {
-    fn new(containerd: &PrivateContainerd, registry: &Registry, folder: &Path) -> Self {
+    fn new(containerd: &PrivateContainerd, registry: &Registry, folder: &Path, gate: Arc<Gate>) -> Self {
         let objects = Arc::new(MemoryObjects::default());
-        let (root, logs) = (folder.join("kubelet"), folder.join("log"));
+        let (root, logs, resolv_conf) = (folder.join("kubelet"), folder.join("log"), folder.join("resolv.conf"));
+        std::fs::write(&resolv_conf, "nameserver 192.0.2.53\nsearch site.test\noptions ndots:2\n").unwrap();
+        let runtime = Arc::new(CriRuntime::new(&containerd.endpoint()).unwrap());
+        let second = containerd.second_handler();
         let setup = NodeSetup {
             node_name: "edge-1".into(),
             host_ips: vec!["192.0.2.1".parse().unwrap()],
             root_dir: root.clone(),
             log_dir: logs.clone(),
             pod_pids: Some(bombs::PIDS),
+            cluster_dns: vec!["10.96.0.10".parse().unwrap()],
+            cluster_domain: "cluster.test".into(),
+            resolv_conf,
             ..NodeSetup::default()
         };
+        let provision = NodeProvision::new(setup, Arc::<MemoryObjects>::clone(&objects));
         Self {
-            runtime: Arc::new(CriRuntime::new(&containerd.endpoint()).unwrap()),
-            provision: Arc::new(NodeProvision::new(setup, Arc::<MemoryObjects>::clone(&objects))),
+            provision: Arc::new(provision.with_runtime(Arc::<CriRuntime>::clone(&runtime))),
+            runtime,
             objects,
+            registry: registry.address(),
             image: registry.image("test/busybox", "1"),
             root,
             logs,
+            second_handler: (second, containerd.handler_state(second)),
+            gate,
         }
     }
 
@@ -194,19 +228,25 @@ impl Node {
         Arc::new(serde_json::from_value(value).unwrap())
     }
 
-    /// Starts a worker as a new edgecore would.
-    async fn look_after(&self, pod: &Arc<Pod>) -> Looked {
+    /// What workers share; so many of them pull at the same time.
+    async fn shared(&self, reports: &Arc<Reports>, pulls: usize) -> Arc<Shared> {
         let version = self.runtime.version().await.unwrap();
-        let node = NodeFacts { host_ips: vec!["192.0.2.1".into()], runtime_name: version.name };
-        let reports = Arc::new(Reports::default());
-        let shared = Arc::new(Shared {
+        // The address of pods on the node's network: where this test listens.
+        let node = NodeFacts { host_ips: vec![Ipv4Addr::LOCALHOST.to_string()], runtime_name: version.name };
+        Arc::new(Shared {
             runtime: Arc::<CriRuntime>::clone(&self.runtime),
             provision: Arc::<NodeProvision>::clone(&self.provision),
-            reporter: Arc::<Reports>::clone(&reports),
+            reporter: Arc::<Reports>::clone(reports),
             clock: Arc::new(Timestamp::now),
             node: watch::channel(node).1,
-            pulls: Semaphore::new(1),
-        });
+            pulls: Semaphore::new(pulls),
+        })
+    }
+
+    /// Starts a worker as a new edgecore would.
+    async fn look_after(&self, pod: &Arc<Pod>) -> Looked {
+        let reports = Arc::new(Reports::default());
+        let shared = self.shared(&reports, 1).await;
         let bell = Arc::new(Bell::default());
         let (orders, received) = watch::channel(order(pod));
         let worker = tokio::spawn(worker::run(shared, received, Arc::clone(&bell)));
@@ -362,7 +402,9 @@ impl Node {
         assert!(!self.root.join("pods").join(uid).exists());
         let name = format!("{}_", pod.metadata.name.as_deref().unwrap());
         for folder in ["pods", "containers"] {
-            let entries = std::fs::read_dir(self.logs.join(folder)).unwrap().map(|entry| entry.unwrap().file_name());
+            // Until a container was started there is none.
+            let Ok(entries) = std::fs::read_dir(self.logs.join(folder)) else { continue };
+            let entries = entries.map(|entry| entry.unwrap().file_name());
             let left: Vec<String> = entries.map(|entry| entry.into_string().unwrap()).collect();
             let left: Vec<&String> = left.iter().filter(|n| n.contains(uid) || n.starts_with(&name)).collect();
             assert!(left.is_empty(), "{left:?}");
@@ -387,8 +429,12 @@ impl Looked {
 
     /// Waits for an event that reads so.
     async fn hears(&self, fits: impl Fn(&str) -> bool) {
+        self.hears_so_many(1, fits).await;
+    }
+
+    async fn hears_so_many(&self, count: usize, fits: impl Fn(&str) -> bool) {
         let found = tokio::time::timeout(LIMIT, async {
-            while !self.reports.told.lock().unwrap().iter().any(|told| fits(told)) {
+            while self.reports.told.lock().unwrap().iter().filter(|told| fits(told)).count() < count {
                 self.reports.news.notified().await;
             }
         });

@@ -1,10 +1,10 @@
 //! Probes of containers that run.
 
-use super::*;
+use super::{servers::Server, *};
 
 impl Node {
     /// Runs a command in a pod's container; what it printed.
-    async fn exec(&self, pod: &str, container: &str, script: &str) -> String {
+    pub(super) async fn exec(&self, pod: &str, container: &str, script: &str) -> String {
         let observed = self.runtime.observe(&format!("uid-of-{pod}")).await.unwrap();
         let newest = observed.instances.into_iter().filter(|i| i.name == container).max_by_key(|i| i.attempt).unwrap();
         let command = ["sh", "-c", script].map(str::to_owned);
@@ -63,6 +63,34 @@ impl Node {
             .await;
         assert_eq!(container(&status, "slow")["restartCount"], 0);
 
+        looked.delete(&pod, 1).await;
+        self.nothing_is_left(&pod).await;
+    }
+    pub(super) async fn https_and_grpc_probes_ask_servers(&self) {
+        let (https, grpc) = (Server::https().await, Server::grpc("app").await);
+        // On the node's network a pod's address is the node's.
+        let container = |name: &str, mut probe: Value| {
+            probe["periodSeconds"] = 1.into();
+            probe["failureThreshold"] = 1.into();
+            json!({"name": name, "command": ["/bin/sleep", "1000"], "readinessProbe": probe})
+        };
+        let page = json!({"httpGet": {"scheme": "HTTPS", "port": https.port, "path": "/healthz"}});
+        let containers =
+            [container("https", page), container("grpc", json!({"grpc": {"port": grpc.port, "service": "app"}}))];
+        let pod = self.pod("asked", &containers, |pod| pod["spec"]["hostNetwork"] = true.into());
+        let looked = self.look_after(&pod).await;
+        for told in [
+            "spec.containers{https} Unhealthy: Readiness probe failed: HTTP probe failed with statuscode: 503",
+            "spec.containers{grpc} Unhealthy: Readiness probe failed: service unhealthy (responded with \"NOT_SERVING\")",
+        ] {
+            looked.hears(|heard| heard == told).await;
+        }
+        https.turns(true);
+        looked.until(|status| ready(status) == 1 && super::container(status, "https")["ready"] == true).await;
+        grpc.turns(true);
+        looked.until(|status| ready(status) == 2).await;
+        https.turns(false);
+        looked.until(|status| ready(status) == 1 && super::container(status, "grpc")["ready"] == true).await;
         looked.delete(&pod, 1).await;
         self.nothing_is_left(&pod).await;
     }
