@@ -1,13 +1,12 @@
 //! One broker's client: paho, which has threads of its own.
 //!
-//! What comes in goes into a queue of [`QUEUE`] messages. When it is full the client's thread waits, so that nothing more is
-//! read from the broker; when that lasts longer than [`PATIENCE`], messages are dropped and counted. What goes out is
-//! bounded by paho: beyond [`UNSENT`] messages a publication is refused.
+//! What comes in goes into a queue of [`QUEUE`] messages. When it is full paho's thread waits, so that nothing more is
+//! read from the broker; when that lasts longer than [`PATIENCE`], messages are dropped and counted. All of paho waits with
+//! it, so nothing here asks paho on the arbiter. What goes out waits in a queue of [`UNSENT`] messages ([`super::sender`]);
+//! beyond them, or beyond [`UNCONFIRMED`] bytes, a publication is refused.
 
-#[cfg(feature = "eventbus-tls")]
-use std::cell::RefCell;
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     collections::BTreeSet,
     fmt,
     rc::Rc,
@@ -21,13 +20,15 @@ use std::{
 use bytes::Bytes;
 use futures_util::FutureExt;
 use paho_mqtt::{
-    AsyncClient, ConnectOptions, ConnectOptionsBuilder, CreateOptionsBuilder, DeliveryToken, Message, PersistenceType,
-    ServerResponse,
+    AsyncClient, ConnectOptions, ConnectOptionsBuilder, CreateOptionsBuilder, Message, PersistenceType, ServerResponse,
+    Token,
 };
 use tokio::sync::{Notify, mpsc, watch};
 #[cfg(feature = "eventbus-tls")]
 use tokio_util::task::AbortOnDropHandle;
 
+use super::sender::Sender;
+pub use super::sender::{Delivery, UNCONFIRMED, UNSENT};
 #[cfg(feature = "eventbus-tls")]
 use super::tls::{self, BrokerTls, Door};
 
@@ -35,8 +36,10 @@ use super::tls::{self, BrokerTls, Door};
 pub const QUEUE: usize = 1024;
 /// How long the broker is kept waiting before messages are dropped.
 pub const PATIENCE: Duration = Duration::from_secs(5);
-/// Publications that wait to be sent.
-pub const UNSENT: i32 = 4096;
+/// Publications that paho has and has not sent; more wait before it.
+const BUFFERED: i32 = 256;
+/// Publications that are sent and not confirmed.
+const IN_FLIGHT: i32 = 1024;
 /// Largest payload that is taken; of a larger one only its size goes on.
 pub const MAX_PAYLOAD: usize = 1024 * 1024;
 /// Pauses between attempts to connect, doubled from the first to the last, each with full jitter.
@@ -120,8 +123,11 @@ pub enum State {
 /// A client, connected or not.
 pub struct Client {
     client: AsyncClient,
+    sender: Sender,
     broker: Broker,
     connected: Rc<Cell<bool>>,
+    /// What this client has subscribed to in some connection and not ended: the broker may have it still.
+    subscribed: RefCell<BTreeSet<String>>,
     lost: Arc<Notify>,
     /// Where paho connects instead, with TLS.
     #[cfg(feature = "eventbus-tls")]
@@ -144,7 +150,7 @@ impl Client {
             .server_uri(uri)
             .client_id(&broker.client_id)
             .persistence(PersistenceType::None)
-            .max_buffered_messages(UNSENT)
+            .max_buffered_messages(BUFFERED)
             .finalize();
         let client = AsyncClient::new(options).map_err(|error| format!("{}: {error}", broker.uri))?;
         let lost = Arc::new(Notify::new());
@@ -155,10 +161,13 @@ impl Client {
                 take(&incoming, &message, &dropped);
             }
         });
+        let sender = Sender::start(&client).map_err(|error| format!("{}: a thread: {error}", broker.uri))?;
         Ok(Self {
             client,
+            sender,
             broker,
             connected: Rc::default(),
+            subscribed: RefCell::default(),
             lost,
             #[cfg(feature = "eventbus-tls")]
             door,
@@ -172,21 +181,28 @@ impl Client {
         self.connected.get()
     }
 
-    /// Publishes. `None` without a connection; the error is a bound.
+    /// Publishes, in the order of the calls. `None` without a connection; the error is a bound.
     pub fn publish(
         &self,
         topic: &str,
         payload: &[u8],
         qos: Option<u8>,
         retain: Option<bool>,
-    ) -> Option<Result<DeliveryToken, String>> {
+    ) -> Option<Result<Delivery, String>> {
         if !self.is_connected() {
             return None;
         }
         let (qos, retain) = (qos.unwrap_or(self.broker.qos), retain.unwrap_or(self.broker.retain));
         let make = if retain { Message::new_retained } else { Message::new };
         let message = make(topic, payload, i32::from(qos));
-        Some(self.client.try_publish(message).map_err(|error| error.to_string()))
+        Some(self.sender.publish(message))
+    }
+
+    /// Asks paho, on a thread that may wait for it.
+    async fn ask<T: Send + 'static>(&self, ask: impl FnOnce(&AsyncClient) -> T + Send + 'static) -> Result<T, String> {
+        let client = self.client.clone();
+        let asked = tokio::task::spawn_blocking(move || ask(&client));
+        asked.await.map_err(|error| format!("a question to paho: {error}"))
     }
 
     /// Stays connected and subscribed to what is wanted, for ever.
@@ -200,6 +216,9 @@ impl Client {
                 Ok(response) => {
                     let session_present = response.connect_response().is_some_and(|response| response.session_present);
                     tracing::info!(broker = self.broker.uri, session_present, "the broker is connected");
+                    if !session_present {
+                        self.subscribed.take();
+                    }
                     self.connected.set(true);
                     told = None;
                     tell(State::Connected).await;
@@ -226,7 +245,7 @@ impl Client {
     async fn connect(&self) -> Result<ServerResponse, String> {
         // What was said of an earlier connection says nothing of this one.
         self.lost.notified().now_or_never();
-        if self.client.is_connected() {
+        if self.ask(AsyncClient::is_connected).await? {
             self.disconnect().await;
         }
         #[cfg(feature = "eventbus-tls")]
@@ -235,7 +254,9 @@ impl Client {
             let through = door.open()?.through(broker);
             *self.through.borrow_mut() = Some(AbortOnDropHandle::new(tokio::spawn(through)));
         }
-        match within(self.client.connect(self.options())).await {
+        let options = self.options();
+        let connecting = async { Ok::<_, String>(self.ask(move |client| client.connect(options)).await?.await) };
+        match within(connecting).await.flatten() {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(self.reason(refusal(&error)).await),
             Err(why) => Err(self.reason(why).await),
@@ -261,6 +282,7 @@ impl Client {
         options
             .clean_session(!self.broker.keep_session)
             .keep_alive_interval(KEEP_ALIVE)
+            .max_inflight(IN_FLIGHT)
             .connect_timeout(CONNECT_WITHIN);
         if let Some(name) = &self.broker.username {
             options.user_name(name);
@@ -271,27 +293,31 @@ impl Client {
         options.finalize()
     }
 
-    /// Subscribes to what is wanted and not subscribed to, until the connection is lost. Why it was comes back.
+    /// Subscribes to what is wanted, and ends what is not wanted any more, until the connection is lost. Why it was comes
+    /// back.
     async fn follow(&self, wanted: &mut watch::Receiver<BTreeSet<String>>) -> String {
-        // The broker may have the session still; it takes a subscription it has as well as a new one.
+        // The broker may have the session still, or a part of it: it takes a subscription it has as well as a new one.
         let mut has = BTreeSet::new();
         loop {
             let wants = wanted.borrow_and_update().clone();
-            let more: Vec<&String> = wants.difference(&has).collect();
+            let more: Vec<String> = wants.difference(&has).cloned().collect();
             if !more.is_empty() {
+                self.subscribed.borrow_mut().extend(more.iter().cloned());
                 let qos = i32::from(self.broker.qos);
-                match tokio::time::timeout(CONNECT_WITHIN, self.client.subscribe_many_same_qos(&more, qos)).await {
-                    Ok(Ok(_)) => {}
-                    Ok(Err(error)) => return self.give_up(format!("it refuses subscriptions: {error}")).await,
-                    Err(_) => return self.give_up("it does not answer".to_owned()).await,
+                let asking = self.ask(move |client| client.subscribe_many_same_qos(&more, qos));
+                if let Err(why) = answered(asking, "it refuses subscriptions").await {
+                    return self.give_up(why).await;
                 }
             }
-            let less: Vec<&String> = has.difference(&wants).collect();
-            if !less.is_empty()
-                && let Err(error) = self.client.unsubscribe_many(&less).await
-            {
-                return self.give_up(format!("it refuses to end subscriptions: {error}")).await;
+            // What ended while there was no connection is among it: the session would bring it back.
+            let less: Vec<String> = self.subscribed.borrow().difference(&wants).cloned().collect();
+            if !less.is_empty() {
+                let asking = self.ask(move |client| client.unsubscribe_many(&less));
+                if let Err(why) = answered(asking, "it refuses to end subscriptions").await {
+                    return self.give_up(why).await;
+                }
             }
+            self.subscribed.replace(wants.clone());
             has = wants;
             tokio::select! {
                 () = self.lost.notified() => return "the connection was lost".to_owned(),
@@ -310,8 +336,8 @@ impl Client {
     /// Ends the connection in order, so that the broker keeps the session.
     pub async fn disconnect(&self) {
         self.connected.set(false);
-        let bye = self.client.disconnect(None);
-        if !matches!(tokio::time::timeout(Duration::from_secs(2), bye).await, Ok(Ok(_))) {
+        let bye = async { self.ask(|client| client.disconnect(None)).await.ok()?.await.ok() };
+        if !matches!(tokio::time::timeout(Duration::from_secs(2), bye).await, Ok(Some(_))) {
             tracing::debug!(broker = self.broker.uri, "the connection was gone already");
         }
         // The last words have a way to go still.
@@ -325,6 +351,12 @@ fn refusal(error: &paho_mqtt::Error) -> String {
         paho_mqtt::Error::ConnectReturn(code) => format!("the broker refuses: {code}"),
         other => other.to_string(),
     }
+}
+
+/// Waits for the broker's answer to what paho is asked.
+async fn answered(asking: impl Future<Output = Result<Token, String>>, refused: &str) -> Result<(), String> {
+    let answer = within(async { Ok::<_, String>(asking.await?.await) }).await.flatten()?;
+    answer.map(drop).map_err(|error| format!("{refused}: {error}"))
 }
 
 async fn within<T>(work: impl Future<Output = T>) -> Result<T, String> {

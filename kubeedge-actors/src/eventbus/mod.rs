@@ -13,13 +13,15 @@
 //! other, [`filters`] the rules of topics, [`rules`] which topics the cloud's rules want. What is published on one of these
 //! goes into EdgeHub's outbox, once for each rule; what a broker had kept and tells a new subscriber does not, for it would
 //! come again with each connection. Without a connection a publication is refused with 503, and counted. Who takes messages more slowly than they
-//! come slows the broker down, and after five seconds loses some: both are counted.
+//! come slows the broker down, and after five seconds loses some: both are counted. What nobody has subscribed to any more
+//! is heard by nobody, whatever session a broker has kept.
 
 #[cfg(feature = "embedded-broker")]
 pub mod broker;
 pub mod client;
 pub mod filters;
 pub mod rules;
+mod sender;
 #[cfg(feature = "eventbus-tls")]
 pub mod tls;
 
@@ -50,8 +52,8 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 use self::{
-    client::{Broker, Client, Incoming, MAX_PAYLOAD, QUEUE, State},
-    filters::{OF_DEVICES, Wanted, is_of_devices, is_topic},
+    client::{Broker, Client, Incoming, MAX_PAYLOAD, QUEUE, State, UNSENT},
+    filters::{OF_DEVICES, Wanted, is_of_devices, is_topic, matches},
     rules::{Change, Rules},
 };
 use crate::system::{Component, Context, Contract, Figure, Meter, Overflow, Port, Ports, Stage, Topic};
@@ -199,16 +201,16 @@ impl EventBus {
         if sent.is_empty() {
             return answer(self.refuse(503, "no broker is connected".to_owned()));
         }
-        let mut tokens = Vec::new();
+        let mut deliveries = Vec::new();
         for sent in sent {
             match sent {
-                Ok(token) => tokens.push(token),
+                Ok(delivery) => deliveries.push(delivery),
                 Err(error) => return answer(self.refuse(429, format!("{topic} is not published: {error}"))),
             }
         }
         Box::pin(async move {
-            for token in tokens {
-                match tokio::time::timeout(CONFIRMED_WITHIN, token).await {
+            for delivery in deliveries {
+                match tokio::time::timeout(CONFIRMED_WITHIN, delivery.confirmed()).await {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => return Settled::rejected(503, format!("the broker did not take it: {error}")),
                     Err(_) => return Settled::rejected(504, "the broker did not confirm it".to_owned()),
@@ -231,6 +233,8 @@ struct Inward {
     to_cloud: Option<Port<PublishEvent>>,
     rules: Rc<RefCell<Rules>>,
     received: Topic<MqttReceived>,
+    /// What is subscribed to.
+    filters: watch::Receiver<BTreeSet<String>>,
 }
 
 impl Inward {
@@ -249,6 +253,12 @@ impl Inward {
                 {
                     tracing::debug!("DeviceTwin is stopping");
                 }
+                continue;
+            }
+            // A broker that has kept a session still sends what an earlier life had subscribed to, and what is on its way
+            // when a subscription ends.
+            if !self.filters.borrow().iter().any(|filter| matches(filter, &topic)) {
+                tracing::debug!(topic, "nobody has subscribed to it");
                 continue;
             }
             if oversize > 0 {
@@ -325,6 +335,7 @@ impl Actor for EventBus {
             to_cloud: self.to_cloud.clone(),
             rules: Rc::clone(&self.rules),
             received: self.received.clone(),
+            filters: self.filters.subscribe(),
         };
         self.running.push(AbortOnDropHandle::new(tokio::task::spawn_local(inward.run(incoming))));
         self.read_rules(ctx);
@@ -337,6 +348,9 @@ impl Actor for EventBus {
 impl Component for EventBus {
     const NAME: &'static str = "eventbus";
     const STAGE: Stage = Stage::Source;
+    /// More than may wait for brokers: beyond the bounds a publication is refused and waits for nobody. A DeviceTwin that
+    /// waited would take nothing, and paho, which waits then, would not read the confirmations that it waits for.
+    const IN_HAND: usize = UNSENT + 2048;
 
     fn contract(contract: &mut Contract<Self>) {
         contract.answers::<PublishMqtt>();

@@ -1,6 +1,9 @@
 //! EventBus on brokers: the same suite on mosquitto, on mosquitto with TLS, client certificates and a password, and on the
 //! embedded one.
 
+mod pressure;
+mod sessions;
+
 use std::{
     net::{SocketAddr, TcpListener},
     path::PathBuf,
@@ -35,6 +38,8 @@ const UPDATE: &str = "$hw/events/device/ns/d/twin/update";
 /// A broker that can be ended and begun again at its address.
 pub(crate) enum Kind {
     Mosquitto(PathBuf),
+    /// It keeps sessions on disk when it is told to end.
+    MosquittoKeeping(PathBuf),
     /// EventBus' listener has TLS and asks for a certificate and a password; the other one is for applications.
     MosquittoTls(PathBuf),
     Embedded,
@@ -119,7 +124,7 @@ impl Running {
 
     pub(crate) async fn begin(&mut self) {
         match &self.kind {
-            Kind::Mosquitto(program) | Kind::MosquittoTls(program) => {
+            Kind::Mosquitto(program) | Kind::MosquittoKeeping(program) | Kind::MosquittoTls(program) => {
                 let config = self.file("mosquitto.conf");
                 let mut text = format!(
                     "per_listener_settings true\nuser root\nmax_queued_messages 0\n\
@@ -134,6 +139,9 @@ impl Running {
                         self.secure.port(),
                         folder = self.folder.path().display()
                     );
+                }
+                if let Kind::MosquittoKeeping(_) = self.kind {
+                    text += &format!("persistence true\npersistence_location {}/\n", self.folder.path().display());
                 }
                 std::fs::write(&config, text).unwrap();
                 let mut command = Command::new(program);
@@ -161,6 +169,18 @@ impl Running {
             }
         })
         .await;
+    }
+
+    /// A signal for the broker's process.
+    async fn signal(&self, signal: &str) {
+        let id = self.child.as_ref().unwrap().id().unwrap().to_string();
+        assert!(Command::new("kill").args([signal, &id]).status().await.unwrap().success());
+    }
+
+    /// Ends it in order: what it keeps is on disk.
+    async fn stop(&mut self) {
+        self.signal("-TERM").await;
+        within(self.child.take().unwrap().wait()).await.unwrap();
     }
 
     pub(crate) async fn end(&mut self) {

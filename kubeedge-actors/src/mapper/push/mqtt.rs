@@ -49,7 +49,7 @@ impl Broker {
             }
             let payload = target.payload(read);
             match self.client.publish(&target.topic, payload.as_bytes(), Some(target.qos), Some(target.retained)) {
-                Some(Ok(token)) => token.await.map_err(|error| error.to_string()),
+                Some(Ok(delivery)) => delivery.confirmed().await,
                 Some(Err(bound)) => Err(bound),
                 None => Err("the connection was lost".to_owned()),
             }
