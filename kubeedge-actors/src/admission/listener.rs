@@ -16,7 +16,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{AdmissionConfig, PATH, review};
+use super::{AdmissionConfig, PATHS, review};
 use crate::audit;
 
 /// What a request is in the audit log.
@@ -114,8 +114,9 @@ async fn respond(request: Request<Incoming>, peer: SocketAddr, reviews: &Semapho
 }
 
 async fn reviewed(request: Request<Incoming>, reviews: &Semaphore) -> Result<String, (StatusCode, String)> {
-    if request.uri().path() != PATH {
-        return Err((StatusCode::NOT_FOUND, format!("nothing is served here, reviews of pods are at {PATH}")));
+    if !PATHS.contains(&request.uri().path()) {
+        let text = format!("nothing is served here, reviews are at {}", PATHS.join(", "));
+        return Err((StatusCode::NOT_FOUND, text));
     }
     if request.method() != Method::POST {
         return Err((StatusCode::METHOD_NOT_ALLOWED, "a review is posted".into()));
@@ -183,22 +184,70 @@ mod tests {
 
         let json = "application/json";
         let asked = review("CREATE", "autonomy", &json!([])).to_string();
-        let (code, text) = post(at, &ca, PATH, json, asked.clone()).await;
+        let [pods, devices, ..] = PATHS;
+        let (code, text) = post(at, &ca, pods, json, asked.clone()).await;
         let answer: Value = serde_json::from_str(&text).unwrap();
         assert_eq!(code, 200, "{text}");
         assert_eq!(patch(&answer).unwrap()[0]["value"][0]["key"], "node.kubernetes.io/unreachable");
         assert_eq!(heard.take(), Vec::<String>::new());
         for (path, media, body, expected) in [
-            ("/devices", json, asked.clone(), 404),
-            (PATH, "text/plain", asked, 415),
-            (PATH, json, "{}".into(), 400),
-            (PATH, json, " ".repeat(MAX_BODY + 1), 413),
+            ("/pods", json, asked.clone(), 404),
+            (pods, "text/plain", asked, 415),
+            (pods, json, "{}".into(), 400),
+            (devices, json, " ".repeat(MAX_BODY + 1), 413),
         ] {
             let (code, text) = post(at, &ca, path, media, body).await;
             assert_eq!(code, expected, "{text}");
             let lines = heard.take();
             let told = format!("what=POST {path} ");
             assert!(lines.len() == 1 && lines[0].contains(&text) && lines[0].contains(&told), "{text}: {lines:?}");
+        }
+    }
+
+    /// As KubeEdge's `ValidatingWebhookConfiguration` has it: each kind at a path of its own.
+    #[actix::test]
+    async fn devices_and_rules_that_cannot_be_are_refused_over_https_at_the_paths_of_their_kinds() {
+        let folder = tempfile::tempdir().unwrap();
+        let ca = CertificateAuthority::load_or_create(folder.path(), SystemTime::now()).unwrap();
+        let own = ca.issue_server(&[IpAddr::from(Ipv4Addr::LOCALHOST).into()], SystemTime::now()).unwrap();
+        let tls = server_config(own.chain(), own.key(), ClientAuth::None, &[], system_clock()).unwrap();
+        let listener = Arc::new(std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
+        let at = listener.local_addr().unwrap();
+        let _serving = listen(&AdmissionConfig { listener, tls: Arc::new(tls) }).unwrap();
+        let bounds = json!([{"name": "a", "type": "INT", "accessMode": "ReadWrite", "minimum": "9", "maximum": "1"}]);
+        for (resource, group, good, bad, field) in [
+            (
+                "devices",
+                "devices.kubeedge.io",
+                json!({"deviceModelRef": {"name": "m"}, "protocol": {"protocolName": "p"}}),
+                json!({"protocol": {"protocolName": "p"}}),
+                "spec.deviceModelRef.name",
+            ),
+            (
+                "devicemodels",
+                "devices.kubeedge.io",
+                json!({"properties": []}),
+                json!({"properties": bounds}),
+                "spec.properties[0].minimum",
+            ),
+            (
+                "ruleendpoints",
+                "rules.kubeedge.io",
+                json!({"ruleEndpointType": "servicebus", "properties": {"service_port": "80"}}),
+                json!({"ruleEndpointType": "servicebus", "properties": {"service_port": "none"}}),
+                "service_port",
+            ),
+        ] {
+            for (spec, allowed) in [(good, true), (bad, false)] {
+                let mut asked = review("CREATE", "no", &json!([]));
+                asked["request"]["resource"] = json!({"group": group, "version": "v1", "resource": resource});
+                asked["request"]["object"] = json!({"spec": spec});
+                let path = format!("/{resource}");
+                let (code, text) = post(at, &ca, &path, "application/json", asked.to_string()).await;
+                let answer: Value = serde_json::from_str(&text).unwrap();
+                assert_eq!((code, &answer["response"]["allowed"]), (200, &json!(allowed)), "{path}: {text}");
+                assert_eq!(text.contains(field), !allowed, "{path}: {text}");
+            }
         }
     }
 }

@@ -1,14 +1,15 @@
-//! Admission: the webhook by which a real cluster's API server lets KubeEdge change pods before they are stored.
+//! Admission: the webhook by which a real cluster's API server lets KubeEdge change pods, and refuse devices and rules that
+//! cannot be, before they are stored.
 //!
 //! | | |
 //! |---|---|
-//! | listens | HTTPS: `POST /offlinemigration`, an `AdmissionReview` of `admission.k8s.io/v1` |
+//! | listens | HTTPS: `POST` on [`PATHS`], an `AdmissionReview` of `admission.k8s.io/v1` |
 //! | asks, tells, stores | nothing |
 //! | a node offline | is what it is for: [`crate::autonomy`] |
 //!
-//! The path is KubeEdge's, so that its `MutatingWebhookConfiguration` works with another address. An API server shows no
-//! certificate to webhooks unless told to: whoever reaches the port may ask what a pod would become, and learns nothing
-//! else. The embedded API server needs no webhook, it decides by the same function.
+//! The paths are KubeEdge's, so that its webhook configurations work with another address; what is answered follows from
+//! what the review is about. An API server shows no certificate to webhooks unless told to: whoever reaches the port may ask
+//! what would become of an object, and learns nothing else. The embedded API server needs no webhook, it decides by the same function.
 
 mod listener;
 mod review;
@@ -20,8 +21,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::system::{Component, Context, Contract, Stage};
 
-/// Where the API server posts its reviews of pods.
-pub const PATH: &str = "/offlinemigration";
+/// Where the API server posts its reviews: of pods, and of the kinds that the others are named for.
+pub const PATHS: [&str; 5] = ["/offlinemigration", "/devices", "/devicemodels", "/rules", "/ruleendpoints"];
 
 /// Where Admission listens.
 #[derive(Clone)]

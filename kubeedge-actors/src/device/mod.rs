@@ -9,6 +9,7 @@ pub mod crds;
 #[cfg(any(feature = "devicecontroller", feature = "admission", feature = "apiserver"))]
 pub mod rules;
 pub mod types;
+mod values;
 
 /// The group of all of them.
 pub const GROUP: &str = "devices.kubeedge.io";

@@ -48,6 +48,19 @@ fn device(spec: &DeviceSpec) -> Vec<String> {
 fn model(spec: &DeviceModelSpec) -> Vec<String> {
     let mut wrong = Vec::new();
     names(spec.properties.iter().map(|property| property.name.as_str()), &mut wrong);
+    for (index, property) in spec.properties.iter().enumerate() {
+        if !property.type_.is_number() {
+            continue;
+        }
+        for (field, bound) in [("minimum", &property.minimum), ("maximum", &property.maximum)] {
+            if !bound.is_empty() && !bound.parse::<f64>().is_ok_and(f64::is_finite) {
+                wrong.push(format!("spec.properties[{index}].{field}: {bound:?} is no number"));
+            }
+        }
+        if property.bounds().is_some_and(|(minimum, maximum)| minimum > maximum) {
+            wrong.push(format!("spec.properties[{index}].minimum: is above maximum: no value is possible"));
+        }
+    }
     wrong
 }
 
@@ -82,6 +95,15 @@ mod tests {
         let twice = json!({"spec": {"properties": [{"name": "a", "type": "INT", "accessMode": "ReadOnly"},
             {"name": "a", "type": "INT", "accessMode": "ReadOnly"}]}});
         assert_eq!(violations("DeviceModel", &twice).len(), 1);
+        let of = |minimum: &str, maximum: &str, type_: &str| {
+            let property = json!({"name": "a", "type": type_, "accessMode": "ReadWrite", "minimum": minimum,
+                "maximum": maximum});
+            violations("DeviceModel", &json!({"spec": {"properties": [property]}})).join("; ")
+        };
+        assert_eq!((of("-5", "1e3", "FLOAT"), of("", "7", "INT"), of("low", "", "STRING")), Default::default());
+        assert_eq!(of("low", "", "INT"), "spec.properties[0].minimum: \"low\" is no number");
+        assert_eq!(of("", "inf", "DOUBLE"), "spec.properties[0].maximum: \"inf\" is no number");
+        assert!(of("2", "1", "INT").starts_with("spec.properties[0].minimum: is above maximum"));
         let of_no_type = json!({"spec": {"properties": [{"name": "a", "type": "NUMBER", "accessMode": "ReadOnly"}]}});
         assert!(violations("DeviceModel", &of_no_type)[0].contains("NUMBER"));
         assert_eq!(violations("Pod", &json!({})), Vec::<String>::new());

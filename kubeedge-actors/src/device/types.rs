@@ -132,10 +132,10 @@ kinds! {
     #[derive(Default)]
     #[serde(rename_all = "camelCase")]
     pub struct StateReport {
-        /// Whether it is told to the cloud.
-        #[serde(default)]
-        pub report_to_cloud: bool,
-        /// Milliseconds between two reports.
+        /// Whether it is told to the cloud: with false it stays at the edge.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pub report_to_cloud: Option<bool>,
+        /// Milliseconds between two reports of a mapper.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pub report_cycle: Option<i64>,
     }

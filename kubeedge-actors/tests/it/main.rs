@@ -13,6 +13,8 @@ mod clients;
 mod corpus;
 #[cfg(feature = "apiserver")]
 mod custom;
+#[cfg(all(feature = "apiserver", feature = "devicecontroller"))]
+mod devices;
 mod documented;
 #[cfg(feature = "apiserver")]
 mod events;
