@@ -48,6 +48,7 @@ answers! {
     MqttReceived => ();
     MqttStateChanged => ();
     TwinMessage => ();
+    ReportDevice => v1::CallReply;
     // cloud
     QueryCluster => v1::Cluster;
     QueryDesired => v1::DesiredState;

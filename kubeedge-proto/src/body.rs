@@ -30,6 +30,7 @@ impl Body {
             | Body::CreateMirrorPod(_)
             | Body::ApiRequest(_)
             | Body::ServiceCall(_)
+            | Body::ReportDevice(_)
             | Body::CallReply(_) => TrafficClass::Call,
         }
     }
@@ -47,7 +48,9 @@ impl Body {
                 Priority::Config
             }
             Body::ApiRequest(_) | Body::ServiceCall(_) | Body::UserMessage(_) => Priority::Bulk,
-            Body::KubernetesEvent(_) | Body::GapMarker(_) | Body::DeviceReport(_) => Priority::Telemetry,
+            Body::KubernetesEvent(_) | Body::GapMarker(_) | Body::DeviceReport(_) | Body::ReportDevice(_) => {
+                Priority::Telemetry
+            }
         }
     }
 

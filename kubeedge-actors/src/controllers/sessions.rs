@@ -31,6 +31,12 @@ impl Sessions {
         self.nodes.get(node).map(|session| session.ended.clone())
     }
 
+    /// The session that a node has, as far as is known.
+    #[cfg(feature = "devicecontroller")]
+    pub fn epoch(&self, node: &str) -> Option<u64> {
+        self.nodes.get(node).map(|session| session.epoch)
+    }
+
     /// CloudHub says what became of a session. True when the node has none any more.
     pub fn changed(&mut self, change: &NodeSessionChanged) -> bool {
         let known = self.nodes.get(&change.node).map(|session| session.epoch);

@@ -11,6 +11,7 @@ use kubeedge_proto::{
 };
 use serde_json::Value;
 
+use super::{status::Told, statuses::Owner};
 use crate::controllers::objects::{envelope_of, key_of, reference_to, text, tombstone, upsert, version_of};
 
 /// Namespace and name.
@@ -31,6 +32,7 @@ struct DeviceEntry {
     /// Empty while it is nobody's.
     node: String,
     model: Option<Key>,
+    told: Told,
     object: KubeObject,
 }
 
@@ -52,9 +54,14 @@ impl Desired {
         self.devices.get(key).map(|entry| (entry.node.as_str(), entry.object.uid.as_str()))
     }
 
+    /// What a device lets the cloud know.
+    pub fn told(&self, key: &Key) -> Option<&Told> {
+        self.devices.get(key).map(|entry| &entry.told)
+    }
+
     /// All devices there are.
-    pub fn devices(&self) -> impl Iterator<Item = (&Key, &str)> {
-        self.devices.iter().map(|(key, entry)| (key, entry.object.uid.as_str()))
+    pub fn devices(&self) -> impl Iterator<Item = Owner<'_>> {
+        self.devices.iter().map(|(key, entry)| Owner { key, uid: &entry.object.uid, node: &entry.node })
     }
 
     /// Whether both lists were read.
@@ -182,6 +189,7 @@ impl Desired {
         let node = text(&device, "/spec/nodeName").to_owned();
         let model = text(&device, "/spec/deviceModelRef/name");
         let model = (!model.is_empty()).then(|| (key.0.clone(), model.to_owned()));
+        let told = Told::of(&device);
         let object = envelope_of(resource::devices(), device);
         if let Some(old) = self.devices.get_mut(&key) {
             if old.object.uid == object.uid && old.object.projection_hash == object.projection_hash {
@@ -197,7 +205,7 @@ impl Desired {
             self.add_user(model, &node, effects);
         }
         let old = self.devices.remove(&key);
-        let entry = DeviceEntry { node: node.clone(), model, object };
+        let entry = DeviceEntry { node: node.clone(), model, told, object };
         if !node.is_empty() {
             self.by_node.entry(node.clone()).or_default().insert(key.clone());
             let upsert = ObjectUpsert { as_of, ..self.upsert_device(&entry) };

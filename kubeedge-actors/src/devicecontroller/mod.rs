@@ -10,17 +10,18 @@
 //! | without the definitions | nothing is sent and nothing deleted; they are looked for every half a minute |
 //!
 //! [`desired`] decides what a node should hold, [`status`] what a report becomes and whose it may be, [`pace`] when it is
-//! written; all are pure. Each Device has a DeviceStatus of its name, which is made for it and goes with it. A report is
-//! settled when it is in the API server, or when it has to come again (429).
+//! written, [`statuses`] which DeviceStatuses have to be made, replaced or filled again; all are pure. Each Device has a
+//! DeviceStatus of its name, which is made for it and goes with it. A report is settled when it is in the API server, or
+//! when it has to come again (429).
 
 pub mod desired;
 pub mod pace;
 pub mod status;
+pub mod statuses;
 mod upstream;
 
 use std::{
     cell::RefCell,
-    collections::HashMap,
     rc::Rc,
     time::{Duration, Instant, SystemTime},
 };
@@ -29,8 +30,8 @@ use actix::{Actor, ActorFutureExt, AsyncContext, Handler, Message, MessageResult
 use kubeedge_proto::{
     NodeName, resource,
     v1::{
-        ApplyDeviceReport, Envelope, NodeSessionChanged, ObjectKey, QueryDevices, RecheckNodes, ResourceType,
-        SendToNode, Settled, envelope::Body,
+        ApplyDeviceReport, Envelope, NodeSessionChanged, ObjectKey, QueryDevices, RecheckNodes, ReportDevice,
+        ResourceType, SendToNode, Settled, envelope::Body,
     },
 };
 use serde_json::json;
@@ -39,13 +40,14 @@ use tokio_util::task::AbortOnDropHandle;
 use self::{
     desired::{Desired, Effect, Key},
     pace::{Pace, Rates, Verdict},
+    status::Written,
+    statuses::{Place, Statuses, Task},
     upstream::Upstream,
 };
 use crate::{
     audit,
     controllers::{
         list_watch::{self, Change, Scope},
-        objects::{key_of, text},
         sessions::Sessions,
     },
     system::{Component, Context, Contract, Overflow, Port, Ports, Stage},
@@ -53,8 +55,8 @@ use crate::{
 
 /// How often what has passed is forgotten, and missing DeviceStatuses are looked for.
 const TICK: Duration = Duration::from_secs(1);
-/// DeviceStatuses made in one tick: a cluster's first start makes one for every device.
-const MADE_AT_ONCE: usize = 50;
+/// DeviceStatuses that something is done about at once: a cluster's first start makes one for every device.
+const AT_ONCE: usize = 50;
 
 /// The component. See the module's page.
 pub struct DeviceController {
@@ -68,10 +70,7 @@ pub struct DeviceController {
     watches: Vec<AbortOnDropHandle<()>>,
     /// Both lists were complete in this life.
     listed: bool,
-    /// The DeviceStatuses there are, with the uid of the Device each belongs to; `None` before the first list.
-    statuses: Option<HashMap<Key, String>>,
-    /// Being made.
-    making: std::collections::HashSet<Key>,
+    statuses: Statuses,
     started: Instant,
 }
 
@@ -88,8 +87,7 @@ impl DeviceController {
             recheck: ports.port(),
             watches: Vec::new(),
             listed: false,
-            statuses: None,
-            making: std::collections::HashSet::new(),
+            statuses: Statuses::default(),
             started: Instant::now(),
         }
     }
@@ -146,29 +144,56 @@ impl DeviceController {
         );
     }
 
-    /// Makes the DeviceStatuses that are not there, some at a time.
-    fn make_statuses(&mut self, ctx: &mut Context<Self>) {
-        let Some(statuses) = &self.statuses else { return };
-        let missing: Vec<(Key, String)> = self
-            .desired
-            .devices()
-            .filter(|(key, _)| !statuses.contains_key(*key) && !self.making.contains(*key))
-            .take(MADE_AT_ONCE)
-            .map(|(key, uid)| (key.clone(), uid.to_owned()))
-            .collect();
-        for (key, uid) in missing {
-            self.making.insert(key.clone());
-            let upstream = self.upstream.clone();
-            let name = ObjectKey::new(&key.0, &key.1);
-            let made = async move { upstream.create(&name, &uid, json!({"twins": []})).await };
-            ctx.spawn(made.into_actor(self).map(move |settled, this, _| {
-                this.making.remove(&key);
-                // 409: it is there, and the watch is about to say so.
-                if settled.code != 0 && settled.code != 409 {
-                    tracing::warn!(namespace = key.0, name = key.1, "its DeviceStatus is not made: {}", settled.reason);
+    /// Does what is due about DeviceStatuses, some at a time.
+    fn tend_statuses(&mut self, ctx: &mut Context<Self>) {
+        let (devices, sessions) = (self.desired.devices(), &self.sessions);
+        for task in self.statuses.due(devices, |node| sessions.epoch(node), AT_ONCE) {
+            match task {
+                Task::Ask { key, uid, node } => self.ask_node(key, uid, node, ctx),
+                Task::Make { key, uid } => self.tend(key, ctx, async move |upstream, name| {
+                    // 409: it is there, and the watch is about to say so.
+                    match upstream.create(&name, &uid, json!({"twins": []})).await {
+                        Settled { code: 409, .. } => Settled::applied(),
+                        settled => settled,
+                    }
+                }),
+                Task::Adopt { key, uid, status } => {
+                    self.tend(key, ctx, async move |upstream, name| upstream.adopt(&name, &uid, &status).await)
                 }
-            }));
+                Task::Remove { key, status } => {
+                    self.tend(key, ctx, async move |upstream, name| upstream.remove(&name, &status).await)
+                }
+            }
         }
+    }
+
+    fn tend(
+        &self,
+        key: Key,
+        ctx: &mut Context<Self>,
+        work: impl AsyncFnOnce(Upstream, ObjectKey) -> Settled + 'static,
+    ) {
+        let (upstream, name) = (self.upstream.clone(), ObjectKey::new(&key.0, &key.1));
+        ctx.spawn(async move { work(upstream, name).await }.into_actor(self).map(move |settled, this, _| {
+            this.statuses.done(&key);
+            if settled.code != 0 {
+                let (namespace, name) = (&key.0, &key.1);
+                tracing::warn!(namespace, name, "its DeviceStatus is not as it should be: {}", settled.reason);
+            }
+        }));
+    }
+
+    /// Asks a node what it knows of a device. A node that does not answer is asked in its next session.
+    fn ask_node(&self, (namespace, name): Key, uid: String, node: String, ctx: &mut Context<Self>) {
+        tracing::info!(namespace, name, node, "its DeviceStatus says nothing: the node is asked");
+        let body = Body::ReportDevice(ReportDevice { key: Some(ObjectKey { namespace, name }), uid });
+        let message = SendToNode { node, envelope: Some(Envelope::new(Self::NAME, unix_ms(), body)) };
+        let to_node = self.to_node.clone();
+        ctx.spawn(async move { to_node.tell(message).await }.into_actor(self).map(|told, _, _| {
+            if let Err(error) = told {
+                tracing::debug!("CloudHub is stopping: {error}");
+            }
+        }));
     }
 }
 
@@ -208,7 +233,7 @@ impl Actor for DeviceController {
         ctx.run_interval(TICK, |this, ctx| {
             let now = this.now();
             this.pace.borrow_mut().sweep(now);
-            this.make_statuses(ctx);
+            this.tend_statuses(ctx);
         });
     }
 }
@@ -250,17 +275,15 @@ impl Handler<Watched> for DeviceController {
                 Vec::new()
             }
             (Kind::Statuses, Change::Replaced(statuses, _)) => {
-                let owned = statuses.iter().map(|status| (key_of(status), owner_of(status))).collect();
-                self.statuses = Some(owned);
+                self.statuses.replaced(&statuses);
                 Vec::new()
             }
             (Kind::Statuses, Change::Applied(status)) => {
-                let (key, owner) = (key_of(&status), owner_of(&status));
-                self.statuses.get_or_insert_default().insert(key, owner);
+                self.statuses.applied(&status);
                 Vec::new()
             }
             (Kind::Statuses, Change::Deleted(status)) => {
-                self.statuses.get_or_insert_default().remove(&key_of(&status));
+                self.statuses.deleted(&status);
                 Vec::new()
             }
             (Kind::Statuses, Change::Bookmark(_)) => Vec::new(),
@@ -269,14 +292,9 @@ impl Handler<Watched> for DeviceController {
         };
         self.carry_out(effects, ctx);
         if !is_status {
-            self.make_statuses(ctx);
+            self.tend_statuses(ctx);
         }
     }
-}
-
-/// The uid of the Device that a DeviceStatus belongs to; empty when it belongs to none.
-fn owner_of(status: &serde_json::Value) -> String {
-    text(status, "/metadata/ownerReferences/0/uid").to_owned()
 }
 
 impl Handler<QueryDevices> for DeviceController {
@@ -316,13 +334,25 @@ impl Handler<ApplyDeviceReport> for DeviceController {
                 return answer(settled);
             }
         };
+        let there = match self.statuses.place(&key, &report.uid) {
+            Place::Here(there) => Some(there),
+            Place::Anywhere => None,
+            Place::Taken => {
+                let text = format!("the DeviceStatus {object} is of a device that was there before, and goes first");
+                return answer(Settled::rejected(503, text));
+            }
+        };
+        let Some(told) = self.desired.told(&key) else { return answer(Settled::rejected(404, "the device is gone")) };
+        let written = Written::of(&report, told, there.as_ref());
+        if written.is_empty {
+            return answer(Settled::applied());
+        }
         let upstream = self.upstream.clone();
-        let status = status::status_of(&report);
-        let mut place = Place { pace: Rc::clone(&self.pace), node, holds: false };
+        let mut turn = Turn { pace: Rc::clone(&self.pace), node, holds: false };
         let started = self.started;
         let write = async move {
             loop {
-                let wait = match place.ask(started.elapsed(), &key) {
+                let wait = match turn.ask(started.elapsed(), &key) {
                     Verdict::Now => break,
                     Verdict::At(wait) => {
                         tokio::time::sleep(wait).await;
@@ -336,7 +366,7 @@ impl Handler<ApplyDeviceReport> for DeviceController {
                 };
                 tokio::time::sleep(wait).await;
             }
-            upstream.write(&object, &report.uid, status).await
+            upstream.write(&object, &report.uid, written, there.as_ref()).await
         };
         Box::pin(async move {
             tokio::select! {
@@ -349,13 +379,13 @@ impl Handler<ApplyDeviceReport> for DeviceController {
 }
 
 /// A place among those that wait; given back when it is dropped.
-struct Place {
+struct Turn {
     pace: Rc<RefCell<Pace>>,
     node: String,
     holds: bool,
 }
 
-impl Place {
+impl Turn {
     fn ask(&mut self, now: Duration, device: &Key) -> Verdict {
         let verdict = self.pace.borrow_mut().ask(now, &self.node, device, self.holds);
         self.holds |= matches!(verdict, Verdict::At(_) | Verdict::Again(_));
@@ -363,7 +393,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for Turn {
     fn drop(&mut self) {
         if self.holds {
             self.pace.borrow_mut().released(&self.node);

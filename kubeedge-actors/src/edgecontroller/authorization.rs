@@ -81,6 +81,7 @@ fn about(body: &Body) -> (&'static str, Option<String>) {
         Body::SignCertificate(_) => ("SignCertificate", None),
         Body::ApiRequest(request) => ("ApiRequest", Some(format!("{} {}", request.method, request.path_and_query))),
         Body::ServiceCall(call) => ("ServiceCall", call.rule.as_ref().map(ToString::to_string)),
+        Body::ReportDevice(_) => ("ReportDevice", None),
         Body::CallReply(_) => ("CallReply", None),
     }
 }

@@ -3,7 +3,7 @@
 //! | | |
 //! |---|---|
 //! | answers | `CallCloud`, `PublishEvent` (anyone at the edge), `ReportsPending` (MetaManager) |
-//! | asks | `DescribeStore`, `SessionStarted`, `ApplyState`, `ListInventory`, `CompleteInventory`, `StoreBookmark`, `PendingReports`, `ReportSettled` (MetaManager), `QueryProgress` (Edged, if there), `EventReceived` (who takes the cloud's Events, if anybody), `ServeStream` (EdgeStream, if there), `ServeService` (ServiceBus, if there) |
+//! | asks | `DescribeStore`, `SessionStarted`, `ApplyState`, `ListInventory`, `CompleteInventory`, `StoreBookmark`, `PendingReports`, `ReportSettled` (MetaManager), `QueryProgress` (Edged, if there), `EventReceived` (who takes the cloud's Events, if anybody), `ServeStream` (EdgeStream, if there), `ServeService` (ServiceBus, if there), `ReportDevice` (DeviceTwin, if there) |
 //! | announces | `LinkStateChanged` |
 //! | renews | this node's certificate, in time ([`renewal`]) |
 //! | stores | the outbox of Events for the cloud ([`outbox`]), the ids of the Events from it ([`received`]); everything else that must survive is MetaManager's |
@@ -12,6 +12,7 @@
 //! The protocol is [`crate::link::session`]; this is the shell that connects it with the transport and the components.
 //! A message of the cloud is acknowledged when MetaManager has it on disk.
 
+mod called;
 mod connection;
 mod heartbeats;
 pub mod join;
@@ -27,8 +28,8 @@ use actix::{Actor, ActorFutureExt, AsyncContext, Handler, Message, ResponseActFu
 use bytes::Bytes;
 use kubeedge_proto::v1::{
     ApplyState, CallCloud, CallReply, CompleteInventory, DescribeStore, Envelope, EventReceived, Goodbye,
-    GoodbyeReason, LinkStateChanged, ListInventory, PendingReports, PublishEvent, QueryProgress, ReportSettled,
-    ReportsPending, SessionStarted, Settled, StoreBookmark, TrafficClass,
+    GoodbyeReason, LinkStateChanged, ListInventory, PendingReports, PublishEvent, QueryProgress, ReportDevice,
+    ReportSettled, ReportsPending, SessionStarted, Settled, StoreBookmark, TrafficClass,
 };
 use tokio::sync::oneshot;
 use tokio_util::task::AbortOnDropHandle;
@@ -98,6 +99,7 @@ pub struct EdgeHub {
     outbox: Outbox,
     received: ReceivedTable,
     take_event: Option<Port<EventReceived>>,
+    report_device: Option<Port<ReportDevice>>,
     reports: InFlight,
     /// A fetch of reports is under way. One at a time: two could send versions of one report in the wrong order.
     fetching: bool,
@@ -132,6 +134,7 @@ impl EdgeHub {
             outbox: Outbox::load(&config.store, config.outbox, &config.link, ports),
             received: ReceivedTable::load(&config.store),
             take_event: ports.optional(),
+            report_device: ports.optional(),
             config,
             meta: Meta {
                 describe: ports.port(),
@@ -279,6 +282,7 @@ impl Component for EdgeHub {
         contract.asks::<PendingReports>();
         contract.asks::<ReportSettled>();
         contract.may_ask::<EventReceived>();
+        contract.may_ask::<ReportDevice>();
         contract.may_ask::<QueryProgress>();
         contract.may_ask::<ServeStream>();
         contract.may_ask::<ServeService>();
@@ -373,10 +377,7 @@ impl Handler<FromSession> for EdgeHub {
                     },
                 ));
             }
-            Output::Deliver { class: Class::Call, seq, .. } => {
-                let reply = CallReply::error(501, "Unsupported", "this edge answers no calls of this type");
-                self.answer(ctx, async move { Some(Input::Reply { seq, reply }) });
-            }
+            Output::Deliver { class: Class::Call, seq, envelope } => self.called(seq, *envelope, ctx),
             Output::Deliver { class: Class::Event, seq, envelope } => self.event_received(seq, *envelope, ctx),
             Output::Deliver { class: class @ Class::State, seq, envelope } => {
                 let trace = Trace::of(&envelope);
