@@ -322,6 +322,17 @@ impl Lab {
             .with_context(|| format!("write {}", path.display()))
     }
 
+    /// From its next start on the edge uses a broker that others run: what stands below `modules.eventBus`, a line each.
+    pub fn use_broker(&self, settings: &[String]) -> Result<()> {
+        let path = self.folder.join("edge/edgecore.yaml");
+        let config = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        let (head, tail) = config.split_once("  eventBus:\n").context("the configuration has no eventBus")?;
+        let rest = tail.lines().skip_while(|line| line.starts_with("    "));
+        let settings = settings.iter().map(|setting| format!("    {setting}\n"));
+        let tail: String = settings.chain(rest.map(|line| format!("{line}\n"))).collect();
+        fs::write(&path, format!("{head}  eventBus:\n{tail}")).with_context(|| format!("write {}", path.display()))
+    }
+
     /// Where the edge's MQTT broker is served.
     pub fn mqtt(&self) -> Result<SocketAddr> {
         let config = fs::read_to_string(self.folder.join("edge/edgecore.yaml")).context("the machine is no node")?;

@@ -74,6 +74,11 @@ impl Lab {
         self.cloud.take().context("the cloud does not run")?.kill().await
     }
 
+    /// Ends the example's mapper with SIGKILL. [`Lab::start_mapper`] starts it again.
+    pub async fn kill_mapper(&mut self) -> Result<()> {
+        self.mapper.take().context("the mapper does not run")?.kill().await
+    }
+
     /// Empties the box, as a new system on it does: certificate, store, volumes and pods are gone. edgecore must not
     /// run; [`Lab::join`] makes the box a node again.
     pub async fn wipe_edge(&self) -> Result<()> {

@@ -1,8 +1,11 @@
 //! Devices, whole: definitions and manifests by kubectl, a mapper on edgecore's socket, readings back in the API.
 
+mod broker;
+mod mapper;
 pub(crate) mod modbus;
+mod status;
 
-use std::{rc::Rc, time::Duration};
+use std::{net::SocketAddr, rc::Rc, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use kube::{
@@ -30,8 +33,13 @@ const WALK: &str = "devices::a_manifest_reaches_a_mapper_and_its_reading_the_api
 const MQTT: &str = "devices::a_twin_changed_on_mqtt_is_answered_and_reaches_the_api";
 const TOPICS: &str = "devices::every_topic_is_answered_and_what_is_wrong_is_told_with_a_code";
 const OFFLINE: &str = "devices::what_changes_offline_both_ways_is_there_after_the_cloud_is_back";
+const STATUS: &str = "devices::a_status_that_is_taken_away_is_filled_again_by_its_node";
+const RECREATED: &str = "devices::a_device_made_again_has_a_status_of_its_own";
+const MOVED: &str = "devices::a_device_that_moves_keeps_its_last_readings_until_its_new_node_says_more";
+const KILLED: &str = "devices::a_mapper_that_is_killed_hears_when_it_is_back_of_what_was_desired";
 const MODBUS: &str = "devices::a_modbus_device_is_driven_by_its_manifest_and_its_readings_are_pushed";
-const ALL: [&str; 5] = [WALK, MQTT, TOPICS, OFFLINE, MODBUS];
+const BROKER: &str = "devices::a_broker_that_others_run_with_tls_and_a_password_may_restart";
+const ALL: [&str; 10] = [WALK, MQTT, TOPICS, OFFLINE, STATUS, RECREATED, MOVED, KILLED, MODBUS, BROKER];
 
 /// For one thing to come about.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -46,7 +54,12 @@ pub(crate) async fn stage(report: &mut Report) {
     report.run(MQTT, lab.guarded(on_mqtt)).await;
     report.run(TOPICS, lab.guarded(on_every_topic)).await;
     report.run(OFFLINE, offline(&mut lab)).await;
+    report.run(STATUS, lab.guarded(status::taken_away)).await;
+    report.run(RECREATED, lab.guarded(status::recreated)).await;
+    report.run(MOVED, lab.guarded(status::moved)).await;
+    report.run(KILLED, mapper::killed(&mut lab)).await;
     report.run(MODBUS, lab.guarded(modbus::driven)).await;
+    report.run(BROKER, broker::external(&mut lab)).await;
     report.close(DOWN, lab, folder, Ok(())).await;
 }
 
@@ -106,7 +119,17 @@ impl App {
         device: &str,
         filters: [String; N],
     ) -> Result<Self> {
-        let mut app = Self::listening(lab, client_id, filters)?;
+        Self::subscribed_at(lab.mqtt()?, client_id, device, filters).await
+    }
+
+    /// The same on any broker.
+    async fn subscribed_at<const N: usize>(
+        broker: SocketAddr,
+        client_id: &str,
+        device: &str,
+        filters: [String; N],
+    ) -> Result<Self> {
+        let mut app = Self::listening_at(broker, client_id, filters)?;
         // Subscribed when it hears an answer: to itself, since the broker kept others' for it while it was away.
         let hello = format!("hello of {:?}", std::time::Instant::now());
         poll("the edge answers on MQTT", async || {
@@ -120,7 +143,11 @@ impl App {
 
     /// Connects, by and by, and hears what is published under these filters.
     pub(crate) fn listening<const N: usize>(lab: &Lab, client_id: &str, filters: [String; N]) -> Result<Self> {
-        let broker = mqtt::Broker::new(format!("tcp://{}", lab.mqtt()?), client_id);
+        Self::listening_at(lab.mqtt()?, client_id, filters)
+    }
+
+    fn listening_at<const N: usize>(broker: SocketAddr, client_id: &str, filters: [String; N]) -> Result<Self> {
+        let broker = mqtt::Broker::new(format!("tcp://{broker}"), client_id);
         let (sender, heard) = mpsc::channel(1000);
         let client = Rc::new(mqtt::Client::new(broker, sender, Default::default()).map_err(anyhow::Error::msg)?);
         let (wanted, filters) = watch::channel(filters.into());

@@ -1,20 +1,25 @@
 //! Changes on their way to the disk, and what is said when they are there.
 //!
 //! One commit is under way at a time; what changes meanwhile shares the next, each device once. So a burst costs a sync of
-//! the disk a batch, and what is answered is on disk.
+//! the disk a batch, and what is answered is on disk. What is said of one batch is published while the next is on its way to
+//! the disk, in order; when [`PUBLISHING`] batches wait to be published, the disk waits.
 
 use std::{collections::BTreeSet, rc::Rc, time::Duration};
 
 use actix::{ActorFutureExt, AsyncContext, WrapFuture};
-use tokio::sync::{Notify, oneshot};
+use kubeedge_proto::v1::PublishMqtt;
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::{DeviceTwin, dmi::server::Refused, mappers::Id, requests::Publication};
-use crate::system::Context;
+use crate::system::{Context, Port};
 
 /// What did not get to the disk is tried again after this, unless something new takes it along before.
 const AGAIN: Duration = Duration::from_secs(1);
 /// Requests that wait for a commit at most.
 pub const MAX_PENDING: usize = 1024;
+
+/// Batches that are on disk and wait to be published.
+const PUBLISHING: usize = 4;
 
 /// An answer to a mapper, when what it reported is on disk.
 pub(super) type Reply = oneshot::Sender<Result<(), Refused>>;
@@ -65,6 +70,23 @@ impl Commits {
     }
 }
 
+/// Publishes one batch after the other. It ends when its sender is gone and what was on disk by then is said.
+pub(super) fn publisher(port: Port<PublishMqtt>) -> mpsc::Sender<Vec<Publication>> {
+    let (sender, mut batches) = mpsc::channel::<Vec<Publication>>(PUBLISHING);
+    tokio::task::spawn_local(async move {
+        while let Some(batch) = batches.recv().await {
+            for Publication { topic, payload } in batch {
+                let message = PublishMqtt { topic, payload: payload.into(), qos: None, retain: None };
+                if port.tell(message).await.is_err() {
+                    tracing::debug!("EventBus is stopping");
+                    return;
+                }
+            }
+        }
+    });
+    sender
+}
+
 impl DeviceTwin {
     /// Begins a commit of what waits, unless one is under way.
     pub(super) fn commit(&mut self, ctx: &mut Context<Self>) {
@@ -85,7 +107,7 @@ impl DeviceTwin {
             }
         }
         let after = std::mem::take(&mut self.commits.after);
-        let publish = self.publish.clone();
+        let publisher = self.publisher.clone();
         let done = Rc::clone(&self.commits.done);
         let work = async move {
             let committed = batch.commit().await;
@@ -105,7 +127,11 @@ impl DeviceTwin {
                     }
                 }
             }
-            Self::publish_all(publish, all).await;
+            if let Some(publisher) = publisher
+                && publisher.send(all).await.is_err()
+            {
+                tracing::debug!("nobody is told any more: EventBus is stopping");
+            }
             done.notify_one();
             committed.is_ok()
         };

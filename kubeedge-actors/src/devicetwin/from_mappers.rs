@@ -14,7 +14,7 @@ use tonic::Code;
 use super::{
     DeviceTwin,
     dmi::{
-        caller,
+        caller, checks,
         server::{FromMapper, Refused},
     },
     mappers::Told,
@@ -23,9 +23,6 @@ use super::{
     twin::{self, DELETED, MAX_TWINS},
 };
 use crate::system::Context;
-
-/// Longest value and metadata of a property, bytes.
-const MAX_VALUE: usize = 32 * 1024;
 
 fn refused(code: Code, message: impl Into<String>) -> Refused {
     Refused { code, message: message.into() }
@@ -95,7 +92,8 @@ impl Handler<FromMapper<ReportDeviceStatesRequest>> for DeviceTwin {
             return Box::pin(std::future::ready(Err(refused(Code::NotFound, text))));
         };
         if let Err(wrong) = requests::set_state(&mut device.clone(), "", &state) {
-            return Box::pin(std::future::ready(Err(refused(Code::InvalidArgument, wrong.to_string()))));
+            let text = format!("device {id}: {wrong}");
+            return Box::pin(std::future::ready(Err(refused(Code::InvalidArgument, text))));
         }
         let reaction = requests::update_state(stamp(), &rfc3339(), &id, Some(device), payload.as_bytes());
         if reaction.changed {
@@ -119,28 +117,19 @@ impl DeviceTwin {
     /// What a mapper has read: applied as a whole or not at all.
     fn take_report(&mut self, id: &str, request: ReportDeviceStatusRequest) -> Result<(), Refused> {
         let twins = request.reported_device.map(|status| status.twins).unwrap_or_default();
-        for told in &twins {
-            let sides = [&told.observed_desired, &told.reported].into_iter().flatten();
-            let bytes = |side: &TwinProperty| {
-                side.metadata.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>() + side.value.len()
-            };
-            if told.property_name.is_empty() || told.property_name.len() > 253 {
-                return Err(refused(Code::InvalidArgument, "propertyName: expected 1 to 253 bytes"));
-            }
-            if sides.map(bytes).any(|bytes| bytes > MAX_VALUE) {
-                let text = format!("{}: value and metadata of more than {MAX_VALUE} bytes", told.property_name);
-                return Err(refused(Code::InvalidArgument, text));
-            }
-        }
         let shared = std::rc::Rc::clone(&self.shared);
         let catalogue = shared.catalogue.borrow();
         let (Some(wanted), Some(device)) = (catalogue.device(id), self.devices.get_mut(id)) else {
             return Err(refused(Code::NotFound, format!("device {id} does not hang on this node")));
         };
         if device.twins.len() + twins.len() > MAX_TWINS {
-            return Err(refused(Code::ResourceExhausted, format!("a device has at most {MAX_TWINS} twins")));
+            return Err(refused(Code::ResourceExhausted, format!("device {id}: at most {MAX_TWINS} twins")));
         }
         let model = catalogue.model_of(wanted);
+        for told in &twins {
+            let of_model = model.and_then(|model| model.property(&told.property_name));
+            checks::check(id, told, of_model).map_err(|wrong| refused(Code::InvalidArgument, wrong))?;
+        }
         let stamp = stamp();
         let mut outcome = twin::Outcome::default();
         for told in twins {

@@ -3,7 +3,7 @@
 //! | | |
 //! |---|---|
 //! | listens | `ObjectsChanged`, `ObjectsReloaded` (MetaManager); none may be lost |
-//! | answers | `TwinMessage` (EventBus); mappers, over DMI on a unix socket ([`dmi`]) |
+//! | answers | `TwinMessage` (EventBus); `ReportDevice` (EdgeHub); mappers, over DMI on a unix socket ([`dmi`]) |
 //! | asks | `ReadObjects`, `ReportStatus` (MetaManager), `PublishMqtt` (EventBus, if there) |
 //! | stores | one record per device: its twins with their versions, its state, its attributes; one per mapper |
 //! | offline | everything works; the newest of each device is reported when the link is back |
@@ -18,6 +18,7 @@ mod from_mappers;
 pub mod mappers;
 pub mod report;
 pub mod reporter;
+mod reporting;
 pub mod requests;
 pub mod topics;
 pub mod twin;
@@ -35,9 +36,10 @@ use kubeedge_proto::{
     NodeName, resource,
     v1::{
         DeviceRecord, KubeObject, MapperRecord, ObjectsChanged, ObjectsReloaded, PropertyValue, PublishMqtt,
-        ReadObjects, ReportStatus, ResourceType, TwinMessage, report_status::Report,
+        ReadObjects, ReportDevice, ReportStatus, ResourceType, TwinMessage,
     },
 };
+use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
 use self::{
@@ -92,6 +94,8 @@ pub struct DeviceTwin {
     read: Port<ReadObjects>,
     report: Port<ReportStatus>,
     publish: Option<Port<PublishMqtt>>,
+    /// Takes what is on disk and is to be said, once this runs; without an EventBus nobody listens.
+    publisher: Option<mpsc::Sender<Vec<Publication>>>,
     serving: Option<AbortOnDropHandle<()>>,
     started: Instant,
 }
@@ -130,6 +134,7 @@ impl DeviceTwin {
             read: ports.port(),
             report: ports.port(),
             publish: ports.optional(),
+            publisher: None,
             serving: None,
             started: Instant::now(),
             config,
@@ -268,62 +273,14 @@ impl DeviceTwin {
         }
     }
 
-    /// A device is to be reported, when what it is now is on disk.
-    fn touch(&mut self, id: &str) {
-        let now = self.now();
-        self.reporter.touch(now, id);
-    }
-
-    /// Reports what is due, and comes back for what is not yet.
-    fn report_due(&mut self, ctx: &mut Context<Self>) {
-        let now = self.now();
-        while let Some(id) = self.reporter.next(now, |id| self.commits.is_on_disk(id)) {
-            let report = {
-                let catalogue = self.shared.catalogue.borrow();
-                match (self.devices.get(&id), catalogue.device(&id)) {
-                    (Some(device), Some(wanted)) => Some(report::report(device, wanted)),
-                    _ => None,
-                }
-            };
-            let Some(report) = report.filter(|report| self.reporter.is_news(now, &id, report)) else {
-                self.reporter.done(now, &id, true);
-                continue;
-            };
-            self.reporter.tell(now, &id, report.clone());
-            let port = self.report.clone();
-            let message = ReportStatus { report: Some(Report::Device(report)) };
-            ctx.spawn(async move { port.ask(message, STORE_WITHIN).await }.into_actor(self).map(
-                move |settled, this, ctx| {
-                    let on_disk = match &settled {
-                        Ok(settled) => settled.code == 0 || settled.code == 400,
-                        Err(_) => false,
-                    };
-                    if !on_disk {
-                        tracing::warn!(device = id, "its report is not on disk and is made again: {settled:?}");
-                    }
-                    let now = this.now();
-                    this.reporter.done(now, &id, on_disk);
-                    this.report_due(ctx);
-                },
-            ));
-        }
-        if let Some(timer) = self.reporting.take() {
-            ctx.cancel_future(timer);
-        }
-        if let Some(due) = self.reporter.due(|id| self.commits.is_on_disk(id)) {
-            let wait = due.saturating_sub(now).max(Duration::from_millis(1));
-            self.reporting = Some(ctx.run_later(wait, |this, ctx| {
-                this.reporting = None;
-                this.report_due(ctx);
-            }));
-        }
-    }
-
     /// What a request did: to disk, and then told.
     fn react(&mut self, id: &str, reaction: Reaction, ctx: &mut Context<Self>) {
         if reaction.changed {
             self.commits.put(id);
             self.touch(id);
+        }
+        if reaction.conflict {
+            self.tell_again(id);
         }
         self.commits.publish(reaction.publish, reaction.instead);
         self.commit(ctx);
@@ -344,6 +301,7 @@ impl Actor for DeviceTwin {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
+        self.publisher = self.publish.clone().map(commits::publisher);
         self.read_all(ctx);
         self.call_mappers();
         if let Some(socket) = self.config.socket.clone() {
@@ -359,6 +317,7 @@ impl Component for DeviceTwin {
 
     fn contract(contract: &mut Contract<Self>) {
         contract.answers::<TwinMessage>();
+        contract.answers::<ReportDevice>();
         contract.listens::<ObjectsChanged>(Overflow::wait());
         contract.listens::<ObjectsReloaded>(Overflow::wait());
         contract.asks::<ReadObjects>();
@@ -447,19 +406,6 @@ impl Handler<TwinMessage> for DeviceTwin {
                 drop(catalogue);
                 let reaction = requests::get_membership(stamp, topic, devices, &payload);
                 self.react("", reaction, ctx);
-            }
-        }
-    }
-}
-
-impl DeviceTwin {
-    /// Publishes in order; without an EventBus nobody listens.
-    async fn publish_all(port: Option<Port<PublishMqtt>>, all: Vec<Publication>) {
-        let Some(port) = port else { return };
-        for Publication { topic, payload } in all {
-            let message = PublishMqtt { topic, payload: payload.into(), qos: None, retain: None };
-            if port.tell(message).await.is_err() {
-                return;
             }
         }
     }

@@ -15,10 +15,10 @@ pub fn told(side: &TwinSideRecord, type_: &str) -> Option<PropertyValue> {
     Some(PropertyValue { value: side.value.clone()?, metadata })
 }
 
-/// The report of a device: the properties that its Device names and does not keep at the edge.
+/// The report of a device: the properties that its Device names and does not keep at the edge, and its state if that is
+/// told.
 pub fn report(device: &Device, wanted: &convert::Device) -> DeviceReport {
-    let properties = wanted.spec.properties.iter().filter(|property| property.report_to_cloud != Some(false));
-    let reported = properties.filter_map(|property| {
+    let reported = wanted.spec.told().filter_map(|property| {
         let twin = device.twins.get(&property.name).filter(|twin| twin.r#type != DELETED)?;
         let reported = twin.actual.as_ref().and_then(|side| told(side, &twin.r#type));
         let observed_desired = twin.observed_desired.clone();
@@ -28,12 +28,13 @@ pub fn report(device: &Device, wanted: &convert::Device) -> DeviceReport {
             observed_desired,
         })
     });
+    let tells_state = wanted.spec.tells_state();
     DeviceReport {
         key: Some(device.key.clone()),
         uid: device.uid.clone(),
         generation: 0,
         properties: reported.collect(),
-        state: device.state.clone(),
-        last_online_time: device.last_online_time.clone(),
+        state: device.state.clone().filter(|_| tells_state),
+        last_online_time: if tells_state { device.last_online_time.clone() } else { String::new() },
     }
 }

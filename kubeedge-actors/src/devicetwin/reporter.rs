@@ -66,6 +66,11 @@ impl Reporter {
         self.told.insert(id.to_owned(), (now, report));
     }
 
+    /// The cloud does not have what it was told: the same is news again.
+    pub fn tell_again(&mut self, id: &str) {
+        self.told.remove(id);
+    }
+
     /// A report is on disk, or did not get there: then it is made again after a while.
     pub fn done(&mut self, now: Duration, id: &str, on_disk: bool) {
         self.in_flight = self.in_flight.saturating_sub(1);
@@ -166,5 +171,63 @@ mod tests {
         reporter.tell(at(4), "a", old.clone());
         reporter.forget("a");
         assert!(reporter.is_news(at(5), "a", &old), "another device of that name");
+    }
+
+    proptest::proptest! {
+        /// Whatever fails, and whenever: in the end the cloud was told the newest of each device.
+        #[test]
+        fn the_newest_of_each_device_gets_told(
+            steps in proptest::collection::vec((0..5u8, 0..3usize, proptest::bool::ANY), 1..120),
+        ) {
+            let mut reporter = Reporter::default();
+            let mut now = Duration::from_secs(10);
+            let ids = ["a", "b", "c"];
+            let mut newest = [0u64; 3];
+            // What is on its way to the disk, and what got there.
+            let mut under_way: Vec<(usize, DeviceReport)> = Vec::new();
+            let mut told: [Option<u64>; 3] = [None; 3];
+            let index = |id: &str| ids.iter().position(|one| *one == id).unwrap();
+            let report = |generation| DeviceReport { generation, ..DeviceReport::default() };
+            let drive = |reporter: &mut Reporter, under_way: &mut Vec<_>, newest: &[u64; 3], now| {
+                while let Some(id) = reporter.next(now, |_| true) {
+                    let next = report(newest[index(&id)]);
+                    if !reporter.is_news(now, &id, &next) {
+                        reporter.done(now, &id, true);
+                        continue;
+                    }
+                    reporter.tell(now, &id, next.clone());
+                    under_way.push((index(&id), next));
+                }
+            };
+            for (what, device, on_disk) in steps {
+                match what {
+                    0 | 1 => {
+                        newest[device] += 1;
+                        reporter.touch(now, ids[device]);
+                    }
+                    2 => now += Duration::from_millis(400),
+                    3 if !under_way.is_empty() => {
+                        let (device, report) = under_way.remove(device % under_way.len());
+                        if on_disk {
+                            told[device] = told[device].max(Some(report.generation));
+                        }
+                        reporter.done(now, ids[device], on_disk);
+                    }
+                    _ => reporter.tell_again(ids[device]),
+                }
+                drive(&mut reporter, &mut under_way, &newest, now);
+            }
+            for _ in 0..5 {
+                now += EVERY;
+                for (device, report) in std::mem::take(&mut under_way) {
+                    told[device] = told[device].max(Some(report.generation));
+                    reporter.done(now, ids[device], true);
+                }
+                drive(&mut reporter, &mut under_way, &newest, now);
+            }
+            for device in 0..3 {
+                proptest::prop_assert_eq!(told[device].unwrap_or_default(), newest[device]);
+            }
+        }
     }
 }

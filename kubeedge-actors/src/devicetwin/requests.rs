@@ -44,6 +44,8 @@ pub struct Reaction {
     pub publish: Vec<Publication>,
     /// In its place, when the disk does not take it.
     pub instead: Option<Publication>,
+    /// The cloud is behind: it is told again what the edge has.
+    pub conflict: bool,
 }
 
 impl Reaction {
@@ -84,7 +86,15 @@ pub fn update_twin(stamp: Stamp, id: &str, device: Option<&mut Device>, payload:
         Ok(outcome) => {
             observe(device, &twins, origin);
             let instead = failure(result(), stamp, &event_id, &Wrong::Store("it cannot be written".into()));
-            let mut reaction = Reaction { changed: outcome.is_change(), publish: Vec::new(), instead: Some(instead) };
+            let conflict = !outcome.conflicts.is_empty();
+            let changed = outcome.is_change();
+            let mut reaction = Reaction { changed, publish: Vec::new(), instead: Some(instead), conflict };
+            if conflict {
+                let wrong = Wrong::Conflict;
+                let body = json!({"event_id": event_id, "timestamp": stamp.now_ms, "code": wrong.code(),
+                    "reason": wrong.to_string(), "twin": outcome.conflicts});
+                reaction.publish.push(Publication::new(result(), &body));
+            }
             if origin == Origin::Local {
                 let body = json!({"event_id": event_id, "timestamp": stamp.now_ms, "twin": outcome.result});
                 reaction.publish.push(Publication::new(result(), &body));
@@ -203,7 +213,7 @@ pub fn update_state(stamp: Stamp, rfc3339: &str, id: &str, device: Option<&mut D
         publish.push(Publication::new(of_device(id, "updated"), &body));
     }
     let instead = failure(topic(), stamp, &update.event_id, &Wrong::Store("it cannot be written".into()));
-    Reaction { changed: *device != before, publish, instead: Some(instead) }
+    Reaction { changed: *device != before, publish, instead: Some(instead), conflict: false }
 }
 
 /// Sets a state as it is sent, in whatever case. Seen it was only when it is there.

@@ -9,7 +9,7 @@ use kubeedge_proto::{
         Twin, TwinProperty, device_manager_service_client::DeviceManagerServiceClient,
     },
     resource,
-    v1::{DeviceReport, ObjectKey, ObjectList, ReportStatus, Settled},
+    v1::{DeviceReport, ObjectKey, ObjectList, ReportStatus, Settled, report_status::Report},
 };
 use loona_hpack::{Decoder, Encoder};
 use prost::Message as _;
@@ -26,6 +26,9 @@ use crate::{
     store::Options,
     system::testing::{Recorder, TestSystem},
 };
+
+mod mappers;
+mod reports;
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -80,6 +83,7 @@ impl Site {
             .announces::<ObjectsChanged>()
             .announces::<ObjectsReloaded>()
             .asks::<TwinMessage>()
+            .asks::<ReportDevice>()
             .start();
         Self { test, reports, published, store, folder }
     }

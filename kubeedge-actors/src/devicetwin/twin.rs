@@ -50,7 +50,7 @@ pub struct Outcome {
     pub result: Twins,
     /// For `update/document`: before and after, of what changed.
     pub document: BTreeMap<String, (Option<MsgTwin>, Option<MsgTwin>)>,
-    /// The cloud's versions were behind: these are the edge's own, to be told again.
+    /// The cloud's versions were behind: these are the edge's own, to be told again. `None`: the edge has no such twin.
     pub conflicts: Twins,
 }
 
@@ -290,7 +290,7 @@ fn delete_by_cloud(twin: &TwinRecord, asked: &MsgTwin, outcome: &mut Outcome) ->
     Some(ended)
 }
 
-/// Whether the cloud's versions are behind the edge's.
+/// Whether the cloud's versions are behind the edge's (`P-TWIN-CONVERGES`).
 fn is_behind(side: &TwinSideRecord, version: Version) -> bool {
     side.cloud_version > version.cloud || side.edge_version > version.edge
 }
@@ -329,11 +329,7 @@ fn merge(
             }
             continue;
         };
-        match check_type(&twin.r#type, value) {
-            Ok(()) => {}
-            Err(wrong) if origin == Origin::Local => return Err(wrong),
-            Err(_) => return Ok(None),
-        }
+        check_type(&twin.r#type, value)?;
         let before = side.clone().unwrap_or_default();
         let mut after = TwinSideRecord {
             value: Some(value.clone()),
@@ -354,9 +350,7 @@ fn merge(
         changed = true;
     }
     if conflict {
-        if let Some(known) = known {
-            outcome.conflicts.insert(name.to_owned(), Some(told(known)));
-        }
+        outcome.conflicts.insert(name.to_owned(), known.map(told));
         return Ok(None);
     }
     // Once required it stays so.

@@ -46,6 +46,9 @@ pub enum Wrong {
     /// More than a device can have.
     #[error("{0}")]
     TooMany(String),
+    /// A change of the cloud whose versions are behind the edge's, or that names none.
+    #[error("the versions are behind the edge's: its own values stand, and are told to the cloud again")]
+    Conflict,
     /// The disk did not take it.
     #[error("the edge's store refused it: {0}")]
     Store(String),
@@ -56,6 +59,7 @@ impl Wrong {
     pub fn code(&self) -> u16 {
         match self {
             Wrong::NoDevice | Wrong::NoDeviceToGet(_) => 404,
+            Wrong::Conflict => 409,
             Wrong::Store(_) => 500,
             _ => 400,
         }

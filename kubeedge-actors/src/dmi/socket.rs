@@ -48,9 +48,21 @@ pub fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
+/// Which socket is behind a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    device: u64,
+    inode: u64,
+    /// Seconds and nanoseconds. A file system gives the number of a file that is gone to the next one; nothing is ever
+    /// written to a socket's file, so that its time is that at which it was made. Its mode and owner may change.
+    made: (i64, i64),
+}
+
 /// What identifies the file behind a path: another one under the same name is told apart.
-pub fn identity(path: &Path) -> Option<(u64, u64)> {
-    path.symlink_metadata().ok().map(|metadata| (metadata.dev(), metadata.ino()))
+pub fn identity(path: &Path) -> Option<Identity> {
+    let metadata = path.symlink_metadata().ok()?;
+    let made = (metadata.mtime(), metadata.mtime_nsec());
+    Some(Identity { device: metadata.dev(), inode: metadata.ino(), made })
 }
 
 /// Serves the socket until dropped; one that is taken away is made again. `make` makes the service of one connection, for
@@ -110,5 +122,32 @@ where
     let io = TokioIo::new(Mended::new(stream));
     if let Err(error) = http2.serve_connection(io, TowerToHyperService::new(service)).await {
         tracing::debug!("a connection ended: {error}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_that_is_made_anew_is_told_apart_also_with_the_number_of_the_one_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s.sock");
+        assert_eq!(identity(&path), None);
+        let mut seen: Vec<Identity> = Vec::new();
+        for _ in 0..20 {
+            // As after `kill -9`: the file is still there, and nobody answers on it.
+            drop(bind(&path).unwrap());
+            let now = identity(&path).unwrap();
+            assert!(!seen.contains(&now), "{now:?} among {seen:?}");
+            seen.push(now);
+            // The clock of file times ticks some hundred times a second; no program starts again within a tick.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let kept = bind(&path).unwrap();
+        let before = identity(&path);
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();
+        assert_eq!(identity(&path), before, "another mode is the same socket");
+        drop(kept);
     }
 }

@@ -44,7 +44,10 @@ use tonic::{
 };
 
 use self::service::{Known, Told};
-use crate::dmi::{socket, values::plain};
+use crate::dmi::{
+    socket::{self, Identity},
+    values::plain,
+};
 
 /// For one call of edgecore.
 const WITHIN: Duration = Duration::from_secs(10);
@@ -105,6 +108,25 @@ pub struct Device {
     pub spec: dmi::DeviceSpec,
     /// What is said of its kind.
     pub model: dmi::DeviceModelSpec,
+    /// Whether its state is wanted, and how often.
+    pub state_report: StateReport,
+}
+
+/// What a Device says of its state (`stateReport`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StateReport {
+    /// It asks for it. What it says nothing of, and what it forbids, is told apart by edgecore alone.
+    pub wanted: bool,
+    /// How often it is to be told; `None`: when it changes.
+    pub cycle: Option<Duration>,
+}
+
+impl StateReport {
+    fn of(status: Option<dmi::DeviceStatus>) -> Self {
+        let status = status.unwrap_or_default();
+        let cycle = (status.report_cycle > 0).then(|| cycle(status.report_cycle));
+        Self { wanted: status.report_to_cloud, cycle }
+    }
 }
 
 impl Device {
@@ -338,7 +360,7 @@ struct Registration {
 
 impl Registration {
     /// Registers, as soon as edgecore is there. Which edgecore it was comes back.
-    async fn register(&mut self) -> Result<Option<(u64, u64)>, MapperError> {
+    async fn register(&mut self) -> Result<Option<Identity>, MapperError> {
         let mut pause = AGAIN.0;
         loop {
             let seen = socket::identity(&self.config.edgecore);
@@ -368,7 +390,7 @@ impl Registration {
     }
 
     /// Registers again with every new edgecore.
-    async fn keep(mut self, mut seen: Option<(u64, u64)>) {
+    async fn keep(mut self, mut seen: Option<Identity>) {
         loop {
             tokio::time::sleep(LOOK).await;
             let now = socket::identity(&self.config.edgecore);
@@ -386,6 +408,16 @@ impl Registration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_state_is_wanted_as_the_device_says() {
+        let of = |report_to_cloud, report_cycle| {
+            StateReport::of(Some(dmi::DeviceStatus { report_to_cloud, report_cycle, ..Default::default() }))
+        };
+        assert_eq!(of(true, 250), StateReport { wanted: true, cycle: Some(Duration::from_millis(250)) });
+        assert_eq!((of(false, 0), of(false, -5)), Default::default());
+        assert_eq!(StateReport::of(None), StateReport::default());
+    }
 
     #[test]
     fn cycles_are_milliseconds_and_have_bounds() {

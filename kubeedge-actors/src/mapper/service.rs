@@ -9,7 +9,7 @@ use kubeedge_proto::dmi::{self, device_mapper_service_server::DeviceMapperServic
 use tokio::sync::Notify;
 use tonic::{Request, Response, Status};
 
-use super::{Device, DeviceId, Event};
+use super::{Device, DeviceId, Event, StateReport};
 
 /// What a mapper knows. Edgecore's calls change it and never wait; the mapper's author asks for what is different.
 #[derive(Clone, Default)]
@@ -21,7 +21,7 @@ pub(super) struct Known {
 #[derive(Default)]
 struct State {
     models: BTreeMap<(String, String), dmi::DeviceModelSpec>,
-    devices: BTreeMap<DeviceId, dmi::DeviceSpec>,
+    devices: BTreeMap<DeviceId, (dmi::DeviceSpec, Option<dmi::DeviceStatus>)>,
     /// As they were told to the mapper's author.
     told: BTreeMap<DeviceId, Device>,
     /// Perhaps different from what was told, each once, in the order of their turn.
@@ -40,7 +40,7 @@ impl State {
     fn next(&mut self) -> Option<Event> {
         while let Some(id) = self.queue.pop_front() {
             self.queued.remove(&id);
-            let Some(spec) = self.devices.get(&id) else {
+            let Some((spec, status)) = self.devices.get(&id) else {
                 match self.told.remove(&id) {
                     Some(_) => return Some(Event::Gone(id)),
                     None => continue,
@@ -49,7 +49,8 @@ impl State {
             let model = (id.namespace.clone(), spec.device_model_reference.clone());
             // It is looked at again when its model comes.
             let Some(model) = self.models.get(&model) else { continue };
-            let device = Device { id: id.clone(), spec: spec.clone(), model: model.clone() };
+            let state_report = StateReport::of(status.clone());
+            let device = Device { id: id.clone(), spec: spec.clone(), model: model.clone(), state_report };
             if self.told.get(&id) != Some(&device) {
                 self.told.insert(id, device.clone());
                 return Some(Event::Device(Box::new(device)));
@@ -59,17 +60,18 @@ impl State {
     }
 
     fn set_model(&mut self, model: dmi::DeviceModel) {
-        let of_model = |(id, spec): &(&DeviceId, &dmi::DeviceSpec)| {
+        let is_of_model = |id: &DeviceId, spec: &dmi::DeviceSpec| {
             id.namespace == model.namespace && spec.device_model_reference == model.name
         };
-        let ids: Vec<DeviceId> = self.devices.iter().filter(of_model).map(|(id, _)| id.clone()).collect();
+        let devices = self.devices.iter().filter(|(id, (spec, _))| is_of_model(id, spec));
+        let ids: Vec<DeviceId> = devices.map(|(id, _)| id.clone()).collect();
         self.models.insert((model.namespace, model.name), model.spec.unwrap_or_default());
         ids.into_iter().for_each(|id| self.look_at(id));
     }
 
     fn set_device(&mut self, device: dmi::Device) {
         let id = id_of(&device);
-        self.devices.insert(id.clone(), device.spec.unwrap_or_default());
+        self.devices.insert(id.clone(), (device.spec.unwrap_or_default(), device.status));
         self.look_at(id);
     }
 
@@ -196,9 +198,9 @@ impl DeviceMapperService for Told {
     ) -> Result<Response<dmi::GetDeviceResponse>, Status> {
         let dmi::GetDeviceRequest { device_name: name, device_namespace: namespace } = request.into_inner();
         let id = DeviceId { namespace, name };
-        let spec = self.known.lock().devices.get(&id).cloned();
-        let spec = spec.ok_or_else(|| Status::not_found(format!("device {id} is not this mapper's")))?;
-        let device = dmi::Device { name: id.name, namespace: id.namespace, spec: Some(spec), status: None };
+        let known = self.known.lock().devices.get(&id).cloned();
+        let (spec, status) = known.ok_or_else(|| Status::not_found(format!("device {id} is not this mapper's")))?;
+        let device = dmi::Device { name: id.name, namespace: id.namespace, spec: Some(spec), status };
         Ok(Response::new(dmi::GetDeviceResponse { device: Some(device) }))
     }
 }

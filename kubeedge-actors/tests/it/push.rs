@@ -33,7 +33,7 @@ fn device(push: dmi::PushMethod, cycle: i64) -> Device {
         ..Default::default()
     };
     let spec = dmi::DeviceSpec { properties: vec![property], ..Default::default() };
-    Device { id: id(), spec, model: dmi::DeviceModelSpec::default() }
+    Device { id: id(), spec, model: dmi::DeviceModelSpec::default(), state_report: Default::default() }
 }
 
 fn over_http(port: u16) -> dmi::PushMethod {

@@ -34,6 +34,7 @@ fn device(protocol: &[(&str, &str)], model: dmi::ModelProperty, desired: &str, v
             properties: vec![dmi::ModelProperty { name: "p".into(), ..model }],
             ..Default::default()
         },
+        state_report: Default::default(),
     }
 }
 

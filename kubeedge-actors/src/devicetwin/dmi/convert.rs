@@ -102,7 +102,7 @@ impl Device {
             }),
             status: Some(dmi::DeviceStatus {
                 twins: Vec::new(),
-                report_to_cloud: state_report.report_to_cloud,
+                report_to_cloud: state_report.report_to_cloud.unwrap_or_default(),
                 report_cycle: state_report.report_cycle.unwrap_or_default(),
             }),
         }
@@ -149,15 +149,14 @@ impl Model {
         }
     }
 
+    /// What is said of a property.
+    pub fn property(&self, name: &str) -> Option<&types::ModelProperty> {
+        self.spec.properties.iter().find(|one| one.name == name)
+    }
+
     /// The type of a property's twin.
     pub fn twin_type(&self, property: &str) -> &'static str {
-        use types::PropertyType::{Boolean, Bytes, Double, Float, Int, Stream, String};
-        match self.spec.properties.iter().find(|one| one.name == property).map(|one| one.type_) {
-            Some(Int) => "int",
-            Some(Float | Double) => "float",
-            Some(Boolean) => "boolean",
-            Some(String | Bytes | Stream) | None => "string",
-        }
+        self.property(property).map_or("string", |property| property.type_.of_twin())
     }
 }
 
@@ -167,8 +166,7 @@ fn text_of(word: &impl serde::Serialize) -> String {
 }
 
 fn told_property(property: &types::DeviceProperty, model: &Model) -> dmi::DeviceProperty {
-    let default = model.spec.properties.iter().find(|one| one.name == property.name);
-    let default = default.and_then(|one| one.visitors.clone()).unwrap_or_default();
+    let default = model.property(&property.name).and_then(|one| one.visitors.clone()).unwrap_or_default();
     let own = property.visitors.clone().unwrap_or_default();
     let protocol_name = if own.protocol_name.is_empty() { default.protocol_name } else { own.protocol_name };
     dmi::DeviceProperty {

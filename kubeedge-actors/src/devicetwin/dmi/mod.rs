@@ -2,5 +2,6 @@
 
 pub mod bucket;
 pub mod caller;
+pub mod checks;
 pub mod convert;
 pub mod server;

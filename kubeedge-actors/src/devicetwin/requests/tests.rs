@@ -149,3 +149,34 @@ fn a_change_of_the_cloud_is_documented_and_not_answered() {
     let topics: Vec<&str> = said(&reaction).iter().map(|(topic, _)| topic.rsplit('/').next().unwrap()).collect();
     assert_eq!(topics, ["document", "delta"]);
 }
+
+#[test]
+fn a_change_of_the_cloud_that_is_behind_is_answered_with_what_the_edge_has() {
+    let mut device = device();
+    update(Some(&mut device), json!({"twin": {"t": {"expected": {"value": "7"}, "metadata": {"type": "int"}}}}));
+    let cloud = |device: &mut Device, twins: Value| {
+        let payload = json!({"event_id": "c", "twin": twins}).to_string();
+        update_twin(STAMP, ID, Some(device), payload.as_bytes(), Origin::Cloud)
+    };
+    let side = |value: &str, versions: Value| json!({"expected": {"value": value}, "expected_version": versions});
+    let before = device.clone();
+    let refused =
+        cloud(&mut device, json!({"t": side("5", json!({"cloud": 9, "edge": 0})), "new": {"actual": {"value": "1"}}}));
+    assert_eq!(device, before);
+    assert!(refused.conflict && !refused.changed);
+    let (topic, body) = said(&refused)[0].clone();
+    assert_eq!((topic, &body["code"]), ("$hw/events/device/ns/d/twin/update/result", &json!(409)));
+    let own = &body["twin"]["t"];
+    assert_eq!((&own["expected"]["value"], &own["expected_version"]), (&json!("7"), &json!({"cloud": 0, "edge": 1})));
+    assert_eq!(body["twin"].get("new"), Some(&Value::Null), "it came without versions, and there is none here");
+
+    let half = cloud(
+        &mut device,
+        json!({"t": side("5", json!({"cloud": 9, "edge": 0})), "other": side("1", json!({"cloud": 1, "edge": 0}))}),
+    );
+    assert!(half.conflict && half.changed, "one twin does not hold up the other");
+    let known = cloud(&mut device, json!({"t": side("5", json!({"cloud": 9, "edge": 1}))}));
+    assert!(known.changed && !known.conflict);
+    let wrong = cloud(&mut device, json!({"t": side("x", json!({"cloud": 10, "edge": 1}))}));
+    assert_eq!((said(&wrong)[0].1["code"].as_i64(), wrong.changed, wrong.conflict), (Some(400), false, false));
+}

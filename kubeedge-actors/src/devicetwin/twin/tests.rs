@@ -209,4 +209,153 @@ proptest! {
         };
         prop_assert_eq!(run([&first, &second]), run([&second, &first]));
     }
+
+    /// What is sent at least once may come twice: that changes nothing but counts and times.
+    #[test]
+    fn a_local_request_that_comes_again_at_once_changes_nothing_that_is_shown(
+        requests in prop::collection::vec((0..3u8, 0..4u8, any::<bool>(), 1..4usize), 1..40),
+    ) {
+        let (mut once, mut often) = (device(), device());
+        for (name, value, of_expected, times) in requests {
+            let side = if of_expected { "expected" } else { "actual" };
+            let name = format!("t{name}");
+            // The last value stands for the twin's end.
+            let asked = match value {
+                3 => json!({name: null}),
+                value => json!({name: {side: {"value": value.to_string()}, "metadata": {"type": "int"}}}),
+            };
+            let said = update(&mut once, 1, asked.clone()).is_ok();
+            for _ in 0..times {
+                prop_assert_eq!(update(&mut often, 1, asked.clone()).is_ok(), said);
+            }
+            prop_assert_eq!(once.twins(), often.twins());
+            prop_assert_eq!(once.delta(), often.delta());
+        }
+    }
+
+    /// What is expected of a twin and what it is do not depend on each other.
+    #[test]
+    fn the_two_sides_of_a_twin_commute(
+        requests in prop::collection::vec((any::<bool>(), 0..4u8), 1..20),
+    ) {
+        let asked = |(of_expected, value): &(bool, u8)| {
+            let side = if *of_expected { "expected" } else { "actual" };
+            json!({"t": {side: {"value": value.to_string()}}})
+        };
+        let (mut mixed, mut sorted) = (device(), device());
+        for request in &requests {
+            update(&mut mixed, 7, asked(request)).unwrap();
+        }
+        let (expected, actual): (Vec<_>, Vec<_>) = requests.iter().partition(|(of_expected, _)| *of_expected);
+        for request in actual.iter().chain(&expected) {
+            update(&mut sorted, 7, asked(request)).unwrap();
+        }
+        prop_assert_eq!(mixed, sorted);
+    }
+
+    /// P-TWIN-CONVERGES: both ends write; each message comes late, repeated, out of turn, and once at least. Both end with the same value,
+    /// and nobody overwrites what he had not seen.
+    #[test]
+    fn cloud_and_edge_converge_whatever_is_late_repeated_or_out_of_turn(
+        steps in prop::collection::vec((0..4u8, any::<prop::sample::Index>(), any::<bool>()), 1..80),
+    ) {
+        let mut world = World::default();
+        for (what, index, keep) in steps {
+            match what {
+                0 => world.edge_writes(),
+                1 => world.cloud_writes(),
+                2 if !world.down.is_empty() => {
+                    let place = index.index(world.down.len());
+                    let message = world.down[place];
+                    if !keep { world.down.remove(place); }
+                    world.at_edge(message)?;
+                }
+                3 if !world.up.is_empty() => {
+                    let place = index.index(world.up.len());
+                    let message = world.up[place];
+                    if !keep { world.up.remove(place); }
+                    world.at_cloud(message);
+                }
+                _ => {}
+            }
+        }
+        // In the worst order: the newest first.
+        while let Some(message) = world.down.pop() {
+            world.at_edge(message)?;
+        }
+        while let Some(message) = world.up.pop() {
+            world.at_cloud(message);
+        }
+        while let Some(message) = world.down.pop() {
+            world.at_edge(message)?;
+        }
+        prop_assert_eq!(world.edge(), world.cloud.map(|(value, ..)| value));
+    }
+}
+
+/// A value with both counts, as it is sent.
+type Sent = (i64, i64, i64);
+
+/// The edge's device, a cloud as 3.6 of the protocol has it, and what is on the way between them.
+struct World {
+    device: Device,
+    cloud: Option<Sent>,
+    down: Vec<Sent>,
+    up: Vec<Sent>,
+    values: i64,
+}
+
+impl Default for World {
+    fn default() -> Self {
+        Self { device: device(), cloud: None, down: Vec::new(), up: Vec::new(), values: 0 }
+    }
+}
+
+impl World {
+    fn edge(&self) -> Option<i64> {
+        value_of(&self.device.twins.get("t")?.expected).map(|value| value.parse().unwrap())
+    }
+
+    /// What the edge tells the cloud: its value and its counts.
+    fn told(&self) -> Option<Sent> {
+        let twin = self.device.twins.get("t")?;
+        let (cloud, edge) = version(&twin.expected);
+        Some((self.edge()?, cloud, edge))
+    }
+
+    fn edge_writes(&mut self) {
+        self.values += 1;
+        update(&mut self.device, 1, json!({"t": {"expected": {"value": self.values.to_string()}}})).unwrap();
+        self.up.extend(self.told());
+    }
+
+    fn cloud_writes(&mut self) {
+        self.values += 1;
+        let (_, cloud, edge) = self.cloud.unwrap_or_default();
+        let sent = (self.values, cloud + 1, edge);
+        self.cloud = Some(sent);
+        self.down.push(sent);
+    }
+
+    fn at_edge(&mut self, (value, cloud, edge): Sent) -> Result<(), TestCaseError> {
+        let seen = self.told().map_or(0, |(_, _, edge)| edge);
+        let sent = twins(json!({"t": {"expected": {"value": value.to_string()},
+            "expected_version": {"cloud": cloud, "edge": edge}}}));
+        let outcome = self.device.update(1, &sent, Origin::Cloud).unwrap();
+        if outcome.is_change() {
+            prop_assert!(edge >= seen, "it overwrote what it had not seen");
+        }
+        if !outcome.conflicts.is_empty() {
+            self.up.extend(self.told());
+        }
+        Ok(())
+    }
+
+    /// The edge wins: what it wrote after what the cloud knows of it stands.
+    fn at_cloud(&mut self, (value, cloud, edge): Sent) {
+        let known = self.cloud.unwrap_or_default();
+        if edge > known.2 {
+            self.cloud = Some((value, cloud.max(known.1), edge));
+        }
+    }
 }
