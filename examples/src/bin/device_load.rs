@@ -340,6 +340,8 @@ async fn desired(lab: &Lab, client: &Client) -> Result<()> {
 
 async fn flood(lab: &Lab, app: &mut App, statuses: &mut Statuses, cli: &Cli) -> Result<()> {
     let rounds = cli.seconds as usize * 10;
+    // What came of the rows before is not this row's.
+    while statuses.changes.try_recv().is_ok() {}
     let before = statuses.count;
     let cpu = lab.edge_processor_time()?;
     let begun = Instant::now();
