@@ -2,7 +2,7 @@
 //!
 //! What comes in goes into a queue of [`QUEUE`] messages. When it is full paho's thread waits, so that nothing more is
 //! read from the broker; when that lasts longer than [`PATIENCE`], messages are dropped and counted. All of paho waits with
-//! it, so nothing here asks paho on the arbiter. What goes out waits in a queue of [`UNSENT`] messages ([`super::sender`]);
+//! it, so nothing here asks paho on the arbiter. What goes out waits in a queue of [`UNSENT`] messages;
 //! beyond them, or beyond [`UNCONFIRMED`] bytes, a publication is refused.
 
 use std::{
