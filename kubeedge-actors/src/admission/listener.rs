@@ -170,15 +170,20 @@ mod tests {
         (code, String::from_utf8(text.to_vec()).unwrap())
     }
 
-    #[actix::test]
-    async fn an_api_server_gets_the_patch_over_https_and_others_a_reason() {
+    /// A webhook that listens until the last value is dropped, and the authority that its certificate is of.
+    fn webhook() -> (SocketAddr, CertificateAuthority, AbortOnDropHandle<()>) {
         let folder = tempfile::tempdir().unwrap();
         let ca = CertificateAuthority::load_or_create(folder.path(), SystemTime::now()).unwrap();
         let own = ca.issue_server(&[IpAddr::from(Ipv4Addr::LOCALHOST).into()], SystemTime::now()).unwrap();
         let tls = server_config(own.chain(), own.key(), ClientAuth::None, &[], system_clock()).unwrap();
         let listener = Arc::new(std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
         let at = listener.local_addr().unwrap();
-        let _serving = listen(&AdmissionConfig { listener, tls: Arc::new(tls) }).unwrap();
+        (at, ca, listen(&AdmissionConfig { listener, tls: Arc::new(tls) }).unwrap())
+    }
+
+    #[actix::test]
+    async fn an_api_server_gets_the_patch_over_https_and_others_a_reason() {
+        let (at, ca, _serving) = webhook();
         let heard = Heard::default();
         let _here = heard.here();
 
@@ -207,13 +212,7 @@ mod tests {
     /// As KubeEdge's `ValidatingWebhookConfiguration` has it: each kind at a path of its own.
     #[actix::test]
     async fn devices_and_rules_that_cannot_be_are_refused_over_https_at_the_paths_of_their_kinds() {
-        let folder = tempfile::tempdir().unwrap();
-        let ca = CertificateAuthority::load_or_create(folder.path(), SystemTime::now()).unwrap();
-        let own = ca.issue_server(&[IpAddr::from(Ipv4Addr::LOCALHOST).into()], SystemTime::now()).unwrap();
-        let tls = server_config(own.chain(), own.key(), ClientAuth::None, &[], system_clock()).unwrap();
-        let listener = Arc::new(std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
-        let at = listener.local_addr().unwrap();
-        let _serving = listen(&AdmissionConfig { listener, tls: Arc::new(tls) }).unwrap();
+        let (at, ca, _serving) = webhook();
         let bounds = json!([{"name": "a", "type": "INT", "accessMode": "ReadWrite", "minimum": "9", "maximum": "1"}]);
         for (resource, group, good, bad, field) in [
             (

@@ -85,7 +85,8 @@ pub(super) fn listen(
                     Some(accepted) => {
                         tracing::debug!(node = %accepted.node, peer = %accepted.peer, "connected");
                         let certificate = Certificate::new(registrar.clone(), accepted.expires);
-                        sessions.spawn_local(serve(accepted, certificate, Arc::clone(&link), Rc::clone(&controllers), hub.clone()));
+                        let (link, controllers) = (Arc::clone(&link), Rc::clone(&controllers));
+                        sessions.spawn_local(serve(accepted, certificate, link, controllers, hub.clone()));
                     }
                     None => return,
                 },
