@@ -77,7 +77,8 @@ enum Known {
 /// The desired state of all nodes.
 #[derive(Default)]
 pub struct Desired {
-    pods: BTreeMap<PodKey, PodEntry>,
+    /// Behind pointers: a map's leaves are half empty.
+    pods: BTreeMap<PodKey, Box<PodEntry>>,
     /// In order. A set's first leaf has room for eleven keys, and most nodes have few pods.
     by_node: HashMap<String, Vec<PodKey>>,
     configs: HashMap<ConfigKey, ConfigEntry>,
@@ -373,7 +374,7 @@ impl Desired {
     }
 
     fn pods_of(&self, node: &str) -> impl Iterator<Item = &PodEntry> {
-        self.by_node.get(node).into_iter().flatten().filter_map(|key| self.pods.get(key))
+        self.by_node.get(node).into_iter().flatten().filter_map(|key| self.pods.get(key).map(Box::as_ref))
     }
 
     /// `as_of`: up to which version this is known to be the pod.
@@ -426,7 +427,7 @@ impl Desired {
         if entry.held_since.is_none() {
             effects.push(entry.effect(&self.configs, as_of));
         }
-        self.pods.insert(key, entry);
+        self.pods.insert(key, Box::new(entry));
     }
 
     fn remove_pod(&mut self, key: &PodKey, as_of: u64, effects: &mut Vec<Effect>) {

@@ -38,10 +38,10 @@ use std::{collections::VecDeque, pin::Pin, time::Duration};
 
 use futures_util::FutureExt;
 use kubeedge_proto::v1::{Goodbye, GoodbyeReason};
-use tokio::sync::mpsc;
 use tokio::time::{Instant, Sleep};
 
 use super::{
+    queue::Sender,
     queues::{InputReceiver, OutputSender},
     session::{Closed, Input, Output, Remains, Session, Stats},
     transport::{FrameSink, FrameStream, SinkError},
@@ -98,15 +98,12 @@ pub async fn run(
             drained = sink.drained() => {
                 first = Some(Input::Drained { frames: drained.frames, bytes: drained.bytes });
             }
-            permit = events.reserve(), if !driver.pending.is_empty() => {
-                match (permit, driver.pending.pop_front()) {
-                    (Ok(permit), Some(event)) => {
-                        permit.send(Box::new(event));
-                        driver.offer(&events);
-                        continue;
-                    }
-                    _ => first = Some(owner_gone()),
+            room = events.room(), if !driver.pending.is_empty() => {
+                if room.is_ok() {
+                    driver.offer(&events);
+                    continue;
                 }
+                first = Some(owner_gone());
             }
             () = events.closed() => first = Some(owner_gone()),
             () = timer.passed() => {}
@@ -176,13 +173,7 @@ struct Driver {
 
 impl Driver {
     /// Frames to the sink, events to the owner or into the line.
-    fn take_outputs(
-        &mut self,
-        session: &mut Session,
-        now: Duration,
-        sink: &FrameSink,
-        events: &mpsc::Sender<Box<Output>>,
-    ) {
+    fn take_outputs(&mut self, session: &mut Session, now: Duration, sink: &FrameSink, events: &Sender<Box<Output>>) {
         let mut full = false;
         for output in self.outputs.drain(..) {
             match output {
@@ -213,7 +204,7 @@ impl Driver {
     }
 
     /// As many events as the owner has room for.
-    fn offer(&mut self, events: &mpsc::Sender<Box<Output>>) {
+    fn offer(&mut self, events: &Sender<Box<Output>>) {
         while let Some(event) = self.pending.pop_front() {
             if let Err(error) = events.try_send(Box::new(event)) {
                 self.pending.push_front(*error.into_inner());

@@ -8,7 +8,7 @@
 //! | [`backoff`] | when to try again | none |
 //! | [`transport`] | a sink and a stream of frames, over TLS sockets or in memory | the ends of a connection |
 //! | [`driver`] | runs a session over a transport and talks to the actor that owns it | timer, channels |
-//! | [`queues`] | between a driver and its owner | channels |
+//! | [`queues`] | between a driver and its owner, and what they and a sink are made of: a queue that is small while it is empty | channels |
 //! | [`streams`] | the second connection: many byte streams, for logs | the ends of a connection |
 //! | [`server`], [`client`] | mutual TLS, sockets, gRPC | sockets |
 //!
@@ -33,6 +33,7 @@ mod abrupt;
 mod fresh;
 mod ids;
 mod overheard;
+mod queue;
 pub(crate) mod refusal;
 pub(crate) mod socket;
 

@@ -1,11 +1,14 @@
 //! The two queues between a session's driver and its owner.
 //!
-//! A tokio channel has room for 32 items from the beginning, whatever it holds later, and what a session is told or tells
-//! has a quarter of a kilobyte: here it is behind a pointer. A cloud has two of these queues for every node.
+//! What a session is told or tells has a quarter of a kilobyte: here it is behind a pointer, so that the room which a
+//! queue keeps is small.
 
-use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio::sync::mpsc::error::TrySendError;
 
-use super::session::{Input, Output};
+use super::{
+    queue::{Receiver, Sender, WeakSender, queue},
+    session::{Input, Output},
+};
 
 /// Inputs that fit: a controller's burst for one node while its driver is not scheduled. The queue takes memory for what
 /// is in it, and State coalesces once it is in the session.
@@ -20,19 +23,19 @@ pub struct SessionOver;
 
 /// Where an owner tells its session something. Cheap to clone; the session ends in order when the last one is dropped.
 #[derive(Clone, Debug)]
-pub struct InputSender(mpsc::Sender<Box<Input>>);
+pub struct InputSender(Sender<Box<Input>>);
 
 /// The driver's end.
 #[derive(Debug)]
-pub struct InputReceiver(pub(super) mpsc::Receiver<Box<Input>>);
+pub struct InputReceiver(pub(super) Receiver<Box<Input>>);
 
 /// Does not keep a session going.
 #[derive(Clone, Debug)]
-pub struct WeakInputSender(mpsc::WeakSender<Box<Input>>);
+pub struct WeakInputSender(WeakSender<Box<Input>>);
 
 /// A queue of [`INPUTS`].
 pub fn inputs() -> (InputSender, InputReceiver) {
-    let (sender, receiver) = mpsc::channel(INPUTS);
+    let (sender, receiver) = queue(INPUTS);
     (InputSender(sender), InputReceiver(receiver))
 }
 
@@ -67,15 +70,15 @@ impl WeakInputSender {
 
 /// The driver's end of the other queue.
 #[derive(Debug)]
-pub struct OutputSender(pub(super) mpsc::Sender<Box<Output>>);
+pub struct OutputSender(pub(super) Sender<Box<Output>>);
 
 /// Where an owner hears of its session. Dropping it ends the session in order.
 #[derive(Debug)]
-pub struct OutputReceiver(mpsc::Receiver<Box<Output>>);
+pub struct OutputReceiver(Receiver<Box<Output>>);
 
 /// A queue of [`OUTPUTS`].
 pub fn outputs() -> (OutputSender, OutputReceiver) {
-    let (sender, receiver) = mpsc::channel(OUTPUTS);
+    let (sender, receiver) = queue(OUTPUTS);
     (OutputSender(sender), OutputReceiver(receiver))
 }
 
@@ -88,26 +91,5 @@ impl OutputReceiver {
     /// One that is there already.
     pub fn try_recv(&mut self) -> Option<Output> {
         self.0.try_recv().ok().map(|output| *output)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_idle_queue_takes_no_memory_for_what_it_may_hold() {
-        assert_eq!(size_of::<Box<Input>>(), size_of::<usize>());
-        let (inputs, receiver) = inputs();
-        for _ in 0..INPUTS {
-            inputs.try_send(Input::Recheck).unwrap();
-        }
-        assert!(matches!(inputs.try_send(Input::Recheck), Err(TrySendError::Full(_))));
-        let weak = inputs.downgrade();
-        assert!(weak.upgrade().is_some());
-        drop(receiver);
-        assert!(matches!(inputs.try_send(Input::Recheck), Err(TrySendError::Closed(_))));
-        drop(inputs);
-        assert!(weak.upgrade().is_none());
     }
 }

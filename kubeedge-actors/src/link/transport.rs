@@ -15,11 +15,15 @@ use kubeedge_proto::v1::Frame;
 use prost::Message;
 use thiserror::Error;
 use tokio::{
-    sync::{Notify, mpsc, oneshot},
+    sync::{Notify, mpsc::error::TrySendError, oneshot},
     task::JoinHandle,
 };
 
-use super::{abrupt::Reset, refusal};
+use super::{
+    abrupt::Reset,
+    queue::{Receiver, Sender, queue},
+    refusal,
+};
 
 /// Frames that fit between a session and its transport: what a session hands out at most, and room for a Goodbye.
 pub const SINK_FRAMES: usize = 320;
@@ -53,8 +57,8 @@ pub struct Drained {
 /// Where a session's frames go. Dropping it ends this direction in order.
 #[derive(Debug)]
 pub struct FrameSink {
-    /// A queue has room for 32 of what it carries, however little is in it: a pointer each.
-    sender: mpsc::Sender<Box<(Frame, usize)>>,
+    /// Behind a pointer each: what a queue keeps of its room is small.
+    sender: Sender<Box<(Frame, usize)>>,
     meter: Arc<Meter>,
     /// Its receiver resolves when this sink is dropped.
     _dropped: oneshot::Sender<()>,
@@ -80,7 +84,7 @@ impl FrameSink {
 
     /// Also tells when the sink has been dropped, which is when its session has ended.
     pub(crate) fn watched() -> (Self, Outgoing, oneshot::Receiver<()>) {
-        let (sender, receiver) = mpsc::channel(SINK_FRAMES);
+        let (sender, receiver) = queue(SINK_FRAMES);
         let (dropped, ended) = oneshot::channel();
         let meter = Arc::new(Meter::default());
         let sink = Self { sender, meter: Arc::clone(&meter), _dropped: dropped };
@@ -96,8 +100,8 @@ impl FrameSink {
     /// Hands over a frame of so many bytes, encoded.
     pub(super) fn send_sized(&self, frame: Frame, bytes: usize) -> Result<(), SinkError> {
         self.sender.try_send(Box::new((frame, bytes))).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => SinkError::Full,
-            mpsc::error::TrySendError::Closed(_) => SinkError::Closed,
+            TrySendError::Full(_) => SinkError::Full,
+            TrySendError::Closed(_) => SinkError::Closed,
         })
     }
 
@@ -124,7 +128,7 @@ impl FrameSink {
 /// The transport's end of a [`FrameSink`].
 #[derive(Debug)]
 pub struct Outgoing {
-    receiver: mpsc::Receiver<Box<(Frame, usize)>>,
+    receiver: Receiver<Box<(Frame, usize)>>,
     meter: Arc<Meter>,
     /// Taken, and the session's task not woken for it.
     untold: usize,
