@@ -7,13 +7,16 @@
 //!
 //! No state, no messages; nothing here goes to the network.
 
-mod field;
+mod node;
+mod typed;
 mod values;
 
 use std::{fs::File, io::Read, path::Path};
 
-use serde::de::{DeserializeOwned, Error as _};
+use serde::de::DeserializeOwned;
 use thiserror::Error;
+
+use node::Node;
 
 pub use values::{
     Bytes, GoDuration, HostPort, InvalidValue, Seconds, Taint, TaintEffect, Threshold, UnixEndpoint, optional,
@@ -111,65 +114,57 @@ pub fn load<T: Document>(file: &Path) -> Result<Loaded<T>, ConfigError> {
 
 /// Reads `text`; `file` is only for messages.
 pub fn parse<T: Document>(file: &str, text: &str) -> Result<Loaded<T>, ConfigError> {
-    let mut ignored = Vec::new();
-    let options = serde_saphyr::options! {
-        // Kubernetes writes file modes as 0644.
-        legacy_octal_numbers: true,
-        with_snippet: false,
+    let refused = |place: node::Place, field: Option<String>, problem| ConfigError::Invalid {
+        file: file.to_owned(),
+        line: place.0,
+        column: place.1,
+        field: field.unwrap_or_else(|| "document".to_owned()),
+        problem,
     };
-    let value = serde_saphyr::with_deserializer_from_str_with_options(text, options, |deserializer| {
-        let mut note = |path: serde_ignored::Path<'_>| ignored.push(plain(&path.to_string()));
-        serde_ignored::deserialize::<_, _, Headed<T>>(deserializer, &mut note)
-    });
-    match value {
-        Ok(Headed(value)) => {
+    let mut document = node::read(text).map_err(|error| {
+        // Without a place it is about the document, which begins there.
+        let place = error.location().map_or((1, 1), |place| (place.line().max(1), place.column().max(1)));
+        refused(place, node::at(text, place), problem(&error))
+    })?;
+    for (name, value) in document.value.take(&["apiVersion", "kind"]) {
+        if let Err(problem) = of_document::<T>(&name, &value.value) {
+            return Err(refused(node::place(&value), Some(name), problem));
+        }
+    }
+    match document.value {
+        Node::Mapping(_) => {}
+        // An empty file says nothing: everything has its default.
+        Node::Null => return Ok(Loaded { value: T::default(), without_effect: vec![], unknown: vec![] }),
+        _ => return Err(refused(node::place(&document), None, format!("expected a {} document", T::KIND))),
+    }
+    match typed::read::<T>(text, &document) {
+        Ok((value, ignored)) => {
             let (without_effect, unknown) =
                 ignored.into_iter().partition(|path| T::WITHOUT_EFFECT.contains(&path.as_str()));
             Ok(Loaded { value, without_effect, unknown })
         }
-        Err(error) => {
-            // Without a place it is about the document, which begins there.
-            let place = error.location().map_or((1, 1), |place| (place.line().max(1), place.column().max(1)));
-            Err(ConfigError::Invalid {
-                file: file.to_owned(),
-                line: place.0,
-                column: place.1,
-                field: field::at(text, place).unwrap_or_else(|| "document".to_owned()),
-                problem: problem(&error),
-            })
+        Err(wrong) => {
+            let (place, field) = wrong.at.unwrap_or(((1, 1), String::new()));
+            Err(refused(place, Some(field).filter(|field| !field.is_empty()), wrong.problem))
         }
     }
 }
 
-/// A path without the marks that the tracker sets for optional values.
-fn plain(path: &str) -> String {
-    path.split('.').filter(|part| *part != "?").collect::<Vec<_>>().join(".")
+/// Whether `apiVersion` or `kind` is that of a `T`.
+fn of_document<T: Document>(name: &str, value: &Node) -> Result<(), String> {
+    let Node::Text(value) = value else { return Err("expected a text".to_owned()) };
+    let (expected, fits) = match name {
+        "kind" => (T::KIND, value == T::KIND),
+        _ => (T::GROUP, value.split_once('/').is_some_and(|(group, _)| group == T::GROUP)),
+    };
+    if fits { Ok(()) } else { Err(format!("{value:?} is another document, expected {expected:?}")) }
 }
 
-/// What is wrong in words of the file, without the place, which is said before them.
+/// What is wrong with a text that is no YAML, without the place, which is said before it.
 fn problem(error: &serde_saphyr::Error) -> String {
     use serde_saphyr::Error;
     match error {
         Error::Message { msg, .. } => msg.clone(),
-        Error::InvalidScalar { ty, .. } => {
-            let expected = match *ty {
-                "bool" => "true or false".to_owned(),
-                "u8" => format!("a whole number from 0 to {}", u8::MAX),
-                "u16" => format!("a whole number from 0 to {}", u16::MAX),
-                "u32" => format!("a whole number from 0 to {}", u32::MAX),
-                other => format!("a value of type {other}"),
-            };
-            format!("expected {expected}")
-        }
-        Error::Unexpected { expected, .. } => {
-            let expected = match *expected {
-                "sequence start" => "a list",
-                "mapping start" => "a mapping of names to values",
-                "string scalar" => "a text",
-                other => other,
-            };
-            format!("expected {expected}")
-        }
         Error::DuplicateMappingKey { key, .. } => {
             format!("{} is given twice, expected each name once", key.as_deref().unwrap_or("a name"))
         }
@@ -181,83 +176,6 @@ fn problem(error: &serde_saphyr::Error) -> String {
             }
             text
         }
-    }
-}
-
-/// A document with its `apiVersion` and `kind`, which are checked and dropped.
-struct Headed<T>(T);
-
-impl<'de, T: Document> serde::Deserialize<'de> for Headed<T> {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor<T>(std::marker::PhantomData<T>);
-
-        impl<'de, T: Document> serde::de::Visitor<'de> for Visitor<T> {
-            type Value = T;
-
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                write!(f, "a {} document", T::KIND)
-            }
-
-            fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
-                T::deserialize(serde::de::value::MapAccessDeserializer::new(Header {
-                    map,
-                    kind: T::KIND,
-                    group: T::GROUP,
-                }))
-            }
-
-            // An empty file says nothing: everything has its default.
-            fn visit_unit<E>(self) -> Result<T, E> {
-                Ok(T::default())
-            }
-        }
-
-        deserializer.deserialize_any(Visitor(std::marker::PhantomData)).map(Self)
-    }
-}
-
-/// A value that says which document this is: refused where it stands, so that the place is known.
-struct Expect(&'static str, fn(&str, &str) -> bool);
-
-impl<'de> serde::de::DeserializeSeed<'de> for Expect {
-    type Value = ();
-
-    fn deserialize<D: serde::Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        let Self(expected, fits) = self;
-        let value = <String as serde::Deserialize>::deserialize(deserializer)?;
-        if fits(&value, expected) {
-            Ok(())
-        } else {
-            Err(D::Error::custom(format!("{value:?} is another document, expected {expected:?}")))
-        }
-    }
-}
-
-/// Passes on a document's entries, and takes out its header.
-struct Header<A> {
-    map: A,
-    kind: &'static str,
-    group: &'static str,
-}
-
-impl<'de, A: serde::de::MapAccess<'de>> serde::de::MapAccess<'de> for Header<A> {
-    type Error = A::Error;
-
-    fn next_key_seed<K: serde::de::DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, A::Error> {
-        while let Some(key) = self.map.next_key::<String>()? {
-            match key.as_str() {
-                "kind" => self.map.next_value_seed(Expect(self.kind, |kind, expected| kind == expected))?,
-                "apiVersion" => self.map.next_value_seed(Expect(self.group, |version, group| {
-                    version.split_once('/').is_some_and(|(before, _)| before == group)
-                }))?,
-                _ => return seed.deserialize(serde::de::value::StringDeserializer::new(key)).map(Some),
-            }
-        }
-        Ok(None)
-    }
-
-    fn next_value_seed<V: serde::de::DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, A::Error> {
-        self.map.next_value_seed(seed)
     }
 }
 
@@ -317,6 +235,24 @@ mod tests {
     }
 
     #[test]
+    fn a_scalar_is_read_as_what_it_is_to_be() {
+        for (text, label, mode) in [
+            ("label: 0123\nmode: 0123\n", "0123", 0o123),
+            ("label: 1.10\nmode: '7'\n", "1.10", 7),
+            ("label: yes\nmode: \"0o17\"\n", "yes", 15),
+            ("label: &a 1_0\nmode: *a\n", "1_0", 10),
+            ("label: é~\nmode: 0x1F # 31\n", "é~", 31),
+            ("mode: &a 5\nlabel: *a\n", "5", 5),
+        ] {
+            let door = parse::<Door>("door.yaml", text).unwrap().value;
+            assert_eq!((door.label.as_str(), door.mode), (label, mode), "{text}");
+        }
+        let text = "label: &l 2\nbolts:\n- &b {size: 1}\n- *b\n";
+        let door = parse::<Door>("door.yaml", text).unwrap().value;
+        assert_eq!((door.label.as_str(), door.bolts.len()), ("2", 2));
+    }
+
+    #[test]
     fn a_refusal_names_file_line_column_field_and_what_is_expected() {
         for (text, said) in [
             ("label: x\nmode: high\n", "2:7: mode: expected a whole number from 0 to 4294967295"),
@@ -327,12 +263,14 @@ mod tests {
             ("bolts: [{}]\n", "1:9: bolts[0]: missing field `size`"),
             ("label: a\nlabel: b\n", "2:1: document: label is given twice, expected each name once"),
             ("label: [a]\n", "1:8: label: expected a text"),
+            ("label:\n", "1:6: label: expected a text"),
+            ("frame: 5\n", "1:8: frame: expected a mapping of names to values"),
             ("kind: Window\n", "1:7: kind: \"Window\" is another document, expected \"Door\""),
             (
                 "apiVersion: window/v1\n",
                 "1:13: apiVersion: \"window/v1\" is another document, expected \"door.example\"",
             ),
-            ("- a\n", "1:1: document: invalid type: sequence, expected a Door document"),
+            ("- a\n", "1:1: document: expected a Door document"),
         ] {
             assert_eq!(refusal(text), format!("door.yaml:{said}"), "{text:?}");
         }

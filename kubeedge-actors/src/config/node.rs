@@ -1,4 +1,4 @@
-//! Which field stands at a place of a YAML text: for messages.
+//! A YAML text as a tree of values with their places.
 
 use std::fmt::{self, Write as _};
 
@@ -6,29 +6,42 @@ use serde::{
     Deserialize,
     de::{Deserializer, MapAccess, SeqAccess, Visitor},
 };
-use serde_saphyr::Spanned;
+use serde_saphyr::{DuplicateKeyPolicy, Error, Spanned};
 
 /// A place in a text: line and column, from 1.
-type Place = (u64, u64);
+pub(super) type Place = (u64, u64);
+
+/// Reads a text, of one document.
+pub(super) fn read(text: &str) -> Result<Spanned<Node>, Error> {
+    read_as(text, DuplicateKeyPolicy::Error)
+}
+
+/// Where a value begins.
+pub(super) fn place(value: &Spanned<Node>) -> Place {
+    (value.referenced.line().max(1), value.referenced.column().max(1))
+}
 
 /// The path of the value that begins at `place`, such as `bolts[1].size`; otherwise that of the innermost mapping or
 /// list around it. Of a text that is no YAML the last value before `place`, as far as what is before it can be read.
 /// `None` is the whole document.
 pub(super) fn at(text: &str, place: Place) -> Option<String> {
     let mut path = String::new();
+    let read = |text| read_as(text, DuplicateKeyPolicy::FirstWins).ok();
     match read(text) {
-        Some(document) => document.follow(place, false, &mut path),
-        None => read(before(text, place))?.follow(place, true, &mut path),
+        Some(document) => document.value.follow(place, false, &mut path),
+        None => read(before(text, place))?.value.follow(place, true, &mut path),
     }
     Some(path).filter(|path| !path.is_empty())
 }
 
-fn read(text: &str) -> Option<Node> {
+fn read_as(text: &str, duplicate_keys: DuplicateKeyPolicy) -> Result<Spanned<Node>, Error> {
     let options = serde_saphyr::options! {
-        duplicate_keys: serde_saphyr::DuplicateKeyPolicy::FirstWins,
+        duplicate_keys: duplicate_keys,
+        // Kubernetes writes file modes as 0644.
+        legacy_octal_numbers: true,
         with_snippet: false,
     };
-    serde_saphyr::from_str_with_options(text, options).ok()
+    serde_saphyr::from_str_with_options(text, options)
 }
 
 /// What stands before a place.
@@ -40,22 +53,36 @@ fn before(text: &str, (line, column): Place) -> &str {
     &text[..end]
 }
 
-/// The structure of a document, with the place of each value.
-enum Node {
-    Scalar,
+/// A value, as YAML takes it that knows of no type.
+pub(super) enum Node {
+    Null,
+    Bool(bool),
+    Signed(i64),
+    Unsigned(u64),
+    Float(f64),
+    Text(String),
     List(Vec<Spanned<Node>>),
     Mapping(Vec<(String, Spanned<Node>)>),
 }
 
 impl Node {
+    /// Takes the entries of these names out of a mapping.
+    pub(super) fn take(&mut self, names: &[&str]) -> Vec<(String, Spanned<Self>)> {
+        let Self::Mapping(entries) = self else { return vec![] };
+        let (taken, left) = std::mem::take(entries).into_iter().partition(|(name, _)| names.contains(&name.as_str()));
+        *entries = left;
+        taken
+    }
+
     /// Appends the steps to the last value that does not begin after `place`; into a scalar only where it begins, unless
     /// the text ends there.
     fn follow(&self, place: Place, ends: bool, path: &mut String) {
         let begin = |child: &Spanned<Self>| (child.referenced.line(), child.referenced.column());
         let before = |child: &Spanned<Self>| begin(child) <= place;
-        let leads = |child: &Spanned<Self>| ends || !matches!(child.value, Self::Scalar) || begin(child) == place;
+        let leads = |child: &Spanned<Self>| {
+            ends || matches!(child.value, Self::List(_) | Self::Mapping(_)) || begin(child) == place
+        };
         match self {
-            Self::Scalar => {}
             Self::List(items) => {
                 let Some(index) = items.iter().rposition(before).filter(|index| leads(&items[*index])) else { return };
                 // A String takes everything.
@@ -71,6 +98,7 @@ impl Node {
                 path.push_str(key);
                 child.value.follow(place, ends, path);
             }
+            _ => {}
         }
     }
 }
@@ -90,44 +118,36 @@ impl<'de> Visitor<'de> for Reader {
         f.write_str("a YAML value")
     }
 
-    fn visit_bool<E>(self, _: bool) -> Result<Node, E> {
-        Ok(Node::Scalar)
+    fn visit_bool<E>(self, value: bool) -> Result<Node, E> {
+        Ok(Node::Bool(value))
     }
 
-    fn visit_i64<E>(self, _: i64) -> Result<Node, E> {
-        Ok(Node::Scalar)
+    fn visit_i64<E>(self, value: i64) -> Result<Node, E> {
+        Ok(Node::Signed(value))
     }
 
-    fn visit_u64<E>(self, _: u64) -> Result<Node, E> {
-        Ok(Node::Scalar)
+    fn visit_u64<E>(self, value: u64) -> Result<Node, E> {
+        Ok(Node::Unsigned(value))
     }
 
-    fn visit_i128<E>(self, _: i128) -> Result<Node, E> {
-        Ok(Node::Scalar)
+    fn visit_f64<E>(self, value: f64) -> Result<Node, E> {
+        Ok(Node::Float(value))
     }
 
-    fn visit_u128<E>(self, _: u128) -> Result<Node, E> {
-        Ok(Node::Scalar)
+    fn visit_str<E>(self, value: &str) -> Result<Node, E> {
+        Ok(Node::Text(value.to_owned()))
     }
 
-    fn visit_f64<E>(self, _: f64) -> Result<Node, E> {
-        Ok(Node::Scalar)
-    }
-
-    fn visit_str<E>(self, _: &str) -> Result<Node, E> {
-        Ok(Node::Scalar)
-    }
-
-    fn visit_bytes<E>(self, _: &[u8]) -> Result<Node, E> {
-        Ok(Node::Scalar)
+    fn visit_bytes<E>(self, value: &[u8]) -> Result<Node, E> {
+        Ok(Node::Text(String::from_utf8_lossy(value).into_owned()))
     }
 
     fn visit_none<E>(self) -> Result<Node, E> {
-        Ok(Node::Scalar)
+        Ok(Node::Null)
     }
 
     fn visit_unit<E>(self) -> Result<Node, E> {
-        Ok(Node::Scalar)
+        Ok(Node::Null)
     }
 
     fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Node, D::Error> {
