@@ -14,10 +14,13 @@ help: ## this list
 
 RELEASE_DIR := $(or $(CARGO_TARGET_DIR),target)/release
 
+# Symbols that say which instance of a generic function they are of: kubeedge-edge/layout/hot.txt has them.
+EXACT_NAMES := -C symbol-mangling-version=v0
+
 # One after the other: together they would share the features of their libraries, and edgecore needs few. It has a
 # profile of its own, for size, and is put beside cloudcore.
 build: packages ## cloudcore and edgecore as they are meant to run: release
-	$(CARGO) build --profile edge -p kubeedge-edge --bins
+	RUSTFLAGS="$(strip $(RUSTFLAGS) $(EXACT_NAMES))" $(CARGO) build --profile edge -p kubeedge-edge --bins
 	$(CARGO) build --release -p kubeedge-cloud --bins
 	install $(RELEASE_DIR)/../edge/edgecore $(RELEASE_DIR)/edgecore
 

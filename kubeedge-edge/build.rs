@@ -4,6 +4,9 @@
 //! in memory. `layout/hot.txt` names those that an edge runs; the linker puts them beside each other. A name that is
 //! not there any more is passed over, and one that is missing costs some pages: `make layout` makes the file anew.
 //!
+//! The names are those of `-C symbol-mangling-version=v0`, with which `make build` builds: the others are the same for all
+//! instances of a generic function. Built without that flag, edgecore is the same but for the order of its functions.
+//!
 //! Nothing is done for another linker than the toolchain's own, or for another system than Linux with glibc.
 
 use std::{env, error::Error, fmt::Write as _, fs, path::PathBuf, process::Command};
