@@ -4,7 +4,7 @@ CARGO ?= cargo
 PROFILE ?= dev
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 # Each must compile alone: embedders take single components.
-FEATURES := config program store identity link kubeapi dmi mapper mapper-push admission cloudhub cloudstream devicecontroller edgecontroller router views cloudviews edgeviews apiserver devicetwin edgehub edgestream servicebus eventbus eventbus-tls embedded-broker kubeletapi metamanager metaserver edged fake-runtime cloud edge standalone test-kit metrics
+FEATURES := config program store identity link kubeapi dmi mapper mapper-push admission cloudhub cloudstream devicecontroller dynamiccontroller edgecontroller router views cloudviews edgeviews apiserver devicetwin edgehub edgestream servicebus eventbus eventbus-tls embedded-broker kubeletapi metamanager metaserver edged fake-runtime cloud edge standalone test-kit metrics
 
 .DEFAULT_GOAL := help
 .PHONY: help build size pods scale quickstart layout test sim crash faults powercut mutants fuzz lint features bench docs packages kubectl

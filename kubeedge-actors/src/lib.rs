@@ -108,6 +108,8 @@ pub mod cloudhub;
 pub mod cloudstream;
 #[cfg(feature = "devicecontroller")]
 pub mod devicecontroller;
+#[cfg(feature = "dynamiccontroller")]
+pub mod dynamiccontroller;
 #[cfg(feature = "edgecontroller")]
 pub mod edgecontroller;
 #[cfg(feature = "router")]

@@ -23,6 +23,7 @@ use kubeedge_actors::{
     cloudhub::{CloudHub, CloudHubConfig, EnrolmentConfig, enrolment::EnrolmentService},
     cloudstream::CloudStream,
     devicecontroller::{DeviceController, pace::Rates},
+    dynamiccontroller::{DynamicController, DynamicControllerConfig},
     edgecontroller::EdgeController,
     identity::{CertificateAuthority, ClientAuth, Registrar, Revocations, ServerCredentials, Tokens},
     link,
@@ -86,7 +87,8 @@ async fn start(config: &CloudCore) -> Result<Running> {
     let data = &config.standalone.data_dir;
     let now = SystemTime::now();
     let hub = &config.modules.cloud_hub;
-    let client = if config.standalone.enable { None } else { Some(cluster(config).await?) };
+    let cluster = if config.standalone.enable { None } else { Some(cluster(config).await?) };
+    let client = cluster.clone().map(kube::Client::try_from).transpose()?;
     let authority = Arc::new(authority::load(config, client.as_ref(), now).await?);
     let revocations = Revocations::load(&data.join("pki").join("revoked-nodes.json"))?;
     let registrar = Registrar::new(authority.clone(), revocations.clone(), hub.certificate_grace());
@@ -105,19 +107,24 @@ async fn start(config: &CloudCore) -> Result<Running> {
     let router = router(config, &server)?;
 
     #[cfg(feature = "standalone")]
-    let (api_server, client) = match client {
-        Some(client) => (None, client),
+    let (api_server, cluster) = match cluster {
+        Some(cluster) => (None, cluster),
         None => {
-            let (api_server, client) = standalone::start(config, &authority, &server, store.clone()).await?;
-            (Some(api_server), client)
+            let (api_server, cluster) = standalone::start(config, &authority, &server, store.clone()).await?;
+            (Some(api_server), cluster)
         }
     };
     #[cfg(not(feature = "standalone"))]
-    let (api_server, client) = match client {
-        Some(client) => (None, client),
+    let (api_server, cluster) = match cluster {
+        Some(cluster) => (None, cluster),
         None => bail!(
             "this cloudcore was built without the feature `standalone`: name a cluster in kubeAPIConfig.kubeConfig"
         ),
+    };
+
+    let client = match client {
+        Some(client) => client,
+        None => kube::Client::try_from(cluster.clone())?,
     };
 
     let tokens = Tokens::new(&store);
@@ -128,6 +135,18 @@ async fn start(config: &CloudCore) -> Result<Running> {
         let StatusWrites { per_node, total } = devices.status_writes;
         let (client, rates) = (client.clone(), Rates { per_node, total, ..Rates::default() });
         builder = builder.component(move |ports: &Ports| DeviceController::new(client.clone(), rates, ports));
+    }
+    let dynamic = &config.modules.dynamic_controller;
+    if dynamic.enable {
+        // Whoever brings a token of its own asks with nothing else.
+        let mut bare = cluster;
+        bare.auth_info = kube::config::AuthInfo::default();
+        let settings = DynamicControllerConfig {
+            grants: Arc::new(dynamic.grants.clone()),
+            client: client.clone(),
+            without_credentials: kube::Client::try_from(bare)?,
+        };
+        builder = builder.component(move |ports: &Ports| DynamicController::new(settings.clone(), ports));
     }
     if let Some(settings) = router {
         let client = client.clone();
@@ -279,8 +298,8 @@ fn views(config: &CloudCore, server: &ServerCredentials, observed: &Observed) ->
 }
 
 /// The cluster that the configuration names, or the one this process runs in.
-async fn cluster(config: &CloudCore) -> Result<kube::Client> {
-    let settings = match &config.kube_api_config.kube_config {
+async fn cluster(config: &CloudCore) -> Result<kube::Config> {
+    Ok(match &config.kube_api_config.kube_config {
         Some(file) => {
             let kubeconfig = kube::config::Kubeconfig::read_from(file)
                 .with_context(|| format!("kubeAPIConfig.kubeConfig {}", file.display()))?;
@@ -289,8 +308,7 @@ async fn cluster(config: &CloudCore) -> Result<kube::Client> {
         None => kube::Config::infer().await.context(
             "no cluster: name a kubeconfig in kubeAPIConfig.kubeConfig, or run the embedded API server with --standalone",
         )?,
-    };
-    Ok(kube::Client::try_from(settings)?)
+    })
 }
 
 /// Binds before anything runs, so that a port in use is an error of the start that names it.

@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use kubeedge_actors::config::{Document, HostPort, Seconds, optional, or_default};
+use kubeedge_actors::{
+    config::{Document, HostPort, Seconds, optional, or_default},
+    dynamiccontroller::grants::Grants,
+};
 use kubeedge_proto::is_dns_subdomain;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
@@ -62,6 +65,9 @@ pub struct Modules {
     /// Devices.
     #[serde(deserialize_with = "or_default")]
     pub device_controller: DeviceController,
+    /// What programs at nodes ask of the API server through their local APIs.
+    #[serde(deserialize_with = "or_default")]
+    pub dynamic_controller: DynamicController,
     /// The gateway to the logs of containers.
     #[serde(deserialize_with = "or_default")]
     pub cloud_stream: CloudStream,
@@ -298,6 +304,17 @@ impl Default for CloudStream {
             tls_stream_ca_file: "/etc/kubeedge/ca/streamCA.crt".into(),
         }
     }
+}
+
+/// `modules.dynamicController`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct DynamicController {
+    /// Whether requests of the local APIs of nodes are answered.
+    pub enable: bool,
+    /// What a node may without a token, beside what any node may. Ours: KubeEdge's nodes may what its cloudcore may.
+    #[serde(deserialize_with = "or_default")]
+    pub grants: Grants,
 }
 
 /// `modules.admission`: ours. In KubeEdge it is a program of its own.

@@ -61,6 +61,7 @@ answers! {
     QueryRules => v1::DesiredState;
     RouteEvent => v1::Settled;
     RouteCall => v1::CallReply;
+    ApiRequestFromNode => v1::CallReply;
     ApplyFromNode => v1::Settled;
     CallFromNode => v1::CallReply;
     NodeSessionChanged => ();

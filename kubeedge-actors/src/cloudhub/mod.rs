@@ -5,7 +5,7 @@
 //! | listens | the link (mutual TLS; the node's name comes from its certificate), and enrolment (a join token for a certificate) |
 //! | signs | the nodes' next certificates ([`Registrar`]), and ends the sessions of nodes that are revoked |
 //! | answers | `SendToNode`, `RecheckNodes` (the controllers), `SendEventToNode` (anyone), `ConnectStreams` (CloudStream) |
-//! | asks | `QueryCluster`, `QueryDesired`, `ApplyFromNode`, `CallFromNode` (EdgeController); `QueryDevices`, `ApplyDeviceReport` (DeviceController, if there); `QueryRules`, `RouteEvent`, `RouteCall` (Router, if there) |
+//! | asks | `QueryCluster`, `QueryDesired`, `ApplyFromNode`, `CallFromNode` (EdgeController); `QueryDevices`, `ApplyDeviceReport` (DeviceController, if there); `QueryRules`, `RouteEvent`, `RouteCall` (Router, if there); `ApiRequestFromNode` (DynamicController, if there) |
 //! | tells | `NodeHeartbeat` (EdgeController) |
 //! | announces | `NodeSessionChanged` |
 //! | stores | nothing: what a node should hold is derived again at each hello |
@@ -29,9 +29,9 @@ use actix::{Actor, AsyncContext, Handler, Message, MessageResult, ResponseActFut
 use kubeedge_proto::{
     NodeName,
     v1::{
-        ApplyDeviceReport, ApplyFromNode, CallFromNode, Goodbye, GoodbyeReason, NodeHeartbeat, NodeSessionChanged,
-        QueryCluster, QueryDesired, QueryDevices, QueryRules, RecheckNodes, RouteCall, RouteEvent, SendEventToNode,
-        SendToNode,
+        ApiRequestFromNode, ApplyDeviceReport, ApplyFromNode, CallFromNode, Goodbye, GoodbyeReason, NodeHeartbeat,
+        NodeSessionChanged, QueryCluster, QueryDesired, QueryDevices, QueryRules, RecheckNodes, RouteCall, RouteEvent,
+        SendEventToNode, SendToNode,
     },
 };
 use tokio_util::task::AbortOnDropHandle;
@@ -105,6 +105,7 @@ struct Controllers {
     rules: Option<Port<QueryRules>>,
     route_event: Option<Port<RouteEvent>>,
     route_call: Option<Port<RouteCall>>,
+    api_request: Option<Port<ApiRequestFromNode>>,
     heartbeat: Port<NodeHeartbeat>,
     changed: Topic<NodeSessionChanged>,
 }
@@ -125,6 +126,7 @@ impl CloudHub {
                 rules: ports.optional(),
                 route_event: ports.optional(),
                 route_call: ports.optional(),
+                api_request: ports.optional(),
                 heartbeat: ports.port(),
                 changed: ports.topic(),
             },
@@ -193,6 +195,7 @@ impl Component for CloudHub {
         contract.may_ask::<QueryRules>();
         contract.may_ask::<RouteEvent>();
         contract.may_ask::<RouteCall>();
+        contract.may_ask::<ApiRequestFromNode>();
         contract.announces::<NodeSessionChanged>();
     }
 

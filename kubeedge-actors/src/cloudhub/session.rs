@@ -13,9 +13,9 @@ use futures_util::{FutureExt as _, future::join};
 use kubeedge_proto::{
     NodeName,
     v1::{
-        ApplyDeviceReport, ApplyFromNode, CallFromNode, CallReply, DesiredState, DeviceReport, Envelope, GoodbyeReason,
-        NodeHeartbeat, QueryDesired, QueryDevices, QueryRules, RouteCall, RouteEvent, Settled, TrafficClass,
-        envelope::Body,
+        ApiRequestFromNode, ApplyDeviceReport, ApplyFromNode, CallFromNode, CallReply, DesiredState, DeviceReport,
+        Envelope, GoodbyeReason, NodeHeartbeat, QueryDesired, QueryDevices, QueryRules, RouteCall, RouteEvent, Settled,
+        TrafficClass, envelope::Body,
     },
 };
 use tokio::{
@@ -450,6 +450,9 @@ impl Serving {
         if let (Some(Body::ServiceCall(_)), Some(port)) = (&envelope.body, self.controllers.route_call.clone()) {
             return self.route_call(seq, port, envelope);
         }
+        if let Some(Body::ApiRequest(_)) = &envelope.body {
+            return self.api_request(seq, envelope);
+        }
         let port = self.controllers.call.clone();
         let trace = Trace::of(&envelope);
         let message = CallFromNode { node: self.node.to_string(), epoch, envelope: Some(envelope) };
@@ -457,6 +460,29 @@ impl Serving {
             let reply = match Trace::scope(trace, port.ask(message, APPLY_WITHIN)).await {
                 Ok(reply) => reply,
                 Err(error) => CallReply::error(503, "ServiceUnavailable", format!("EdgeController: {error}")),
+            };
+            Input::Reply { seq, reply }
+        });
+    }
+
+    /// A request of the node's local API, for the API server.
+    fn api_request(&mut self, seq: u64, envelope: Envelope) {
+        let trace = Trace::of(&envelope);
+        let Some(Body::ApiRequest(request)) = envelope.body else { return };
+        let message = ApiRequestFromNode { node: self.node.to_string(), request: Some(request) };
+        let port = self.controllers.api_request.clone();
+        self.answer(async move {
+            let reply = match port {
+                // As KubeEdge's by default: nothing that a node could do about it, so no line in the audit log.
+                None => CallReply::error(501, "Unsupported", "this cloud runs no DynamicController"),
+                Some(port) => match Trace::scope(trace, port.ask(message, APPLY_WITHIN)).await {
+                    Ok(reply) => reply,
+                    Err(AskError::Timeout) => {
+                        let text = format!("DynamicController did not answer within {APPLY_WITHIN:?}");
+                        CallReply::error(504, "Timeout", text)
+                    }
+                    Err(error) => CallReply::error(503, "ServiceUnavailable", format!("DynamicController: {error}")),
+                },
             };
             Input::Reply { seq, reply }
         });

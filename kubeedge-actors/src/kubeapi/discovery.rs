@@ -104,6 +104,22 @@ pub fn versions(address: &str) -> Value {
     })
 }
 
+/// Adds what only `own` names to a document of the same kind: groups to a list of groups, resources to those of a version.
+pub fn merge(document: &mut Value, own: &Value) {
+    for (list, name) in [("groups", "/name"), ("resources", "/name"), ("items", "/metadata/name")] {
+        let (Some(known), Some(others)) =
+            (document.get_mut(list).and_then(Value::as_array_mut), own.get(list).and_then(Value::as_array))
+        else {
+            continue;
+        };
+        for other in others {
+            if !known.iter().any(|one| one.pointer(name) == other.pointer(name)) {
+                known.push(other.clone());
+            }
+        }
+    }
+}
+
 impl Catalog {
     /// Group and version of everything served outside the core group, without repetition.
     fn group_versions(&self) -> Vec<(&'static str, &'static str)> {

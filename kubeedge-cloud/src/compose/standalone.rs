@@ -29,13 +29,13 @@ use crate::config::{AdvertiseAddress, CloudCore, Standalone};
 /// How long the API server may take to read its objects and listen.
 const UP_WITHIN: Duration = Duration::from_secs(60);
 
-/// Starts the API server, writes `<data dir>/kubeconfig`, and gives a client with an administrator's rights.
+/// Starts the API server, writes `<data dir>/kubeconfig`, and says how a client reaches it with an administrator's rights.
 pub(super) async fn start(
     config: &CloudCore,
     authority: &Arc<CertificateAuthority>,
     server: &ServerCredentials,
     store: Store,
-) -> Result<(System, kube::Client)> {
+) -> Result<(System, kube::Config)> {
     let data = &config.standalone.data_dir;
     let tls = server.server_config(ClientAuth::None, &[b"http/1.1"])?;
     let token = admin_token(&data.join("pki").join("admin-token"))?;
@@ -71,8 +71,7 @@ pub(super) async fn start(
     tracing::info!(%url, kubeconfig = %kubeconfig.display(), "the administrator's kubeconfig is written");
 
     let read = kube::config::Kubeconfig::read_from(&kubeconfig)?;
-    let client = kube::Client::try_from(kube::Config::from_custom_kubeconfig(read, &Default::default()).await?)?;
-    Ok((system, client))
+    Ok((system, kube::Config::from_custom_kubeconfig(read, &Default::default()).await?))
 }
 
 /// Where pods and nodes reach the API server: as the configuration says, or where it listens; `None` where that is every

@@ -33,6 +33,7 @@ fn a_full_file_of_kubeedge_has_no_unknown_field() {
         (false, None, None),
         "KubeEdge's file has none of it"
     );
+    assert_eq!(value.modules.dynamic_controller, DynamicController::default(), "off, and nothing is granted");
     assert!(!value.modules.admission.enable, "KubeEdge has a program of its own for it");
     assert_eq!(value.standalone, Standalone::default(), "KubeEdge's file does not have it");
 }
@@ -64,6 +65,15 @@ fn impossible_values_are_refused_where_they_stand() {
         ("modules: {cloudHub: {edgeCertGracePeriod: 4000}}", "expected a number of days from 0 to 3650"),
         ("modules: {cloudHub: {caSecret: kubeedge-ca}}", "expected namespace/name of a Secret"),
         ("modules: {router: {restTimeout: 0}}", "modules.router.restTimeout: 0 is not valid"),
+        (
+            "modules: {dynamicController: {grants: [{nodes: [a], namespaces: [b], apiGroups: [''], resources: [c]}]}}",
+            "missing field `verbs`",
+        ),
+        (
+            "modules: {dynamicController: {grants: [{nodes: [a], namespaces: [b], apiGroups: [''], resources: [c], \
+             verbs: [watch]}]}}",
+            "\"watch\" is no verb that can be granted",
+        ),
         ("modules: {views: {address: all}}", "modules.views.address: invalid IP address syntax"),
         ("standalone: {enable: perhaps}", "standalone.enable: "),
         ("standalone:\n  advertiseAddress: 0.0.0.0\n", "2:21: standalone.advertiseAddress: \"0.0.0.0\" is not valid"),

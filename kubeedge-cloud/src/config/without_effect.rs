@@ -23,7 +23,6 @@ pub(super) const FIELDS: &[&str] = &[
     "modules.cloudStream.tunnelPort",
     "modules.deviceController.buffer",
     "modules.deviceController.load",
-    "modules.dynamicController",
     "modules.edgeController.buffer",
     "modules.edgeController.load",
     "modules.edgeController.nodeUpdateFrequency",
