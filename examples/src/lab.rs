@@ -66,6 +66,8 @@ pub struct Lab {
     client: Option<Client>,
     /// Settings of the edge's kubelet, a line each, for the next [`join`](Self::join).
     pub settings: Vec<String>,
+    /// More of the cloud's `modules`, a line each, from the next [`start_cloud`](Self::start_cloud) on.
+    pub modules: Vec<String>,
     /// Whether cloud and edge carry out rules, from the next [`start_cloud`](Self::start_cloud) and [`join`](Self::join)
     /// on. What the file of either says of them is in these lines.
     pub rules: Option<Rules>,
@@ -130,6 +132,7 @@ impl Lab {
             enrolment: None,
             client: None,
             settings: Vec::new(),
+            modules: Vec::new(),
             rules: None,
             pods: Vec::new(),
             small_disks: false,
@@ -215,11 +218,12 @@ impl Lab {
                 rules.router
             )
         });
+        let more: String = self.modules.iter().map(|line| format!("  {line}\n")).collect();
         let text = format!(
             "apiVersion: cloudcore.config.kubeedge.io/v1alpha1\nkind: CloudCore\nmodules:\n  cloudHub:\n    \
              advertiseAddress: [127.0.0.1]\n    websocket: {{address: 127.0.0.1, port: {link}}}\n    \
              https: {{address: 127.0.0.1, port: {enrolment}}}\n    tlsCAFile: ''\n    tlsCAKeyFile: ''\n  \
-             cloudStream: {{address: 127.0.0.1, streamPort: 0}}\n{router}\
+             cloudStream: {{address: 127.0.0.1, streamPort: 0}}\n{router}{more}\
              standalone: {{address: 127.0.0.1, port: {api}}}\n"
         );
         fs::write(&config, text).with_context(|| format!("write {}", config.display()))?;

@@ -17,7 +17,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use kube::{
     Api, Client, Config, ResourceExt as _,
-    api::{ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams},
 };
 use kubeedge_examples::{
     http,
@@ -40,7 +40,8 @@ const DOWN: &str = "metaserver::nothing_is_left_on_the_machine";
 const ONLINE: &str = "metaserver::kubectl_and_kube_rs_read_what_the_node_holds";
 const CUT: &str = "metaserver::a_watch_outlives_the_link_and_repeats_nothing";
 const BOOT: &str = "metaserver::a_node_that_boots_offline_serves_what_is_on_its_disk";
-const ALL: [&str; 3] = [ONLINE, CUT, BOOT];
+const PASSED: &str = "metaserver::what_is_not_held_and_every_write_is_the_clouds";
+const ALL: [&str; 4] = [ONLINE, PASSED, CUT, BOOT];
 
 /// For one thing to come about.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -51,6 +52,11 @@ pub(crate) async fn stage(report: &mut Report) {
     }
     let mut address = None;
     let begin = async |lab: &mut Lab| {
+        lab.modules = vec![format!(
+            "dynamicController: {{enable: true, grants: [{{nodes: [{NODE}], namespaces: [{NAMESPACE}], \
+             apiGroups: [''], resources: [configmaps], \
+             verbs: [get, create, update, patch, delete]}}]}}"
+        )];
         lab.start_cloud().await?;
         address = Some(join(lab).await?);
         lab.start_edge_with(&["--fake-runtime"])?;
@@ -64,6 +70,7 @@ pub(crate) async fn stage(report: &mut Report) {
     if let Some(address) = address {
         let site = Site { address, folder: lab.folder().join("kubectl-home") };
         report.run(ONLINE, lab.guarded(async |lab| online(lab, &site).await)).await;
+        report.run(PASSED, lab.guarded(async |lab| passed(lab, &site).await)).await;
         report.run(CUT, cut(&mut lab, &site)).await;
         report.run(BOOT, boot(&mut lab, &site)).await;
     }
@@ -232,6 +239,81 @@ async fn online(lab: &Lab, site: &Site) -> Result<Outcome> {
     Ok(Outcome::Proved)
 }
 
+/// What the node does not hold, and every write, is the cloud's; without a token only what is granted.
+async fn passed(lab: &Lab, site: &Site) -> Result<Outcome> {
+    let cloud = Api::<ConfigMap>::namespaced(lab.client()?, NAMESPACE);
+    for (number, program) in Site::kubectls()?.into_iter().enumerate() {
+        let run = async |line: &str| site.run(&program, line).await;
+        let name = format!("made-{number}");
+        run(&format!("create configmap {name} --from-literal=soup=1")).await?;
+        let made = cloud.get(&name).await.context("made through the node")?;
+        ensure!(made.data.is_some_and(|data| data["soup"] == "1"));
+        // A pod of the node does not name it, so that it is shown out of the cloud.
+        let shown = run(&format!("get configmap {name} -o jsonpath={{.data.soup}}")).await?;
+        ensure!(shown == "1", "{shown}");
+        run(&format!(r#"patch configmap {name} --type=merge -p {{"data":{{"soup":"2"}}}}"#)).await?;
+        run(&format!("label configmap {name} day=monday")).await?;
+        let patched = cloud.get(&name).await?;
+        ensure!(patched.labels()["day"] == "monday" && patched.data.is_some_and(|data| data["soup"] == "2"));
+        run(&format!("delete configmap {name}")).await?;
+        ensure!(cloud.get_opt(&name).await?.is_none(), "{name} was deleted through the node");
+        // Any kubelet may read these, and the API server's documents name them.
+        let services = run("get services -A -o name").await?;
+        ensure!(services.contains("service/kubernetes"), "{services}");
+        let explained = run("explain services.spec.ports").await?;
+        ensure!(explained.contains("targetPort"), "{explained}");
+        for (line, why) in [
+            ("create namespace mine", "without a token"),
+            ("get secrets other", "not found"),
+            ("create role mine --verb=get --resource=pods", "without a token"),
+            ("delete pod web", "without a token"),
+        ] {
+            let Err(refused) = run(line).await else { bail!("kubectl {line} did something") };
+            ensure!(format!("{refused:#}").contains(why), "kubectl {line}: {refused:#}");
+        }
+    }
+    written_back(&site.client()?, &cloud).await?;
+    let log = fs::read_to_string(lab.folder().join("cloudcore.log"))?;
+    ensure!(Site::kubectls()?.is_empty() || log.contains("ApiRequest refused"), "no line of the audit log");
+    Ok(Outcome::Proved)
+}
+
+/// Who reads an object here and writes it back is not told that somebody else wrote; who comes late is.
+async fn written_back(client: &Client, cloud: &Api<ConfigMap>) -> Result<()> {
+    let local = Api::<ConfigMap>::namespaced(client.clone(), NAMESPACE);
+    let with = |mut map: ConfigMap, soup: &str| {
+        map.data.get_or_insert_default().insert("soup".into(), soup.into());
+        map
+    };
+    // As large as an object of its kind can be, up and down the link.
+    let long = "x".repeat(1_000_000);
+    let mut large = ConfigMap { data: Some([("long".to_owned(), long)].into()), ..ConfigMap::default() };
+    large.metadata.name = Some("large".to_owned());
+    local.create(&PostParams::default(), &large).await.context("a megabyte")?;
+    ensure!(local.get("large").await?.data == large.data, "a megabyte comes back");
+    local.delete("large", &DeleteParams::default()).await?;
+    let first = local.get("menu").await?;
+    let written = local.replace("menu", &PostParams::default(), &with(first.clone(), "4")).await?;
+    let again = local.replace("menu", &PostParams::default(), &with(written, "5")).await?;
+    ensure!(cloud.get("menu").await?.data == again.data, "the answer is the cloud's object");
+    match local.replace("menu", &PostParams::default(), &with(first, "6")).await {
+        Err(kube::Error::Api(status)) if status.code == 409 => {}
+        other => bail!("a write by an old version: {other:?}"),
+    }
+    poll("what was written is here", async || {
+        let here = local.get("menu").await?;
+        Ok(if here.data == again.data { Ok(()) } else { Err(format!("{here:?}")) })
+    })
+    .await?;
+    let here = local.get("menu").await?;
+    local.replace("menu", &PostParams::default(), &with(here, "1")).await.context("the node's own number of it")?;
+    poll("the old soup is here", async || {
+        let here = local.get("menu").await?;
+        Ok(if here.data.is_some_and(|data| data["soup"] == "1") { Ok(()) } else { Err("not yet".to_owned()) })
+    })
+    .await
+}
+
 /// One line for each event of a kind's objects.
 fn said(event: &WatchEvent<ConfigMap>) -> String {
     let of = |what: &str, map: &ConfigMap| {
@@ -329,6 +411,9 @@ async fn refuses_writes(site: &Site) -> Result<()> {
     ensure!(refused.status == 503 && status["reason"] == "ServiceUnavailable", "{status}");
     ensure!(status["message"].as_str().is_some_and(|message| message.contains("offline")), "{status}");
     ensure!(refused.head.to_ascii_lowercase().contains("retry-after: "), "{}", refused.head);
+    // Of what is not held nobody can say here that it is not there.
+    let unknown = http::get(site.address, "/api/v1/services").await?;
+    ensure!(unknown.status == 503 && String::from_utf8_lossy(&unknown.body).contains("offline"), "{}", unknown.head);
     Ok(())
 }
 

@@ -29,6 +29,17 @@ pub(super) struct Copies {
     closing: CancellationToken,
 }
 
+impl Asked {
+    /// The node's own document, of which the cloud's is the same kind.
+    pub(super) fn instead_document(&self) -> Option<&[u8]> {
+        match self.instead.as_deref() {
+            Some(Ok(Answer::Json(body))) => Some(body),
+            Some(Ok(Answer::Aggregated(_, body))) => Some(body.as_bytes()),
+            _ => None,
+        }
+    }
+}
+
 /// The head of a request.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Head<'a> {
@@ -53,6 +64,17 @@ pub(super) enum Answer {
     Text(&'static str),
     /// Not a path of the API.
     NoPage,
+    /// The cloud answers.
+    Cloud(Asked),
+}
+
+/// What the cloud is asked.
+#[derive(Default)]
+pub(super) struct Asked {
+    /// The kind, when objects of it are held here: its resourceVersions are the node's own.
+    pub(super) copy: Option<Arc<Copy>>,
+    /// What is answered where the cloud does not answer, or does not let this node ask.
+    pub(super) instead: Option<Box<Result<Answer, Status>>>,
 }
 
 impl Copies {
@@ -96,17 +118,18 @@ pub(super) fn answer(copies: &Copies, head: Head<'_>, online: bool) -> Result<An
         _ => {}
     }
     if document.starts_with("openapi/") {
-        return Err(only_in_the_cloud("OpenAPI documents are not kept at this node", online));
+        return only_in_the_cloud("OpenAPI documents are not kept at this node", online, Asked::default());
     }
     let Some(path) = Path::parse(head.path) else { return Ok(Answer::NoPage) };
     let Path::Resource(path) = path else {
         return match head.method {
-            "GET" => Ok(discover(&path, head)),
+            "GET" => Ok(discover(&path, head, online)),
             _ => Err(Status::method_not_allowed()),
         };
     };
     let Some(copy) = copies.of(&path.group, &path.resource).filter(|copy| copy.kind().version == path.version) else {
-        return not_held(&path);
+        let what = format!("this node holds no {}", path.resource);
+        return only_in_the_cloud(&what, online, Asked::default());
     };
     let kind = copy.kind();
     let scoped = path.namespace.is_some();
@@ -116,7 +139,8 @@ pub(super) fn answer(copies: &Copies, head: Head<'_>, online: bool) -> Result<An
     match head.method {
         "GET" => {}
         "POST" | "PUT" | "PATCH" | "DELETE" => {
-            return Err(only_in_the_cloud("objects are written in the cloud only", online));
+            let asked = Asked { copy: Some(copy.clone()), instead: None };
+            return only_in_the_cloud("objects are written in the cloud", online, asked);
         }
         _ => return Err(Status::method_not_allowed()),
     }
@@ -126,8 +150,10 @@ pub(super) fn answer(copies: &Copies, head: Head<'_>, online: bool) -> Result<An
     let form = negotiate::choose(head.accept)?;
     let query = query(head.query)?;
     match (&path.name, path.subresource.as_deref()) {
-        (Some(name), None) => one(copy, &path, name, form, &query),
-        (Some(name), Some("status")) if kind.status_subresource => one(copy, &path, name, form, &query),
+        (Some(name), None) => or_cloud(copy, one(copy, &path, name, form, &query), online),
+        (Some(name), Some("status")) if kind.status_subresource => {
+            or_cloud(copy, one(copy, &path, name, form, &query), online)
+        }
         (Some(_), Some(subresource)) if (kind.plural, subresource) == ("pods", "log") => {
             Err(Status::not_implemented(kind, subresource))
         }
@@ -142,22 +168,36 @@ fn query(text: &str) -> Result<Query, Status> {
 }
 
 /// What needs the API server.
-fn only_in_the_cloud(what: &str, online: bool) -> Status {
+fn only_in_the_cloud(what: &str, online: bool, asked: Asked) -> Result<Answer, Status> {
     match online {
-        false => unavailable(format!("{what}, and this node is offline: the link to the cloud is down")),
-        true => Status::new(501, "NotImplemented", format!("{what}: ask the cluster's API server")),
+        false => Err(unavailable(format!("{what}, and this node is offline: the link to the cloud is down"))),
+        true => Ok(Answer::Cloud(asked)),
     }
 }
 
-fn not_held(path: &ResourcePath) -> Result<Answer, Status> {
-    let version = |kind: &Resource| (kind.group, kind.version) == (path.group.as_str(), path.version.as_str());
-    match kinds::all().iter().any(version) {
-        true => Err(Status::no_such_resource()),
-        false => Ok(Answer::NoPage),
+/// An object that is not here may be in the cloud.
+fn or_cloud(copy: &Arc<Copy>, found: Result<Answer, Status>, online: bool) -> Result<Answer, Status> {
+    match found {
+        Err(missing) if online => {
+            Ok(Answer::Cloud(Asked { copy: Some(copy.clone()), instead: Some(Box::new(Err(missing))) }))
+        }
+        found => found,
     }
 }
 
-fn discover(path: &Path, head: Head<'_>) -> Answer {
+/// The API server's documents name what it serves, and so what is passed on to it; those of this node name what it holds.
+fn discover(path: &Path, head: Head<'_>, online: bool) -> Answer {
+    let aggregated = discovery::aggregated_version(head.accept.unwrap_or_default()).is_some();
+    let own = discover_here(path, head);
+    match path {
+        // Where the API server is reached is of no use here.
+        Path::Root { legacy: true } if !aggregated => own,
+        _ if online => Answer::Cloud(Asked { copy: None, instead: Some(Box::new(Ok(own))) }),
+        _ => own,
+    }
+}
+
+fn discover_here(path: &Path, head: Head<'_>) -> Answer {
     let catalog = kinds::catalog();
     let document = match path {
         Path::Root { legacy } => match (discovery::aggregated_version(head.accept.unwrap_or_default()), legacy) {

@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use kubeedge_proto::v1::{KubeObject, ObjectKey, StatusUpdate};
+use kubeedge_proto::v1::{KubeObject, ObjectKey, SeenObject, StatusUpdate};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -89,6 +89,15 @@ impl Copy {
 
     pub(super) fn get(&self, namespace: &str, name: &str) -> Option<Arc<Object>> {
         self.read().kept.objects.get(&Key::new(namespace, name)).cloned()
+    }
+
+    /// The object of this name as the cloud knows it, if this is its resourceVersion here.
+    pub(super) fn seen(&self, namespace: &str, name: &str, version: u64) -> Option<SeenObject> {
+        let key = Key::new(namespace, name);
+        let state = self.read();
+        let current = state.kept.objects.get(&key).is_some_and(|object| object.resource_version == version);
+        let held = state.held.get(&key).filter(|_| current)?;
+        Some(SeenObject { uid: held.uid.clone(), projection_hash: held.version.1 })
     }
 
     /// The kind became complete.

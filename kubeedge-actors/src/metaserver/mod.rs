@@ -3,22 +3,25 @@
 //! | | |
 //! |---|---|
 //! | listens | HTTP on the loopback interface; `ObjectsChanged`, `StatusChanged`, `KindCompleted`, `ObjectsReloaded` (MetaManager), none may be lost; `LinkStateChanged` (EdgeHub, if there), the newest |
-//! | asks | `ReadObjects`, `ReadStatuses`, `KeepNode` (MetaManager); `CallCloud` (EdgeHub, if there): the node's own object, at each connection and every ten minutes |
+//! | asks | `ReadObjects`, `ReadStatuses`, `KeepNode` (MetaManager); `CallCloud` (EdgeHub, if there): what is not held here, and the node's own object, at each connection and every ten minutes |
 //! | stores | nothing: objects and statuses are MetaManager's. In memory every object it serves, and the last changes of each kind |
 //! | offline | get, list and watch are as ever; writes are answered 503 |
 //!
 //! kubectl, kube-rs and client-go read it like an API server: discovery, lists with selectors and pages, tables, and
 //! watches that go on where they ended. `kinds` says what is served, `copy` how an object comes to be as it is served,
-//! `answer` what a request is answered; [`server`] is the HTTP around it.
+//! `answer` what a request is answered; [`server`] is the HTTP around it. What is not held here, and every write, goes on
+//! to the cloud's DynamicController ([`cloud`]), with resourceVersions that `versions` translates.
 //!
-//! Bounds: [`server::MAX_CONNECTIONS`] connections, [`server::MAX_WATCHES`] watches, 4096 changes and 16 MiB of history a kind; a watch
+//! Bounds: [`server::MAX_CONNECTIONS`] connections, [`cloud::MAX_ASKED`] requests that the cloud answers at a time, [`server::MAX_WATCHES`] watches, 4096 changes and 16 MiB of history a kind; a watch
 //! that comes back to what is no longer in it is told `410 Expired`. Who lists a kind of which the node has not heard all
 //! yet is told 503, not a part of it.
 
 mod answer;
+pub mod cloud;
 mod copy;
 mod kinds;
 pub mod server;
+mod versions;
 
 use std::{
     net::SocketAddr,
@@ -42,6 +45,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     answer::Copies,
+    cloud::Cloud,
     copy::{Copy, Snapshot},
     server::Shared,
 };
@@ -153,7 +157,8 @@ impl MetaServer {
 
     fn listen(&mut self, ctx: &mut Context<Self>) {
         let address = self.config.listen;
-        let shared = Shared { copies: self.copies.clone(), online: self.online.clone() };
+        let cloud = Cloud::new(self.call.clone());
+        let shared = Shared { copies: self.copies.clone(), online: self.online.clone(), cloud };
         match server::start(address, shared) {
             Ok((bound, serving)) => {
                 tracing::info!(address = %bound, "MetaServer is served");

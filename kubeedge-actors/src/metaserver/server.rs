@@ -16,7 +16,10 @@ use actix_web::{
     web,
 };
 
-use super::answer::{Answer, Copies, Head, answer};
+use super::{
+    answer::{Answer, Copies, Head, answer},
+    cloud::{Cloud, Missing},
+};
 use crate::{
     kubeapi::{
         discovery,
@@ -39,6 +42,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(180);
 pub(super) struct Shared {
     pub(super) copies: Arc<Copies>,
     pub(super) online: Arc<AtomicBool>,
+    pub(super) cloud: Cloud,
 }
 
 /// Serves until what is returned is stopped or dropped.
@@ -58,12 +62,26 @@ pub(super) fn start(address: SocketAddr, shared: Shared) -> io::Result<(SocketAd
     Ok((bound, Serving::begin(server.run(), "MetaServer's server")))
 }
 
-/// Every request comes here: the paths are data, not routes. Bodies are not read.
-async fn handle(shared: web::Data<Shared>, http: HttpRequest) -> HttpResponse {
-    respond(&shared, &http).unwrap_or_else(|status| error(&status))
+/// Every request comes here: the paths are data, not routes. Bodies are read of what goes on to the cloud.
+async fn handle(shared: web::Data<Shared>, http: HttpRequest, payload: web::Payload) -> HttpResponse {
+    respond(&shared, &http, payload).await.unwrap_or_else(|status| error(&status))
 }
 
-fn respond(shared: &Shared, http: &HttpRequest) -> Result<HttpResponse, Status> {
+async fn respond(shared: &Shared, http: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, Status> {
+    match look(shared, http)? {
+        Answer::Cloud(asked) => match shared.cloud.ask(http, payload, &asked).await {
+            Ok(response) => Ok(response),
+            Err(Missing::Wrong(status)) => Err(status),
+            Err(Missing::Unanswered(status)) => match asked.instead {
+                Some(instead) => Ok(shown(http, (*instead)?)),
+                None => Err(status),
+            },
+        },
+        answer => Ok(shown(http, answer)),
+    }
+}
+
+fn look(shared: &Shared, http: &HttpRequest) -> Result<Answer, Status> {
     let host = header(http, &HOST).unwrap_or_default();
     if http.headers().contains_key(ORIGIN) || !is_local(host) {
         // A page of elsewhere in a browser of this machine, whatever name its resolver gave this address.
@@ -80,7 +98,11 @@ fn respond(shared: &Shared, http: &HttpRequest) -> Result<HttpResponse, Status> 
         accept: header(http, &ACCEPT),
         host,
     };
-    Ok(match answer(&shared.copies, head, shared.online.load(Ordering::Relaxed))? {
+    answer(&shared.copies, head, shared.online.load(Ordering::Relaxed))
+}
+
+fn shown(http: &HttpRequest, answer: Answer) -> HttpResponse {
+    match answer {
         Answer::Json(body) => json_response(200, body),
         Answer::Aggregated(version, body) => {
             let etag = discovery::etag(body.as_bytes());
@@ -89,7 +111,9 @@ fn respond(shared: &Shared, http: &HttpRequest) -> Result<HttpResponse, Status> 
         Answer::Watch(stream) => HttpResponse::Ok().content_type(JSON).streaming(lines(stream)),
         Answer::Text(text) => HttpResponse::Ok().content_type("text/plain; charset=utf-8").body(text),
         Answer::NoPage => page_not_found(),
-    })
+        // An answer that stands for the cloud's is none of the cloud's.
+        Answer::Cloud(_) => page_not_found(),
+    }
 }
 
 /// Whether a host, with or without a port, is an address that is written out, or `localhost`.

@@ -19,13 +19,16 @@ use kubeedge_actors::{
     metamanager::{MetaManager, Tables},
     metaserver::{MetaServer, MetaServerConfig, Versions},
     store::{Options, Store},
-    system::{Port, Ports, System},
+    system::{Port, Ports, System, SystemBuilder},
 };
 use kubeedge_proto::{digest::projection_hash, resource, v1::*};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::golden::client::{Answer, Client};
+
+#[cfg(all(feature = "dynamiccontroller", feature = "test-kit"))]
+mod passed;
 
 const SOON: Duration = Duration::from_secs(30);
 const PODS: &str = "/api/v1/namespaces/shop/pods";
@@ -45,6 +48,11 @@ fn free_address() -> SocketAddr {
 
 impl Edge {
     async fn start(store: Store, address: SocketAddr) -> Self {
+        Self::with(store, address, |builder| builder).await
+    }
+
+    /// With more in the system than these two.
+    async fn with(store: Store, address: SocketAddr, more: impl FnOnce(SystemBuilder) -> SystemBuilder) -> Self {
         let tables = Tables::open(store.clone()).await.unwrap();
         let versions = Versions::of_life(tables.life());
         let config = MetaServerConfig { listen: address, node: "edge-1".parse().unwrap(), versions };
@@ -55,9 +63,8 @@ impl Edge {
             .asks::<CompleteInventory>()
             .asks::<SessionStarted>()
             .asks::<ReportStatus>()
-            .asks::<KeepNode>()
-            .start()
-            .unwrap();
+            .asks::<KeepNode>();
+        let system = more(system).start().unwrap();
         let edge = Self { system, store, address };
         let ready = async {
             // The component listens once it has started.

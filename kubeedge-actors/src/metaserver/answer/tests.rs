@@ -78,11 +78,44 @@ fn what_is_not_there_is_named_as_kubernetes_does() {
     let missing = get(&copies, &format!("{PODS}/x"), "").unwrap_err();
     assert_eq!((missing.code, missing.message.as_str()), (404, "pods \"x\" not found"));
     assert_eq!(get(&copies, "/api/v1/pods/a", "").unwrap_err().code, 404);
-    assert_eq!(get(&copies, "/api/v1/namespaces/d/services", "").unwrap_err().reason, "NotFound");
+    assert_eq!(get(&copies, "/api/v1/namespaces/d/services", "").unwrap_err().code, 503, "nobody knows");
     assert_eq!(get(&copies, &format!("{PODS}/a/log"), "").unwrap_err().code, 501);
     assert_eq!(get(&copies, &format!("{PODS}/a/status"), "").unwrap()["kind"], "Pod");
-    assert!(matches!(answer(&copies, head("GET", "/apis/apps/v1/deployments", ""), false), Ok(Answer::NoPage)));
+    assert!(matches!(answer(&copies, head("GET", "/apis/apps/v1", ""), false), Ok(Answer::NoPage)));
     assert!(matches!(answer(&copies, head("GET", "/", ""), false), Ok(Answer::NoPage)));
+}
+
+/// What is answered where the cloud does not answer.
+fn without_the_cloud(answer: Result<Answer, Status>) -> Status {
+    match answer {
+        Ok(Answer::Cloud(Asked { instead: Some(instead), .. })) => instead.err().unwrap(),
+        other => other.err().unwrap(),
+    }
+}
+
+#[test]
+fn what_is_held_is_answered_here_and_the_rest_by_the_cloud() {
+    let copies = copies(true);
+    let online = |path: &str, query: &str| answer(&copies, head("GET", path, query), true).unwrap();
+    for (path, query) in
+        [(PODS, ""), ("/api/v1/namespaces/d/pods/a", ""), ("/api/v1/nodes", ""), ("/api", ""), ("/version", "")]
+    {
+        assert!(!matches!(online(path, query), Answer::Cloud(_)), "{path}");
+    }
+    for path in ["/api/v1/namespaces/d/pods/x", "/api/v1/namespaces/d/pods/x/status"] {
+        assert_eq!(without_the_cloud(answer(&copies, head("GET", path, ""), true)).code, 404);
+        assert!(matches!(online(path, ""), Answer::Cloud(Asked { copy: Some(_), .. })), "its versions are marked");
+    }
+    for path in ["/api/v1/services", "/apis/apps/v1/namespaces/d/deployments/x/scale", "/openapi/v3"] {
+        assert!(matches!(online(path, ""), Answer::Cloud(Asked { copy: None, instead: None })), "{path}");
+        let offline = answer(&copies, head("GET", path, ""), false).err().unwrap();
+        assert_eq!((offline.code, offline.retry_after()), (503, Some(1)));
+        assert!(offline.message.contains("offline"), "{}", offline.message);
+    }
+    for path in ["/apis", "/api/v1", "/apis/rules.kubeedge.io"] {
+        let Answer::Cloud(Asked { copy: None, instead: Some(own) }) = online(path, "") else { panic!("{path}") };
+        assert!(matches!(*own, Ok(Answer::Json(_))), "without the cloud, what the node holds");
+    }
 }
 
 /// Nothing may be concluded from a part of a kind. `P-LIST-WHOLE`
@@ -91,7 +124,7 @@ fn a_kind_that_is_not_known_whole_is_not_listed() {
     let copies = copies(false);
     assert_eq!(get(&copies, &format!("{PODS}/a"), "").unwrap()["metadata"]["name"], "a");
     for (path, query) in [(PODS, ""), (PODS, "watch=1"), ("/api/v1/namespaces/d/pods/x", "")] {
-        let refused = answer(&copies, head("GET", path, query), true).err().unwrap();
+        let refused = without_the_cloud(answer(&copies, head("GET", path, query), true));
         assert_eq!((refused.code, refused.retry_after()), (503, Some(1)), "{path}?{query}");
         assert!(refused.message.contains("not known yet"), "{}", refused.message);
     }
@@ -106,8 +139,8 @@ fn writes_are_refused_with_the_reason_and_when_to_try_again() {
         let offline = answer(&copies, head(method, path, ""), false).err().unwrap();
         assert_eq!((offline.code, offline.reason, offline.retry_after()), (503, "ServiceUnavailable", Some(1)));
         assert!(offline.message.contains("offline"), "{}", offline.message);
-        let online = answer(&copies, head(method, path, ""), true).err().unwrap();
-        assert_eq!((online.code, online.retry_after()), (501, None), "it is not offline");
+        let online = answer(&copies, head(method, path, ""), true);
+        assert!(matches!(online, Ok(Answer::Cloud(Asked { copy: Some(_), instead: None }))), "{method}");
     }
     let unknown = answer(&copies, head("BREW", PODS, ""), false).err().unwrap();
     assert_eq!(unknown.code, 405);
