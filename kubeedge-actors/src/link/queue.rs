@@ -357,28 +357,34 @@ mod tests {
         assert!(weak.upgrade().is_none());
     }
 
+    fn on_this_thread<R>(work: impl Future<Output = R>) -> R {
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(work)
+    }
+
     proptest! {
         /// From several threads at once nothing is lost, doubled, or out of its sender's order.
         #[test]
         fn every_item_arrives_once_and_in_its_senders_order(
             capacity in 1_usize..6, senders in 1_usize..4, each in 0_usize..200, limit in 1_usize..8,
         ) {
-            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
-            let arrived = runtime.block_on(async move {
-                let (sender, mut receiver) = queue(capacity);
-                for who in 0..senders {
+            let (sender, mut receiver) = queue(capacity);
+            let sending: Vec<_> = (0..senders)
+                .map(|who| {
                     let sender = sender.clone();
-                    tokio::spawn(async move {
+                    std::thread::spawn(move || on_this_thread(async move {
                         for n in 0..each {
                             sender.send((who, n)).await.unwrap();
                         }
-                    });
-                }
-                drop(sender);
+                    }))
+                })
+                .collect();
+            drop(sender);
+            let arrived = on_this_thread(async move {
                 let mut arrived = Vec::new();
                 while receiver.recv_many(&mut arrived, limit).await > 0 {}
                 arrived
             });
+            sending.into_iter().for_each(|thread| thread.join().unwrap());
             for who in 0..senders {
                 let of_one: Vec<usize> = arrived.iter().filter(|item| item.0 == who).map(|item| item.1).collect();
                 prop_assert_eq!(of_one, (0..each).collect::<Vec<_>>());
