@@ -226,6 +226,7 @@ impl Passed {
     }
 
     /// The same, whether the client has the answer already or not.
+    #[cfg(feature = "metaserver")]
     pub(crate) fn unconditional(self) -> Self {
         Self { if_none_match: None, ..self }
     }

@@ -9,6 +9,7 @@ const OF_OBJECT: &str = "/metadata/resourceVersion";
 const OF_PRECONDITIONS: &str = "/preconditions/resourceVersion";
 
 /// The resourceVersion that a write demands, if any.
+#[cfg(feature = "metaserver")]
 pub(crate) fn read(passed: &Passed, body: &[u8]) -> Result<Option<String>, Status> {
     if body.is_empty() {
         return Ok(None);
