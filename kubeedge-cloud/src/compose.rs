@@ -139,11 +139,14 @@ async fn start(config: &CloudCore) -> Result<Running> {
     let dynamic = &config.modules.dynamic_controller;
     if dynamic.enable {
         // Whoever brings a token of its own asks with nothing else.
-        let mut bare = cluster;
+        // Who asked tries again, or not: a write that took effect and seems to have failed is not made twice.
+        let mut own = cluster;
+        own.default_retry = false;
+        let mut bare = own.clone();
         bare.auth_info = kube::config::AuthInfo::default();
         let settings = DynamicControllerConfig {
             grants: Arc::new(dynamic.grants.clone()),
-            client: client.clone(),
+            client: kube::Client::try_from(own)?,
             without_credentials: kube::Client::try_from(bare)?,
         };
         builder = builder.component(move |ports: &Ports| DynamicController::new(settings.clone(), ports));

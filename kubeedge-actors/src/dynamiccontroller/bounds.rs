@@ -25,7 +25,9 @@ impl Bounds {
     /// `None` when there are as many as there may be.
     pub(super) fn enter(&self, node: &str) -> Option<Place> {
         let mut nodes = self.lock();
-        if nodes.values().sum::<usize>() >= IN_ALL || nodes.get(node).is_some_and(|count| *count >= OF_NODE) {
+        let (all, own) = (nodes.values().sum::<usize>(), nodes.get(node).copied().unwrap_or_default());
+        // The second half is for nodes that have none: a few that ask much keep nobody else out.
+        if all >= IN_ALL || own >= OF_NODE || (all >= IN_ALL / 2 && own > 0) {
             return None;
         }
         *nodes.entry(node.to_owned()).or_default() += 1;
@@ -58,9 +60,9 @@ mod tests {
         let bounds = Bounds::default();
         let mut places: Vec<Place> = (0..OF_NODE).map(|_| bounds.enter("e0").unwrap()).collect();
         assert!(bounds.enter("e0").is_none());
-        for node in 1..IN_ALL / OF_NODE {
-            places.extend((0..OF_NODE).map(|_| bounds.enter(&format!("e{node}")).unwrap()));
-        }
+        places.extend((OF_NODE..IN_ALL / 2).map(|_| bounds.enter("e1").unwrap()));
+        assert!(bounds.enter("e1").is_none(), "the rest is for others");
+        places.extend((IN_ALL / 2..IN_ALL).map(|node| bounds.enter(&format!("n{node}")).unwrap()));
         assert!(bounds.enter("another").is_none());
         places.pop();
         assert!(bounds.enter("e0").is_none(), "another node's place is not this one's");

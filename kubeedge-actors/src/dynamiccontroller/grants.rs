@@ -129,8 +129,14 @@ pub(super) fn may(node: &NodeName, passed: &Passed, grants: &Grants) -> Result<(
     if !verb.reads() && OF_RIGHTS.contains(&path.group.as_str()) {
         return Err(format!("node {node} may not {what}: without a token nothing that gives rights is written"));
     }
-    match grants.0.iter().any(|grant| grant.covers(node, *verb, path)) {
+    let granted = |verb| grants.0.iter().any(|grant| grant.covers(node, verb, path));
+    // An object that is not there is made by both.
+    let creates = passed.is_apply() || (*verb == Verb::Update && path.subresource.is_none());
+    match granted(*verb) && (!creates || granted(Verb::Create)) {
         true => Ok(()),
+        false if granted(*verb) => Err(format!(
+            "node {node} may {what} and not create: an apply or update of what is not there would, and needs both grants"
+        )),
         false => Err(format!(
             "node {node} may not {what} without a token: modules.dynamicController.grants of the cloud says what it may"
         )),

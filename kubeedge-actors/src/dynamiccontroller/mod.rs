@@ -100,11 +100,15 @@ impl Handler<ApiRequestFromNode> for DynamicController {
             Ok(passed) => passed,
             Err(status) => return refuse(&format!("{} {}", request.method, request.path_and_query), status),
         };
+        if request.seen.is_some() && !passed.changes_one() {
+            return refuse(&passed, Status::bad_request("only a change of one object goes by what was seen of it"));
+        }
         if let Err(why) = may(&name, &passed, &self.grants) {
             return refuse(&passed, Status::new(403, "Forbidden", why));
         }
         let Some(place) = self.bounds.enter(&node) else {
-            return ready(error(Status::too_many("as many requests of nodes as there may be are under way", 1)));
+            let status = Status::too_many("as many requests of nodes as there may be are under way", 1);
+            return refuse(&passed, status);
         };
         let upstream = self.upstream.clone();
         Box::pin(async move {

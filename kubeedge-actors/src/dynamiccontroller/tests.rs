@@ -112,6 +112,23 @@ fn a_slip_in_a_grant_is_an_error_and_grants_nothing() {
     }
 }
 
+/// What is not there is made by an apply, and by an update.
+#[test]
+fn who_may_change_and_not_create_makes_nothing() {
+    let name = format!("{MAPS}/menu");
+    let of = |verbs: &[&str]| grant(&["e1"], &["shop"], &[""], &["configmaps"], verbs);
+    for (verb, method) in [("update", "PUT"), ("patch", "PATCH")] {
+        assert_eq!(allowed(&[of(&[verb])], method, &name), method == "PATCH");
+        assert!(allowed(&[of(&[verb, "create"])], method, &name), "{method}");
+    }
+    let headers = BTreeMap::from([("content-type".to_owned(), "application/apply-patch+yaml".to_owned())]);
+    let apply = Passed::parse("PATCH", &name, "", &headers).unwrap();
+    for (verbs, may_it) in [(&["patch"][..], false), (&["patch", "create"], true)] {
+        let grants = Grants::new(vec![of(verbs)]).unwrap();
+        assert_eq!(may(&"e1".parse().unwrap(), &apply, &grants).is_ok(), may_it, "{verbs:?}");
+    }
+}
+
 #[test]
 fn an_object_whose_status_alone_has_changed_is_the_one_that_was_seen() {
     let object = |version: &str, soup: u32, phase: &str| {
@@ -122,7 +139,7 @@ fn an_object_whose_status_alone_has_changed_is_the_one_that_was_seen() {
     project(&mut told);
     let seen = SeenObject { uid: "u".into(), projection_hash: projection_hash(&told) };
     let found = |object: serde_json::Value| still(&seen, object.to_string().as_bytes()).map_err(|status| status.code);
-    assert_eq!(found(object("9", 1, "Running")), Ok("9".to_owned()));
+    assert_eq!(found(object("9", 1, "Running")), Ok(("9".to_owned(), Some(json!({"phase": "Running"})))));
     assert_eq!(found(object("9", 2, "Pending")), Err(409));
     let mut another = object("9", 1, "Running");
     another["metadata"]["uid"] = "v".into();

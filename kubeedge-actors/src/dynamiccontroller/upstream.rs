@@ -40,8 +40,12 @@ impl Upstream {
             if found.status != 200 {
                 return Ok(reply(found));
             }
-            let present = still(&seen, &found.body)?;
-            let answer = self.send(passed, version::write(passed, &body, &present)?).await?;
+            let (present, status) = still(&seen, &found.body)?;
+            let mut body = version::write(passed, &body, &present)?;
+            if passed.method() == "PUT" {
+                body = with_status(&body, status)?;
+            }
+            let answer = self.send(passed, body).await?;
             conflicts += 1;
             // Somebody wrote in between, its status perhaps: what was seen may still be there.
             if answer.status != 409 || conflicts == CONFLICTS {
@@ -89,17 +93,29 @@ fn reply(answer: ApiResponse) -> CallReply {
     CallReply { result: Some(call_reply::Result::ApiResponse(Box::new(answer))) }
 }
 
-/// The resourceVersion of now, if the object is what the edge has seen: its status and what the API server notes about it
+/// What replaces an object with the status of now, of which the edge has been told nothing: a kind without a subresource
+/// for it would lose it.
+fn with_status(body: &[u8], status: Option<Value>) -> Result<Bytes, Status> {
+    let mut value: Value =
+        serde_json::from_slice(body).map_err(|error| Status::bad_request(format!("the body is no JSON: {error}")))?;
+    if let (Some(object), Some(status)) = (value.as_object_mut(), status) {
+        object.insert("status".to_owned(), status);
+    }
+    Ok(value.to_string().into())
+}
+
+/// The resourceVersion and the status of now, if the object is what the edge has seen: its status and what the API server notes about it
 /// may be others, of which the edge is not told.
-pub(super) fn still(seen: &SeenObject, found: &[u8]) -> Result<String, Status> {
+pub(super) fn still(seen: &SeenObject, found: &[u8]) -> Result<(String, Option<Value>), Status> {
     let mut found: Value = serde_json::from_slice(found)
         .map_err(|error| Status::unavailable(format!("the API server gave no object: {error}")))?;
     let text = |pointer: &str| found.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
     let (uid, version) = (text("/metadata/uid"), text("/metadata/resourceVersion"));
+    let status = found.get("status").cloned();
     project(&mut found);
     if uid != seen.uid || projection_hash(&found) != seen.projection_hash {
         let message = "the object has been modified; please apply your changes to the latest version and try again";
         return Err(Status::new(409, "Conflict", message));
     }
-    Ok(version)
+    Ok((version, status))
 }

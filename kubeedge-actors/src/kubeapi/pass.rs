@@ -38,8 +38,8 @@ pub(crate) const ANSWERED: [&str; 5] = ["cache-control", "content-type", "etag",
 /// Headers that change who asks: without them the request would be made with other rights than it was asked with.
 pub(crate) const REFUSED: &str = "impersonate-";
 
-/// The parameters that are passed on; an API server ignores those that it does not know.
-const PARAMETERS: [&str; 20] = [
+/// The parameters that are passed on.
+const PARAMETERS: [&str; 21] = [
     "allowWatchBookmarks",
     "continue",
     "dryRun",
@@ -60,6 +60,7 @@ const PARAMETERS: [&str; 20] = [
     "sendInitialEvents",
     "timeout",
     "timeoutSeconds",
+    "uid",
 ];
 
 const JSON: &str = "application/json";
@@ -220,6 +221,18 @@ impl Passed {
         self.token.is_some()
     }
 
+    /// Changes one object that is there.
+    #[cfg(feature = "dynamiccontroller")]
+    pub(crate) fn changes_one(&self) -> bool {
+        matches!(self.target, Target::Resource(Verb::Update | Verb::Patch | Verb::Delete, _))
+    }
+
+    /// A server-side apply, which makes what is not there.
+    #[cfg(feature = "dynamiccontroller")]
+    pub(crate) fn is_apply(&self) -> bool {
+        self.content_type == Some(APPLY)
+    }
+
     /// Path and parameters.
     pub(crate) fn uri(&self) -> String {
         self.to_wire(Bytes::new()).path_and_query
@@ -279,6 +292,11 @@ fn target(method: &'static str, path: &str, watch: bool) -> Result<(Target, Stri
         return Err(Status::bad_request(
             "a path that goes on to the cloud has names of letters, digits, '-', '.', '_' and ':' only",
         ));
+    }
+    // What older API servers take as a watch, or hand on, by a word before the resource.
+    if matches!(resource.resource.as_str(), "watch" | "proxy") {
+        let text = format!("{}/ is not passed on to the cloud: ask the cluster's API server", resource.resource);
+        return Err(Status::new(501, "NotImplemented", text));
     }
     let subresource = resource.subresource.as_deref();
     if !matches!(subresource, None | Some("status" | "scale")) {

@@ -2,7 +2,11 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use actix_web::{HttpRequest, HttpResponse, HttpResponseBuilder, http::StatusCode, web};
+use actix_web::{
+    HttpRequest, HttpResponse, HttpResponseBuilder,
+    http::{Method, StatusCode},
+    web,
+};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use kubeedge_proto::v1::{ApiResponse, CallCloud, CallError, CallReply, Envelope, call_reply, envelope::Body};
@@ -64,7 +68,11 @@ impl Cloud {
     ) -> Result<HttpResponse, Missing> {
         let copy = asked.copy.as_ref();
         let query = match copy {
-            // The node's own numbers mean nothing in the cloud, and what is there now is as new as any.
+            // The node's own numbers mean nothing in the cloud, and what is there now is as new as any: for reading.
+            Some(_) if http.method() != Method::GET && demands_version(http.query_string()) => {
+                let text = "a resourceVersion in the query of a write is not understood here: put it into the body";
+                return Err(Missing::Wrong(Status::bad_request(text)));
+            }
             Some(_) => without_versions(http.query_string()),
             None => http.query_string().to_owned(),
         };
@@ -163,6 +171,10 @@ fn headers(http: &HttpRequest) -> Result<BTreeMap<String, String>, Status> {
         found.insert(name.to_owned(), values.join(","));
     }
     Ok(found)
+}
+
+fn demands_version(query: &str) -> bool {
+    form_urlencoded::parse(query.as_bytes()).any(|(name, _)| name == "resourceVersion")
 }
 
 fn without_versions(query: &str) -> String {

@@ -73,7 +73,12 @@ async fn respond(shared: &Shared, http: &HttpRequest, payload: web::Payload) -> 
             Ok(response) => Ok(response),
             Err(Missing::Wrong(status)) => Err(status),
             Err(Missing::Unanswered(status)) => match asked.instead {
-                Some(instead) => Ok(shown(http, (*instead)?)),
+                // This node may not ask, or nobody is there to: what it has itself is the answer. Of a cloud that is
+                // busy or away it is none: what is not here may well be there.
+                Some(instead) => match *instead {
+                    Err(_) | Ok(Answer::NoPage) if !matches!(status.code, 403 | 501) => Err(status),
+                    own => Ok(shown(http, own?)),
+                },
                 None => Err(status),
             },
         },

@@ -21,7 +21,7 @@ const OF_CLOUD: u64 = 1 << 62;
 
 /// A body as the cloud is to get it, and the object that the client has seen, if it says so.
 pub(super) fn to_cloud(copy: &Copy, passed: &Passed, body: Bytes) -> Result<(Bytes, Option<SeenObject>), Status> {
-    let Target::Resource(_, ResourcePath { namespace, name: Some(name), .. }) = &passed.target else {
+    let Target::Resource(_, ResourcePath { namespace, name: Some(name), subresource, .. }) = &passed.target else {
         return Ok((body, None));
     };
     if passed.content_type() == Some(PROTOBUF) && !body.is_empty() {
@@ -38,6 +38,12 @@ pub(super) fn to_cloud(copy: &Copy, passed: &Passed, body: Bytes) -> Result<(Byt
     }
     if !copy.is_loaded() {
         return Err(unavailable("the node's store is being read"));
+    }
+    // The copy has not what others write to a status: by its number theirs would be overwritten unseen.
+    if subresource.as_deref() == Some("status") && passed.method() == "PUT" {
+        let text = "a status is replaced by the resourceVersion that the cloud gave with it: get it by its name online, \
+                    or patch it";
+        return Err(Status::bad_request(text));
     }
     match copy.seen(namespace.as_deref().unwrap_or_default(), name, sent) {
         Some(seen) => Ok((body, Some(seen))),

@@ -229,7 +229,7 @@ impl Session {
             Input::Close(goodbye) => self.close(goodbye, out),
             Input::Submit(envelope) => self.submit(now, envelope, out),
             Input::Settle { class, seq, settled } => self.settle(class, seq, settled, out),
-            Input::Reply { seq, reply } => self.reply(now, seq, reply),
+            Input::Reply { seq, reply } => self.reply(now, seq, reply)?,
             Input::Admit { epoch, cluster_uid, resource_version } => {
                 self.admit(now, epoch, cluster_uid, resource_version, out);
             }

@@ -103,6 +103,11 @@ struct Mark {
     frame: MarkFrame,
 }
 
+/// Replies that wait because the peer acknowledges none before them; a session with more ends.
+pub(super) const MAX_REPLIES: usize = 1024;
+/// Their bytes. What is over it is answered with an error; one that waits alone may be larger.
+pub(super) const MAX_REPLY_BYTES: usize = 16 << 20;
+
 /// Messages of one round are encoded together into pieces of this, bytes.
 const TOGETHER_BYTES: usize = 16 * 1024;
 
@@ -120,6 +125,8 @@ pub(crate) struct Outbox {
     floors: [u64; 3],
     marks: VecDeque<Mark>,
     inventories: VecDeque<(v1::ResourceType, VecDeque<v1::InventoryEntry>)>,
+    replies: usize,
+    reply_bytes: usize,
     events: usize,
     event_bytes: usize,
     max_events: usize,
@@ -140,6 +147,8 @@ impl Outbox {
             floors: [0; 3],
             marks: VecDeque::new(),
             inventories: VecDeque::new(),
+            replies: 0,
+            reply_bytes: 0,
             events: 0,
             event_bytes: 0,
             max_events: config.max_queued_events,
@@ -228,9 +237,27 @@ impl Outbox {
         }
     }
 
-    /// A reply; bounded by the requests this end took.
-    pub(crate) fn push_reply(&mut self, envelope: Box<Envelope>, bytes: usize) {
+    /// Replies that wait, and their bytes.
+    #[cfg(test)]
+    pub(crate) fn waiting_replies(&self) -> (usize, usize) {
+        (self.replies, self.reply_bytes)
+    }
+
+    /// Whether a reply of this size may wait.
+    pub(crate) fn reply_room(&self, bytes: usize) -> bool {
+        self.replies == 0 || self.reply_bytes + bytes <= MAX_REPLY_BYTES
+    }
+
+    /// A reply. Its request is settled: only these bounds hold a peer that asks on and acknowledges nothing.
+    pub(crate) fn push_reply(&mut self, envelope: Box<Envelope>, bytes: usize) -> Result<(), Violation> {
+        if self.replies >= MAX_REPLIES {
+            let limit = MAX_REPLIES as u64;
+            return Err(Violation::Limit { what: "replies that are not acknowledged", got: limit + 1, limit });
+        }
+        self.replies += 1;
+        self.reply_bytes += bytes;
         self.levels[level_of(&envelope)].waiting().replies.push_back((envelope, bytes));
+        Ok(())
     }
 
     pub(crate) fn push_control(&mut self, control: v1::Frame) {
@@ -327,6 +354,8 @@ impl Outbox {
             }
             2 => {
                 let (envelope, bytes) = self.levels[level].waiting().replies.pop_front()?;
+                self.replies -= 1;
+                self.reply_bytes -= bytes;
                 let encoded = self.encode(&envelope, bytes);
                 Some(self.start(level, Class::Call, LaneId::Reply, Sent::Reply, encoded, bytes, None))
             }

@@ -220,7 +220,7 @@ impl Session {
         let deadline = now + self.call_timeout(envelope.timeout_ms);
         self.calls.accept(seq, envelope.id.clone(), deadline);
         match refusal {
-            Some(reply) => self.reply(now, seq, reply),
+            Some(reply) => self.reply(now, seq, reply)?,
             None => out.push(Output::Deliver { class: Class::Call, seq, envelope }),
         }
         Ok(())

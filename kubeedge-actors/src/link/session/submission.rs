@@ -6,7 +6,10 @@ use bytes::Bytes;
 use kubeedge_proto::v1::{CallReply, Envelope, Settled, envelope::Body};
 use prost::Message;
 
-use super::{CallFailure, Class, Output, Phase, Refusal, Session, inbox::Mark, state_queue::Queued};
+use super::{
+    CallFailure, Class, Output, Phase, Refusal, Session, inbox::Mark, outbox::MAX_REPLY_BYTES, state_queue::Queued,
+    types::Violation,
+};
 use crate::link::ids::ObjectId;
 
 impl Session {
@@ -108,29 +111,36 @@ impl Session {
         }
     }
 
-    pub(super) fn reply(&mut self, now: Duration, seq: u64, reply: CallReply) {
+    pub(super) fn reply(&mut self, now: Duration, seq: u64, reply: CallReply) -> Result<(), Violation> {
         let Some(id) = self.calls.replied(seq) else {
             self.stats.unexpected_answers += 1;
-            return;
+            return Ok(());
         };
-        self.send_reply(now, id, reply);
         if !self.inbox.settle(Class::Call, seq, Settled::applied()) {
             self.stats.unexpected_answers += 1;
         }
+        self.send_reply(now, id, reply)
     }
 
-    pub(super) fn send_reply(&mut self, now: Duration, id: Bytes, reply: CallReply) {
+    pub(super) fn send_reply(&mut self, now: Duration, id: Bytes, reply: CallReply) -> Result<(), Violation> {
         let mut envelope = self.envelope(now, Body::CallReply(reply));
         envelope.correlation_id = id.clone();
         let mut bytes = envelope.encoded_len();
-        if bytes > self.max_message {
+        let error = if bytes > self.max_message {
             let message = format!("the reply is {bytes} bytes, the limit is {}", self.max_message);
-            let error = CallReply::error(413, "RequestEntityTooLarge", message);
+            Some(CallReply::error(413, "RequestEntityTooLarge", message))
+        } else if !self.outbox.reply_room(bytes) {
+            let message = format!("{MAX_REPLY_BYTES} bytes of replies wait to be acknowledged already");
+            Some(CallReply::error(429, "TooManyRequests", message))
+        } else {
+            None
+        };
+        if let Some(error) = error {
             envelope = self.envelope(now, Body::CallReply(error));
             envelope.correlation_id = id;
             bytes = envelope.encoded_len();
         }
-        self.outbox.push_reply(Box::new(envelope), bytes);
+        self.outbox.push_reply(Box::new(envelope), bytes)
     }
 
     /// An envelope that the session itself makes.
