@@ -83,7 +83,6 @@ fn a_peer_that_asks_on_and_acknowledges_no_reply_is_held_to_the_bounds_of_replie
             class: v1::TrafficClass::Call.into(),
             seq,
             payload: Some(v1::data::Payload::Envelope(call.encode_to_vec().into())),
-            ..Data::default()
         }));
         let before = cloud.session.outbox.waiting_replies();
         cloud.give(Input::Reply { seq, reply: large() });
