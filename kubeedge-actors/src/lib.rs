@@ -68,6 +68,9 @@ pub mod device;
 ))]
 pub mod rule;
 
+#[cfg(any(feature = "config", feature = "dynamiccontroller"))]
+pub mod grants;
+
 #[cfg(any(
     feature = "router",
     feature = "servicebus",

@@ -10,7 +10,7 @@ use std::{
 
 use kubeedge_actors::{
     config::{Document, HostPort, Seconds, optional, or_default},
-    dynamiccontroller::grants::Grants,
+    grants::Grants,
 };
 use kubeedge_proto::is_dns_subdomain;
 use serde::{Deserialize, Deserializer, de::Error as _};

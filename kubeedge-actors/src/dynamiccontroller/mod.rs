@@ -7,15 +7,15 @@
 //! | a node offline | asks nothing |
 //!
 //! A request is taken apart by the code that put it together at the edge (`kubeapi::pass`); what could be read in a second
-//! way is refused. [`grants`] decides what a node may: with a token of the client's own the API server decides, and
+//! way is refused. `rights` decides what a node may: with a token of the client's own the API server decides, and
 //! cloudcore's own credentials are not used; without one a node may what any kubelet may read, and what the configuration
-//! grants. Each refusal has a line in the audit log.
+//! grants ([`crate::grants`]). Each refusal has a line in the audit log.
 //!
 //! Bounds: [`bounds::OF_NODE`] requests of a node at a time and [`bounds::IN_ALL`] of all, bodies and answers as
 //! `kubeapi::pass` has them, [`WITHIN`] for an answer.
 
 pub mod bounds;
-pub mod grants;
+mod rights;
 mod upstream;
 
 #[cfg(test)]
@@ -29,13 +29,10 @@ use kubeedge_proto::{
     v1::{ApiRequestFromNode, CallReply},
 };
 
-use self::{
-    bounds::Bounds,
-    grants::{Grants, may},
-    upstream::Upstream,
-};
+use self::{bounds::Bounds, rights::may, upstream::Upstream};
 use crate::{
     audit,
+    grants::Grants,
     kubeapi::{pass::Passed, status::Status},
     system::{Component, Context, Contract, Ports, Stage},
 };

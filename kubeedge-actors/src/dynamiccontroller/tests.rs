@@ -3,7 +3,11 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use serde_json::json;
 
-use super::{grants::*, upstream::still, *};
+use super::{upstream::still, *};
+use crate::{
+    grants::{Grant, VERBS},
+    kubeapi::pass::Verb,
+};
 use kubeedge_proto::{
     digest::{project, projection_hash},
     v1::SeenObject,
@@ -90,6 +94,12 @@ fn without_a_token_a_node_may_what_any_node_may_and_what_is_granted() {
 }
 
 #[test]
+fn every_verb_can_be_granted() {
+    let verbs = [Verb::Get, Verb::List, Verb::Create, Verb::Update, Verb::Patch, Verb::Delete, Verb::DeleteCollection];
+    assert_eq!(VERBS, verbs.map(Verb::as_str));
+}
+
+#[test]
 fn a_slip_in_a_grant_is_an_error_and_grants_nothing() {
     let good = json!({"nodes": ["e1"], "namespaces": ["a"], "apiGroups": [""], "resources": ["x"], "verbs": ["get"]});
     assert!(serde_json::from_value::<Grant>(good.clone()).is_ok());
@@ -105,7 +115,7 @@ fn a_slip_in_a_grant_is_an_error_and_grants_nothing() {
         bad[field] = json!([]);
         assert!(Grants::new(vec![serde_json::from_value(bad).unwrap()]).is_err(), "{field}");
     }
-    for (field, value) in [("verbs", "watch"), ("verbs", "Get"), ("nodes", "no name")] {
+    for (field, value) in [("verbs", "watch"), ("verbs", "Get"), ("nodes", "no name"), ("resources", "*/scale")] {
         let mut bad = good.clone();
         bad[field] = json!([value]);
         assert!(Grants::new(vec![serde_json::from_value(bad).unwrap()]).is_err(), "{field} {value}");

@@ -86,9 +86,6 @@ pub(crate) enum Verb {
 }
 
 impl Verb {
-    pub(crate) const ALL: [Self; 7] =
-        [Self::Get, Self::List, Self::Create, Self::Update, Self::Patch, Self::Delete, Self::DeleteCollection];
-
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Get => "get",

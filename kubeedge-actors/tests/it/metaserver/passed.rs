@@ -12,10 +12,8 @@ use actix::{Actor, Handler, ResponseFuture};
 use kubeedge_actors::{
     apiserver::{Config, Handle, Server},
     audit::testing::Heard,
-    dynamiccontroller::{
-        DynamicController, DynamicControllerConfig,
-        grants::{Grant, Grants},
-    },
+    dynamiccontroller::{DynamicController, DynamicControllerConfig},
+    grants::{Grant, Grants},
     system::{Component, Context, Contract, Stage, Topic},
 };
 use kubeedge_proto::digest::project;
