@@ -9,6 +9,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::BTreeSet,
     fmt,
+    ops::Deref,
     rc::Rc,
     sync::{
         Arc,
@@ -24,13 +25,16 @@ use paho_mqtt::{
     Token,
 };
 use tokio::sync::{Notify, mpsc, watch};
-#[cfg(feature = "eventbus-tls")]
 use tokio_util::task::AbortOnDropHandle;
 
-use super::sender::Sender;
 pub use super::sender::{Delivery, UNCONFIRMED, UNSENT};
 #[cfg(feature = "eventbus-tls")]
-use super::tls::{self, BrokerTls, Door};
+use super::tls::{self, BrokerTls};
+use super::{
+    address::Address,
+    door::{Door, KeptOpen},
+    sender::Sender,
+};
 
 /// Messages that wait to be taken.
 pub const QUEUE: usize = 1024;
@@ -47,7 +51,6 @@ const AGAIN: (Duration, Duration) = (Duration::from_millis(250), Duration::from_
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// For what is under way in a connection that ends.
-#[cfg(feature = "eventbus-tls")]
 const ENDS_WITHIN: Duration = Duration::from_secs(1);
 /// A session that ends sooner than this does not end the back-off.
 const STEADY: Duration = Duration::from_secs(5);
@@ -120,34 +123,43 @@ pub enum State {
     Lost(String),
 }
 
+/// paho's own client, and what has to outlive it: fields go in this order.
+pub(super) struct Paho {
+    client: AsyncClient,
+    kept: KeptOpen,
+}
+
+impl Deref for Paho {
+    type Target = AsyncClient;
+
+    fn deref(&self) -> &AsyncClient {
+        &self.client
+    }
+}
+
 /// A client, connected or not.
 pub struct Client {
-    client: AsyncClient,
+    client: Arc<Paho>,
     sender: Sender,
     broker: Broker,
+    address: Address,
     connected: Rc<Cell<bool>>,
     /// What this client has subscribed to in some connection and not ended: the broker may have it still.
     subscribed: RefCell<BTreeSet<String>>,
     lost: Arc<Notify>,
-    /// Where paho connects instead, with TLS.
-    #[cfg(feature = "eventbus-tls")]
-    door: Option<Door>,
+    /// Where paho connects instead of at the broker.
+    door: Door,
     /// What takes the bytes through it, while there is a connection.
-    #[cfg(feature = "eventbus-tls")]
     through: RefCell<Option<AbortOnDropHandle<std::io::Result<()>>>>,
 }
 
 impl Client {
     /// A client that is not connected yet; what comes in goes into `incoming`. The error is about the address.
     pub fn new(broker: Broker, incoming: mpsc::Sender<Incoming>, dropped: Arc<AtomicU64>) -> Result<Self, String> {
-        #[cfg(feature = "eventbus-tls")]
-        let door = broker.tls.as_ref().map(|_| Door::new());
-        #[cfg(feature = "eventbus-tls")]
-        let uri = door.as_ref().map_or_else(|| broker.uri.clone(), Door::uri);
-        #[cfg(not(feature = "eventbus-tls"))]
-        let uri = broker.uri.clone();
+        let address = broker.uri.parse()?;
+        let door = Door::new();
         let options = CreateOptionsBuilder::new_v3()
-            .server_uri(uri)
+            .server_uri(door.uri())
             .client_id(&broker.client_id)
             .persistence(PersistenceType::None)
             .max_buffered_messages(BUFFERED)
@@ -161,17 +173,18 @@ impl Client {
                 take(&incoming, &message, &dropped);
             }
         });
-        let sender = Sender::start(&client).map_err(|error| format!("{}: a thread: {error}", broker.uri))?;
+        let client = Arc::new(Paho { client, kept: KeptOpen::default() });
+        let sender =
+            Sender::start(Arc::clone(&client)).map_err(|error| format!("{}: a thread: {error}", broker.uri))?;
         Ok(Self {
             client,
             sender,
             broker,
+            address,
             connected: Rc::default(),
             subscribed: RefCell::default(),
             lost,
-            #[cfg(feature = "eventbus-tls")]
             door,
-            #[cfg(feature = "eventbus-tls")]
             through: RefCell::default(),
         })
     }
@@ -200,7 +213,7 @@ impl Client {
 
     /// Asks paho, on a thread that may wait for it.
     async fn ask<T: Send + 'static>(&self, ask: impl FnOnce(&AsyncClient) -> T + Send + 'static) -> Result<T, String> {
-        let client = self.client.clone();
+        let client = Arc::clone(&self.client);
         let asked = tokio::task::spawn_blocking(move || ask(&client));
         asked.await.map_err(|error| format!("a question to paho: {error}"))
     }
@@ -248,12 +261,8 @@ impl Client {
         if self.ask(AsyncClient::is_connected).await? {
             self.disconnect().await;
         }
-        #[cfg(feature = "eventbus-tls")]
-        if let (Some(settings), Some(door)) = (&self.broker.tls, &self.door) {
-            let broker = within(tls::dial(&self.broker.uri, settings)).await??;
-            let through = door.open()?.through(broker);
-            *self.through.borrow_mut() = Some(AbortOnDropHandle::new(tokio::spawn(through)));
-        }
+        let through = within(self.through()).await??;
+        *self.through.borrow_mut() = Some(through);
         let options = self.options();
         let connecting = async { Ok::<_, String>(self.ask(move |client| client.connect(options)).await?.await) };
         match within(connecting).await.flatten() {
@@ -263,16 +272,25 @@ impl Client {
         }
     }
 
-    /// Why a connection ended: TLS knows it better than paho, which sees only an end.
-    async fn reason(&self, seen: String) -> String {
+    /// Dials the broker, and opens the door that leads to it.
+    async fn through(&self) -> Result<AbortOnDropHandle<std::io::Result<()>>, String> {
+        let kept = self.client.kept.clone();
         #[cfg(feature = "eventbus-tls")]
+        if let Some(settings) = &self.broker.tls {
+            let broker = tls::dial(&self.address, settings).await?;
+            return Ok(AbortOnDropHandle::new(tokio::spawn(self.door.open()?.through(broker, kept))));
+        }
+        let broker = self.address.dial().await?;
+        Ok(AbortOnDropHandle::new(tokio::spawn(self.door.open()?.through(broker, kept))))
+    }
+
+    /// Why a connection ended: the door knows it better than paho, which sees only an end.
+    async fn reason(&self, seen: String) -> String {
+        let through = self.through.borrow_mut().take();
+        if let Some(through) = through
+            && let Ok(Ok(Err(error))) = tokio::time::timeout(ENDS_WITHIN, through).await
         {
-            let through = self.through.borrow_mut().take();
-            if let Some(through) = through
-                && let Ok(Ok(Err(error))) = tokio::time::timeout(ENDS_WITHIN, through).await
-            {
-                return format!("{seen}: {error}");
-            }
+            return format!("{seen}: {error}");
         }
         seen
     }

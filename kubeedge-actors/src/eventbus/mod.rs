@@ -9,16 +9,18 @@
 //! | stores | nothing; a broker keeps the session |
 //! | offline | everything between this node's own applications works |
 //!
-//! [`client`] is one broker's client, `tls` how it gets to a broker on TLS, [`broker`] a broker of our own where there is no
+//! [`client`] is one broker's client, `door` the way by which paho gets to it, `tls` that to a broker on TLS, [`broker`] a broker of our own where there is no
 //! other, [`filters`] the rules of topics, [`rules`] which topics the cloud's rules want. What is published on one of these
 //! goes into EdgeHub's outbox, once for each rule; what a broker had kept and tells a new subscriber does not, for it would
 //! come again with each connection. Without a connection a publication is refused with 503, and counted. Who takes messages more slowly than they
 //! come slows the broker down, and after five seconds loses some: both are counted. What nobody has subscribed to any more
 //! is heard by nobody, whatever session a broker has kept.
 
+mod address;
 #[cfg(feature = "embedded-broker")]
 pub mod broker;
 pub mod client;
+mod door;
 pub mod filters;
 pub mod rules;
 mod sender;

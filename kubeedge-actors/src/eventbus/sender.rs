@@ -17,6 +17,8 @@ use std::{
 use paho_mqtt::{AsyncClient, DeliveryToken, Error, Message};
 use tokio::sync::{mpsc, oneshot};
 
+use super::client::Paho;
+
 /// Publications that wait for paho.
 pub const UNSENT: usize = 4096;
 /// Bytes of publications that are not confirmed, those that wait for paho included.
@@ -54,9 +56,8 @@ impl Drop for Held {
 
 impl Sender {
     /// A thread that ends with this value.
-    pub(super) fn start(client: &AsyncClient) -> io::Result<Self> {
+    pub(super) fn start(client: Arc<Paho>) -> io::Result<Self> {
         let (jobs, mut queue) = mpsc::channel::<Job>(UNSENT);
-        let client = client.clone();
         thread::Builder::new().name("mqtt-publish".into()).spawn(move || {
             while let Some(Job { message, held, sent }) = queue.blocking_recv() {
                 let handed = hand_over(&client, message);

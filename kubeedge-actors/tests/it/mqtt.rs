@@ -1,6 +1,7 @@
 //! EventBus on brokers: the same suite on mosquitto, on mosquitto with TLS, client certificates and a password, and on the
 //! embedded one.
 
+mod gone;
 mod pressure;
 mod sessions;
 
