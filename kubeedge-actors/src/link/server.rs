@@ -29,8 +29,9 @@ use rustls::{ProtocolVersion, ServerConfig, pki_types::CertificateDer};
 use socket2::SockRef;
 use thiserror::Error;
 use tokio::{
+    io::Interest,
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc, oneshot},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     task::JoinSet,
     time::timeout,
 };
@@ -117,7 +118,7 @@ pub type Identify = Arc<dyn Fn(&[CertificateDer<'_>]) -> Result<NodeName, String
 /// Bounds of a listener.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Handshakes at a time; more wait in the kernel's backlog.
+    /// Connections at a time that shake hands or have not begun what they came for; more wait, without memory for TLS.
     pub handshakes: usize,
     /// Connections at a time; more are closed at once.
     pub connections: usize,
@@ -189,7 +190,7 @@ pub async fn serve_link(
 ) {
     let doors = doors.into();
     let nodes = Nodes::new(limits.per_node);
-    accept("the link", listener, with_h2(&tls), limits, move |stream, peer| {
+    accept("the link", listener, with_h2(&tls), limits, move |stream, peer, turn| {
         let (identify, doors, nodes) = (Arc::clone(&identify), doors.clone(), nodes.clone());
         async move {
             let chain = stream.get_ref().1.peer_certificates().ok_or(Refused::NoCertificate)?;
@@ -197,7 +198,7 @@ pub async fn serve_link(
             let leaf = chain.first().ok_or(Refused::NoCertificate)?;
             let (_, expires) = validity(leaf).map_err(|error| Refused::Identity(error.to_string()))?;
             let _counted = nodes.take(&node).ok_or_else(|| Refused::TooMany(node.clone(), limits.per_node))?;
-            serve_node(stream, node, expires, peer, doors).await
+            serve_node(stream, node, expires, peer, doors, turn).await
         }
     })
     .await;
@@ -219,7 +220,8 @@ pub async fn serve_enrolment<T: Enrolment>(
     handler: Arc<T>,
     limits: Limits,
 ) {
-    accept("enrolment", listener, with_h2(&tls), limits, move |stream, peer| {
+    accept("enrolment", listener, with_h2(&tls), limits, move |stream, peer, turn| {
+        drop(turn);
         let service = EnrolmentServer::from_arc(Arc::clone(&handler)).max_decoding_message_size(MAX_ENROLMENT_BYTES);
         let chain = stream.get_ref().1.peer_certificates().map(|chain| chain.iter().map(|c| c.clone().into_owned()));
         let caller = Caller { peer, chain: chain.into_iter().flatten().collect() };
@@ -255,10 +257,17 @@ fn http2() -> hyper::server::conn::http2::Builder<TokioExecutor> {
     builder
 }
 
+/// One of the connections that are being made; the next one's turn comes when it is dropped.
+type Turn = OwnedSemaphorePermit;
+
 /// Accepts, shakes hands, and runs `serve` for each connection.
+///
+/// A peer that says nothing takes nobody's turn. One that has given up while it waited for its turn is let go before
+/// anything is done for it: when all nodes come back at once to a cloud that is too slow for it, those that are still
+/// there are served, and not those whose ten seconds are over.
 async fn accept<S, F>(what: &'static str, listener: TcpListener, tls: TlsAcceptor, limits: Limits, serve: S)
 where
-    S: Fn(Stream, SocketAddr) -> F,
+    S: Fn(Stream, SocketAddr, Turn) -> F,
     F: Future<Output = Result<(), Refused>> + Send + 'static,
     S: Clone + Send + 'static,
 {
@@ -271,8 +280,6 @@ where
     let mut addresses = Addresses::new(limits.per_address, Instant::now());
     let mut connections = JoinSet::new();
     loop {
-        // Never closed, so that this waits and does not fail.
-        let Ok(permit) = Arc::clone(&handshakes).acquire_owned().await else { return };
         let (stream, peer) = tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok(accepted) => accepted,
@@ -297,14 +304,15 @@ where
             audit::refused_stranger(&action, peer, "address", why);
             continue;
         }
-        let (tls, serve, action) = (tls.clone(), serve.clone(), Arc::clone(&action));
+        let (tls, serve, action, handshakes) =
+            (tls.clone(), serve.clone(), Arc::clone(&action), Arc::clone(&handshakes));
         connections.spawn(async move {
             // Each in a box of its own: the memory of a handshake is given back when it is done, and a connection that
             // lasts for months does not keep room for it.
             let served = async move {
+                let Some(turn) = its_turn(&stream, handshakes).await? else { return Ok(()) };
                 let stream = Box::pin(shake_hands(stream, tls)).await?;
-                drop(permit);
-                Box::pin(serve(stream, peer)).await
+                Box::pin(serve(stream, peer, turn)).await
             };
             if let Err(error) = served.await {
                 error.audit(&action, peer);
@@ -315,6 +323,18 @@ where
 
 /// Behind a pointer: it has two kilobytes and is handed from one to the next.
 type Stream = Box<TlsStream<Abrupt>>;
+
+/// Waits until the peer has begun to speak, and for its turn. `None`: it has gone meanwhile.
+async fn its_turn(stream: &TcpStream, turns: Arc<Semaphore>) -> Result<Option<Turn>, Refused> {
+    // Not only `readable`, which a stream may be said to be without a byte in it.
+    if timeout(HANDSHAKE, stream.peek(&mut [0; 1])).await.map_err(|_| Refused::Slow)?? == 0 {
+        return Ok(None);
+    }
+    // Never closed, so that this waits and does not fail.
+    let Ok(turn) = turns.acquire_owned().await else { return Ok(None) };
+    let ready = stream.ready(Interest::READABLE).await?;
+    Ok(Some(turn).filter(|_| !ready.is_read_closed()))
+}
 
 async fn shake_hands(stream: TcpStream, tls: TlsAcceptor) -> Result<Stream, Refused> {
     tune(&stream)?;
@@ -333,6 +353,7 @@ async fn serve_node(
     expires: SystemTime,
     peer: SocketAddr,
     doors: Doors,
+    turn: Turn,
 ) -> Result<(), Refused> {
     let (begun, begins) = oneshot::channel();
     let reset = stream.get_ref().0.reset().clone();
@@ -345,7 +366,9 @@ async fn serve_node(
     let connection = http2().serve_connection(TokioIo::new(stream), service);
     let mut connection = Box::pin(connection);
     let session_ended = async {
-        match timeout(HANDSHAKE, begins).await {
+        let begins = timeout(HANDSHAKE, begins).await;
+        drop(turn);
+        match begins {
             Ok(Ok(ended)) => {
                 // An error says that the sink was dropped, and that is all it can say.
                 ended.await.ok();
@@ -454,8 +477,39 @@ impl NodeConnection {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncWriteExt as _;
+
     use super::*;
     use crate::audit::testing::Heard;
+
+    #[tokio::test]
+    async fn who_has_gone_while_it_waited_for_its_turn_gets_none() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let turns = Arc::new(Semaphore::new(1));
+        let connect = async || {
+            let connecting = TcpStream::connect(listener.local_addr().unwrap());
+            let (client, accepted) = tokio::join!(connecting, listener.accept());
+            let (mut client, (accepted, _)) = (client.unwrap(), accepted.unwrap());
+            client.write_all(b"hello").await.unwrap();
+            (client, accepted)
+        };
+        let (_here, stream) = connect().await;
+        let first = its_turn(&stream, Arc::clone(&turns)).await.unwrap();
+        assert!(first.is_some());
+        let (there, other) = connect().await;
+        let (_stays, third) = connect().await;
+        let waiting = its_turn(&other, Arc::clone(&turns));
+        let mut waiting = std::pin::pin!(waiting);
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+        drop(there);
+        // Until the kernel has told it.
+        while !other.ready(Interest::READABLE).await.unwrap().is_read_closed() {
+            tokio::task::yield_now().await;
+        }
+        drop(first);
+        assert!(waiting.await.unwrap().is_none());
+        assert!(its_turn(&third, turns).await.unwrap().is_some(), "the turn is free again");
+    }
 
     #[test]
     fn a_connection_carries_one_session_and_a_second_one_is_refused_and_audited() {

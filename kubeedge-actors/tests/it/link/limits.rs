@@ -13,7 +13,7 @@ use kubeedge_actors::{
 use kubeedge_proto::v1::{GoodbyeReason, frame};
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::{
-    io::AsyncReadExt,
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::mpsc,
     time::{Instant, timeout},
@@ -70,17 +70,34 @@ async fn beyond_so_many_handshakes_one_more_waits_for_its_turn_which_comes_after
     let heard = Heard::default();
     let _here = heard.here();
     let (address, _accepted, _serving) = link(&ca, Limits { handshakes: 1, ..Limits::default() }).await;
-    let mut silent = TcpStream::connect(address).await.unwrap();
+    let mut slow = TcpStream::connect(address).await.unwrap();
+    // It begins a record of TLS and leaves it at that.
+    slow.write_all(&[0x16]).await.unwrap();
     let begun = Instant::now();
     let waiting = tokio::spawn(shake_hands(address, ca.node("edge-1")));
-    assert!(!matches!(silent.read(&mut [0; 1]).await, Ok(1..)), "nothing is said to it");
+    assert!(!matches!(slow.read(&mut [0; 1]).await, Ok(1..)), "nothing is said to it");
     assert_eq!(begun.elapsed().as_secs(), 10);
     assert!(!waiting.is_finished(), "two handshakes were under way");
-    let line = line(&heard, silent.local_addr().unwrap());
+    let line = line(&heard, slow.local_addr().unwrap());
     assert!(line.contains("connection to the link refused: no TLS handshake within 10s"), "{line}");
     // The clock runs again: the other one has ten seconds of its own.
     tokio::time::resume();
     timeout(LONG, waiting).await.expect("its turn").unwrap();
+}
+
+#[tokio::test]
+async fn who_says_nothing_takes_nobodys_turn() {
+    let ca = Ca::new();
+    let heard = Heard::default();
+    let _here = heard.here();
+    let (address, mut accepted, _serving) = link(&ca, Limits { handshakes: 1, ..Limits::default() }).await;
+    let mut silent = TcpStream::connect(address).await.unwrap();
+    let _first = client::connect(&address.to_string(), None, &ca.node("edge-1")).await.unwrap();
+    timeout(LONG, accepted.recv()).await.unwrap().unwrap();
+    tokio::time::pause();
+    assert!(!matches!(silent.read(&mut [0; 1]).await, Ok(1..)), "nothing is said to it");
+    let line = line(&heard, silent.local_addr().unwrap());
+    assert!(line.contains("connection to the link refused: no TLS handshake within 10s"), "{line}");
 }
 
 /// Reads until the other end has closed; how long that took.
