@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use kubeedge_actors::config::{Loaded, parse};
 
 use super::*;
@@ -106,7 +108,8 @@ fn the_addresses_of_services_and_of_the_api_server_are_checked_where_they_stand(
 fn an_authority_that_is_there_is_taken_over() {
     let folder = tempfile::tempdir().unwrap();
     let (certificate, key) = (folder.path().join("rootCA.crt"), folder.path().join("rootCA.key"));
-    let hub = CloudHub { tls_ca_file: certificate.clone(), tls_ca_key_file: key, ..CloudHub::default() };
+    let text = format!("modules: {{cloudHub: {{tlsCAFile: {certificate:?}, tlsCAKeyFile: {key:?}}}}}");
+    let hub = read(&text).value.modules.cloud_hub;
     let data_dir = Path::new("/data");
     assert_eq!(hub.authority_folder(data_dir), Path::new("/data/pki"));
     std::fs::write(certificate, "").unwrap();
