@@ -7,8 +7,7 @@ use actix_web::body::{BodySize, BoxBody, MessageBody};
 use actix_web::http::ConnectionType;
 use actix_web::http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, WARNING};
 use actix_web::{HttpRequest, HttpResponse, web};
-use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt as _;
+use bytes::Bytes;
 use serde_json::json;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
@@ -114,10 +113,7 @@ async fn answer(api: &Arc<Api>, http: &HttpRequest, payload: web::Payload) -> Re
     let mut content_type = header(http, &CONTENT_TYPE).map(str::to_owned);
     let mut body = match method {
         Method::Get => Bytes::new(),
-        _ => tokio::time::timeout(BODY_TIMEOUT, read(payload)).await.map_err(|_| {
-            let seconds = BODY_TIMEOUT.as_secs();
-            Status::bad_request(format!("the body did not arrive within {seconds} s"))
-        })??,
+        _ => crate::kubeapi::http::body(http, payload, MAX_BODY, BODY_TIMEOUT).await?,
     };
     if content_type.as_deref() == Some(protobuf::MEDIA) {
         if !body.is_empty() {
@@ -160,19 +156,6 @@ fn method(http: &HttpRequest) -> Result<Method, Status> {
         "DELETE" => Ok(Method::Delete),
         _ => Err(Status::method_not_allowed()),
     }
-}
-
-/// Reads a body up to its bound.
-async fn read(mut payload: web::Payload) -> Result<Bytes, Status> {
-    let mut body = BytesMut::new();
-    while let Some(chunk) = payload.next().await {
-        let chunk = chunk.map_err(|error| Status::bad_request(format!("cannot read the body: {error}")))?;
-        if body.len() + chunk.len() > MAX_BODY {
-            return Err(Status::too_large(MAX_BODY));
-        }
-        body.extend_from_slice(&chunk);
-    }
-    Ok(body.freeze())
 }
 
 fn respond(answer: Answer) -> HttpResponse {

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use actix_web::body::MessageBody;
 use actix_web::http::StatusCode;
-use actix_web::http::header::{CACHE_CONTROL, ETAG, HeaderName, IF_NONE_MATCH, RETRY_AFTER};
-use actix_web::{HttpRequest, HttpResponse};
-use bytes::Bytes;
+use actix_web::http::header::{CACHE_CONTROL, CONTENT_LENGTH, ETAG, HeaderName, IF_NONE_MATCH, RETRY_AFTER};
+use actix_web::{HttpRequest, HttpResponse, web};
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 
 use super::status::Status;
@@ -18,6 +19,32 @@ pub(crate) const JSON: &str = "application/json";
 
 pub(crate) fn header<'a>(http: &'a HttpRequest, name: &HeaderName) -> Option<&'a str> {
     http.headers().get(name)?.to_str().ok()
+}
+
+/// Reads a body of at most `limit` bytes, which has to come `within` a time. One that is said to be longer is not read.
+pub(crate) async fn body(
+    http: &HttpRequest,
+    mut payload: web::Payload,
+    limit: usize,
+    within: Duration,
+) -> Result<Bytes, Status> {
+    let said = header(http, &CONTENT_LENGTH).and_then(|length| length.parse::<usize>().ok());
+    if said.is_some_and(|length| length > limit) {
+        return Err(Status::too_large(limit));
+    }
+    let read = async {
+        let mut body = BytesMut::new();
+        while let Some(chunk) = payload.next().await {
+            let chunk = chunk.map_err(|error| Status::bad_request(format!("the body cannot be read: {error}")))?;
+            if body.len() + chunk.len() > limit {
+                return Err(Status::too_large(limit));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body.freeze())
+    };
+    let late = |_| Err(Status::new(408, "Timeout", format!("the body did not come within {within:?}")));
+    tokio::time::timeout(within, read).await.unwrap_or_else(late)
 }
 
 pub(crate) fn page_not_found() -> HttpResponse {

@@ -7,8 +7,6 @@ use actix_web::{
     http::{Method, StatusCode},
     web,
 };
-use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt as _;
 use kubeedge_proto::v1::{ApiResponse, CallCloud, CallError, CallReply, Envelope, call_reply, envelope::Body};
 use serde_json::Value;
 use tokio::sync::Semaphore;
@@ -22,7 +20,7 @@ use super::{
 use crate::{
     kubeapi::{
         discovery,
-        http::{JSON, tagged},
+        http::{self, JSON, tagged},
         pass::{ANSWERED, HEADERS, MAX_BODY, Passed, REFUSED},
         status::Status,
     },
@@ -85,7 +83,7 @@ impl Cloud {
             let text = format!("{MAX_ASKED} requests wait for the cloud already");
             return Err(Missing::Wrong(Status::too_many(text, 1)));
         };
-        let body = body(http, payload).await.map_err(Missing::Wrong)?;
+        let body = http::body(http, payload, MAX_BODY, BODY_WITHIN).await.map_err(Missing::Wrong)?;
         passed.check_body(&body).map_err(Missing::Wrong)?;
         let (body, seen) = match copy {
             Some(copy) => versions::to_cloud(copy, &passed, body).map_err(Missing::Wrong)?,
@@ -183,28 +181,6 @@ fn without_versions(query: &str) -> String {
     form_urlencoded::Serializer::new(String::new()).extend_pairs(kept).finish()
 }
 
-async fn body(http: &HttpRequest, mut payload: web::Payload) -> Result<Bytes, Status> {
-    let length = http.headers().get(actix_web::http::header::CONTENT_LENGTH);
-    let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
-    if length.is_some_and(|length| length > MAX_BODY) {
-        return Err(Status::too_large(MAX_BODY));
-    }
-    let read = async {
-        let mut all = BytesMut::new();
-        while let Some(chunk) = payload.next().await {
-            let chunk = chunk.map_err(|error| Status::bad_request(format!("the body cannot be read: {error}")))?;
-            if all.len() + chunk.len() > MAX_BODY {
-                return Err(Status::too_large(MAX_BODY));
-            }
-            all.extend_from_slice(&chunk);
-        }
-        Ok(all.freeze())
-    };
-    tokio::time::timeout(BODY_WITHIN, read)
-        .await
-        .unwrap_or_else(|_| Err(Status::new(408, "Timeout", format!("the body did not come within {BODY_WITHIN:?}"))))
-}
-
 /// A document of discovery, with what only this node names. Where the cloud has none, this node's own stands.
 fn document(http: &HttpRequest, response: &ApiResponse, own: &[u8]) -> Result<HttpResponse, Status> {
     let none = || Status::new(502, "", "the cloud gave no document of its API");
@@ -238,6 +214,7 @@ fn answer(response: ApiResponse, copy: Option<&Arc<Copy>>) -> Result<HttpRespons
 #[cfg(test)]
 mod tests {
     use actix_web::test::TestRequest;
+    use bytes::Bytes;
 
     use super::*;
 
