@@ -1,6 +1,6 @@
 //! Who is slow is waited for, within bounds, each way.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use actix::{Actor, AsyncContext, Handler, WrapFuture};
 use futures_util::{StreamExt, stream::FuturesUnordered};
@@ -227,12 +227,12 @@ async fn a_broker_that_takes_nothing_has_publications_refused_at_the_bound_and_t
     assert!(taken.len() >= UNSENT, "{} were taken", taken.len());
     assert_eq!(figure(&site.test, "kubeedge_eventbus_publications_refused_total"), refused);
     taken.sort_unstable();
-    let mut heard = Vec::new();
+    // At least once is what QoS 1 says, and twice what becomes of some when a slow machine loses the connection.
+    let mut heard = BTreeSet::new();
     while heard.len() < taken.len() {
         let (_, payload) = app.hears().await;
-        heard.push(String::from_utf8_lossy(&payload[..8]).trim().parse::<usize>().unwrap());
+        heard.insert(String::from_utf8_lossy(&payload[..8]).trim().parse::<usize>().unwrap());
     }
-    heard.sort_unstable();
-    assert_eq!(heard, taken, "each that was taken arrived, once");
+    assert!(heard.into_iter().eq(taken), "something else arrived than what was taken");
     site.test.assert_quiet().await;
 }
