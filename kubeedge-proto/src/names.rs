@@ -105,6 +105,8 @@ pub mod resource {
         persistent_volume_claims = ("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim");
         /// `v1/persistentvolumes`
         persistent_volumes = ("", "v1", "persistentvolumes", "PersistentVolume");
+        /// `v1/services`
+        services = ("", "v1", "services", "Service");
         /// `v1/nodes`
         nodes = ("", "v1", "nodes", "Node");
         /// `v1/events`

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use k8s_openapi::api::core::v1::{ConfigMap, ContainerStatus, Pod, Secret};
+use k8s_openapi::api::core::v1::{ConfigMap, ContainerStatus, Pod, Secret, Service};
 use kube::{
     Api, Client, ResourceExt,
     api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams},
@@ -44,6 +44,10 @@ pub(crate) async fn apply(lab: &Lab, manifest: &str) -> Result<()> {
             }
             Some("Secret") => {
                 let object: Secret = serde_json::from_value(object)?;
+                Api::namespaced(client.clone(), NAMESPACE).create(&create, &object).await.map(drop)
+            }
+            Some("Service") => {
+                let object: Service = serde_json::from_value(object)?;
                 Api::namespaced(client.clone(), NAMESPACE).create(&create, &object).await.map(drop)
             }
             Some("Pod") => {

@@ -6,11 +6,11 @@ use anyhow::{Context, Result, ensure};
 use futures_util::FutureExt;
 use k8s_openapi::api::{
     authentication::v1::SelfSubjectReview,
-    core::v1::{Pod, Secret},
+    core::v1::{Pod, Secret, Service},
 };
 use kube::{
     Api, Client, Config,
-    api::{ObjectMeta, Patch, PatchParams, PostParams},
+    api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams},
     config::{AuthInfo, KubeConfigOptions, Kubeconfig},
 };
 use kubeedge_examples::{
@@ -40,7 +40,8 @@ const CRASH: &str = "pods::a_crash_loop_backs_off_and_counts";
 const NEVER_PULL: &str = "pods::a_missing_image_that_may_not_be_pulled_is_said";
 const LATE_ENV: &str = "pods::a_container_waits_for_its_config_map_and_starts_by_itself";
 const LATE_VOLUME: &str = "pods::a_volume_waits_for_its_config_map_and_the_pod_starts_by_itself";
-const ALL: [&str; 15] = [
+const SERVICES: &str = "pods::the_services_of_its_namespace_are_in_a_pods_environment";
+const ALL: [&str; 16] = [
     TUTORIAL,
     TOOLBOX,
     ACCOUNT,
@@ -49,6 +50,7 @@ const ALL: [&str; 15] = [
     NEVER_PULL,
     LATE_ENV,
     LATE_VOLUME,
+    SERVICES,
     kubectl::WATCH,
     kubectl::VERBS,
     kubectl::GRACE,
@@ -77,6 +79,7 @@ pub(crate) async fn stage(report: &mut Report, tools: &Result<Tools>) {
                     (NEVER_PULL, never_pull(lab).boxed_local()),
                     (LATE_ENV, late_env(lab).boxed_local()),
                     (LATE_VOLUME, late_volume(lab).boxed_local()),
+                    (SERVICES, services(lab).boxed_local()),
                     (kubectl::WATCH, kubectl::watch(lab).boxed_local()),
                     (kubectl::VERBS, kubectl::verbs(lab).boxed_local()),
                     (kubectl::GRACE, kubectl::grace(lab).boxed_local()),
@@ -381,6 +384,61 @@ async fn late_volume(lab: &Lab) -> Result<Outcome> {
     let text = page(&started, "/index.html").await?;
     ensure!(text == "late", "the page is {text:?}");
     one_sandbox(lab, &uid(&pod)?).await?;
+    Ok(Outcome::Proved)
+}
+
+/// A pod sees the Services of its namespace. It was told of them before it by as much as an API server has between two
+/// writes; one that came too early ends, and sees them when it starts anew.
+async fn services(lab: &Lab) -> Result<Outcome> {
+    let client = lab.client()?;
+    let service = "apiVersion: v1
+kind: Service
+metadata: {name: shop-db, namespace: default}
+spec:
+  selector: {app: shop-db}
+  ports: [{name: sql, port: 5432}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: headless, namespace: default}
+spec:
+  clusterIP: None
+  selector: {app: shop-db}
+  ports: [{port: 5432}]
+";
+    apply(lab, service).await?;
+    let found = Api::<Service>::namespaced(client.clone(), NAMESPACE).get("shop-db").await?;
+    let address = found.spec.and_then(|spec| spec.cluster_ip).context("the service has an address")?;
+    let pod = |name: &str| {
+        let script =
+            "test -n \"$SHOP_DB_SERVICE_HOST$ALONE\" || exit 1; env > /work/env && exec httpd -f -p 8080 -h /work";
+        self::script(name, "Always", script)
+    };
+    apply(lab, &pod("sees-services")).await?;
+    let alone = pod("sees-none")
+        .replace("  containers:", "  enableServiceLinks: false\n  containers:")
+        .replace("    volumeMounts:", "    env: [{name: ALONE, value: 'yes'}]\n    volumeMounts:");
+    apply(lab, &alone).await?;
+    let environment = page(&running(&client, "sees-services").await?, "/env").await?;
+    for line in [
+        format!("SHOP_DB_SERVICE_HOST={address}"),
+        "SHOP_DB_SERVICE_PORT=5432".into(),
+        "SHOP_DB_SERVICE_PORT_SQL=5432".into(),
+        format!("SHOP_DB_PORT=tcp://{address}:5432"),
+        format!("SHOP_DB_PORT_5432_TCP_ADDR={address}"),
+    ] {
+        ensure!(environment.lines().any(|found| found == line), "{line} is not in its environment:\n{environment}");
+    }
+    let alone = page(&running(&client, "sees-none").await?, "/env").await?;
+    for (environment, nothing) in [(&environment, "HEADLESS_"), (&environment, "KUBERNETES_"), (&alone, "SHOP_DB_")] {
+        ensure!(!environment.contains(nothing), "{nothing} is in its environment:\n{environment}");
+    }
+    for name in ["sees-services", "sees-none"] {
+        delete(&client, name, 1).await?;
+    }
+    for name in ["shop-db", "headless"] {
+        Api::<Service>::namespaced(client.clone(), NAMESPACE).delete(name, &DeleteParams::default()).await?;
+    }
     Ok(Outcome::Proved)
 }
 

@@ -1,8 +1,9 @@
 //! What each node should hold. Pure: watch events in, effects out.
 //!
-//! Pods are indexed by the node they are bound to; ConfigMaps, Secrets and claims by the nodes whose pods name them, and a
-//! volume by the nodes whose pods' claims are bound to it. A pod is
-//! held back until everything it names is known (there or absent), so that configuration always precedes it.
+//! Pods are indexed by the node they are bound to; ConfigMaps, Secrets and claims by the nodes whose pods name them, a
+//! volume by the nodes whose pods' claims are bound to it, and Services by the nodes with pods in their namespace
+//! ([`super::services`]). A pod is held back until everything it names is known (there or absent), so that configuration
+//! always precedes it.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -19,6 +20,7 @@ use crate::controllers::objects::{envelope_of, key_of, reference_to, text, tombs
 
 use super::{
     references::{ConfigKey, ConfigKind, references, volume_of},
+    services::{Services, are_seen_by},
     writes::Bound,
 };
 
@@ -51,6 +53,8 @@ struct PodEntry {
     names: Box<[ConfigKey]>,
     /// It is told to end: for that it needs nothing.
     ending: bool,
+    /// It sees the Services of its namespace.
+    sees_services: bool,
     /// Set while the pod waits for something it names.
     held_since: Option<Duration>,
 }
@@ -88,6 +92,8 @@ pub struct Desired {
     listing: HashSet<PodKey>,
     /// Of a kind that one watch follows as a whole: everything up to here was told.
     configs_as_of: HashMap<ConfigKind, u64>,
+    /// What pods see without naming it.
+    pub(super) services: Services,
 }
 
 impl Desired {
@@ -363,7 +369,10 @@ impl Desired {
                 .map(|pod| pod.upsert(&self.configs))
                 .collect(),
         };
-        let kinds = ConfigKind::ALL.into_iter().map(config).chain([pods]).collect();
+        let seeing = self.by_node.get(node).into_iter().flatten().filter(|key| self.pods[*key].sees_services);
+        let namespaces = seeing.map(|(namespace, _)| namespace.as_str()).collect();
+        let services = self.services.desired(&namespaces, self.pods_as_of);
+        let kinds = ConfigKind::ALL.into_iter().map(config).chain(services).chain([pods]).collect();
         DesiredState { kinds, ..DesiredState::default() }
     }
 
@@ -386,6 +395,7 @@ impl Desired {
         let key = key_of(&pod);
         let names: Box<[ConfigKey]> = references(&pod).into_iter().collect();
         let ending = pod.pointer("/metadata/deletionTimestamp").is_some();
+        let sees_services = are_seen_by(&pod);
         let object = envelope_of(resource::pods(), pod);
         if let Some(old) = self.pods.get_mut(&key) {
             if old.object.uid == object.uid && old.object.projection_hash == object.projection_hash {
@@ -400,6 +410,9 @@ impl Desired {
         for name in names.iter() {
             self.add_user(name, &node, effects);
         }
+        if sees_services {
+            self.services.seen(&key.0, &node, effects);
+        }
         let old = self.pods.remove(&key);
         // A pod the node has already is not held: its names hardly ever change, and it must not seem to go.
         let hold_from = match &old {
@@ -409,6 +422,9 @@ impl Desired {
         if let Some(old) = old {
             for name in old.names.iter() {
                 self.remove_user(name, &old.node, object.version(), effects);
+            }
+            if old.sees_services {
+                self.services.unseen(&key.0, &old.node, object.version(), effects);
             }
         }
         let of_node = self.by_node.entry(node.clone()).or_default();
@@ -423,7 +439,7 @@ impl Desired {
         for name in unknown {
             self.waiting.entry(name.clone()).or_default().insert(key.clone());
         }
-        let entry = PodEntry { node, object, names, ending, held_since };
+        let entry = PodEntry { node, object, names, ending, sees_services, held_since };
         if entry.held_since.is_none() {
             effects.push(entry.effect(&self.configs, as_of));
         }
@@ -449,6 +465,9 @@ impl Desired {
                 }
             }
             self.remove_user(name, &entry.node, as_of, effects);
+        }
+        if entry.sees_services {
+            self.services.unseen(&key.0, &entry.node, as_of, effects);
         }
     }
 
@@ -521,7 +540,7 @@ impl PodEntry {
 }
 
 /// A list that is older than what was known says nothing about what is missing in it.
-fn went_back(effects: &mut Vec<Effect>) {
+pub(super) fn went_back(effects: &mut Vec<Effect>) {
     effects.retain(|effect| !matches!(effect, Effect::Tombstone(..)));
     effects.push(Effect::Compare);
 }

@@ -22,6 +22,7 @@ mod from_node;
 mod gateway;
 pub mod ownership;
 pub mod references;
+mod services;
 pub mod upstream;
 mod watches;
 pub mod writes;
@@ -174,7 +175,7 @@ impl Actor for EdgeController {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        self.watch_pods(ctx);
+        self.watch_services(ctx);
         ctx.run_interval(TICK, |this, ctx| {
             let effects = this.desired.tick(this.now());
             this.carry_out(effects, ctx);

@@ -26,6 +26,8 @@ const POD_PAGE: u32 = 500;
 const CONFIG_PAGE: u32 = 100;
 /// Single objects that are read at a time.
 const FETCHES: usize = 16;
+/// So long pods wait at the start for the Services that they see, and then go without: longer than a list takes.
+const SERVICES_WITHIN: Duration = Duration::from_secs(5);
 /// Before one that could not be read is tried again.
 const FETCH_AGAIN: Duration = Duration::from_secs(2);
 
@@ -34,6 +36,7 @@ const FETCH_AGAIN: Duration = Duration::from_secs(2);
 pub(super) struct Watches {
     follow: Follow,
     pods: Option<AbortOnDropHandle<()>>,
+    services: Option<AbortOnDropHandle<()>>,
     single: HashMap<ConfigKey, AbortOnDropHandle<()>>,
     /// By kind, with the number that its news bear.
     all: HashMap<ConfigKind, (u64, AbortOnDropHandle<()>)>,
@@ -54,6 +57,8 @@ impl Watches {
 pub(super) enum Source {
     /// The one of all bound pods.
     Pods,
+    /// The one of all Services.
+    Services,
     /// That of one object.
     Single(ConfigKey),
     /// That of a whole kind, the latest or one that was ended since.
@@ -80,6 +85,7 @@ impl Handler<Watched> for EdgeController {
                 let effects = self.pods_changed(change);
                 self.carry_out(effects, ctx);
             }
+            Source::Services => self.services_changed(change, ctx),
             Source::Single(key) => {
                 let effects = self.single_changed(&key, change);
                 self.carry_out(effects, ctx);
@@ -101,8 +107,19 @@ impl Handler<Watched> for EdgeController {
 }
 
 impl EdgeController {
-    /// Begins to watch the pods.
-    pub(super) fn watch_pods(&mut self, ctx: &mut Context<Self>) {
+    /// Begins to watch the Services, and the pods when they are known: a pod's environment is made when it starts.
+    pub(super) fn watch_services(&mut self, ctx: &mut Context<Self>) {
+        let path = resource::services().path("", None);
+        let scope = Scope { path, fields: String::new(), page: Some(POD_PAGE) };
+        self.watches.services = Some(self.watch(scope, Source::Services, ctx));
+        ctx.run_later(SERVICES_WITHIN, |this, ctx| this.watch_pods(ctx));
+    }
+
+    /// Begins to watch the pods, once.
+    fn watch_pods(&mut self, ctx: &mut Context<Self>) {
+        if self.watches.pods.is_some() {
+            return;
+        }
         let path = resource::pods().path("", None);
         let scope = Scope { path, fields: "spec.nodeName!=".into(), page: Some(POD_PAGE) };
         self.watches.pods = Some(self.watch(scope, Source::Pods, ctx));
@@ -176,6 +193,39 @@ impl EdgeController {
                 Vec::new()
             }
             Change::Forbidden => Vec::new(),
+        }
+    }
+
+    fn services_changed(&mut self, change: Change, ctx: &mut Context<Self>) {
+        let services = &mut self.desired.services;
+        let mut known = false;
+        let effects = match change {
+            Change::Listing => {
+                services.listing();
+                Vec::new()
+            }
+            Change::Page(page, as_of) => services.page(&page, as_of),
+            Change::Listed(as_of) => {
+                known = true;
+                services.listed(as_of)
+            }
+            Change::Applied(service) => services.applied(&service),
+            Change::Deleted(service) => services.deleted(&service),
+            Change::Bookmark(version) => {
+                services.bookmark(version);
+                Vec::new()
+            }
+            Change::Forbidden => {
+                known = true;
+                tracing::warn!("services may not be listed: pods at the edge get no variables of them");
+                Vec::new()
+            }
+            // They are listed in pages.
+            Change::Replaced(..) => Vec::new(),
+        };
+        self.carry_out(effects, ctx);
+        if known {
+            self.watch_pods(ctx);
         }
     }
 

@@ -1,7 +1,7 @@
 //! A container's environment, command and arguments.
 //!
 //! As the kubelet makes them: `envFrom` first, then `env` over it in order; `$(NAME)` in a value sees what was defined
-//! before it. Values out of ConfigMaps, Secrets and fields are not expanded.
+//! before it, and the Services of the pod's namespace. Values out of ConfigMaps, Secrets and fields are not expanded.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -18,7 +18,8 @@ use super::{
     downward::{self, DownwardError},
     expansion::expand,
     facts::PodFacts,
-    objects::{ObjectError, ObjectSource},
+    objects::{ObjectError, ObjectSource, ServiceAddress, ServicePort},
+    service_links,
 };
 
 /// Why a container's environment cannot be made: the message of `CreateContainerConfigError`, in the kubelet's words.
@@ -67,6 +68,13 @@ pub struct KubernetesService {
     pub host: String,
     /// The port, usually 443.
     pub port: u16,
+}
+
+impl From<&KubernetesService> for ServiceAddress {
+    fn from(KubernetesService { host, port }: &KubernetesService) -> Self {
+        let port = ServicePort { name: Some("https".to_owned()), protocol: None, port: *port };
+        Self { name: "kubernetes".to_owned(), address: host.clone(), ports: vec![port] }
+    }
 }
 
 /// Keys of an `envFrom` source that are no names for an environment variable: for an event of reason
@@ -139,6 +147,7 @@ struct Fetched {
     namespace: String,
     config_maps: HashMap<String, Option<Arc<ConfigMap>>>,
     secrets: HashMap<String, Option<Arc<Secret>>>,
+    services: Vec<ServiceAddress>,
 }
 
 impl Fetched {
@@ -157,6 +166,9 @@ impl Fetched {
             } else if let Some(reference) = &source.secret_key_ref {
                 fetched.fetch_secret(&reference.name, objects).await?;
             }
+        }
+        if pod.spec.as_ref().and_then(|spec| spec.enable_service_links) != Some(false) {
+            fetched.services = objects.services(&fetched.namespace).await?;
         }
         Ok(fetched)
     }
@@ -209,7 +221,9 @@ fn assemble(
     for source in container.env_from.iter().flatten() {
         take_all(source, fetched, &mut env)?;
     }
-    let service_env = service.map(service_variables).unwrap_or_default();
+    let services: Vec<ServiceAddress> =
+        fetched.services.iter().cloned().chain(service.map(ServiceAddress::from)).collect();
+    let service_env = service_links::variables(&services);
     for var in container.env.iter().flatten() {
         let value = match (var.value.as_deref().unwrap_or_default(), &var.value_from) {
             ("", Some(source)) => match value_from(pod, container, facts, source, fetched, &var.name)? {
@@ -311,24 +325,6 @@ fn value_from(
     Ok(Some(String::new()))
 }
 
-/// The variables of the service `kubernetes`, those of container links included.
-fn service_variables(service: &KubernetesService) -> BTreeMap<String, String> {
-    let KubernetesService { host, port } = service;
-    let bracketed = if host.contains(':') { format!("[{host}]") } else { host.clone() };
-    let url = format!("tcp://{bracketed}:{port}");
-    [
-        ("KUBERNETES_SERVICE_HOST".to_owned(), host.clone()),
-        ("KUBERNETES_SERVICE_PORT".to_owned(), port.to_string()),
-        ("KUBERNETES_SERVICE_PORT_HTTPS".to_owned(), port.to_string()),
-        ("KUBERNETES_PORT".to_owned(), url.clone()),
-        (format!("KUBERNETES_PORT_{port}_TCP"), url),
-        (format!("KUBERNETES_PORT_{port}_TCP_PROTO"), "tcp".to_owned()),
-        (format!("KUBERNETES_PORT_{port}_TCP_PORT"), port.to_string()),
-        (format!("KUBERNETES_PORT_{port}_TCP_ADDR"), host.clone()),
-    ]
-    .into()
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -363,14 +359,16 @@ mod tests {
         service: Option<&KubernetesService>,
         objects: &MemoryObjects,
     ) -> Result<ContainerEnv, EnvError> {
+        let pod = pod_of(&container);
+        let container = &pod.spec.as_ref().unwrap().containers[0];
+        container_env(&pod, container, &PodFacts::default(), service, objects).await
+    }
+
+    fn pod_of(container: &serde_json::Value) -> Pod {
         let mut spec = json!({"name": "c"});
         spec.as_object_mut().unwrap().extend(container.as_object().unwrap().clone());
-        let pod: Pod = serde_json::from_value(
-            json!({"metadata": {"name": "p", "namespace": "ns"}, "spec": {"containers": [spec]}}),
-        )
-        .unwrap();
-        let container = pod.spec.as_ref().unwrap().containers[0].clone();
-        container_env(&pod, &container, &PodFacts::default(), service, objects).await
+        let pod = json!({"metadata": {"name": "p", "namespace": "ns"}, "spec": {"containers": [spec]}});
+        serde_json::from_value(pod).unwrap()
     }
 
     fn pairs(env: &ContainerEnv) -> Vec<(&str, &str)> {
@@ -484,6 +482,28 @@ mod tests {
         assert_eq!(env.vars["URL"], "tcp://10.96.0.1:443");
         assert_eq!(env.vars["KUBERNETES_PORT_443_TCP_ADDR"], "10.96.0.1");
         assert_eq!(env.vars.len(), 9);
+    }
+
+    #[tokio::test]
+    async fn the_services_of_the_namespace_are_seen_unless_the_pod_wants_none() {
+        let objects = objects();
+        let port = ServicePort { name: None, protocol: None, port: 80 };
+        let shop = ServiceAddress { name: "web-shop".into(), address: "10.0.0.7".into(), ports: vec![port] };
+        objects.put_service("ns", shop.clone());
+        objects.put_service("other", ServiceAddress { name: "far".into(), ..shop });
+        let container = json!({"env": [{"name": "URL", "value": "http://$(WEB_SHOP_SERVICE_HOST)/"}]});
+        let env = env_with(container.clone(), None, &objects).await.unwrap();
+        assert_eq!(env.vars["URL"], "http://10.0.0.7/");
+        assert_eq!(env.vars["WEB_SHOP_PORT"], "tcp://10.0.0.7:80");
+        assert!(!env.vars.keys().any(|name| name.starts_with("FAR")));
+        let mut pod = pod_of(&container);
+        pod.spec.as_mut().unwrap().enable_service_links = Some(false);
+        let container = &pod.spec.as_ref().unwrap().containers[0];
+        let env = container_env(&pod, container, &PodFacts::default(), None, &objects).await.unwrap();
+        assert_eq!(
+            env.vars.into_iter().collect::<Vec<_>>(),
+            [("URL".to_owned(), "http://$(WEB_SHOP_SERVICE_HOST)/".to_owned())]
+        );
     }
 
     #[tokio::test]

@@ -53,6 +53,7 @@ mod resize;
 pub mod resources;
 pub mod runtime;
 pub mod runtime_events;
+mod service_links;
 mod shutdown;
 pub mod source;
 mod state_file;

@@ -1,4 +1,4 @@
-//! Where ConfigMaps, Secrets and service account tokens come from.
+//! Where ConfigMaps, Secrets, Services and service account tokens come from.
 
 use std::{
     collections::BTreeMap,
@@ -9,6 +9,7 @@ use std::{
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret};
+use serde::Deserialize;
 use thiserror::Error;
 
 /// Reads the objects that pods name.
@@ -43,6 +44,10 @@ pub trait ObjectSource: Send + Sync {
         name: &'a str,
     ) -> BoxFuture<'a, Result<Option<Arc<PersistentVolume>>, ObjectError>>;
 
+    /// The Services of a namespace that the node has, in any order: those that are told to it, which are none before the
+    /// first contact with a cloud.
+    fn services<'a>(&'a self, namespace: &'a str) -> BoxFuture<'a, Result<Vec<ServiceAddress>, ObjectError>>;
+
     /// A new token for a pod's service account. The caller keeps it and asks again when it is due.
     fn token(&self, spec: TokenSpec) -> BoxFuture<'_, Result<Token, ObjectError>>;
 }
@@ -58,6 +63,8 @@ pub enum ObjectKind {
     Claim,
     /// A PersistentVolume.
     Volume,
+    /// The Services of a namespace.
+    Services,
     /// A token of the service account of that name.
     Token,
 }
@@ -69,6 +76,7 @@ impl fmt::Display for ObjectKind {
             Self::Secret => "secret",
             Self::Claim => "persistentvolumeclaim",
             Self::Volume => "persistentvolume",
+            Self::Services => "services",
             Self::Token => "token of service account",
         })
     }
@@ -118,6 +126,30 @@ impl ObjectError {
     }
 }
 
+/// What of a Service is seen in a pod's environment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceAddress {
+    /// The Service's name.
+    pub name: String,
+    /// Its address, IPv4 or IPv6.
+    pub address: String,
+    /// Its ports, in order.
+    pub ports: Vec<ServicePort>,
+}
+
+/// A port of a Service.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct ServicePort {
+    /// Its name, where it has one.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// `TCP`, `UDP` or `SCTP`; none: `TCP`.
+    #[serde(default)]
+    pub protocol: Option<String>,
+    /// Its number.
+    pub port: u16,
+}
+
 /// What a service account token is asked for; bound to the pod.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TokenSpec {
@@ -163,6 +195,7 @@ struct Held {
     secrets: BTreeMap<(String, String), Arc<Secret>>,
     claims: BTreeMap<(String, String), Arc<PersistentVolumeClaim>>,
     volumes: BTreeMap<String, Arc<PersistentVolume>>,
+    services: BTreeMap<String, Vec<ServiceAddress>>,
     token: Option<Token>,
     tokens_asked: Vec<TokenSpec>,
     offline: bool,
@@ -201,6 +234,11 @@ impl MemoryObjects {
     pub fn put_persistent_volume(&self, volume: PersistentVolume) {
         let (_, name) = key_of(&volume.metadata);
         self.held().volumes.insert(name, Arc::new(volume));
+    }
+
+    /// Puts one more Service into a namespace.
+    pub fn put_service(&self, namespace: &str, service: ServiceAddress) {
+        self.held().services.entry(namespace.to_owned()).or_default().push(service);
     }
 
     /// The token that is handed out from now on.
@@ -271,6 +309,13 @@ impl ObjectSource for MemoryObjects {
         Box::pin(async move {
             self.offline(ObjectKind::Volume, "", name)?;
             Ok(self.held().volumes.get(name).cloned())
+        })
+    }
+
+    fn services<'a>(&'a self, namespace: &'a str) -> BoxFuture<'a, Result<Vec<ServiceAddress>, ObjectError>> {
+        Box::pin(async move {
+            self.offline(ObjectKind::Services, namespace, "*")?;
+            Ok(self.held().services.get(namespace).cloned().unwrap_or_default())
         })
     }
 

@@ -15,9 +15,9 @@ use kubeedge_proto::{
         envelope::Body,
     },
 };
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, de::DeserializeOwned};
 
-use super::objects::{ObjectError, ObjectKind, ObjectSource, Token, TokenSpec};
+use super::objects::{ObjectError, ObjectKind, ObjectSource, ServiceAddress, ServicePort, Token, TokenSpec};
 use crate::system::Port;
 
 /// How long MetaManager may take to read one object.
@@ -30,6 +30,20 @@ const TOKEN_WITHIN: Duration = Duration::from_secs(30);
 pub struct PortObjects {
     read: Port<ReadObjects>,
     call: Option<Port<CallCloud>>,
+}
+
+/// What the cloud tells of a Service.
+#[derive(Deserialize)]
+struct Service {
+    spec: Spec,
+}
+
+#[derive(Deserialize)]
+struct Spec {
+    #[serde(rename = "clusterIP")]
+    cluster_ip: String,
+    #[serde(default)]
+    ports: Vec<ServicePort>,
 }
 
 impl PortObjects {
@@ -62,6 +76,30 @@ impl PortObjects {
             None if list.complete => Ok(None),
             None => Err(ObjectError::NotSynced { kind, namespace: namespace.to_owned(), name: name.to_owned() }),
         }
+    }
+
+    async fn services_of(&self, namespace: &str) -> Result<Vec<ServiceAddress>, ObjectError> {
+        let failed = |reason: String| ObjectError::Failed {
+            kind: ObjectKind::Services,
+            namespace: namespace.to_owned(),
+            name: "*".to_owned(),
+            reason,
+        };
+        let message = ReadObjects { r#type: Some(resource::services()), key: None };
+        let list =
+            self.read.ask(message, READ_WITHIN).await.map_err(|error| failed(format!("MetaManager: {error}")))?;
+        let mut services = Vec::new();
+        for object in &list.objects {
+            let Some(key) = object.key.as_ref().filter(|key| key.namespace == namespace) else { continue };
+            match serde_json::from_slice(&object.json) {
+                Ok(Service { spec: Spec { cluster_ip: address, ports } }) => {
+                    services.push(ServiceAddress { name: key.name.clone(), address, ports });
+                }
+                // The others are seen, and pods start.
+                Err(error) => tracing::warn!("no pod gets variables of service {key}: {error}"),
+            }
+        }
+        Ok(services)
     }
 
     async fn fresh_token(&self, spec: TokenSpec) -> Result<Token, ObjectError> {
@@ -135,6 +173,10 @@ impl ObjectSource for PortObjects {
         name: &'a str,
     ) -> BoxFuture<'a, Result<Option<Arc<PersistentVolume>>, ObjectError>> {
         Box::pin(self.object(resource::persistent_volumes(), ObjectKind::Volume, "", name))
+    }
+
+    fn services<'a>(&'a self, namespace: &'a str) -> BoxFuture<'a, Result<Vec<ServiceAddress>, ObjectError>> {
+        Box::pin(self.services_of(namespace))
     }
 
     fn token(&self, spec: TokenSpec) -> BoxFuture<'_, Result<Token, ObjectError>> {
