@@ -369,7 +369,8 @@ impl Desired {
                 .map(|pod| pod.upsert(&self.configs))
                 .collect(),
         };
-        let seeing = self.by_node.get(node).into_iter().flatten().filter(|key| self.pods[*key].sees_services);
+        let sees = |key: &&PodKey| self.pods.get(*key).is_some_and(|pod| pod.sees_services);
+        let seeing = self.by_node.get(node).into_iter().flatten().filter(sees);
         let namespaces = seeing.map(|(namespace, _)| namespace.as_str()).collect();
         let services = self.services.desired(&namespaces, self.pods_as_of);
         let kinds = ConfigKind::ALL.into_iter().map(config).chain(services).chain([pods]).collect();

@@ -18,7 +18,7 @@ use std::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::fs::DirBuilderExt,
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -39,7 +39,10 @@ pub(super) struct Door {
 impl Door {
     /// A place for it; nothing is made yet.
     pub(super) fn new() -> Self {
-        Self { folder: std::env::temp_dir().join(format!("kubeedge-mqtt-{}", Uuid::new_v4().simple())) }
+        // In memory where that can be: a full disk must not keep a broker away.
+        let memory = Path::new("/dev/shm");
+        let place = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
+        Self { folder: place.join(format!("kubeedge-mqtt-{}", Uuid::new_v4().simple())) }
     }
 
     /// As paho takes it.
