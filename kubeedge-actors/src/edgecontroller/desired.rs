@@ -425,7 +425,7 @@ impl Desired {
                 self.remove_user(name, &old.node, object.version(), effects);
             }
             if old.sees_services {
-                self.services.unseen(&key.0, &old.node, object.version(), effects);
+                self.services.unseen(&key.0, &old.node, effects);
             }
         }
         let of_node = self.by_node.entry(node.clone()).or_default();
@@ -468,7 +468,7 @@ impl Desired {
             self.remove_user(name, &entry.node, as_of, effects);
         }
         if entry.sees_services {
-            self.services.unseen(&key.0, &entry.node, as_of, effects);
+            self.services.unseen(&key.0, &entry.node, effects);
         }
     }
 

@@ -73,8 +73,9 @@ impl Services {
         }
     }
 
-    /// A pod of this node does not any more.
-    pub(super) fn unseen(&mut self, namespace: &str, node: &str, as_of: u64, effects: &mut Vec<Effect>) {
+    /// A pod of this node does not any more. That is told as of what is known of Services, which the pods' versions may be
+    /// far ahead of: a comparison would take it for news that it cannot know of.
+    pub(super) fn unseen(&mut self, namespace: &str, node: &str, effects: &mut Vec<Effect>) {
         let Some(nodes) = self.users.get_mut(namespace) else { return };
         let Some(pods) = nodes.get_mut(node) else { return };
         *pods -= 1;
@@ -85,6 +86,7 @@ impl Services {
         if nodes.is_empty() {
             self.users.remove(namespace);
         }
+        let as_of = self.as_of.unwrap_or(0);
         effects.extend(self.of(namespace).map(|gone| Effect::Tombstone(node.to_owned(), tombstone(gone, as_of))));
     }
 

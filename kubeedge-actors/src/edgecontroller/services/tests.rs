@@ -34,7 +34,7 @@ fn seen(services: &mut Services, namespace: &str, node: &str) -> Vec<String> {
 
 fn unseen(services: &mut Services, namespace: &str, node: &str) -> Vec<String> {
     let mut effects = Vec::new();
-    services.unseen(namespace, node, 99, &mut effects);
+    services.unseen(namespace, node, &mut effects);
     words(&effects)
 }
 
@@ -51,7 +51,11 @@ fn a_node_has_the_services_of_its_pods_namespaces_while_it_has_pods_there() {
     assert!(services.deleted(&service("a", "x", "u1", 12, "")).is_empty(), "the old one ends nothing now");
     assert_eq!(words(&services.deleted(&service("a", "x", "u4", 12, ""))), ["-a/x:u4@e1"]);
     assert!(unseen(&mut services, "a", "e1").is_empty());
-    assert_eq!(unseen(&mut services, "a", "e1"), ["-a/z:u3@e1"]);
+    let mut effects = Vec::new();
+    services.unseen("a", "e1", &mut effects);
+    assert_eq!(words(&effects), ["-a/z:u3@e1"]);
+    let [Effect::Tombstone(_, gone)] = &effects[..] else { panic!("{effects:?}") };
+    assert_eq!(gone.resource_version, "12", "what is known of Services, and no more");
     assert!(words(&services.applied(&service("a", "z", "u3", 13, "10.0.0.9"))).is_empty());
 }
 
@@ -143,7 +147,7 @@ proptest! {
                     let (namespace, node) = (format!("n{namespace}"), format!("e{node}"));
                     if let Some(count) = pods.get_mut(&(namespace.clone(), node.clone())).filter(|count| **count > 0) {
                         *count -= 1;
-                        services.unseen(&namespace, &node, version, &mut effects);
+                        services.unseen(&namespace, &node, &mut effects);
                     }
                 }
                 Step::Applied(namespace, name, uid, address) => {
