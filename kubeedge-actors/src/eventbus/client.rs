@@ -32,7 +32,7 @@ pub use super::sender::{Delivery, UNCONFIRMED, UNSENT};
 use super::tls::{self, BrokerTls};
 use super::{
     address::Address,
-    door::{Door, KeptOpen},
+    door::{self, KeptOpen, loopback},
     sender::Sender,
 };
 
@@ -123,6 +123,35 @@ pub enum State {
     Lost(String),
 }
 
+/// One of the two.
+enum Door {
+    /// In the clear.
+    Loopback(loopback::LoopbackDoor),
+    /// On TLS.
+    #[cfg(feature = "eventbus-tls")]
+    Private(door::private::PrivateDoor, BrokerTls),
+}
+
+impl Door {
+    fn to(broker: &Broker) -> std::io::Result<Self> {
+        #[cfg(feature = "eventbus-tls")]
+        if let Some(settings) = &broker.tls {
+            return Ok(Self::Private(door::private::PrivateDoor::new(), settings.clone()));
+        }
+        // What the door depends on otherwise.
+        let _ = broker;
+        loopback::LoopbackDoor::new().map(Self::Loopback)
+    }
+
+    fn uri(&self) -> String {
+        match self {
+            Self::Loopback(door) => door.uri(),
+            #[cfg(feature = "eventbus-tls")]
+            Self::Private(door, _) => door.uri(),
+        }
+    }
+}
+
 /// paho's own client, and what has to outlive it: fields go in this order.
 pub(super) struct Paho {
     client: AsyncClient,
@@ -157,7 +186,7 @@ impl Client {
     /// A client that is not connected yet; what comes in goes into `incoming`. The error is about the address.
     pub fn new(broker: Broker, incoming: mpsc::Sender<Incoming>, dropped: Arc<AtomicU64>) -> Result<Self, String> {
         let address = broker.uri.parse()?;
-        let door = Door::new();
+        let door = Door::to(&broker).map_err(|error| format!("{}: a socket to it: {error}", broker.uri))?;
         let options = CreateOptionsBuilder::new_v3()
             .server_uri(door.uri())
             .client_id(&broker.client_id)
@@ -275,13 +304,20 @@ impl Client {
     /// Dials the broker, and opens the door that leads to it.
     async fn through(&self) -> Result<AbortOnDropHandle<std::io::Result<()>>, String> {
         let kept = self.client.kept.clone();
-        #[cfg(feature = "eventbus-tls")]
-        if let Some(settings) = &self.broker.tls {
-            let broker = tls::dial(&self.address, settings).await?;
-            return Ok(AbortOnDropHandle::new(tokio::spawn(self.door.open()?.through(broker, kept))));
-        }
-        let broker = self.address.dial().await?;
-        Ok(AbortOnDropHandle::new(tokio::spawn(self.door.open()?.through(broker, kept))))
+        let through = match &self.door {
+            Door::Loopback(door) => {
+                let broker = self.address.dial().await?;
+                let door = door.open().map_err(|error| format!("a socket to it: {error}"))?;
+                tokio::spawn(async move { door::through(loopback::next(door).await?, broker, kept).await })
+            }
+            #[cfg(feature = "eventbus-tls")]
+            Door::Private(door, settings) => {
+                let broker = tls::dial(&self.address, settings).await?;
+                let door = door.open()?;
+                tokio::spawn(async move { door::through(door.own().await?, broker, kept).await })
+            }
+        };
+        Ok(AbortOnDropHandle::new(through))
     }
 
     /// Why a connection ended: the door knows it better than paho, which sees only an end.

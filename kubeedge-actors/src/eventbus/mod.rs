@@ -9,7 +9,7 @@
 //! | stores | nothing; a broker keeps the session |
 //! | offline | everything between this node's own applications works |
 //!
-//! [`client`] is one broker's client, `door` the way by which paho gets to it, `tls` that to a broker on TLS, [`broker`] a broker of our own where there is no
+//! [`client`] is one broker's client, `door` and `address` the way by which paho gets to it, `tls` that to a broker on TLS, [`broker`] a broker of our own where there is no
 //! other, [`filters`] the rules of topics, [`rules`] which topics the cloud's rules want. What is published on one of these
 //! goes into EdgeHub's outbox, once for each rule; what a broker had kept and tells a new subscriber does not, for it would
 //! come again with each connection. Without a connection a publication is refused with 503, and counted. Who takes messages more slowly than they
