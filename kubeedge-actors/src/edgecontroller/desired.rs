@@ -2,7 +2,7 @@
 //!
 //! Pods are indexed by the node they are bound to; ConfigMaps, Secrets and claims by the nodes whose pods name them, a
 //! volume by the nodes whose pods' claims are bound to it, and Services by the nodes with pods in their namespace
-//! ([`super::services`]). A pod is held back until everything it names is known (there or absent), so that configuration
+//! (`services`). A pod is held back until everything it names is known (there or absent), so that configuration
 //! always precedes it.
 
 use std::{
