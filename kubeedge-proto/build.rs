@@ -13,6 +13,8 @@ const FILES: &[&str] = &[
     "kubeedge/v1/kubelet.proto",
 ];
 
+const DMI: &str = "dmi/v1beta1/api.proto";
+
 fn main() -> Result<(), Box<dyn Error>> {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("proto");
     println!("cargo::rerun-if-changed={}", root.display());
@@ -25,7 +27,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         files.push("grpc/health/v1/health.proto");
     }
     if env::var_os("CARGO_FEATURE_DMI").is_some() {
-        files.push("dmi/v1beta1/api.proto");
+        files.push(DMI);
+        let mut described = protox::Compiler::new([&root])?;
+        described.include_imports(true).include_source_info(false).open_file(DMI)?;
+        let file = PathBuf::from(env::var("OUT_DIR")?).join("dmi.descriptors");
+        std::fs::write(file, described.encode_file_descriptor_set())?;
     }
     let descriptors = protox::compile(files, [&root])?;
     let grpc = env::var_os("CARGO_FEATURE_GRPC").is_some();

@@ -51,4 +51,7 @@ pub mod health {
 #[allow(missing_docs, clippy::all, clippy::unwrap_used, clippy::expect_used)]
 pub mod dmi {
     include!(concat!(env!("OUT_DIR"), "/v1beta1.rs"));
+
+    /// The protocol as a `FileDescriptorSet`, with what it imports: what gRPC reflection answers from.
+    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/dmi.descriptors"));
 }

@@ -28,6 +28,7 @@ use crate::{
 };
 
 mod mappers;
+mod reflection;
 mod reports;
 
 const SOON: Duration = Duration::from_secs(20);

@@ -4,4 +4,5 @@ pub mod bucket;
 pub mod caller;
 pub mod checks;
 pub mod convert;
+mod reflection;
 pub mod server;

@@ -13,7 +13,10 @@ use kubeedge_proto::dmi::{
 };
 use tonic::{Code, Request, Response, Status};
 
-use super::bucket::{Buckets, Rate};
+use super::{
+    bucket::{Buckets, Rate},
+    reflection::Described,
+};
 use crate::{devicetwin::DeviceTwin, dmi::socket};
 
 /// Why a call is refused.
@@ -51,7 +54,7 @@ pub async fn serve(path: PathBuf, rate: Rate, twin: Addr<DeviceTwin>) {
     let manager =
         Manager { twin, buckets: Arc::new(Mutex::new(Buckets::new(rate))), started: Instant::now(), caller: 0 };
     socket::serve(path, "mappers", move |caller| {
-        DeviceManagerServiceServer::new(Manager { caller, ..manager.clone() })
+        Described(DeviceManagerServiceServer::new(Manager { caller, ..manager.clone() }))
     })
     .await;
 }
