@@ -48,10 +48,14 @@ pub struct Cli {
 enum Command {
     /// Read the configuration strictly and say what is wrong with it
     Check,
-    /// Release a pod that is held by its annotation edge.kubeedge.io/hold-upgrade
+    /// Release pods that are held by their annotation edge.kubeedge.io/hold-upgrade
     UnholdUpgrade {
         /// The pod: NAMESPACE/NAME
-        pod: String,
+        #[arg(required_unless_present = "all")]
+        pod: Option<String>,
+        /// Every pod of this node that waits now
+        #[arg(long, conflicts_with = "pod")]
+        all: bool,
     },
     /// Make this box a node: get its certificate and write its configuration file
     Join(JoinArgs),
@@ -118,12 +122,16 @@ fn run(cli: Cli) -> Result<()> {
             }
             print(&text)
         }
-        Some(Command::UnholdUpgrade { pod }) => {
+        Some(Command::UnholdUpgrade { pod, all: _ }) => {
             let Loaded { value, .. } = read(cli.config.as_deref(), false)?;
-            let (namespace, name) = pod.split_once('/').context("expected a pod as NAMESPACE/NAME")?;
             let root = &value.modules.edged.root_directory;
-            hold::release(root, namespace, name)
-                .with_context(|| format!("release pod {pod}, in {}", hold::folder(root).display()))?;
+            let shown = || hold::folder(root).display().to_string();
+            let Some(pod) = pod else {
+                hold::release_all(root).with_context(|| format!("release all pods, in {}", shown()))?;
+                return print("every pod that waits is released\n");
+            };
+            let (namespace, name) = pod.split_once('/').context("expected a pod as NAMESPACE/NAME")?;
+            hold::release(root, namespace, name).with_context(|| format!("release pod {pod}, in {}", shown()))?;
             print(&format!("pod {pod} is released\n"))
         }
         Some(Command::Join(args)) => {

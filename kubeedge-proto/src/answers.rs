@@ -42,6 +42,7 @@ answers! {
     QueryStats => v1::NodeStats;
     ReadKubelet => v1::KubeletAnswer;
     ShutDownPods => ();
+    ReleasePods => v1::Settled;
     PublishMqtt => v1::Settled;
     SubscribeMqtt => v1::Settled;
     UnsubscribeMqtt => v1::Settled;

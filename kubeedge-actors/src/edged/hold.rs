@@ -2,8 +2,9 @@
 //! `HeldUpgrade`, until it is released: at the cloud by another value of the annotation, or at the edge by a file.
 //!
 //! Files are how `edgecore unhold-upgrade` says it, also while edgecore does not run: in
-//! `<root directory>/unhold-upgrade`, `<namespace>_<name>` releases a pod. That a pod was released is kept as
-//! `<uid>.released` until it has ended, so that a restart does not hold what runs.
+//! `<root directory>/unhold-upgrade`, `<namespace>_<name>` releases a pod, and `all` those that wait now. MetaServer says
+//! the same by [`ReleasePods`]. That a pod was released is kept as `<uid>.released` until it has ended, so that a restart
+//! does not hold what runs.
 
 use std::{
     collections::BTreeMap,
@@ -12,11 +13,12 @@ use std::{
     time::Duration,
 };
 
-use actix::{ActorFutureExt, AsyncContext, WrapFuture};
+use actix::{ActorFutureExt, AsyncContext, Handler, ResponseActFuture, WrapFuture};
 use k8s_openapi::{
     api::core::v1::{Pod, PodCondition, PodStatus},
     apimachinery::pkg::apis::meta::v1::Time,
 };
+use kubeedge_proto::v1::{ReleasePods, Settled};
 
 use super::{
     Edged,
@@ -31,6 +33,9 @@ pub const HOLD: &str = "edge.kubeedge.io/hold-upgrade";
 pub const CONDITION: &str = "HeldUpgrade";
 /// Pause between two looks whether a pod was released.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// The file that releases every pod that waits: no pod's has this name, which has no underscore.
+const ALL: &str = "all";
 
 /// Whether a pod asks to be held.
 pub fn is_held(pod: &Pod) -> bool {
@@ -50,6 +55,16 @@ pub fn release(root_dir: &Path, namespace: &str, name: &str) -> io::Result<()> {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "that is not the name of a pod"));
     }
     note(&folder(root_dir), &format!("{namespace}_{name}"))
+}
+
+/// Says that every pod that waits now is released, whether edgecore runs or not.
+pub fn release_all(root_dir: &Path) -> io::Result<()> {
+    note(&folder(root_dir), ALL)
+}
+
+/// Whether [`release_all`] was said; it counts once.
+pub(super) fn take_all(root_dir: &Path) -> bool {
+    fs::remove_file(folder(root_dir).join(ALL)).is_ok()
 }
 
 /// Makes an empty file that is there after a power cut, too.
@@ -76,13 +91,17 @@ impl Edged {
         let Some(pod) = order.pod.as_deref().filter(|pod| order.want == Want::Run && is_held(pod)) else {
             return false;
         };
-        if self.failures.contains(uid) || self.relist.pods().any(|known| known.uid == uid) {
+        // What an earlier edgecore began goes on, whatever is written on it by now.
+        if self.failures.contains(uid) || self.was_taken_up(uid) {
             return false;
         }
         // One small look at a folder that is there only where pods are held.
-        let folder = folder(&self.prepared.setup.root_dir);
-        if folder.join(released(uid)).exists() {
+        let root_dir = &self.prepared.setup.root_dir;
+        if folder(root_dir).join(released(uid)).exists() {
             return false;
+        }
+        if self.held.pods.is_empty() && take_all(root_dir) {
+            tracing::info!("all pods were released before one waited: that is forgotten");
         }
         let status = held_status(pod, (self.shared.clock)());
         let (reporter, plan) = (self.reporter.clone(), std::sync::Arc::clone(&order.plan));
@@ -110,27 +129,41 @@ impl Edged {
             self.held.pods.insert(uid.to_owned(), order.clone());
         } else {
             tracing::info!(uid, "the pod is not held any longer");
-            self.start_released(ctx, uid.to_owned(), order.clone());
+            ctx.spawn(self.start_released(vec![(uid.to_owned(), order.clone())]).map(|_, _, _| ()));
         }
         true
     }
 
-    /// Starts what was held, when that is on disk.
-    fn start_released(&self, ctx: &mut Context<Self>, uid: String, order: Order) {
-        let (folder, name) = (folder(&self.prepared.setup.root_dir), released(&uid));
-        let noted = tokio::task::spawn_blocking(move || note(&folder, &name));
-        ctx.spawn(noted.into_actor(self).map(move |noted, this, ctx| {
-            if let Ok(Err(error)) = noted {
-                tracing::error!(uid, "that the pod was released is not on disk, a restart holds it again: {error}");
+    /// Starts what was held, when it is on disk that it was released; says whether it is.
+    fn start_released(&self, released: Vec<(String, Order)>) -> ResponseActFuture<Self, io::Result<()>> {
+        let folder = folder(&self.prepared.setup.root_dir);
+        let names: Vec<String> = released.iter().map(|(uid, _)| self::released(uid)).collect();
+        let note_all = move || names.iter().try_for_each(|name| note(&folder, name));
+        let noted =
+            async move { tokio::task::spawn_blocking(note_all).await.unwrap_or_else(|error| Err(error.into())) };
+        Box::pin(noted.into_actor(self).map(move |noted, this, ctx| {
+            if let Err(error) = &noted {
+                tracing::error!("that pods were released is not on disk, a restart holds them again: {error}");
             }
-            // What is wanted of it by now.
-            let order = this.book.order(&uid).cloned().unwrap_or(order);
-            this.start(ctx, uid, order);
-        }));
+            for (uid, order) in released {
+                // What is wanted of it by now.
+                let order = this.book.order(&uid).cloned().unwrap_or(order);
+                this.start(ctx, uid, order);
+            }
+            noted
+        }))
+    }
+
+    /// Releases every pod that waits.
+    pub(super) fn release_held(&mut self) -> ResponseActFuture<Self, io::Result<()>> {
+        let held = std::mem::take(&mut self.held.pods);
+        tracing::info!(pods = held.len(), "all pods that waited were released at the edge");
+        self.start_released(held.into_iter().collect())
     }
 
     fn look_for_releases(&self, ctx: &mut Context<Self>) {
-        let folder = folder(&self.prepared.setup.root_dir);
+        let root_dir = self.prepared.setup.root_dir.clone();
+        let folder = folder(&root_dir);
         let wanted: Vec<(String, String)> = self
             .held
             .pods
@@ -140,17 +173,20 @@ impl Edged {
         let look = async move {
             tokio::time::sleep(LOOK_EVERY).await;
             let look = move || -> Vec<String> {
+                let all = take_all(&root_dir);
                 let taken = |name: &String| fs::remove_file(folder.join(name)).is_ok();
-                wanted.into_iter().filter(|(_, name)| taken(name)).map(|(uid, _)| uid).collect()
+                wanted.into_iter().filter(|(_, name)| taken(name) || all).map(|(uid, _)| uid).collect()
             };
             tokio::task::spawn_blocking(look).await.unwrap_or_default()
         };
         ctx.spawn(look.into_actor(self).map(|uids, this, ctx| {
-            for uid in uids {
-                if let Some(order) = this.held.pods.remove(&uid) {
-                    tracing::info!(uid, "the pod was released at the edge");
-                    this.start_released(ctx, uid, order);
-                }
+            let released: Vec<(String, Order)> =
+                uids.iter().filter_map(|uid| this.held.pods.remove_entry(uid)).collect();
+            for (uid, _) in &released {
+                tracing::info!(uid, "the pod was released at the edge");
+            }
+            if !released.is_empty() {
+                ctx.spawn(this.start_released(released).map(|_, _, _| ()));
             }
             this.held.looking = !this.held.pods.is_empty();
             if this.held.looking {
@@ -164,6 +200,30 @@ impl Edged {
         let file = folder(&self.prepared.setup.root_dir).join(released(uid));
         // Most pods were never held.
         tokio::task::spawn_blocking(move || fs::remove_file(file));
+    }
+}
+
+impl Handler<ReleasePods> for Edged {
+    type Result = ResponseActFuture<Self, Settled>;
+
+    fn handle(&mut self, message: ReleasePods, _: &mut Context<Self>) -> Self::Result {
+        let ReleasePods { namespace, name } = message;
+        let released = if namespace.is_empty() && name.is_empty() {
+            self.release_held()
+        } else {
+            let named = |order: &Order| order.plan.namespace == namespace && order.plan.name == name;
+            let found = self.held.pods.iter().find(|(_, order)| named(order)).map(|(uid, _)| uid.clone());
+            let Some(entry) = found.and_then(|uid| self.held.pods.remove_entry(&uid)) else {
+                let text = format!("no pod {namespace}/{name} is held on this node");
+                return Box::pin(actix::fut::ready(Settled::rejected(404, text)));
+            };
+            tracing::info!(uid = entry.0, "the pod was released at the edge");
+            self.start_released(vec![entry])
+        };
+        Box::pin(released.map(|released, _, _| match released {
+            Ok(()) => Settled::applied(),
+            Err(error) => Settled::rejected(500, format!("released, but a restart holds it again: {error}")),
+        }))
     }
 }
 
@@ -200,6 +260,8 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         release(root.path(), "ns", "web.1").unwrap();
         assert!(folder(root.path()).join("ns_web.1").is_file());
+        release_all(root.path()).unwrap();
+        assert!(take_all(root.path()) && !take_all(root.path()), "it counts once");
         for (namespace, name) in [("..", "x"), ("ns", "../x"), ("", "x"), ("ns", "a/b"), ("ns", "")] {
             assert!(release(root.path(), namespace, name).is_err(), "{namespace} {name}");
         }

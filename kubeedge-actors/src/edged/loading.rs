@@ -13,6 +13,7 @@ use kubeedge_proto::{
 use super::{
     AGAIN, Edged,
     events::{self, EventRecord, Involved},
+    hold,
     lifecycle::PodPlan,
     status,
     worker::{Report, Reporter as _},
@@ -26,12 +27,16 @@ impl Edged {
     /// Reads the pods on disk; again until MetaManager answers.
     pub(super) fn load(&self, ctx: &mut Context<Self>) {
         let (read, volumes) = (self.read.clone(), self.provision.volumes().clone());
+        let root_dir = self.prepared.setup.root_dir.clone();
         let message = || ReadObjects { r#type: Some(resource::pods()), key: None };
         ctx.spawn(
             async move {
                 loop {
                     match (volumes.orphans(&HashSet::new()).await, read.ask(message(), READ_WITHIN).await) {
-                        (Ok(folders), Ok(list)) => return (folders, list),
+                        (Ok(folders), Ok(list)) => {
+                            let released = tokio::task::spawn_blocking(move || hold::take_all(&root_dir)).await;
+                            return (folders, list, released.unwrap_or_default());
+                        }
                         (Err(error), _) => tracing::warn!("the folders of pods are not read yet: {error}"),
                         (_, Err(error)) => tracing::warn!("the pods on disk are not read yet: MetaManager: {error}"),
                     }
@@ -39,7 +44,7 @@ impl Edged {
                 }
             }
             .into_actor(self)
-            .map(|(folders, list): (Vec<String>, ObjectList), this, ctx| {
+            .map(|(folders, list, released): (Vec<String>, ObjectList, bool), this, ctx| {
                 this.taken_up.extend(folders);
                 let mut pods: Vec<(Arc<Pod>, PodPlan)> = Vec::new();
                 for object in &list.objects {
@@ -53,6 +58,9 @@ impl Edged {
                 let uids = list.objects.iter().map(|object| object.uid.as_str()).chain(of_folder).collect();
                 let effects = this.book.loaded(pods, &uids, list.complete);
                 this.apply(ctx, effects);
+                if released {
+                    ctx.spawn(this.release_held().map(|_, _, _| ()));
+                }
                 this.retry_resizes(ctx);
                 this.absent_ones(ctx);
                 if std::mem::take(&mut this.load_again) {

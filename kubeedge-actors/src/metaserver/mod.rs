@@ -3,7 +3,7 @@
 //! | | |
 //! |---|---|
 //! | listens | HTTP on the loopback interface; `ObjectsChanged`, `StatusChanged`, `KindCompleted`, `ObjectsReloaded` (MetaManager), none may be lost; `LinkStateChanged` (EdgeHub, if there), the newest |
-//! | asks | `ReadObjects`, `ReadStatuses`, `KeepNode` (MetaManager); `CallCloud` (EdgeHub, if there): what is not held here, and the node's own object, at each connection and every ten minutes |
+//! | asks | `ReadObjects`, `ReadStatuses`, `KeepNode` (MetaManager); `CallCloud` (EdgeHub, if there): what is not held here, and the node's own object, at each connection and every ten minutes; `ReleasePods` (Edged, if there) |
 //! | stores | nothing: objects and statuses are MetaManager's. In memory every object it serves, and the last changes of each kind |
 //! | offline | get, list and watch are as ever; writes are answered 503 |
 //!
@@ -20,6 +20,7 @@ mod answer;
 pub mod cloud;
 mod copy;
 mod kinds;
+mod release;
 pub mod server;
 mod versions;
 
@@ -37,8 +38,8 @@ use kubeedge_proto::{
     NodeName, resource,
     v1::{
         CallCloud, CallReply, Envelope, KeepNode, KindCompleted, KubeObject, LinkStateChanged, ObjectKey, ObjectQuery,
-        ObjectsChanged, ObjectsReloaded, ReadObjects, ReadStatuses, ResourceType, StatusChanged, call_reply,
-        envelope::Body,
+        ObjectsChanged, ObjectsReloaded, ReadObjects, ReadStatuses, ReleasePods, ResourceType, StatusChanged,
+        call_reply, envelope::Body,
     },
 };
 use tokio_util::sync::CancellationToken;
@@ -103,6 +104,7 @@ pub struct MetaServer {
     statuses: Port<ReadStatuses>,
     keep: Port<KeepNode>,
     call: Option<Port<CallCloud>>,
+    release: Option<Port<ReleasePods>>,
     /// The cloud is asked for the node's object, or will be.
     asking: bool,
     copies: Arc<Copies>,
@@ -122,6 +124,7 @@ impl MetaServer {
             statuses: ports.port(),
             keep: ports.port(),
             call: ports.optional(),
+            release: ports.optional(),
             asking: false,
             copies: Arc::new(copies),
             online: Arc::default(),
@@ -158,7 +161,8 @@ impl MetaServer {
     fn listen(&mut self, ctx: &mut Context<Self>) {
         let address = self.config.listen;
         let cloud = Cloud::new(self.call.clone());
-        let shared = Shared { copies: self.copies.clone(), online: self.online.clone(), cloud };
+        let (release, node) = (self.release.clone(), self.config.node.clone());
+        let shared = Shared { copies: self.copies.clone(), online: self.online.clone(), cloud, release, node };
         match server::start(address, shared) {
             Ok((bound, serving)) => {
                 tracing::info!(address = %bound, "MetaServer is served");
@@ -268,6 +272,7 @@ impl Component for MetaServer {
         contract.asks::<ReadStatuses>();
         contract.asks::<KeepNode>();
         contract.may_ask::<CallCloud>();
+        contract.may_ask::<ReleasePods>();
     }
 
     fn stop(&mut self, _: &mut Context<Self>) -> ResponseActFuture<Self, ()> {

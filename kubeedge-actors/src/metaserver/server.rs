@@ -15,10 +15,12 @@ use actix_web::{
     http::header::{ACCEPT, HOST, ORIGIN},
     web,
 };
+use kubeedge_proto::{NodeName, v1::ReleasePods};
 
 use super::{
     answer::{Answer, Copies, Head, answer},
     cloud::{Cloud, Missing},
+    release,
 };
 use crate::{
     kubeapi::{
@@ -27,6 +29,7 @@ use crate::{
         status::Status,
     },
     serving::Serving,
+    system::Port,
 };
 
 /// Connections at a time; more wait in the system's queue. Every watch has one.
@@ -43,6 +46,9 @@ pub(super) struct Shared {
     pub(super) copies: Arc<Copies>,
     pub(super) online: Arc<AtomicBool>,
     pub(super) cloud: Cloud,
+    /// Who runs pods here.
+    pub(super) release: Option<Port<ReleasePods>>,
+    pub(super) node: NodeName,
 }
 
 /// Serves until what is returned is stopped or dropped.
@@ -68,7 +74,11 @@ async fn handle(shared: web::Data<Shared>, http: HttpRequest, payload: web::Payl
 }
 
 async fn respond(shared: &Shared, http: &HttpRequest, payload: web::Payload) -> Result<HttpResponse, Status> {
-    match look(shared, http)? {
+    let host = local_host(http)?;
+    if release::is_asked(http) {
+        return release::release(shared.release.as_ref(), &shared.node, http, payload).await;
+    }
+    match look(shared, http, host)? {
         Answer::Cloud(asked) => match shared.cloud.ask(http, payload, &asked).await {
             Ok(response) => Ok(response),
             Err(Missing::Wrong(status)) => Err(status),
@@ -86,7 +96,8 @@ async fn respond(shared: &Shared, http: &HttpRequest, payload: web::Payload) -> 
     }
 }
 
-fn look(shared: &Shared, http: &HttpRequest) -> Result<Answer, Status> {
+/// The host that a program of this machine asks for.
+fn local_host(http: &HttpRequest) -> Result<&str, Status> {
     let host = header(http, &HOST).unwrap_or_default();
     if http.headers().contains_key(ORIGIN) || !is_local(host) {
         // A page of elsewhere in a browser of this machine, whatever name its resolver gave this address.
@@ -96,6 +107,10 @@ fn look(shared: &Shared, http: &HttpRequest) -> Result<Answer, Status> {
             "this API is for programs of this machine, not for pages in a browser",
         ));
     }
+    Ok(host)
+}
+
+fn look(shared: &Shared, http: &HttpRequest, host: &str) -> Result<Answer, Status> {
     let head = Head {
         method: http.method().as_str(),
         path: http.path(),

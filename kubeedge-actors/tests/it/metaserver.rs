@@ -29,6 +29,7 @@ use crate::golden::client::{Answer, Client};
 
 #[cfg(all(feature = "dynamiccontroller", feature = "test-kit"))]
 mod passed;
+mod released;
 
 const SOON: Duration = Duration::from_secs(30);
 const PODS: &str = "/api/v1/namespaces/shop/pods";

@@ -19,7 +19,7 @@ use crate::{
 
 impl Edged {
     /// Whether this node has taken up the pod already, in this life of edgecore or an earlier one.
-    fn was_taken_up(&self, uid: &str) -> bool {
+    pub(in crate::edged) fn was_taken_up(&self, uid: &str) -> bool {
         self.taken_up.contains(uid) || self.relist.pods().any(|known| known.uid == uid)
     }
 

@@ -174,6 +174,46 @@ async fn a_held_pod_waits_until_it_is_released_at_the_cloud_or_at_the_edge() {
     again.stop(LIMIT).await;
 }
 
+#[actix_rt::test]
+async fn what_runs_is_not_held_and_what_waits_can_be_released_all_at_once() {
+    let mut bench = bench(&[], true).await;
+    bench.tell(&pod("runs", "1")).await;
+    bench.phase("1", "Running").await;
+    bench.tell(&held("runs", "1")).await;
+    bench.tell(&held("waits", "2")).await;
+    bench.phase("2", "Pending").await;
+    bench.system.stop(LIMIT).await;
+
+    // What an earlier edgecore began is looked after, whatever is written on it by now; said while it did not run: all.
+    hold::release_all(&bench.prepared.setup.root_dir).unwrap();
+    lock(&bench.site.reports).clear();
+    bench.system = system(&bench.site, &bench.prepared);
+    bench.phase("1", "Running").await;
+    bench.phase("2", "Running").await;
+    let was_held = |report: &(bool, String, Value)| report.1 == "1" && report.2["phase"] == "Pending";
+    assert!(!lock(&bench.site.reports).iter().any(was_held));
+
+    // Said before anything waits it is of no interest to what comes later.
+    hold::release_all(&bench.prepared.setup.root_dir).unwrap();
+    for (name, uid) in [("a", "3"), ("b", "4"), ("c", "5")] {
+        bench.tell(&held(name, uid)).await;
+        bench.phase(uid, "Pending").await;
+    }
+    let release = bench.system.port::<ReleasePods>();
+    let ask = |name: &str| {
+        let namespace = if name.is_empty() { String::new() } else { "ns".to_owned() };
+        release.ask(ReleasePods { namespace, name: name.to_owned() }, LIMIT)
+    };
+    assert_eq!(ask("none").await.unwrap().code, 404);
+    assert_eq!(ask("a").await.unwrap().code, 0);
+    bench.phase("3", "Running").await;
+    assert_eq!(ask("").await.unwrap().code, 0);
+    bench.phase("4", "Running").await;
+    bench.phase("5", "Running").await;
+    assert_eq!(ask("a").await.unwrap().code, 404, "it is not held any more");
+    bench.system.stop(LIMIT).await;
+}
+
 fn manifest(image: &str) -> String {
     format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: web, namespace: ns}}\nspec:\n  terminationGracePeriodSeconds: 1\n  \
