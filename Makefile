@@ -7,7 +7,7 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)/$(if $(filter dev,$(PROFILE)),deb
 FEATURES := config program store identity link kubeapi dmi mapper mapper-push admission cloudhub cloudstream devicecontroller dynamiccontroller edgecontroller router views cloudviews edgeviews apiserver devicetwin edgehub edgestream servicebus eventbus eventbus-tls embedded-broker kubeletapi metamanager metaserver edged fake-runtime cloud edge standalone test-kit metrics
 
 .DEFAULT_GOAL := help
-.PHONY: help build size pods scale quickstart layout test sim crash faults powercut mutants fuzz lint features bench docs packages kubectl
+.PHONY: help build size pods devices scale quickstart layout test sim crash faults powercut mutants fuzz lint features bench docs packages kubectl
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,10 @@ pods: packages build ## what pods take (PODS='--rounds 20'), then pods made agai
 	$(CARGO) build --workspace --all-features --bins --tests && \
 	KUBEEDGE_RECREATIONS=100 RUNTIME_KILLS=6 CRASH_SECONDS=$${CRASH_SECONDS:-120} \
 	  $(CARGO) test --workspace --all-features --test system -- recreated:: edged:: crash:: && exit $$status
+
+devices: packages build ## what devices cost: updates, answers, changes, and the edge's memory (DEVICES='--seconds 20')
+	$(CARGO) build --release -p kubeedge-examples --bin device_load
+	$(RELEASE_DIR)/device_load --programs $(RELEASE_DIR) $(DEVICES)
 
 scale: packages build ## what so many nodes cost one cloudcore (NODES=n, SCALE_IDLE and SCALE_TRAFFIC in seconds; root)
 	$(CARGO) build --release -p kubeedge-examples --bin scale

@@ -13,6 +13,7 @@
 //! | [`netns`] | network namespaces, lines between them, and what can happen to a line |
 //! | [`http`] | one HTTP request |
 //! | [`ledger`] | what was acknowledged, and what may be seen after it |
+//! | [`figures`] | what a program measured, beside its targets |
 //! | [`lab`] | all of it together with cloudcore and edgecore, in one folder |
 //! | [`scale`] | thousands of hollow nodes, and the cloud that they link to |
 //!
@@ -20,6 +21,7 @@
 //! `custom_gateway`, the edge embedded in a program of one's own.
 
 pub mod containerd;
+pub mod figures;
 pub mod http;
 pub mod image;
 pub mod lab;

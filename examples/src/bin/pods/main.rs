@@ -1,8 +1,6 @@
 //! What pods take: `make pods`. Times from the API's answer to what the API shows, beside the bare calls to the container
 //! runtime for the same pod in the same run; edgecore's memory and processor time with and without pods.
 
-#![allow(clippy::print_stdout, reason = "its output is for a person")]
-
 mod bare;
 
 use std::{
@@ -22,6 +20,7 @@ use kube::{
 };
 use kubeedge_examples::{
     containerd::Tools,
+    figures::{Figure, table},
     lab::{Lab, NODE},
     process::Meter,
 };
@@ -51,14 +50,6 @@ struct Arguments {
     seconds: u64,
 }
 
-/// One line of the table.
-struct Figure {
-    name: String,
-    measured: String,
-    target: String,
-    met: Option<bool>,
-}
-
 // One thread: children are told when the thread that started them ends, and this one ends last.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
@@ -81,13 +72,9 @@ async fn run(arguments: Arguments) -> Result<bool> {
     let mut figures = measured?;
     figures.push(file(&arguments.programs)?);
     let left = left?;
-    println!("| figure | measured | target | |\n|---|---|---|---|");
-    for Figure { name, measured, target, met } in &figures {
-        let met = met.map_or("", |met| if met { "met" } else { "missed" });
-        println!("| {name} | {measured} | {target} | {met} |");
-    }
+    let met = table(&figures);
     ensure!(left.is_empty(), "left on this machine: {left:?}");
-    Ok(figures.iter().all(|figure| figure.met != Some(false)))
+    Ok(met)
 }
 
 async fn measure(lab: &mut Lab, tools: Tools, arguments: &Arguments) -> Result<Vec<Figure>> {
@@ -112,19 +99,19 @@ async fn measure(lab: &mut Lab, tools: Tools, arguments: &Arguments) -> Result<V
         let (create, delete, bare) = (median(&mut created), median(&mut deleted), median(&mut bares));
         let ratio = create.as_secs_f64() / bare.as_secs_f64();
         let mut figures = vec![
-            figure(
+            Figure::new(
                 "create -> Running in the API, image present, median",
                 seconds(create),
                 "under 0.5 s",
                 create < Duration::from_millis(500),
             ),
-            figure(
+            Figure::new(
                 "the same beside the bare CRI calls",
                 format!("{ratio:.2} x {}", seconds(bare)),
                 "under 1.25 x",
                 ratio < 1.25,
             ),
-            figure(
+            Figure::new(
                 "delete (grace 1 s, ignores SIGTERM) -> DELETED, median",
                 seconds(delete),
                 "under 1.5 s",
@@ -144,27 +131,15 @@ async fn measure(lab: &mut Lab, tools: Tools, arguments: &Arguments) -> Result<V
         let gone = began.elapsed();
         let bare = bare::run(lab, many).await?;
         figures.extend([
-            Figure {
-                name: format!("{many} pods applied at once -> all Running"),
-                measured: format!("{} (the bare CRI calls: {})", seconds(all), seconds(bare)),
-                target: "report".to_owned(),
-                met: None,
-            },
-            Figure {
-                name: format!("{many} pods deleted at once -> all DELETED"),
-                measured: seconds(gone),
-                target: "report".to_owned(),
-                met: None,
-            },
-            figure("edgecore's RSS without a pod", megabytes(empty), "under 15 MB", empty < 15_000_000),
-            figure(&format!("the same with {many} pods"), megabytes(most), "under 25 MB", most < 25_000_000),
-            Figure {
-                name: "processor time without a pod".to_owned(),
-                measured: format!("{at_rest:.2} % of a core"),
-                target: "report".to_owned(),
-                met: None,
-            },
-            figure(
+            Figure::told(
+                format!("{many} pods applied at once -> all Running"),
+                format!("{} (the bare CRI calls: {})", seconds(all), seconds(bare)),
+            ),
+            Figure::told(format!("{many} pods deleted at once -> all DELETED"), seconds(gone)),
+            Figure::new("edgecore's RSS without a pod", megabytes(empty), "under 15 MB", empty < 15_000_000),
+            Figure::new(format!("the same with {many} pods"), megabytes(most), "under 25 MB", most < 25_000_000),
+            Figure::told("processor time without a pod".to_owned(), format!("{at_rest:.2} % of a core")),
+            Figure::new(
                 &format!("processor time, {many} idle pods"),
                 format!("{share:.2} % of a core"),
                 "under 1 %",
@@ -241,11 +216,7 @@ async fn delete_pod(api: &Api<Pod>, pod: &Pod) -> Result<Duration> {
 fn file(programs: &Path) -> Result<Figure> {
     let path = programs.join("edgecore");
     let size = path.metadata().with_context(|| format!("{}: run `make build`", path.display()))?.len();
-    Ok(figure("edgecore's file", megabytes(size), "under 15 MB", size < 15_000_000))
-}
-
-fn figure(name: &str, measured: String, target: &str, met: bool) -> Figure {
-    Figure { name: name.to_owned(), measured, target: target.to_owned(), met: Some(met) }
+    Ok(Figure::new("edgecore's file", megabytes(size), "under 15 MB", size < 15_000_000))
 }
 
 fn median(values: &mut [Duration]) -> Duration {
