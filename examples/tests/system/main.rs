@@ -39,6 +39,7 @@ mod shims;
 mod stream_figures;
 mod streams;
 mod volumes;
+mod wrong_pods;
 
 use std::process::ExitCode;
 

@@ -27,7 +27,7 @@ use crate::{
     },
     kubectl, recreated,
     report::{Outcome, Report},
-    resize, volumes,
+    resize, volumes, wrong_pods,
 };
 
 const UP: &str = "pods::a_lab_comes_up";
@@ -41,7 +41,7 @@ const NEVER_PULL: &str = "pods::a_missing_image_that_may_not_be_pulled_is_said";
 const LATE_ENV: &str = "pods::a_container_waits_for_its_config_map_and_starts_by_itself";
 const LATE_VOLUME: &str = "pods::a_volume_waits_for_its_config_map_and_the_pod_starts_by_itself";
 const SERVICES: &str = "pods::the_services_of_its_namespace_are_in_a_pods_environment";
-const ALL: [&str; 16] = [
+const ALL: [&str; 17] = [
     TUTORIAL,
     TOOLBOX,
     ACCOUNT,
@@ -58,6 +58,7 @@ const ALL: [&str; 16] = [
     resize::DEBUGGED,
     volumes::LOCAL,
     recreated::RECREATED,
+    wrong_pods::SAID,
 ];
 
 /// Brings a lab up for all scenarios of this file and of [`kubectl`].
@@ -88,7 +89,8 @@ pub(crate) async fn stage(report: &mut Report, tools: &Result<Tools>) {
                     (volumes::LOCAL, volumes::local(lab).boxed_local()),
                 ])
                 .await;
-            // By itself: it keeps the node busy.
+            // By themselves: they keep the node busy.
+            report.run_within(wrong_pods::SAID, wrong_pods::SAID_WITHIN, wrong_pods::said(lab)).await;
             report.run_within(recreated::RECREATED, recreated::limit(), recreated::recreated(lab)).await;
             Ok(())
         })
@@ -144,6 +146,9 @@ async fn tutorial(lab: &Lab) -> Result<Outcome> {
     }
     let labels = page(&pod, "/etc/podinfo/labels").await?;
     ensure!(labels.trim() == "app=\"shop\"\ntier=\"frontend\"", "labels: {labels:?}");
+    let labelled = Patch::Merge(serde_json::json!({"metadata": {"labels": {"tier": "back"}}}));
+    Api::<Pod>::namespaced(client.clone(), NAMESPACE).patch("shop", &PatchParams::default(), &labelled).await?;
+    page_becomes(&pod, "/etc/podinfo/labels", "app=\"shop\"\ntier=\"back\"").await?;
     ensure!(page(&pod, "/projected/token").await?.split('.').count() == 3, "the projected token is a JWT");
     ensure!(page(&pod, "/etc/hosts").await?.contains(&format!("{ip}\tshop")), "/etc/hosts names the pod");
 

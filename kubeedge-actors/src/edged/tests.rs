@@ -32,6 +32,7 @@ mod listing;
 mod node;
 mod runtime_features;
 mod told;
+mod wrong_pods;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -154,6 +155,7 @@ fn system(site: &Arc<Site>, prepared: &Prepared) -> System {
         .announces::<KindCompleted>()
         .announces::<LinkStateChanged>()
         .asks::<ShutDownPods>()
+        .asks::<ReleasePods>()
         .component(move |_| Hub(Arc::clone(&hub)))
         .start()
         .unwrap()
@@ -496,6 +498,7 @@ async fn pods_run_on_a_node_that_talks_to_no_cloud() {
         .announces::<KindCompleted>()
         .announces::<LinkStateChanged>()
         .asks::<ShutDownPods>()
+        .asks::<ReleasePods>()
         .start()
         .unwrap();
     bench.tell(&pod("p", "u1")).await;
