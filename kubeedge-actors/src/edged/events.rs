@@ -64,6 +64,8 @@ pub enum Reason {
     FailedMount,
     /// The pod's sandbox could not be made.
     FailedCreatePodSandBox,
+    /// Something of a pod could not be stopped, removed or unmounted: it is not over yet.
+    FailedKillPod,
     /// The pod had a sandbox that is no good any more: what is left of it ends, and another one is made.
     SandboxChanged,
     /// A secret with credentials for a registry is not there or not usable: images are fetched without it.
@@ -145,6 +147,7 @@ impl Reason {
             Self::Failed => "Failed",
             Self::FailedMount => "FailedMount",
             Self::FailedCreatePodSandBox => "FailedCreatePodSandBox",
+            Self::FailedKillPod => "FailedKillPod",
             Self::SandboxChanged => "SandboxChanged",
             Self::FailedToRetrieveImagePullSecret => "FailedToRetrieveImagePullSecret",
             Self::DnsConfigForming => "DNSConfigForming",
@@ -190,6 +193,7 @@ impl Reason {
             | Self::Failed
             | Self::FailedMount
             | Self::FailedCreatePodSandBox
+            | Self::FailedKillPod
             | Self::FailedToRetrieveImagePullSecret
             | Self::DnsConfigForming
             | Self::MissingClusterDns

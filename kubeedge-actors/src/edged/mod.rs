@@ -2,7 +2,7 @@
 //!
 //! | | |
 //! |---|---|
-//! | answers | `QueryProgress` (EdgeHub), `LocateContainerLog`, `OpenContainerStream` (EdgeStream), `ListPods` and `QueryStats` (KubeletApi), `ShutDownPods` (the program) |
+//! | answers | `QueryProgress` (EdgeHub), `LocateContainerLog`, `OpenContainerStream` (EdgeStream), `ListPods` and `QueryStats` (KubeletApi), `ShutDownPods` (the program), `ReleasePods` (MetaServer) |
 //! | listens | `ObjectsChanged`, `KindCompleted`, `ObjectsReloaded` (MetaManager), in order and none lost; `LinkStateChanged`, the newest, where there is an EdgeHub |
 //! | asks | `ReadObjects`, `ReportStatus` (MetaManager); `CallCloud`, `PublishEvent` where there is an EdgeHub |
 //! | stores | in files of the root directory: which pods have failed ([`failures`]), who has which devices ([`devices`]), which held pods were released ([`hold`]); what is wanted is MetaManager's, what is there is the container runtime's |
@@ -76,13 +76,14 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kubeedge_proto::v1::{
     CallCloud, KindCompleted, LinkStateChanged, ListPods, LocateContainerLog, ObjectsChanged, ObjectsReloaded,
-    OpenContainerStream, PublishEvent, QueryProgress, QueryStats, ReadObjects, ReportStatus, ShutDownPods,
+    OpenContainerStream, PublishEvent, QueryProgress, QueryStats, ReadObjects, ReleasePods, ReportStatus, ShutDownPods,
 };
 use tokio::sync::{Semaphore, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 pub use expansion::expand;
 pub use node_api::StatusBoard;
+use prepare::existing;
 pub use prepare::{EdgedConfig, PrepareError, Prepared};
 pub use reporter::PortReporter;
 
@@ -249,7 +250,7 @@ impl Edged {
         }
     }
 
-    /// Asks the runtime for its name until it answers.
+    /// Asks the runtime for its name, and where it keeps images, until it answers.
     fn introduce(&self, ctx: &mut Context<Self>) {
         let (runtime, node) = (Arc::clone(&self.shared.runtime), self.node.clone());
         ctx.spawn(
@@ -259,14 +260,22 @@ impl Edged {
                         Ok(version) => {
                             tracing::info!(name = version.name, version = version.version, "container runtime");
                             node.send_modify(|facts| facts.runtime_name = version.name);
-                            return;
+                            break;
                         }
                         Err(error) => tracing::warn!("{error}"),
                     }
                     tokio::time::sleep(AGAIN).await;
                 }
+                runtime.image_disk().await
             }
-            .into_actor(self),
+            .into_actor(self)
+            .map(|disk, this, _| match disk {
+                Ok(disk) => this.prepared.paths.image_dir = existing(&disk.mountpoint),
+                Err(error) => {
+                    let path = this.prepared.paths.image_dir.display();
+                    tracing::warn!(%path, "where images are is not known, the disk of this path is watched: {error}");
+                }
+            }),
         );
     }
 
@@ -415,6 +424,7 @@ impl Component for Edged {
         contract.answers::<ListPods>();
         contract.answers::<QueryStats>();
         contract.answers::<ShutDownPods>();
+        contract.answers::<ReleasePods>();
         contract.asks::<ReadObjects>();
         contract.asks::<ReportStatus>();
         contract.may_ask::<CallCloud>();

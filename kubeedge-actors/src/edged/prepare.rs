@@ -33,7 +33,7 @@ pub struct EdgedConfig {
     pub node: NodeSettings,
     /// The container runtime, `unix:///run/containerd/containerd.sock`.
     pub endpoint: String,
-    /// Where the runtime keeps images: its disk is looked at.
+    /// Where the runtime keeps images, until it says so itself: its disk is looked at.
     pub image_dir: PathBuf,
     /// Kubelet's root directory.
     pub root_dir: PathBuf,
@@ -232,6 +232,6 @@ impl Prepared {
 }
 
 /// The directory, or the nearest one above it that is there: a runtime that never ran has made none yet.
-fn existing(path: &Path) -> PathBuf {
+pub(super) fn existing(path: &Path) -> PathBuf {
     path.ancestors().find(|ancestor| ancestor.is_dir()).unwrap_or(Path::new("/")).to_owned()
 }

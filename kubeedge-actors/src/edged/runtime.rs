@@ -96,6 +96,8 @@ pub struct RuntimeFeatures {
     pub image_volumes: bool,
     /// Parts of them; one that cannot mounts the whole without a word.
     pub image_sub_paths: bool,
+    /// Groups of a process that are no more than the pod asks for.
+    pub strict_groups: bool,
     /// By handler; the default one has the empty name.
     pub handlers: BTreeMap<String, HandlerFeatures>,
 }

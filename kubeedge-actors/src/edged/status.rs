@@ -326,6 +326,14 @@ impl View<'_> {
             };
             ("ContainersNotInitialized", format!("containers with incomplete status: [{}]", left.join(" ")))
         });
+        // What keeps the pod from having its volumes and its sandbox, or from losing them.
+        let hindered = [
+            (Step::CleanUp, "FailedKillPod"),
+            (Step::Volumes, "FailedMount"),
+            (Step::Sandbox, "FailedCreatePodSandBox"),
+        ]
+        .into_iter()
+        .find_map(|(step, reason)| Some((reason, history.step(step)?.message.clone())));
         let closed: Vec<String> = plan.readiness_gates.iter().filter_map(closed_gate).collect();
         let ready = containers_ready && closed.is_empty();
         let not_ready = match &containers_not_ready {
@@ -353,7 +361,12 @@ impl View<'_> {
         [
             // It is here. What a scheduler said of it has the same words.
             ("PodScheduled", true, None, taken_up),
-            ("PodReadyToStartContainers", sandbox.is_some(), None, sandbox.map_or(now, |sandbox| sandbox.created_at)),
+            (
+                "PodReadyToStartContainers",
+                sandbox.is_some(),
+                hindered,
+                sandbox.map_or(now, |sandbox| sandbox.created_at),
+            ),
             ("Initialized", initialized, not_initialized, since_initialized),
             ("Ready", ready, not_ready, since_ready),
             ("ContainersReady", containers_ready, containers_not_ready, since_containers),

@@ -147,6 +147,8 @@ struct Worker {
     bell: Arc<Bell>,
     history: History,
     volumes: VolumeState,
+    /// The pod as its volumes have it: labels and annotations may be files in them.
+    described: Option<Arc<Pod>>,
     status: Option<PodStatus>,
     reported: Option<serde_json::Value>,
     /// What was there and what was done about it the last time, and how often before that.
@@ -174,6 +176,7 @@ pub async fn run(shared: Arc<Shared>, orders: watch::Receiver<Order>, bell: Arc<
         bell,
         history: History::default(),
         volumes: VolumeState::Unknown,
+        described: None,
         status: None,
         reported: None,
         last: None,
@@ -253,12 +256,35 @@ impl Worker {
         if let Some(at) = decision.wake_at {
             wake_at = wake_at.min(at);
         }
-        // A pod without an object has nobody to report to.
         let open_until = later(self.began, ADOPT_WITHIN);
-        if adopting && self.reported.is_none() && now < open_until {
+        let news = if adopting && self.reported.is_none() && now < open_until {
             wake_at = wake_at.min(open_until);
-        } else if order.pod.is_some() && !self.report(&plan, status).await {
-            wake_at = wake_at.min(later(now, RETRY));
+            None
+        } else {
+            self.news(order, status)
+        };
+        let (reported, report) = news.unzip();
+        let reporter = Arc::clone(&self.shared.reporter);
+        let sending = async {
+            match report {
+                Some(report) => reporter.report(&plan, report).await,
+                None => Ok(()),
+            }
+        };
+        // What only begins something does not wait until the report is on a disk. What ends something does: after a
+        // restart it has to be known why it ended.
+        let beside = !decision.actions.is_empty() && decision.actions.iter().all(begins);
+        let sent = if beside {
+            futures_util::join!(sending, self.act(order, decision.actions.clone())).0
+        } else {
+            sending.await
+        };
+        match sent {
+            Ok(()) => self.reported = reported.or(self.reported.take()),
+            Err(error) => {
+                tracing::warn!(pod = %show(&plan), "the status is not on its way yet: {error}");
+                wake_at = wake_at.min(later(now, RETRY));
+            }
         }
         if decision.actions.is_empty() {
             return Next::Wait(wake_at);
@@ -266,7 +292,9 @@ impl Worker {
         // A runtime that says "done" and does nothing is not asked more often than it is looked at anyway.
         let this = (observed, decision.actions);
         self.in_vain = if self.last.as_ref() == Some(&this) { self.in_vain.saturating_add(1) } else { 0 };
-        self.act(order, this.1.clone()).await;
+        if !beside {
+            self.act(order, this.1.clone()).await;
+        }
         self.last = Some(this);
         if self.in_vain < MAX_IN_VAIN { Next::Again } else { Next::Wait(later(self.now(), RETRY)) }
     }
@@ -354,16 +382,27 @@ impl Worker {
     }
 
     async fn refresh(&mut self, order: &Order) {
-        if !self.bell.refresh.swap(false, Ordering::AcqRel) {
+        let rung = self.bell.refresh.swap(false, Ordering::AcqRel);
+        if rung {
+            self.history.retry_now();
+        }
+        if !self.is_described_anew(order) && !rung {
             return;
         }
-        self.history.retry_now();
         if let (Some(pod), VolumeState::Ready, Want::Run) = (&order.pod, self.volumes, order.want)
             && let Err(error) = self.shared.provision.refresh(pod, &self.history.ips).await
         {
             tracing::warn!(pod = %show(&order.plan), "volumes are not up to date: {error}");
             self.tell(order, None, Told::FailedMount, error);
         }
+    }
+
+    /// Whether the pod has other labels or annotations than at the last look.
+    fn is_described_anew(&mut self, order: &Order) -> bool {
+        let before = std::mem::replace(&mut self.described, order.pod.clone());
+        before.zip(order.pod.as_ref()).is_some_and(|(before, now)| {
+            before.metadata.labels != now.metadata.labels || before.metadata.annotations != now.metadata.annotations
+        })
     }
 
     async fn observe(&self, order: &Order) -> Result<ObservedPod, super::runtime::RuntimeError> {
@@ -382,31 +421,21 @@ impl Worker {
         Ok(observed)
     }
 
-    /// Reports a status that differs from the last. False when that must be tried again.
-    async fn report(&mut self, plan: &PodPlan, status: PodStatus) -> bool {
+    /// The report of a status that differs from the last one, and what is kept of it to compare the next one with. A pod
+    /// without an object has nobody to report to.
+    fn news(&mut self, order: &Order, status: PodStatus) -> Option<(serde_json::Value, Report)> {
+        order.pod.as_ref()?;
         let value = match serde_json::to_value(&status) {
             Ok(value) => value,
             Err(error) => {
-                tracing::error!(pod = %show(plan), "the status cannot be written as JSON: {error}");
-                return true;
+                tracing::error!(pod = %show(&order.plan), "the status cannot be written as JSON: {error}");
+                return None;
             }
         };
         if self.bell.report.swap(false, Ordering::AcqRel) {
             self.reported = None;
         }
-        if self.reported.as_ref() == Some(&value) {
-            return true;
-        }
-        match self.shared.reporter.report(plan, Report::Status(Box::new(status))).await {
-            Ok(()) => {
-                self.reported = Some(value);
-                true
-            }
-            Err(error) => {
-                tracing::warn!(pod = %show(plan), "the status is not on its way yet: {error}");
-                false
-            }
-        }
+        (self.reported.as_ref() != Some(&value)).then(|| (value, Report::Status(Box::new(status))))
     }
 
     async fn finish(&mut self, order: &Order, status: PodStatus) -> Next {
@@ -419,6 +448,14 @@ impl Worker {
         }
         tracing::info!(pod = %show(&order.plan), uid = order.plan.uid, "pod has ended");
         Next::Ended
+    }
+
+    /// Whether a part of the pod is away; a pod that cannot end says so.
+    fn cleaned_up(&mut self, order: &Order, result: Result<(), String>) -> bool {
+        if let Err(error) = &result {
+            self.tell(order, None, Told::FailedKillPod, format!("error killing pod: {error}"));
+        }
+        self.step_done(&order.plan, Step::CleanUp, result)
     }
 
     fn step_done(&mut self, plan: &PodPlan, step: Step, result: Result<(), String>) -> bool {
@@ -441,6 +478,11 @@ impl Worker {
 fn tell(shared: &Shared, order: &Order, container: Option<&str>, reason: Told, message: String) {
     let involved = Involved::of(&order.plan, order.pod.as_deref(), container);
     shared.reporter.event(EventRecord::new(involved, reason, message, (shared.clock)()));
+}
+
+/// Whether an action only begins something.
+fn begins(action: &Action) -> bool {
+    matches!(action, Action::SetUpVolumes | Action::RunSandbox { .. } | Action::Start { .. })
 }
 
 enum Next {

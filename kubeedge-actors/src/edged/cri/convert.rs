@@ -37,8 +37,8 @@ pub(super) fn health(status: cri::RuntimeStatus) -> RuntimeHealth {
     RuntimeHealth { runtime: wrong("RuntimeReady"), network: wrong("NetworkReady") }
 }
 
-pub(super) fn features(version: &RuntimeVersion, handlers: Vec<cri::RuntimeHandler>) -> RuntimeFeatures {
-    let handlers = handlers.into_iter().map(|handler| {
+pub(super) fn features(version: &RuntimeVersion, status: cri::StatusResponse) -> RuntimeFeatures {
+    let handlers = status.runtime_handlers.into_iter().map(|handler| {
         let features = handler.features.unwrap_or_default();
         let features = HandlerFeatures {
             recursive_read_only: features.recursive_read_only_mounts,
@@ -50,6 +50,7 @@ pub(super) fn features(version: &RuntimeVersion, handlers: Vec<cri::RuntimeHandl
         runtime: format!("{} {}", version.name, version.version),
         image_volumes: is_since(version, (2, 1), (1, 31)),
         image_sub_paths: is_since(version, (2, 2), (1, 33)),
+        strict_groups: status.features.is_some_and(|features| features.supplemental_groups_policy),
         handlers: handlers.collect(),
     }
 }
@@ -242,7 +243,7 @@ mod tests {
             ("containerd", "main", true),
         ] {
             let version = RuntimeVersion { name: name.to_owned(), version: version.to_owned() };
-            let features = features(&version, Vec::new());
+            let features = features(&version, cri::StatusResponse::default());
             assert_eq!(features.image_volumes, can, "{version:?}");
             let parts = can && !["2.1.0-rc.1", "v2.1.9+unknown", "1.31.0"].contains(&version.version.as_str());
             assert_eq!(features.image_sub_paths, parts, "{version:?}");
@@ -256,7 +257,13 @@ mod tests {
             features: Some(cri::RuntimeHandlerFeatures { user_namespaces, recursive_read_only_mounts: true }),
         };
         let version = RuntimeVersion { name: "containerd".to_owned(), version: "2.1.9".to_owned() };
-        let features = features(&version, vec![handler("", true), handler("kata", false)]);
+        let status = cri::StatusResponse {
+            runtime_handlers: vec![handler("", true), handler("kata", false)],
+            features: Some(cri::RuntimeFeatures { supplemental_groups_policy: true }),
+            ..Default::default()
+        };
+        let features = features(&version, status);
+        assert!(features.strict_groups && !super::features(&version, cri::StatusResponse::default()).strict_groups);
         assert_eq!(features.runtime, "containerd 2.1.9");
         assert!(features.handler("").user_namespaces && !features.handler("kata").user_namespaces);
         assert!(features.handler("kata").recursive_read_only);

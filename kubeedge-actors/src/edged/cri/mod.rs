@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::StreamExt;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use kubeedge_proto::cri::{
     self, image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient,
 };
@@ -39,6 +39,8 @@ const PULL: Duration = Duration::from_secs(3600);
 const STOP_MARGIN: Duration = Duration::from_secs(60);
 /// What a command may take beyond its timeout: the runtime ends it first and says so.
 const EXEC_MARGIN: Duration = Duration::from_secs(1);
+/// Questions about parts of one pod at a time.
+const AT_ONCE: usize = 8;
 /// Largest answer, bytes: a list of some thousand containers with their labels.
 const MAX_ANSWER: usize = 16 * 1024 * 1024;
 
@@ -110,12 +112,13 @@ impl CriRuntime {
         let label_selector = || labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         let filter = cri::PodSandboxFilter { label_selector: label_selector(), ..Default::default() };
         let request = cri::ListPodSandboxRequest { filter: Some(filter) };
-        let mut client = self.runtime.clone();
-        let sandboxes = self.call("ListPodSandbox", QUICK, client.list_pod_sandbox(request)).await?.items;
+        let (mut client, mut other) = (self.runtime.clone(), self.runtime.clone());
+        let sandboxes = self.call("ListPodSandbox", QUICK, client.list_pod_sandbox(request));
         let filter = cri::ContainerFilter { label_selector: label_selector(), ..Default::default() };
         let request = cri::ListContainersRequest { filter: Some(filter) };
-        let containers = self.call("ListContainers", QUICK, client.list_containers(request)).await?.containers;
-        Ok((sandboxes, containers))
+        let containers = self.call("ListContainers", QUICK, other.list_containers(request));
+        let (sandboxes, containers) = futures_util::try_join!(sandboxes, containers)?;
+        Ok((sandboxes.items, containers.containers))
     }
 }
 
@@ -162,7 +165,7 @@ impl Runtime for CriRuntime {
             let version = self.version().await?;
             let request = cri::StatusRequest { verbose: false };
             let answer = self.call("Status", QUICK, self.runtime.clone().status(request)).await?;
-            Ok(convert::features(&version, answer.runtime_handlers))
+            Ok(convert::features(&version, answer))
         })
     }
 
@@ -191,24 +194,28 @@ impl Runtime for CriRuntime {
     fn observe<'a>(&'a self, pod_uid: &'a str) -> Answer<'a, ObservedPod> {
         Box::pin(async move {
             let (sandboxes, containers) = self.list([(labels::POD_UID, pod_uid)].into()).await?;
-            let mut observed = ObservedPod::default();
-            let mut client = self.runtime.clone();
-            for sandbox in sandboxes {
+            let sandboxes = stream::iter(sandboxes).map(|sandbox| async move {
                 let request = cri::PodSandboxStatusRequest { pod_sandbox_id: sandbox.id, verbose: false };
-                let answer =
-                    gone_is_none(self.call("PodSandboxStatus", QUICK, client.pod_sandbox_status(request)).await)?;
-                if let Some(status) = answer.and_then(|answer| answer.status) {
-                    observed.sandboxes.push(convert::sandbox(status)?);
-                }
-            }
-            for container in containers {
+                let mut client = self.runtime.clone();
+                let answer = self.call("PodSandboxStatus", QUICK, client.pod_sandbox_status(request)).await;
+                let status = gone_is_none(answer)?.and_then(|answer| answer.status);
+                status.map(convert::sandbox).transpose()
+            });
+            let instances = stream::iter(containers).map(|container| async move {
                 let request = cri::ContainerStatusRequest { container_id: container.id, verbose: false };
-                let answer = gone_is_none(self.call("ContainerStatus", QUICK, client.container_status(request)).await)?;
-                if let Some(status) = answer.and_then(|answer| answer.status) {
-                    observed.instances.push(convert::instance(status, container.pod_sandbox_id)?);
-                }
-            }
-            Ok(observed)
+                let mut client = self.runtime.clone();
+                let answer = self.call("ContainerStatus", QUICK, client.container_status(request)).await;
+                let status = gone_is_none(answer)?.and_then(|answer| answer.status);
+                status.map(|status| convert::instance(status, container.pod_sandbox_id)).transpose()
+            });
+            let (sandboxes, instances) = futures_util::try_join!(
+                sandboxes.buffered(AT_ONCE).try_collect::<Vec<_>>(),
+                instances.buffered(AT_ONCE).try_collect::<Vec<_>>(),
+            )?;
+            Ok(ObservedPod {
+                sandboxes: sandboxes.into_iter().flatten().collect(),
+                instances: instances.into_iter().flatten().collect(),
+            })
         })
     }
 

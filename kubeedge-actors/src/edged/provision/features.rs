@@ -2,10 +2,32 @@
 
 use k8s_openapi::api::core::v1::Pod;
 
+use crate::edged::runtime::RuntimeFeatures;
+
 /// The runtime's handler for a pod. The name of a RuntimeClass is its handler's by custom; the class itself is not on
 /// the node.
 pub(crate) fn handler(pod: &Pod) -> &str {
     pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref()).unwrap_or_default()
+}
+
+/// What a pod says of the groups that the image's files give its users.
+fn policy(pod: &Pod) -> Option<&str> {
+    pod.spec.as_ref()?.security_context.as_ref()?.supplemental_groups_policy.as_deref()
+}
+
+/// What would be less than the pod asks for is refused, not left out: it is about its rights on this machine.
+pub(super) fn groups_can_be_kept(pod: &Pod, features: &RuntimeFeatures) -> Result<(), String> {
+    match policy(pod) {
+        None | Some("" | "Merge") => Ok(()),
+        Some("Strict") if features.strict_groups => Ok(()),
+        Some("Strict") => {
+            Err(format!("SupplementalGroupsPolicy=Strict is not supported by the runtime ({})", features.runtime))
+        }
+        Some(other) => {
+            let other: String = other.chars().take(100).collect();
+            Err(format!("securityContext.supplementalGroupsPolicy {other:?}: expected Merge, Strict, or none"))
+        }
+    }
 }
 
 /// Whether what the runtime can do makes a difference for a pod: otherwise it is not asked.
@@ -16,6 +38,7 @@ pub(super) fn matter(pod: &Pod) -> bool {
     let ephemeral = spec.ephemeral_containers.iter().flatten();
     let mut mounts = mounts.chain(ephemeral.flat_map(|container| container.volume_mounts.iter().flatten()));
     spec.host_users == Some(false)
+        || policy(pod) == Some("Strict")
         || spec.volumes.iter().flatten().any(|volume| volume.image.is_some())
         || mounts.any(|mount| mount.recursive_read_only.as_deref().is_some_and(|mode| mode != "Disabled"))
 }

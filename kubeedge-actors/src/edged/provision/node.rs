@@ -227,7 +227,7 @@ impl NodeProvision {
             host,
         };
         let dns = pod_dns(pod, &dns).provide()?;
-        sandbox_can_be_kept(pod)?;
+        features::groups_can_be_kept(pod, &self.features(pod).await?)?;
         let mut security = sandbox_security(pod);
         if let (Some(ids), Some(namespaces)) = (self.ids(pod, plan).await?, &mut security.namespace_options) {
             namespaces.userns_options = Some(ids.namespace());
@@ -396,19 +396,6 @@ impl NodeProvision {
             Ok(String::from_utf8_lossy(&words).into_owned())
         })
         .await
-    }
-}
-
-/// What would be less than the pod asks for is refused, not left out: it is about its rights on this machine.
-fn sandbox_can_be_kept(pod: &Pod) -> Result<(), String> {
-    let Some(spec) = &pod.spec else { return Ok(()) };
-    let policy = spec.security_context.as_ref().and_then(|context| context.supplemental_groups_policy.as_deref());
-    match policy {
-        None | Some("" | "Merge") => Ok(()),
-        Some(other) => {
-            let other: String = other.chars().take(100).collect();
-            Err(format!("securityContext.supplementalGroupsPolicy {other:?} is not supported: expected Merge, or none"))
-        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use k8s_openapi::api::core::v1::{AppArmorProfile, Container, Pod, PodSecurityContext, SELinuxOptions, SeccompProfile};
 use kubeedge_proto::cri::{
     Capability, Int64Value, LinuxContainerSecurityContext, LinuxSandboxSecurityContext, NamespaceMode, NamespaceOption,
-    SeLinuxOption, SecurityProfile, security_profile::ProfileType,
+    SeLinuxOption, SecurityProfile, SupplementalGroupsPolicy, security_profile::ProfileType,
 };
 use thiserror::Error;
 
@@ -126,6 +126,7 @@ pub fn container_security(
         readonly_paths: paths(&READ_ONLY),
         seccomp: Some(seccomp_profile(container, seccomp, kubelet_root)?),
         apparmor: apparmor_profile(pod, container)?,
+        supplemental_groups_policy: groups_policy(of_pod).into(),
     })
 }
 
@@ -166,6 +167,15 @@ pub fn sandbox_security(pod: &Pod) -> LinuxSandboxSecurityContext {
         // The sandbox's own process needs no more, whatever the containers ask for.
         seccomp: Some(profile(ProfileType::RuntimeDefault, String::new())),
         apparmor: None,
+        supplemental_groups_policy: groups_policy(context).into(),
+    }
+}
+
+/// Only of a pod whose runtime can keep it.
+fn groups_policy(context: Option<&PodSecurityContext>) -> SupplementalGroupsPolicy {
+    match context.and_then(|context| context.supplemental_groups_policy.as_deref()) {
+        Some("Strict") => SupplementalGroupsPolicy::Strict,
+        _ => SupplementalGroupsPolicy::Merge,
     }
 }
 

@@ -4,11 +4,7 @@
 pub mod machine;
 pub mod rates;
 
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
@@ -20,6 +16,7 @@ use self::{
     rates::{Look, Rates},
 };
 use super::{
+    existing,
     node::readings::{DiskReading, MachinePaths, MachineReadings},
     runtime::{ContainerStats, Runtime},
 };
@@ -144,7 +141,7 @@ impl Sampler {
         });
         let mut paths = self.paths.clone();
         if let Ok(disk) = disk {
-            paths.image_dir = existing(&disk.mountpoint).unwrap_or(paths.image_dir);
+            paths.image_dir = existing(&disk.mountpoint);
         }
         let read = tokio::task::spawn_blocking(move || {
             let usage = MachineUsage::read(&paths.proc).map_err(|error| error.to_string())?;
@@ -160,10 +157,6 @@ impl Sampler {
         rates.take([Look { id: NODE, at: now, cpu: machine.cpu_nano_seconds }].into_iter().chain(looks));
         Ok(Seen { now, machine, readings, image_bytes, containers, fault })
     }
-}
-
-fn existing(path: &Path) -> Option<PathBuf> {
-    path.ancestors().find(|ancestor| ancestor.is_dir()).map(Path::to_owned)
 }
 
 fn node_stats(node: &str, seen: &Seen, rates: &Rates, pods: &[PodFact]) -> NodeStats {

@@ -1,5 +1,7 @@
 //! What not every runtime can do: refused in words, and done by one that can.
 
+use kubeedge_proto::cri::SupplementalGroupsPolicy;
+
 use super::{
     runtime::{HandlerFeatures, RuntimeFeatures},
     *,
@@ -12,6 +14,7 @@ fn all() -> RuntimeFeatures {
         runtime: "containerd 2.1.9".to_owned(),
         image_volumes: true,
         image_sub_paths: true,
+        strict_groups: true,
         handlers: [(String::new(), able)].into(),
     }
 }
@@ -68,6 +71,32 @@ async fn users_of_its_own_are_refused_where_the_runtime_has_none_and_kept_where_
     bench.phase("u3", "Running").await;
     let plain = bench.runtime.sandbox_configs().remove(2).linux.unwrap().security_context.unwrap();
     assert_eq!(plain.namespace_options.unwrap().userns_options, None);
+    bench.stop().await;
+}
+
+#[actix_rt::test]
+async fn groups_beside_those_that_a_pod_names_are_left_out_where_the_runtime_can_and_refused_where_not() {
+    let bench = bench(&[], true).await;
+    bench.runtime.has_features(old());
+    let strict = |uid: &str, policy: &str| {
+        let mut pod = pod(uid, uid);
+        pod["spec"]["securityContext"] = json!({"supplementalGroups": [7], "supplementalGroupsPolicy": policy});
+        pod
+    };
+    bench.tell(&strict("u1", "Strict")).await;
+    bench.tell(&strict("u2", "Sometimes")).await;
+    waits(&bench, "u1", "SupplementalGroupsPolicy=Strict is not supported by the runtime (containerd 1.6.20)").await;
+    waits(&bench, "u2", "supplementalGroupsPolicy \\\"Sometimes\\\": expected Merge, Strict, or none").await;
+    assert_eq!(bench.made("run_sandbox"), 0);
+
+    bench.runtime.has_features(all());
+    bench.phase("u1", "Running").await;
+    let sandbox = bench.runtime.sandbox_configs().remove(0).linux.unwrap().security_context.unwrap();
+    assert_eq!(sandbox.supplemental_groups_policy(), SupplementalGroupsPolicy::Strict);
+    let container = bench.runtime.config(&bench.runtime.pod("u1").instances[0].id).unwrap();
+    let container = container.linux.unwrap().security_context.unwrap();
+    assert_eq!(container.supplemental_groups_policy(), SupplementalGroupsPolicy::Strict);
+    assert_eq!(container.supplemental_groups, [7]);
     bench.stop().await;
 }
 

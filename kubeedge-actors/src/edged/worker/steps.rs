@@ -120,7 +120,7 @@ impl Worker {
             }
             Action::RemoveContainer { id, container, attempt } => {
                 let result = runtime.remove_container(&id).await.map_err(|error| error.to_string());
-                let done = self.step_done(plan, Step::CleanUp, result);
+                let done = self.cleaned_up(order, result);
                 if done && let Err(error) = provision.container_removed(plan, &container, attempt, &id).await {
                     tracing::warn!(pod = %show(plan), container, "its log stays: {error}");
                 }
@@ -128,7 +128,7 @@ impl Worker {
             }
             Action::StopSandbox { id } => {
                 let result = runtime.stop_sandbox(&id).await.map_err(|error| error.to_string());
-                let done = self.step_done(plan, Step::CleanUp, result);
+                let done = self.cleaned_up(order, result);
                 if done {
                     self.history.released.insert(id);
                 }
@@ -136,11 +136,11 @@ impl Worker {
             }
             Action::RemoveSandbox { id } => {
                 let result = runtime.remove_sandbox(&id).await.map_err(|error| error.to_string());
-                self.step_done(plan, Step::CleanUp, result)
+                self.cleaned_up(order, result)
             }
             Action::TearDownVolumes => {
                 let result = provision.tear_down(plan).await;
-                let done = self.step_done(plan, Step::CleanUp, result);
+                let done = self.cleaned_up(order, result);
                 if done {
                     self.volumes = VolumeState::Gone;
                 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::{sync::watch, time::Instant};
 
-use super::{Order, Shared, Step, Told, Worker, show, steps::other_order, tell};
+use super::{Order, Shared, Told, Worker, show, steps::other_order, tell};
 use crate::edged::{
     hooks::{self, Hook, HookTarget},
     lifecycle::{Action, container},
@@ -75,7 +75,7 @@ impl Worker {
             }
         };
         self.history.hooked.extend(progress.borrow().hooked.iter().cloned());
-        all && self.step_done(&order.plan, Step::CleanUp, failed.map_or(Ok(()), Err))
+        all && self.cleaned_up(order, failed.map_or(Ok(()), Err))
     }
 }
 

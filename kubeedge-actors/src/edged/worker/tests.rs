@@ -467,13 +467,46 @@ async fn failed_steps_and_reports_are_made_again() {
     }
     let status = bench.until(|status| state(status)["waiting"]["message"].is_string()).await;
     assert!(state(&status)["waiting"]["message"].as_str().unwrap().contains("out of luck"));
+    let hindered = |reason: &str| {
+        let reason = reason.to_owned();
+        move |status: &Value| {
+            let condition = &status["conditions"][1];
+            condition["type"] == "PodReadyToStartContainers"
+                && condition["reason"] == *reason
+                && condition["message"].as_str().is_some_and(|message| message.contains("out of luck"))
+        }
+    };
+    bench.until(hindered("FailedCreatePodSandBox")).await;
     bench.until_phase("Running").await;
-    bench.reports.refuse.store(true, Ordering::Release);
     bench.orders.send_replace(order(&deleted(&pod, 1)));
+    bench.until(hindered("FailedKillPod")).await;
+    bench.reports.refuse.store(true, Ordering::Release);
     tokio::time::sleep(Duration::from_secs(120)).await;
     assert!(!bench.worker.as_ref().unwrap().is_finished(), "the end is not forgotten before it is reported");
     bench.reports.refuse.store(false, Ordering::Release);
     bench.ended().await;
+    let killing =
+        bench.told().into_iter().filter(|told| told.starts_with("FailedKillPod: error killing pod: ")).count();
+    assert_eq!(killing, 4, "{:?}", bench.told());
+}
+
+#[tokio::test(start_paused = true)]
+async fn other_labels_and_annotations_are_written_to_the_volumes_at_once() {
+    let as_labelled = |version: &str, label: &str| {
+        pod(|value| {
+            value["metadata"]["resourceVersion"] = version.into();
+            value["metadata"]["labels"] = json!({"track": label});
+        })
+    };
+    let bench = Bench::new(&as_labelled("1", "stable"));
+    bench.runtime.add_image("app:1");
+    bench.until_phase("Running").await;
+    let refreshed = || bench.words.done.lock().unwrap().iter().filter(|done| *done == "refresh").count();
+    for (version, label, times) in [("2", "canary", 1), ("3", "canary", 1), ("4", "stable", 2)] {
+        bench.orders.send_replace(order(&as_labelled(version, label)));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(refreshed(), times, "{version} {label}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
