@@ -22,7 +22,7 @@ type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + 
 
 /// A service that is described, too.
 #[derive(Clone, Debug)]
-pub struct Described<S>(pub S);
+pub(super) struct Described<S>(pub(super) S);
 
 impl<S> Service<Request<Incoming>> for Described<S>
 where
