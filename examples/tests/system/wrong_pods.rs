@@ -59,7 +59,8 @@ pub(crate) async fn said(lab: &Lab) -> Result<Outcome> {
 
     try_join_all(taken.iter().map(async |(pod, _)| {
         let (name, uid) = (pod.name_any(), uid(pod)?);
-        delete(&client, &name, 0).await?;
+        // With 0 the API forgets it at once, whatever the node has of it.
+        delete(&client, &name, 1).await?;
         gone(&client, &name, &uid).await?;
         nothing_left(lab, &uid).await
     }))
