@@ -24,6 +24,9 @@ use crate::system::Port;
 pub const QUEUE: usize = 64;
 /// How long the outbox's disk may take for one.
 const SEND_WITHIN: Duration = Duration::from_secs(10);
+/// An event waits this long for others: a pod that starts makes several within a moment, which then share a sync of the
+/// disk. The status that comes with them does not wait behind theirs.
+const TOGETHER: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Default)]
 struct Shared {
@@ -87,15 +90,36 @@ pub fn channel(node: String, port: Port<PublishEvent>) -> (EventSink, EventSende
 }
 
 impl EventSender {
-    /// One event after the other: a higher count must not be overtaken by a lower one.
+    /// Those of a moment together, then the next: a higher count must not be overtaken by a lower one.
     pub async fn run(mut self) {
-        while let Some(event) = self.queue.recv().await {
-            let message = PublishEvent { envelope: Some(self.envelope(&event)) };
-            match self.port.ask(message, SEND_WITHIN).await {
-                Ok(settled) if settled.code == 0 => {}
-                Ok(settled) => self.shared.dropped(&event, &format!("{} ({})", settled.reason, settled.code)),
-                Err(error) => self.shared.dropped(&event, &format!("EdgeHub: {error}")),
+        let mut events = Vec::with_capacity(QUEUE);
+        while let Some(first) = self.queue.recv().await {
+            events.push(first);
+            tokio::time::sleep(TOGETHER).await;
+            while events.len() < QUEUE
+                && let Ok(event) = self.queue.try_recv()
+            {
+                // The same once more: only how often is another, and when.
+                let same = |known: &&mut Event| {
+                    known.name == event.name && known.record.involved.namespace == event.record.involved.namespace
+                };
+                match events.iter_mut().find(same) {
+                    Some(known) => *known = event,
+                    None => events.push(event),
+                }
             }
+            let all = events.iter().map(|event| self.send(event));
+            futures_util::future::join_all(all).await;
+            events.clear();
+        }
+    }
+
+    async fn send(&self, event: &Event) {
+        let message = PublishEvent { envelope: Some(self.envelope(event)) };
+        match self.port.ask(message, SEND_WITHIN).await {
+            Ok(settled) if settled.code == 0 => {}
+            Ok(settled) => self.shared.dropped(event, &format!("{} ({})", settled.reason, settled.code)),
+            Err(error) => self.shared.dropped(event, &format!("EdgeHub: {error}")),
         }
     }
 
@@ -184,6 +208,27 @@ mod tests {
         drop(sink);
         sending.await.unwrap();
         assert_eq!(shared.dropped.load(Ordering::Relaxed), 6 + QUEUE as u64 / 2);
+        system.stop(Duration::from_secs(5)).await;
+    }
+
+    #[actix_rt::test]
+    async fn what_happens_again_within_a_moment_is_told_once() {
+        let permits = Arc::new(Semaphore::new(10));
+        let hub = Arc::clone(&permits);
+        let system = System::builder("edge")
+            .component(move |_| Hub(Arc::clone(&hub), 0))
+            .asks::<PublishEvent>()
+            .start()
+            .unwrap();
+        let (sink, sender) = channel("edge-1".into(), system.port());
+        for message in ["a", "b", "a", "a"] {
+            let involved = Involved::node("edge-1");
+            sink.record(EventRecord::new(involved, Reason::Failed, message.into(), Timestamp::UNIX_EPOCH));
+        }
+        let sending = tokio::spawn(sender.run());
+        drop(sink);
+        sending.await.unwrap();
+        assert_eq!(permits.available_permits(), 8, "one of each");
         system.stop(Duration::from_secs(5)).await;
     }
 }
