@@ -11,15 +11,18 @@ use kubeedge_proto::v1::PublishMqtt;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::{DeviceTwin, dmi::server::Refused, mappers::Id, requests::Publication};
-use crate::system::{Context, Port};
+use crate::system::{AskError, Context, Port};
 
 /// What did not get to the disk is tried again after this, unless something new takes it along before.
 const AGAIN: Duration = Duration::from_secs(1);
 /// Requests that wait for a commit at most.
-pub const MAX_PENDING: usize = 1024;
+pub const MAX_PENDING: usize = 512;
+
+/// What a broker has not confirmed by then does not hold up the rest: mappers' reports wait for the same disk.
+const CONFIRMED_WITHIN: Duration = Duration::from_secs(2);
 
 /// Batches that are on disk and wait to be published.
-const PUBLISHING: usize = 4;
+const PUBLISHING: usize = 2;
 
 /// An answer to a mapper, when what it reported is on disk.
 pub(super) type Reply = oneshot::Sender<Result<(), Refused>>;
@@ -70,21 +73,42 @@ impl Commits {
     }
 }
 
-/// Publishes one batch after the other. It ends when its sender is gone and what was on disk by then is said.
+/// Publishes one batch after the other, each when a broker has the one before: what EventBus takes is bounded, and what is
+/// beyond it would be lost. It ends when its sender is gone and what was on disk by then is said.
 pub(super) fn publisher(port: Port<PublishMqtt>) -> mpsc::Sender<Vec<Publication>> {
     let (sender, mut batches) = mpsc::channel::<Vec<Publication>>(PUBLISHING);
     tokio::task::spawn_local(async move {
         while let Some(batch) = batches.recv().await {
-            for Publication { topic, payload } in batch {
-                let message = PublishMqtt { topic, payload: payload.into(), qos: None, retain: None };
-                if port.tell(message).await.is_err() {
-                    tracing::debug!("EventBus is stopping");
-                    return;
-                }
+            if publish(&port, batch).await.is_err() {
+                tracing::debug!("EventBus is stopping");
+                return;
             }
         }
     });
     sender
+}
+
+async fn publish(port: &Port<PublishMqtt>, batch: Vec<Publication>) -> Result<(), AskError> {
+    let message =
+        |Publication { topic, payload }| PublishMqtt { topic, payload: payload.into(), qos: None, retain: None };
+    let mut batch = batch.into_iter();
+    let last = batch.next_back();
+    for publication in batch {
+        port.tell(message(publication)).await.map_err(|_| AskError::Stopped)?;
+    }
+    // A broker confirms in the order in which it is told.
+    match last {
+        Some(last) => match port.ask(message(last), CONFIRMED_WITHIN).await {
+            Err(AskError::Stopped) => Err(AskError::Stopped),
+            Err(error) => {
+                tracing::warn!("a broker has not confirmed what was told of devices: {error}");
+                Ok(())
+            }
+            // What it says otherwise, EventBus counts: there may be no broker now.
+            Ok(_) => Ok(()),
+        },
+        None => Ok(()),
+    }
 }
 
 impl DeviceTwin {

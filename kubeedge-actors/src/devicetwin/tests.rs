@@ -63,6 +63,11 @@ impl Site {
     }
 
     fn again(folder: Arc<tempfile::TempDir>, rate: Rate) -> Self {
+        Self::with(folder, rate, Recorder::answering(|_| Settled::applied()))
+    }
+
+    /// With an EventBus of the test's.
+    fn with(folder: Arc<tempfile::TempDir>, rate: Rate, published: Recorder<PublishMqtt>) -> Self {
         let store = Store::open(&folder.path().join("store"), Options::default()).unwrap().store;
         let config = DeviceTwinConfig {
             node: "n".parse().unwrap(),
@@ -75,7 +80,6 @@ impl Site {
             ObjectList { objects, complete: true }
         });
         let reports = Recorder::<ReportStatus>::answering(|_| Settled::applied());
-        let published = Recorder::<PublishMqtt>::answering(|_| Settled::applied());
         let test = TestSystem::builder()
             .component(move |ports: &Ports| DeviceTwin::new(config.clone(), ports))
             .records(&has)
@@ -396,6 +400,34 @@ async fn many_updates_share_commits_and_each_is_answered_in_order() {
     let newest = (MANY - 1).to_string();
     site.until_report(|report| reported(report, "t").as_deref() == Some(&newest)).await;
     assert!(site.reports.count() < 60, "the cloud hears the newest once a second: {}", site.reports.count());
+    site.test.assert_quiet().await;
+}
+
+#[actix_rt::test]
+async fn a_broker_that_confirms_slowly_is_told_no_more_than_a_batch_at_a_time() {
+    const MANY: usize = 2500;
+    const CONFIRMS: Duration = Duration::from_millis(300);
+    let times = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let told = Arc::clone(&times);
+    let bus = Recorder::<PublishMqtt>::answering(move |_| {
+        told.lock().unwrap().push(tokio::time::Instant::now());
+        Settled::applied()
+    });
+    let site = Site::with(Arc::new(tempfile::tempdir().unwrap()), Rate::default(), bus.delays(CONFIRMS));
+    for count in 0..MANY {
+        let payload = json!({"event_id": count.to_string(), "twin": {"t": {"actual": {"value": count.to_string()}}}});
+        let topic = "$hw/events/device/ns/d/twin/update".into();
+        site.test.tell(TwinMessage { topic, payload: payload.to_string().into(), oversize: 0 }).await;
+    }
+    for answered in 0..MANY {
+        let answer = site.until_published("$hw/events/device/ns/d/twin/update/result").await;
+        assert_eq!(answer["event_id"], answered.to_string(), "none is left out");
+    }
+    let times = times.lock().unwrap().clone();
+    // A batch is told in less time than a confirmation takes, and the next one after it.
+    let within = |from: usize| times[from..].iter().take_while(|at| **at - times[from] < CONFIRMS * 3 / 4).count();
+    let most = (0..times.len()).map(within).max().unwrap();
+    assert!(most <= 3 * MAX_PENDING, "{most} within {:?}", CONFIRMS * 3 / 4);
     site.test.assert_quiet().await;
 }
 
