@@ -39,7 +39,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct EmbeddedBroker {
     /// Its address.
     pub address: SocketAddr,
-    /// Messages that wait for one client.
+    /// Messages that wait for one client: so many on their way to it, and as many beyond, of which the oldest go.
     pub queue: usize,
 }
 
@@ -72,6 +72,9 @@ impl Serving {
             // A little more than what is taken, so that who sends too much hears why.
             .with_max_packet_size(16 * MAX_PAYLOAD)
             .with_max_retained_messages(RETAINED)
+            // On their way to a client that is there, before any are kept for it: then who publishes waits, two seconds at
+            // most. The crate's own 10,000 are some 7 MB a client.
+            .with_client_channel_capacity(queue)
             .with_sys_topics_enabled(false);
         let limits = QueueLimits { max_messages: queue, max_bytes: QUEUED_BYTES };
         let storage = Arc::new(DynamicStorage::Memory(MemoryBackend::with_queue_limits(limits)));
