@@ -14,10 +14,11 @@ use tonic::Code;
 use super::{
     DeviceTwin,
     dmi::{
-        caller, checks,
+        caller,
+        checks::{self, Mistake},
         server::{FromMapper, Refused},
     },
-    mappers::Told,
+    mappers::MAX_MAPPERS,
     requests, rfc3339, stamp,
     topics::of_device,
     twin::{self, DELETED, MAX_TWINS},
@@ -40,9 +41,12 @@ impl Handler<FromMapper<MapperRegisterRequest>> for DeviceTwin {
             Ok(record) => record,
             Err(wrong) => return Box::pin(std::future::ready(Err(refused(Code::InvalidArgument, wrong)))),
         };
-        let (models, devices, told) = match with_data {
-            true => self.shared.catalogue.borrow().everything(&record.protocol),
-            false => (Vec::new(), Vec::new(), Told::default()),
+        let (models, devices, knows) = match with_data {
+            true => {
+                let (models, devices, told) = self.shared.catalogue.borrow().everything(&record.protocol);
+                (models, devices, caller::Knows::This(told))
+            }
+            false => (Vec::new(), Vec::new(), caller::Knows::Nothing),
         };
         tracing::info!(
             mapper = record.name,
@@ -50,12 +54,20 @@ impl Handler<FromMapper<MapperRegisterRequest>> for DeviceTwin {
             address = record.address,
             "a mapper registers"
         );
-        self.mappers.load(record.clone());
+        let leaves = self.mappers.load(record.clone());
         // One that has changed its protocol is called for the new one only; another mapper of the old one is called again.
         self.callers.retain(|protocol, _| self.mappers.of_protocol(protocol).is_some());
         let mut batch = self.config.store.batch();
         batch.put(&self.mapper_records, record.name.as_bytes(), &record);
-        let calling = caller::start(record.clone(), told, std::rc::Rc::clone(&self.shared));
+        if let Some(leaves) = leaves {
+            tracing::warn!(
+                mapper = leaves.name,
+                protocol = leaves.protocol,
+                "{MAX_MAPPERS} mappers are known, and this one is known no more: it may register again"
+            );
+            batch.delete(&self.mapper_records, leaves.name.as_bytes());
+        }
+        let calling = caller::start(record.clone(), knows, std::rc::Rc::clone(&self.shared));
         self.callers.insert(record.protocol, (record.registration, calling));
         self.call_mappers();
         Box::pin(async move {
@@ -114,9 +126,10 @@ impl DeviceTwin {
         Box::pin(async move { answer.await.unwrap_or_else(lost) })
     }
 
-    /// What a mapper has read: applied as a whole or not at all.
+    /// What a mapper has read. What cannot be so is left out, property by property, and told once; a report of which
+    /// nothing is left is refused.
     fn take_report(&mut self, id: &str, request: ReportDeviceStatusRequest) -> Result<(), Refused> {
-        let twins = request.reported_device.map(|status| status.twins).unwrap_or_default();
+        let mut twins = request.reported_device.map(|status| status.twins).unwrap_or_default();
         let shared = std::rc::Rc::clone(&self.shared);
         let catalogue = shared.catalogue.borrow();
         let (Some(wanted), Some(device)) = (catalogue.device(id), self.devices.get_mut(id)) else {
@@ -126,9 +139,29 @@ impl DeviceTwin {
             return Err(refused(Code::ResourceExhausted, format!("device {id}: at most {MAX_TWINS} twins")));
         }
         let model = catalogue.model_of(wanted);
-        for told in &twins {
+        let mut wrong = None;
+        twins.retain_mut(|told| {
             let of_model = model.and_then(|model| model.property(&told.property_name));
-            checks::check(id, told, of_model).map_err(|wrong| refused(Code::InvalidArgument, wrong))?;
+            let Err(mistake) = checks::check(id, told, of_model) else { return true };
+            let is_news = self.mistakes.is_news(id, &told.property_name, &mistake);
+            let (Mistake::Property(why) | Mistake::Observed(why)) = &mistake;
+            if is_news {
+                tracing::warn!("left out of a mapper's report, as will be what is like it: {why}");
+            }
+            match mistake {
+                Mistake::Property(why) => {
+                    wrong.get_or_insert(why);
+                    false
+                }
+                Mistake::Observed(_) => {
+                    told.observed_desired = None;
+                    told.reported.is_some()
+                }
+            }
+        });
+        self.mistakes_meter.set(self.mistakes.count());
+        if let (Some(wrong), true) = (wrong, twins.is_empty()) {
+            return Err(refused(Code::InvalidArgument, wrong));
         }
         let stamp = stamp();
         let mut outcome = twin::Outcome::default();

@@ -206,9 +206,19 @@ pub struct Mappers {
 }
 
 impl Mappers {
-    /// Takes one in as it is on disk.
-    pub fn load(&mut self, record: MapperRecord) {
-        self.by_name.insert(record.name.clone(), record);
+    /// Takes one in, as it is on disk. Beyond [`MAX_MAPPERS`] another one leaves, which comes back: one that is not called,
+    /// since another mapper is for its protocol, or else any; of these the one that registered longest ago.
+    pub fn load(&mut self, record: MapperRecord) -> Option<MapperRecord> {
+        let name = record.name.clone();
+        self.by_name.insert(name.clone(), record);
+        if self.by_name.len() <= MAX_MAPPERS {
+            return None;
+        }
+        let called: BTreeSet<&str> = self.called().into_iter().map(|mapper| mapper.name.as_str()).collect();
+        let others = self.by_name.values().filter(|mapper| mapper.name != name);
+        let leaves = others.min_by_key(|mapper| (called.contains(mapper.name.as_str()), mapper.registration))?;
+        let leaves = leaves.name.clone();
+        self.by_name.remove(&leaves)
     }
 
     /// A registration, checked: the record to be kept. A mapper that comes again with another address is called there.
@@ -228,9 +238,6 @@ impl Mappers {
         let plain = |byte: u8| byte.is_ascii_graphic() && !b"%?#\"<>\\^`{|}".contains(&byte);
         if !address.starts_with('/') || address.len() > 107 || !address.bytes().all(plain) {
             return wrong("address is not the absolute path of a unix socket, in plain characters");
-        }
-        if !self.by_name.contains_key(&info.name) && self.by_name.len() >= MAX_MAPPERS {
-            return wrong("too many mappers are registered");
         }
         let registration = 1 + self.by_name.values().map(|mapper| mapper.registration).max().unwrap_or(0);
         Ok(MapperRecord {
@@ -324,7 +331,7 @@ mod tests {
         };
         for (name, address) in [("a", "/a.sock"), ("b", "unix:///b.sock"), ("a", "/new.sock")] {
             let record = mappers.register(info(name, address)).unwrap();
-            mappers.load(record);
+            assert_eq!(mappers.load(record), None);
         }
         assert_eq!(mappers.of_protocol("p").unwrap().address, "/new.sock");
         assert_eq!(mappers.called().len(), 1);
@@ -333,5 +340,32 @@ mod tests {
         }
         let nameless = dmi::MapperInfo { protocol: String::new(), ..info("a", "/a") };
         assert!(mappers.register(nameless).unwrap_err().contains("protocol"));
+    }
+
+    #[test]
+    fn there_is_always_room_for_one_more_mapper_and_who_is_called_leaves_last() {
+        let mut mappers = Mappers::default();
+        let mut register = |name: &str, protocol: &str| {
+            let info = dmi::MapperInfo {
+                name: name.into(),
+                protocol: protocol.into(),
+                address: "/m.sock".into(),
+                ..dmi::MapperInfo::default()
+            };
+            let record = mappers.register(info).unwrap();
+            mappers.load(record).map(|leaves| leaves.name)
+        };
+        // One for each protocol but two, of which the earlier is not called.
+        for index in 0..MAX_MAPPERS - 2 {
+            assert_eq!(register(&format!("m{index}"), &format!("p{index}")), None);
+        }
+        assert_eq!((register("early", "shared"), register("late", "shared")), (None, None));
+        assert_eq!(register("new", "new"), Some("early".into()), "nobody calls it");
+        // All are called now: who registered longest ago leaves, and may come back.
+        assert_eq!(register("m1", "p1"), None, "one that is known makes no other leave");
+        assert_eq!(register("newer", "newer"), Some("m0".into()));
+        assert_eq!(register("m0", "p0"), Some("m2".into()), "m1 has registered since");
+        assert_eq!(register("other", "p5"), Some("m5".into()), "its protocol is another's from now on");
+        assert_eq!((mappers.by_name.len(), mappers.called().len()), (MAX_MAPPERS, MAX_MAPPERS));
     }
 }

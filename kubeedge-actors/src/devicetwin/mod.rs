@@ -16,6 +16,7 @@ mod commits;
 pub mod dmi;
 mod from_mappers;
 pub mod mappers;
+pub mod mistakes;
 pub mod report;
 pub mod reporter;
 mod reporting;
@@ -45,7 +46,8 @@ use tokio_util::task::AbortOnDropHandle;
 use self::{
     commits::Commits,
     dmi::{bucket::Rate, caller, server},
-    mappers::{Id, Mappers, Told, id_of},
+    mappers::{Id, Mappers, id_of},
+    mistakes::Mistakes,
     reporter::Reporter,
     requests::{Publication, Reaction, Stamp},
     topics::Request,
@@ -53,7 +55,7 @@ use self::{
 };
 use crate::{
     store::{Store, Table},
-    system::{Component, Context, Contract, Overflow, Port, Ports, Stage},
+    system::{Component, Context, Contract, Figure, Meter, Overflow, Port, Ports, Stage},
 };
 
 crate::message_records!(DeviceRecord, MapperRecord);
@@ -88,6 +90,9 @@ pub struct DeviceTwin {
     mappers: Mappers,
     /// The caller of each protocol's mapper, with the registration it is for.
     callers: HashMap<String, (u64, AbortOnDropHandle<()>)>,
+    /// What mappers report and what is not taken.
+    mistakes: Mistakes,
+    mistakes_meter: Meter,
     commits: Commits,
     reporter: Reporter,
     reporting: Option<SpawnHandle>,
@@ -99,6 +104,12 @@ pub struct DeviceTwin {
     serving: Option<AbortOnDropHandle<()>>,
     started: Instant,
 }
+
+const MISTAKES: Figure = Figure {
+    name: "reported_values_left_out",
+    help: "Values in mappers' reports that are not of their model and were left out",
+    counter: true,
+};
 
 impl DeviceTwin {
     /// With what its tables hold.
@@ -117,7 +128,7 @@ impl DeviceTwin {
         let mut mappers = Mappers::default();
         for row in mapper_records.scan_prefix(b"") {
             match row {
-                Ok((_, record)) => mappers.load(record),
+                Ok((_, record)) => drop(mappers.load(record)),
                 Err(error) => tracing::error!("a mapper cannot be read: it is called when it registers: {error}"),
             }
         }
@@ -128,6 +139,8 @@ impl DeviceTwin {
             shared: Rc::default(),
             mappers,
             callers: HashMap::new(),
+            mistakes: Mistakes::default(),
+            mistakes_meter: ports.meter(MISTAKES),
             commits: Commits::default(),
             reporter: Reporter::default(),
             reporting: None,
@@ -150,7 +163,8 @@ impl DeviceTwin {
         for mapper in self.mappers.called() {
             let known = self.callers.get(&mapper.protocol).map(|(registration, _)| *registration);
             if known != Some(mapper.registration) {
-                let calling = caller::start(mapper.clone(), Told::default(), Rc::clone(&self.shared));
+                let knows = caller::Knows::Perhaps(self.devices.keys().cloned().collect());
+                let calling = caller::start(mapper.clone(), knows, Rc::clone(&self.shared));
                 self.callers.insert(mapper.protocol.clone(), (mapper.registration, calling));
             }
         }
@@ -238,6 +252,7 @@ impl DeviceTwin {
 
     /// Takes over what the Device wants of its properties.
     fn desire(&mut self, id: &str) {
+        self.mistakes.forget(id);
         let shared = Rc::clone(&self.shared);
         let catalogue = shared.catalogue.borrow();
         let (Some(wanted), Some(device)) = (catalogue.device(id), self.devices.get_mut(id)) else { return };
@@ -265,6 +280,7 @@ impl DeviceTwin {
     fn device_gone(&mut self, id: &str) {
         self.shared.catalogue.borrow_mut().remove_device(id);
         self.reporter.forget(id);
+        self.mistakes.forget(id);
         if self.devices.remove(id).is_some() {
             self.commits.put(id);
             let topic = topics::of_node(self.config.node.as_str(), "membership/updated");
@@ -406,6 +422,9 @@ impl Handler<TwinMessage> for DeviceTwin {
                 drop(catalogue);
                 let reaction = requests::get_membership(stamp, topic, devices, &payload);
                 self.react("", reaction, ctx);
+            }
+            Request::Wrong { answer, wrong } => {
+                self.react("", requests::refuse(stamp, answer, &payload, &wrong), ctx);
             }
         }
     }

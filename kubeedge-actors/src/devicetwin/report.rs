@@ -10,8 +10,13 @@ use super::{
 /// One side of a twin for the cloud; `None` while it has no value.
 pub fn told(side: &TwinSideRecord, type_: &str) -> Option<PropertyValue> {
     let mut metadata = side.metadata.clone();
-    metadata.entry("timestamp".into()).or_insert_with(|| side.timestamp_ms.to_string());
-    metadata.entry("type".into()).or_insert_with(|| type_.to_owned());
+    for (name, ours) in [("timestamp", side.timestamp_ms.to_string()), ("type", type_.to_owned())] {
+        let said = metadata.entry(name.to_owned()).or_default();
+        // Mappers in Go name both always, and have nothing to say of them.
+        if said.is_empty() {
+            *said = ours;
+        }
+    }
     Some(PropertyValue { value: side.value.clone()?, metadata })
 }
 
@@ -36,5 +41,32 @@ pub fn report(device: &Device, wanted: &convert::Device) -> DeviceReport {
         properties: reported.collect(),
         state: device.state.clone().filter(|_| tells_state),
         last_online_time: if tells_state { device.last_online_time.clone() } else { String::new() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_mapper_leaves_out_of_the_metadata_or_leaves_empty_is_filled_in() {
+        for (said, expected) in [
+            (vec![], [("timestamp", "7"), ("type", "float")]),
+            (vec![("timestamp", ""), ("type", "")], [("timestamp", "7"), ("type", "float")]),
+            (vec![("timestamp", "5"), ("type", "")], [("timestamp", "5"), ("type", "float")]),
+            (vec![("type", "double")], [("timestamp", "7"), ("type", "double")]),
+        ] {
+            let owned = |all: &[(&str, &str)]| {
+                all.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+            };
+            let side = TwinSideRecord {
+                value: Some("1".into()),
+                timestamp_ms: 7,
+                metadata: owned(&said),
+                ..TwinSideRecord::default()
+            };
+            assert_eq!(told(&side, "float").unwrap().metadata, owned(&expected), "{said:?}");
+        }
+        assert_eq!(told(&TwinSideRecord::default(), "float"), None, "without a value nothing is told");
     }
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
-    topics::{Request, of_device, of_node},
+    topics::{Request, of_device},
     twin::{Device, Origin, Outcome},
     wire::{self, Base, MsgAttr, MsgTwin, TwinUpdate, Twins, Wrong},
 };
@@ -62,14 +62,14 @@ fn failure(topic: String, stamp: Stamp, event_id: &str, wrong: &Wrong) -> Public
 
 /// A request whose payload was over the bound and was left out.
 pub fn oversize(stamp: Stamp, node: &str, request: &Request, bytes: u64) -> Reaction {
-    let topic = match request {
-        Request::UpdateTwin(id) | Request::CloudUpdated(id) => of_device(id, "twin/update/result"),
-        Request::GetTwin(id) => of_device(id, "twin/get/result"),
-        Request::UpdateState(id) => of_device(id, "state/update/result"),
-        Request::GetMembership => of_node(node, "membership/get/result"),
-    };
     let wrong = Wrong::TooMany(format!("the payload has {bytes} bytes, which is more than EventBus takes"));
-    Reaction::only(failure(topic, stamp, "", &wrong))
+    Reaction::only(failure(request.answered_on(node), stamp, "", &wrong))
+}
+
+/// A request that is none.
+pub fn refuse(stamp: Stamp, answer: String, payload: &[u8], wrong: &Wrong) -> Reaction {
+    let event_id = wire::parse::<Base>(payload).map(|base| base.event_id).unwrap_or_default();
+    Reaction::only(failure(answer, stamp, &event_id, wrong))
 }
 
 /// `twin/update` (local) and `twin/cloud_updated` (with the cloud's versions).
@@ -188,6 +188,9 @@ pub fn update_state(stamp: Stamp, rfc3339: &str, id: &str, device: Option<&mut D
     let Some(device) = device else { return refuse(&Wrong::NoDevice) };
     if update.state.is_none() && update.attributes.is_empty() {
         return refuse(&Wrong::State(String::new()));
+    }
+    if let Err(wrong) = wire::check_attributes(&update.attributes) {
+        return refuse(&wrong);
     }
     let before = device.clone();
     if let Some(state) = &update.state

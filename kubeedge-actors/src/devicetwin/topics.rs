@@ -2,6 +2,8 @@
 
 use kubeedge_proto::is_dns_subdomain;
 
+use super::wire::Wrong;
+
 /// Everything about devices begins with this.
 pub const DEVICE: &str = "$hw/events/device/";
 /// Everything about the node begins with this.
@@ -20,7 +22,17 @@ pub enum Request {
     UpdateState(String),
     /// `membership/get` of this node.
     GetMembership,
+    /// What no device can be asked for.
+    Wrong {
+        /// The topic on which that is said.
+        answer: String,
+        /// What is wrong.
+        wrong: Wrong,
+    },
 }
+
+/// Longest part of an id, and of what stands behind `twin/`, to which there is an answer, bytes.
+const MAX_PART: usize = 253;
 
 impl Request {
     /// Reads a topic. A device's id is a namespace and a name, whatever words they are.
@@ -30,18 +42,42 @@ impl Request {
         }
         let mut parts = topic.strip_prefix(DEVICE)?.splitn(3, '/');
         let (namespace, name, what) = (parts.next()?, parts.next()?, parts.next()?);
-        if !is_dns_subdomain(namespace) || !is_dns_subdomain(name) {
-            return None;
-        }
         let id = format!("{namespace}/{name}");
-        match what {
-            "twin/update" => Some(Self::UpdateTwin(id)),
-            "twin/cloud_updated" => Some(Self::CloudUpdated(id)),
-            "twin/get" => Some(Self::GetTwin(id)),
-            "state/update" => Some(Self::UpdateState(id)),
-            _ => None,
+        let request = match what {
+            "twin/update" => Self::UpdateTwin(id),
+            "twin/cloud_updated" => Self::CloudUpdated(id),
+            "twin/get" => Self::GetTwin(id),
+            "state/update" => Self::UpdateState(id),
+            // Answers have one part more, and are no requests whoever hears them.
+            _ => {
+                let other = what.strip_prefix("twin/").filter(|other| is_part(other))?;
+                let text = format!("twin/{other} is none of twin/get, twin/update and twin/cloud_updated");
+                Self::Wrong { answer: of_device(&id, &format!("{what}/result")), wrong: Wrong::Topic(text) }
+            }
+        };
+        if is_dns_subdomain(namespace) && is_dns_subdomain(name) {
+            return Some(request);
+        }
+        let text = "a device is named <namespace>/<name>, in small letters, digits, - and .";
+        let wrong = Wrong::Topic(format!("{namespace}/{name} can be no device: {text}"));
+        (is_part(namespace) && is_part(name)).then(|| Self::Wrong { answer: request.answered_on(""), wrong })
+    }
+
+    /// The topic on which it is answered.
+    pub fn answered_on(&self, node: &str) -> String {
+        match self {
+            Self::UpdateTwin(id) | Self::CloudUpdated(id) => of_device(id, "twin/update/result"),
+            Self::GetTwin(id) => of_device(id, "twin/get/result"),
+            Self::UpdateState(id) => of_device(id, "state/update/result"),
+            Self::GetMembership => of_node(node, "membership/get/result"),
+            Self::Wrong { answer, .. } => answer.clone(),
         }
     }
+}
+
+/// Whether an answer's topic may have it: it has a bound, and nothing that MQTT or a reader of logs would take amiss.
+fn is_part(part: &str) -> bool {
+    part.len() <= MAX_PART && !part.contains(|letter: char| letter.is_control() || "/+#".contains(letter))
 }
 
 /// A topic of a device, such as `twin/update/result`.
@@ -71,12 +107,48 @@ mod tests {
             ("$hw/events/node/n/membership/get", Some(Request::GetMembership)),
             ("$hw/events/node/other/membership/get", None),
             ("$hw/events/device/a/b/twin/update/result", None),
+            ("$hw/events/device/a/b/twin/get/result", None),
+            ("$hw/events/device/a/b/twin/foo/result", None),
+            ("$hw/events/device/a/b/state/get", None),
             ("$hw/events/device/b/twin/update", None),
-            ("$hw/events/device/A/b/twin/update", None),
             ("$hw/events/device/", None),
             ("other", None),
         ] {
             assert_eq!(Request::of("n", topic), request, "{topic}");
+        }
+    }
+
+    #[test]
+    fn what_no_device_can_be_asked_for_is_answered_where_an_answer_is_listened_for() {
+        let of = |topic: &str| Request::of("n", &format!("$hw/events/device/{topic}"));
+        for (topic, expected) in [
+            ("A/b/twin/update", Some("A/b/twin/update/result")),
+            ("A/b/twin/cloud_updated", Some("A/b/twin/update/result")),
+            ("ns/the boiler/twin/get", Some("ns/the boiler/twin/get/result")),
+            ("ns/b_1/state/update", Some("ns/b_1/state/update/result")),
+            ("/b/twin/update", Some("/b/twin/update/result")),
+            ("A/b/twin/foo", Some("A/b/twin/foo/result")),
+            ("ns/b/twin/foo", Some("ns/b/twin/foo/result")),
+            ("ns/b/twin/", Some("ns/b/twin//result")),
+            ("ns/b\u{7}/twin/update", None),
+            ("ns/+/twin/update", None),
+            ("ns/b/twin/f\no", None),
+            ("ns/b/twin/#", None),
+        ] {
+            let answer = match of(topic) {
+                Some(Request::Wrong { answer, wrong }) => {
+                    assert_eq!(wrong.code(), 400);
+                    assert!(wrong.to_string().contains("twin/foo") == topic.starts_with("ns/b/twin/foo"), "{wrong}");
+                    Some(answer)
+                }
+                None => None,
+                other => panic!("{topic}: {other:?}"),
+            };
+            assert_eq!(answer, expected.map(|topic| format!("$hw/events/device/{topic}")), "{topic}");
+        }
+        let long = "x".repeat(MAX_PART + 1);
+        for topic in [format!("{long}/b/twin/update"), format!("ns/{long}/twin/update"), format!("ns/b/twin/{long}")] {
+            assert_eq!(of(&topic), None, "an answer has a bound");
         }
     }
 }

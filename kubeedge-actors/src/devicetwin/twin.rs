@@ -175,8 +175,11 @@ impl Device {
         attributes: &BTreeMap<String, Option<MsgAttr>>,
     ) -> Result<BTreeMap<String, Option<MsgAttr>>, Wrong> {
         let mut changed = BTreeMap::new();
-        if self.attributes.len() + attributes.len() > MAX_ATTRIBUTES {
-            return Err(Wrong::TooMany(format!("a device has at most {MAX_ATTRIBUTES} attributes")));
+        let new = attributes.iter().filter(|(name, asked)| asked.is_some() && !self.attributes.contains_key(*name));
+        let count = self.attributes.len() + new.count();
+        if count > MAX_ATTRIBUTES {
+            let text = format!("the device would have {count} attributes, expected at most {MAX_ATTRIBUTES}");
+            return Err(Wrong::TooMany(text));
         }
         for (name, asked) in attributes {
             match (self.attributes.get_mut(name), asked) {

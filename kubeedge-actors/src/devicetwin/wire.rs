@@ -46,6 +46,12 @@ pub enum Wrong {
     /// More than a device can have.
     #[error("{0}")]
     TooMany(String),
+    /// An attribute that no device may have.
+    #[error("attribute {0}")]
+    Attribute(String),
+    /// A topic that names no device, or nothing that it can be asked for.
+    #[error("{0}")]
+    Topic(String),
     /// A change of the cloud whose versions are behind the edge's, or that names none.
     #[error("the versions are behind the edge's: its own values stand, and are told to the cloud again")]
     Conflict,
@@ -230,6 +236,32 @@ fn check(twins: &Twins) -> Result<(), Wrong> {
         let sides = twin.iter().flat_map(|twin| [&twin.expected, &twin.actual]).flatten();
         if sides.filter_map(|side| side.value.as_ref()).any(|value| !is_word(value, 512)) {
             return Err(Wrong::Value);
+        }
+    }
+    Ok(())
+}
+
+/// Longest name, value and type of an attribute, bytes.
+const ATTRIBUTE: [(&str, usize); 3] = [("name", 128), ("value", 1024), ("type", 64)];
+
+/// What an application gives to a device: text without control characters, none of it too long. An attribute has a name.
+pub fn check_attributes(attributes: &BTreeMap<String, Option<MsgAttr>>) -> Result<(), Wrong> {
+    for (name, attribute) in attributes {
+        let shown: String = name.chars().take(64).collect();
+        let wrong = |text: String| Err(Wrong::Attribute(format!("{shown:?}: {text}")));
+        if name.is_empty() {
+            return wrong("its name is empty".to_owned());
+        }
+        let type_ = attribute.as_ref().and_then(|attribute| attribute.metadata.as_ref());
+        let (value, type_) = (attribute.as_ref().map(|it| &it.value), type_.map(|metadata| &metadata.type_));
+        for ((what, most), text) in ATTRIBUTE.into_iter().zip([Some(name), value, type_]) {
+            let Some(text) = text else { continue };
+            if text.len() > most {
+                return wrong(format!("its {what} has {} bytes, expected at most {most}", text.len()));
+            }
+            if text.contains(char::is_control) {
+                return wrong(format!("its {what} has control characters"));
+            }
         }
     }
     Ok(())

@@ -305,7 +305,8 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// Tells edgecore what was read. It is on edgecore's disk when this returns.
+    /// Tells edgecore what was read. It is on edgecore's disk when this returns. A value that is not of its property's type is
+    /// left out, and edgecore's log says so; where nothing is left, it is refused.
     pub async fn report(
         &self,
         device: &DeviceId,

@@ -2,7 +2,7 @@
 
 use std::{
     cell::RefCell,
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     rc::Rc,
     time::{Duration, Instant},
 };
@@ -18,7 +18,7 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use crate::devicetwin::mappers::{Call, Catalogue, Told};
+use crate::devicetwin::mappers::{Call, Catalogue, Id, Told, id_of};
 
 /// For one call, the connection included.
 const WITHIN: Duration = Duration::from_secs(10);
@@ -47,12 +47,28 @@ impl Shared {
     }
 }
 
-/// Calls this mapper, which knows this, until the handle is dropped.
-pub fn start(mapper: MapperRecord, told: Told, shared: Rc<Shared>) -> AbortOnDropHandle<()> {
-    AbortOnDropHandle::new(tokio::task::spawn_local(run(mapper, told, shared)))
+/// What a mapper knows when it is called first.
+#[derive(Clone, Debug)]
+pub enum Knows {
+    /// It has just registered, and was told this.
+    This(Told),
+    /// It has just registered.
+    Nothing,
+    /// It registered some time ago, and may know these devices as they were then.
+    Perhaps(BTreeSet<Id>),
 }
 
-async fn run(mapper: MapperRecord, mut told: Told, shared: Rc<Shared>) {
+/// Calls this mapper until the handle is dropped.
+pub fn start(mapper: MapperRecord, knows: Knows, shared: Rc<Shared>) -> AbortOnDropHandle<()> {
+    AbortOnDropHandle::new(tokio::task::spawn_local(run(mapper, knows, shared)))
+}
+
+async fn run(mapper: MapperRecord, knows: Knows, shared: Rc<Shared>) {
+    let (mut told, perhaps) = match knows {
+        Knows::This(told) => (told, BTreeSet::new()),
+        Knows::Nothing => (Told::default(), BTreeSet::new()),
+        Knows::Perhaps(perhaps) => (Told::default(), perhaps),
+    };
     let endpoint = match Endpoint::from_shared(format!("unix://{}", mapper.address)) {
         Ok(endpoint) => endpoint.connect_timeout(WITHIN),
         Err(error) => {
@@ -81,19 +97,13 @@ async fn run(mapper: MapperRecord, mut told: Told, shared: Rc<Shared>) {
                 // The newest first: what is left is looked for anew.
                 break;
             }
-            let done = match tokio::time::timeout(WITHIN, perform(&mut client, &call, &shared)).await {
-                Ok(done) => done,
-                Err(_) => Err(Status::deadline_exceeded(format!("no answer within {WITHIN:?}"))),
-            };
-            match done {
+            match tell(&mut client, &call, &perhaps, &shared).await {
                 Ok(()) => {
                     refused.remove(call.id());
                     told.done(call);
                     pause = AGAIN.0;
                 }
-                Err(status)
-                    if matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled) =>
-                {
+                Err(status) if is_away(&status) => {
                     tracing::warn!(mapper = mapper.name, again_in = ?pause, "it does not answer: {}", status.message());
                     tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
                     pause = (pause * 2).min(AGAIN.1);
@@ -111,7 +121,73 @@ async fn run(mapper: MapperRecord, mut told: Told, shared: Rc<Shared>) {
     }
 }
 
-async fn perform(client: &mut DeviceMapperServiceClient<Channel>, call: &Call, shared: &Shared) -> Result<(), Status> {
+type Client = DeviceMapperServiceClient<Channel>;
+
+/// Tells a mapper one thing. Devices in `perhaps` it may know as they were.
+///
+/// A mapper that says it does not know what is to be changed is told of it anew and then once more of the change: KubeEdge's
+/// framework for mappers files what it was given at registration under other names than it looks for later (kubeedge issue
+/// 6270).
+async fn tell(client: &mut Client, call: &Call, perhaps: &BTreeSet<Id>, shared: &Shared) -> Result<(), Status> {
+    let done = match (perform(client, call, shared).await, call) {
+        (Err(status), Call::Device { id, .. } | Call::Model { id, new: false, .. }) if is_unknown(&status) => {
+            tracing::info!(id, "the mapper does not know it, and is told of it anew: {}", status.message());
+            for call in introduction(call, shared) {
+                match perform(client, &call, shared).await {
+                    Err(status) if is_away(&status) => return Err(status),
+                    Err(status) => tracing::debug!(id, "it is known after all: {}", status.message()),
+                    Ok(()) => {}
+                }
+            }
+            perform(client, call, shared).await
+        }
+        (done, _) => done,
+    };
+    match call {
+        // That framework leaves a device that it knows as it is when it is registered again.
+        Call::Device { id, new: true, print } if done.is_ok() && perhaps.contains(id) => {
+            perform(client, &Call::Device { id: id.clone(), new: false, print: *print }, shared).await
+        }
+        _ => done,
+    }
+}
+
+/// What comes before a change of something that a mapper does not know: its model, and itself.
+fn introduction(call: &Call, shared: &Shared) -> Vec<Call> {
+    match call {
+        Call::Model { id, print, .. } => vec![Call::Model { id: id.clone(), new: true, print: *print }],
+        Call::Device { id, new, print } => {
+            let model = shared.catalogue.borrow().device(id).and_then(|device| device.model());
+            let model = model.map(|model| Call::Model { id: id_of(&model), new: true, print: print.1 });
+            let device = (!new).then(|| Call::Device { id: id.clone(), new: true, print: *print });
+            model.into_iter().chain(device).collect()
+        }
+        Call::RemoveDevice(_) | Call::RemoveModel(_) => Vec::new(),
+    }
+}
+
+/// The mapper does not answer.
+fn is_away(status: &Status) -> bool {
+    matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled)
+}
+
+/// The mapper does not know what it is told of. Go's plain errors have no code, and are told by their words.
+fn is_unknown(status: &Status) -> bool {
+    let said = || status.message().to_ascii_lowercase();
+    let words = ["not found", "not exist", "can not find"];
+    let in_words = || words.iter().any(|word| said().contains(word));
+    status.code() == Code::NotFound || (status.code() == Code::Unknown && in_words())
+}
+
+/// Makes one call.
+async fn perform(client: &mut Client, call: &Call, shared: &Shared) -> Result<(), Status> {
+    match tokio::time::timeout(WITHIN, asked(client, call, shared)).await {
+        Ok(done) => done,
+        Err(_) => Err(Status::deadline_exceeded(format!("no answer within {WITHIN:?}"))),
+    }
+}
+
+async fn asked(client: &mut Client, call: &Call, shared: &Shared) -> Result<(), Status> {
     let name =
         |id: &str| id.split_once('/').map(|(space, name)| (space.to_owned(), name.to_owned())).unwrap_or_default();
     let device = |id: &str| {
@@ -154,7 +230,27 @@ async fn perform(client: &mut DeviceMapperServiceClient<Channel>, call: &Call, s
 /// What a mapper does not know it has forgotten already.
 fn forgotten(gone: Result<(), Status>) -> Result<(), Status> {
     match gone {
-        Err(status) if status.code() == Code::NotFound => Ok(()),
+        Err(status) if is_unknown(&status) => Ok(()),
         gone => gone,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_does_not_know_something_says_so_by_code_or_in_words_of_go() {
+        for (code, message, expected) in [
+            (Code::NotFound, "", true),
+            (Code::Unknown, "deviceModel m in ns namespace not found, err: deviceModel ns/m not found", true),
+            (Code::Unknown, "update deviceModel m failed, not existed", true),
+            (Code::Unknown, "can not find device ns/d from device muxs", true),
+            (Code::Unknown, "parse device d protocol failed, err: x", false),
+            (Code::InvalidArgument, "the model is not found wanting", false),
+            (Code::Unavailable, "not found", false),
+        ] {
+            assert_eq!(is_unknown(&Status::new(code, message)), expected, "{code:?} {message}");
+        }
     }
 }

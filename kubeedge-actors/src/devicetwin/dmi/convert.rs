@@ -169,12 +169,12 @@ fn told_property(property: &types::DeviceProperty, model: &Model) -> dmi::Device
     let default = model.property(&property.name).and_then(|one| one.visitors.clone()).unwrap_or_default();
     let own = property.visitors.clone().unwrap_or_default();
     let protocol_name = if own.protocol_name.is_empty() { default.protocol_name } else { own.protocol_name };
+    let desired = property.desired.clone().unwrap_or_default();
     dmi::DeviceProperty {
         name: property.name.clone(),
-        desired: property.desired.as_ref().map(|desired| dmi::TwinProperty {
-            value: desired.value.clone(),
-            metadata: desired.metadata.clone().into_iter().collect(),
-        }),
+        // There also where nothing is desired, and empty then: KubeEdge's framework for mappers in Go looks into it, and
+        // into `visitors`, `configData` and `protocol`, without asking whether it is there.
+        desired: Some(dmi::TwinProperty { value: desired.value, metadata: desired.metadata.into_iter().collect() }),
         visitors: Some(dmi::VisitorConfig {
             protocol_name,
             config_data: free(&merged(&default.config_data, &own.config_data)),
@@ -262,6 +262,7 @@ fn values(settings: &Free) -> HashMap<String, Any> {
 
 #[cfg(test)]
 mod tests {
+    use prost::Message as _;
     use serde_json::{Value, json};
 
     use super::*;
@@ -319,5 +320,34 @@ mod tests {
             ("FLOAT", "ReadOnly")
         );
         assert_eq!(model.twin_type("t"), "float");
+    }
+
+    /// What `pkg/util/parse/grpc.go` of KubeEdge's mapper framework looks into without asking whether it is there.
+    #[test]
+    fn of_a_device_that_says_little_everything_is_there_that_mappers_in_go_look_into() {
+        let model = object(
+            "m",
+            json!({"properties": [{"name": "t", "type": "FLOAT", "accessMode": "ReadOnly"},
+                {"name": "set", "type": "INT", "accessMode": "ReadWrite"}]}),
+        );
+        let device =
+            object("d", json!({"deviceModelRef": {"name": "m"}, "properties": [{"name": "t"}, {"name": "set"}]}));
+        let told = Device::of(&device).unwrap().told(&Model::of(&model).unwrap());
+        // Over the wire: an empty message is there on the other side too.
+        let told = dmi::Device::decode(told.encode_to_vec().as_slice()).unwrap();
+        let spec = told.spec.expect("device.Spec");
+        assert!(told.status.expect("device.Status").twins.is_empty(), "its twins are looked into as well");
+        let protocol = spec.protocol.expect("device.Spec.Protocol");
+        assert_eq!((protocol.protocol_name.as_str(), protocol.config_data.is_some()), ("", true));
+        assert_eq!(spec.properties.len(), 2);
+        for property in spec.properties {
+            let desired = property.desired.expect("property.Desired");
+            assert_eq!((desired.value.as_str(), desired.metadata.len()), ("", 0), "{}", property.name);
+            let visitors = property.visitors.expect("property.Visitors");
+            assert!(visitors.config_data.expect("property.Visitors.ConfigData").data.is_empty());
+            assert_eq!(property.push_method, None, "it is asked for");
+        }
+        let told = Model::of(&model).unwrap().told();
+        assert_eq!(told.spec.expect("model.Spec").properties.len(), 2);
     }
 }

@@ -4,6 +4,7 @@ use kubeedge_proto::v1::ObjectKey;
 use serde_json::json;
 
 use super::*;
+use crate::devicetwin::topics::of_node;
 
 const STAMP: Stamp = Stamp { now_ms: 1_700_000_000_000, fresh: || "fresh".to_owned() };
 const ID: &str = "ns/d";
@@ -54,6 +55,86 @@ fn an_update_is_answered_documented_and_compared_in_this_order() {
     let again = update(Some(&mut device), json!({"event_id": "e2", "twin": {"t": {"actual": {"value": "1"}}}}));
     let topics: Vec<&str> = said(&again).iter().map(|(topic, _)| *topic).collect();
     assert_eq!(topics.len(), 2, "nothing differs any more: {topics:?}");
+}
+
+#[test]
+fn the_end_of_an_optional_twin_is_answered_and_documented() {
+    let mut device = device();
+    update(Some(&mut device), json!({"twin": {"t": {"expected": {"value": "1"}}, "u": {"actual": {"value": "2"}}}}));
+    let reaction = update(Some(&mut device), json!({"event_id": "e", "timestamp": 5, "twin": {"t": null}}));
+    assert!(reaction.changed);
+    let side = json!({"value": "1", "metadata": {"timestamp": STAMP.now_ms}});
+    let last = json!({"expected": side, "optional": true, "metadata": {"type": "string"}});
+    assert_eq!(
+        said(&reaction),
+        [
+            (
+                "$hw/events/device/ns/d/twin/update/result",
+                json!({"event_id": "e", "timestamp": STAMP.now_ms, "twin": {"t": null}})
+            ),
+            (
+                "$hw/events/device/ns/d/twin/update/document",
+                json!({"event_id": "e", "timestamp": STAMP.now_ms, "twin": {"t": {"last": last, "current": null}}})
+            ),
+        ]
+    );
+    let left = said(&get_twin(STAMP, ID, Some(&device), b"{}"))[0].1["twin"].clone();
+    assert_eq!(left.as_object().unwrap().keys().collect::<Vec<_>>(), ["u"]);
+}
+
+#[test]
+fn a_topic_that_asks_no_device_for_anything_is_answered_with_its_event_id() {
+    let refused = |topic: &str, payload: &[u8]| {
+        let Some(Request::Wrong { answer, wrong }) = Request::of("n", topic) else { panic!("{topic} is a request") };
+        refuse(STAMP, answer, payload, &wrong)
+    };
+    let body = |event_id: &str, reason: &str| json!({"event_id": event_id, "timestamp": STAMP.now_ms, "code": 400, "reason": reason});
+    let reason =
+        "ns/Boiler_1 can be no device: a device is named <namespace>/<name>, in small letters, digits, - and .";
+    assert_eq!(
+        said(&refused("$hw/events/device/ns/Boiler_1/twin/update", br#"{"event_id": "e", "twin": {}}"#)),
+        [("$hw/events/device/ns/Boiler_1/twin/update/result", body("e", reason))]
+    );
+    let reason = "twin/delete is none of twin/get, twin/update and twin/cloud_updated";
+    assert_eq!(
+        said(&refused("$hw/events/device/ns/d/twin/delete", b"{")),
+        [("$hw/events/device/ns/d/twin/delete/result", body("", reason))]
+    );
+}
+
+#[test]
+fn attributes_have_bounds() {
+    let mut device = device();
+    let mut update = |attributes: Value| {
+        let payload = json!({"event_id": "a", "attributes": attributes}).to_string();
+        let reaction = update_state(STAMP, "", ID, Some(&mut device), payload.as_bytes());
+        let (topic, body) = said(&reaction)[0].clone();
+        assert_eq!(reaction.changed, topic.ends_with("/updated"), "{body}");
+        body["reason"].as_str().unwrap_or_default().to_owned()
+    };
+    let long = |bytes: usize| "x".repeat(bytes);
+    assert_eq!(update(json!({"room": {"value": "am Ende des Flurs", "metadata": {"type": "string"}}})), "");
+    assert_eq!(update(json!({long(128): {"value": long(1024)}})), "");
+    for (attributes, reason) in [
+        (json!({"": {"value": "x"}}), "attribute \"\": its name is empty"),
+        (json!({long(129): {"value": "x"}}), "its name has 129 bytes, expected at most 128"),
+        (json!({"a": {"value": long(1025)}}), "attribute \"a\": its value has 1025 bytes, expected at most 1024"),
+        (json!({"a": {"value": "x", "metadata": {"type": long(65)}}}), "its type has 65 bytes"),
+        (json!({"a": {"value": "x\u{0}"}}), "attribute \"a\": its value has control characters"),
+        (json!({"b\n": null}), "its name has control characters"),
+    ] {
+        let said = update(attributes);
+        assert!(said.contains(reason) && said.len() < 200, "{said}, expected {reason}");
+    }
+    let many = |from: usize, to: usize| -> Value {
+        (from..to).map(|index| (index.to_string(), json!({"value": "x"}))).collect::<serde_json::Map<_, _>>().into()
+    };
+    // Two are there.
+    assert_eq!(update(many(0, 1022)), "");
+    assert_eq!(update(many(1022, 1023)), "the device would have 1025 attributes, expected at most 1024");
+    let mut changed = many(0, 1022);
+    changed["0"]["value"] = "y".into();
+    assert_eq!(update(changed), "", "those that are there may change");
 }
 
 #[test]
@@ -137,6 +218,19 @@ fn membership_names_each_device_that_comes_and_goes() {
     assert_eq!((&gone["added_devices"], gone["removed_devices"][0]["id"].as_str()), (&Value::Null, Some("ns/d")));
     let all = get_membership(STAMP, "t".into(), vec![listed(ID, "", Some(&self::device()))], br#"{"event_id": "m"}"#);
     assert_eq!(said(&all)[0].1["devices"], json!([{"id": "ns/d", "name": "d"}]));
+    let mut known = self::device();
+    let now = "2026-01-01T00:00:00Z";
+    let payload = json!({"state": "online", "attributes":
+        {"room": {"value": "7", "optional": false, "metadata": {"type": "int"}}, "floor": {"value": "2"}}});
+    update_state(STAMP, now, ID, Some(&mut known), payload.to_string().as_bytes());
+    let topic = of_node("n", "membership/get/result");
+    let asked = br#"{"event_id": "m", "timestamp": 5}"#;
+    let all = get_membership(STAMP, topic, vec![listed(ID, "on the wall", Some(&known))], asked);
+    let expected = json!({"event_id": "m", "timestamp": STAMP.now_ms, "devices": [
+        {"id": "ns/d", "name": "d", "description": "on the wall", "state": "online", "last_online": now,
+            "attributes": {"room": {"value": "7", "optional": false, "metadata": {"type": "int"}},
+                "floor": {"value": "2", "optional": true}}}]});
+    assert_eq!(said(&all), [("$hw/events/node/n/membership/get/result", expected)]);
     assert_eq!(said(&get_membership(STAMP, "t".into(), vec![], b"x"))[0].1["code"], 400);
 }
 
@@ -146,8 +240,21 @@ fn a_change_of_the_cloud_is_documented_and_not_answered() {
     let payload = json!({"event_id": "c", "twin": {"t": {"expected": {"value": "5"}, "metadata": {"type": "string"},
         "expected_version": {"cloud": 1, "edge": 0}}}});
     let reaction = update_twin(STAMP, ID, Some(&mut device), payload.to_string().as_bytes(), Origin::Cloud);
-    let topics: Vec<&str> = said(&reaction).iter().map(|(topic, _)| topic.rsplit('/').next().unwrap()).collect();
-    assert_eq!(topics, ["document", "delta"]);
+    let side = json!({"value": "5", "metadata": {"timestamp": STAMP.now_ms}});
+    let twin = json!({"expected": side, "optional": true, "metadata": {"type": "string"}});
+    assert_eq!(
+        said(&reaction),
+        [
+            (
+                "$hw/events/device/ns/d/twin/update/document",
+                json!({"event_id": "c", "timestamp": STAMP.now_ms, "twin": {"t": {"last": null, "current": twin}}})
+            ),
+            (
+                "$hw/events/device/ns/d/twin/update/delta",
+                json!({"event_id": "fresh", "timestamp": STAMP.now_ms, "twin": {"t": twin}, "delta": {"t": "5"}})
+            ),
+        ]
+    );
 }
 
 #[test]
