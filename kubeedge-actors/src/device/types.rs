@@ -441,7 +441,8 @@ kinds! {
         pub observed_desired: Option<TwinProperty>,
     }
 
-    /// `Device.status`, from before there was a DeviceStatus. Read, never written.
+    /// `Device.status`, from before there was a DeviceStatus. It counts where `spec.stateReport` says nothing, and is never
+    /// written.
     #[derive(Default)]
     #[serde(rename_all = "camelCase")]
     pub struct OldDeviceStatus {

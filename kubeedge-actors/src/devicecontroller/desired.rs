@@ -11,7 +11,10 @@ use kubeedge_proto::{
 };
 use serde_json::Value;
 
-use super::{status::Told, statuses::Owner};
+use super::{
+    status::{Told, with_old_state_report},
+    statuses::Owner,
+};
 use crate::controllers::objects::{envelope_of, key_of, reference_to, text, tombstone, upsert, version_of};
 
 /// Namespace and name.
@@ -184,8 +187,10 @@ impl Desired {
         ObjectUpsert { needs: needs.into_iter().collect(), ..upsert(&device.object) }
     }
 
-    fn apply_device(&mut self, device: Value, as_of: u64, effects: &mut Vec<Effect>) {
+    fn apply_device(&mut self, mut device: Value, as_of: u64, effects: &mut Vec<Effect>) {
         let key = key_of(&device);
+        // A node gets no `status`.
+        with_old_state_report(&mut device);
         let node = text(&device, "/spec/nodeName").to_owned();
         let model = text(&device, "/spec/deviceModelRef/name");
         let model = (!model.is_empty()).then(|| (key.0.clone(), model.to_owned()));
@@ -349,6 +354,18 @@ mod tests {
         assert_eq!(desired.device(&("ns".into(), "a".into())), Some(("n2", "u-a")));
         assert_eq!(said(&desired.device_applied(device("a", "", "m", 4))), ["n2-a", "n2-m"]);
         assert!(desired.snapshot("n2").kinds.iter().all(|kind| kind.objects.is_empty()));
+    }
+
+    #[test]
+    fn a_node_learns_of_a_state_report_that_stands_in_a_devices_status() {
+        let mut desired = Desired::default();
+        let mut old = device("a", "n", "", 2);
+        old["status"] = json!({"reportToCloud": false, "reportCycle": 9});
+        let effects = desired.device_applied(old);
+        let [Effect::Upsert(_, upsert)] = effects.as_slice() else { panic!("{effects:?}") };
+        let sent: Value = serde_json::from_slice(&upsert.object.as_ref().unwrap().json).unwrap();
+        assert_eq!(sent["spec"]["stateReport"], json!({"reportToCloud": false, "reportCycle": 9}));
+        assert!(!desired.told(&("ns".into(), "a".into())).unwrap().state);
     }
 
     #[test]

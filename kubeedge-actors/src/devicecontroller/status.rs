@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::statuses::Status;
 use crate::device::{
     GROUP, VERSION,
-    types::{DeviceSpec, Twin, TwinProperty},
+    types::{DeviceSpec, OldDeviceStatus, Twin, TwinProperty},
 };
 
 /// Properties that one report may have: a device has some dozen.
@@ -53,6 +53,28 @@ impl Told {
         let Ok(spec) = serde_json::from_value::<DeviceSpec>(spec) else { return Self::default() };
         Self { state: spec.tells_state(), properties: spec.told().map(|property| property.name.clone()).collect() }
     }
+}
+
+/// Where a Device says nothing in `spec.stateReport`, what its `status` says counts, field by field: there it stood until
+/// KubeEdge 1.22.
+pub fn with_old_state_report(device: &mut Value) {
+    let old = device.get("status").cloned().unwrap_or_default();
+    // What cannot be understood says nothing.
+    let old: OldDeviceStatus = serde_json::from_value(old).unwrap_or_default();
+    if old == OldDeviceStatus::default() {
+        return;
+    }
+    let Some(spec) = device.get_mut("spec").and_then(Value::as_object_mut) else { return };
+    let said = spec.remove("stateReport").filter(|said| !said.is_null());
+    let mut report = said.unwrap_or_else(|| json!({}));
+    if let Some(report) = report.as_object_mut() {
+        for (field, old) in [("reportToCloud", json!(old.report_to_cloud)), ("reportCycle", json!(old.report_cycle))] {
+            if !old.is_null() && report.get(field).is_none_or(Value::is_null) {
+                report.insert(field.to_owned(), old);
+            }
+        }
+    }
+    spec.insert("stateReport".to_owned(), report);
 }
 
 /// A report, made ready to be written.
@@ -179,6 +201,7 @@ mod tests {
     #[test]
     fn a_report_becomes_a_status() {
         let written = Written::of(&report(), &told(&["temperature"], true), None);
+        assert_eq!(written.status.get("extensions"), None, "they are the user's own");
         let expected = json!({
             "twins": [{"propertyName": "temperature",
                 "reported": {"value": "21.5", "metadata": {"timestamp": "1700000000000"}}}],
@@ -206,7 +229,9 @@ mod tests {
         assert_eq!(written.kept, ["power".to_owned()].into());
         let twins = json!([{"propertyName": "temperature", "reported": {"value": "1"}},
             {"propertyName": "power", "reported": {"value": "true"}}, {"propertyName": "gone"}]);
-        let status = written.over(&json!({"status": {"twins": twins, "state": "ok"}}));
+        let there = json!({"status": {"twins": twins, "state": "ok", "extensions": {"room": "cellar"}}});
+        let status = written.over(&there);
+        assert_eq!(status.get("extensions"), None, "a merge patch leaves alone what it does not name");
         assert_eq!(status["twins"][0]["reported"]["value"], "21.5");
         assert_eq!(status["twins"][1], twins[1]);
         assert_eq!(status["twins"].as_array().unwrap().len(), 2);
@@ -229,6 +254,33 @@ mod tests {
             assert_eq!(Told::of(&device(state.clone())), told(&["a", "c"], is_told), "{state}");
         }
         assert_eq!(Told::of(&json!({"spec": {"properties": 7}})), Told::default());
+    }
+
+    #[test]
+    fn a_state_report_of_earlier_manifests_counts_where_the_spec_says_nothing() {
+        for (spec, status, expected) in [
+            (json!({}), json!(null), json!({})),
+            (json!({}), json!({"twins": []}), json!({})),
+            (json!({}), json!({"reportToCloud": "yes"}), json!({})),
+            (json!({}), json!({"reportToCloud": false}), json!({"stateReport": {"reportToCloud": false}})),
+            (
+                json!({"stateReport": null}),
+                json!({"reportToCloud": true, "reportCycle": 5}),
+                json!({"stateReport": {"reportToCloud": true, "reportCycle": 5}}),
+            ),
+            (
+                json!({"stateReport": {"reportToCloud": true}}),
+                json!({"reportToCloud": false, "reportCycle": 5}),
+                json!({"stateReport": {"reportToCloud": true, "reportCycle": 5}}),
+            ),
+        ] {
+            let mut device = json!({"spec": spec, "status": status});
+            with_old_state_report(&mut device);
+            assert_eq!(device["spec"], expected, "{spec} with {status}");
+        }
+        let mut bare = json!({"status": {"reportToCloud": false}});
+        with_old_state_report(&mut bare);
+        assert_eq!(bare, json!({"status": {"reportToCloud": false}}));
     }
 
     #[test]
