@@ -99,12 +99,12 @@ pub struct EventBus {
 }
 
 const REFUSED: Figure = Figure {
-    name: "kubeedge_eventbus_publications_refused_total",
+    name: "publications_refused",
     help: "MQTT messages that were not published, for want of a connection or of room",
     counter: true,
 };
 const DROPPED: Figure = Figure {
-    name: "kubeedge_eventbus_messages_dropped_total",
+    name: "messages_dropped",
     help: "MQTT messages that came in and were dropped: nobody took them in time",
     counter: true,
 };

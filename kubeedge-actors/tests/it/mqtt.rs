@@ -178,10 +178,15 @@ impl Running {
         assert!(Command::new("kill").args([signal, &id]).status().await.unwrap().success());
     }
 
-    /// Ends it in order: what it keeps is on disk.
+    /// Ends it in order: what it keeps is on disk. The embedded one keeps nothing.
     async fn stop(&mut self) {
-        self.signal("-TERM").await;
-        within(self.child.take().unwrap().wait()).await.unwrap();
+        if self.child.is_some() {
+            self.signal("-TERM").await;
+        }
+        if let Some(mut child) = self.child.take() {
+            within(child.wait()).await.unwrap();
+        }
+        self.embedded = None;
     }
 
     pub(crate) async fn end(&mut self) {

@@ -14,7 +14,16 @@ const CONFIRMED: usize = 50;
 #[actix_rt::test]
 async fn a_broker_that_is_killed_while_much_is_published_ends_nothing_here() {
     let Some(program) = mosquitto("a_broker_that_is_killed_while_much_is_published_ends_nothing_here") else { return };
-    let mut broker = Running::start(Kind::Mosquitto(program)).await;
+    goes_away(Kind::Mosquitto(program)).await;
+}
+
+#[actix_rt::test]
+async fn an_embedded_broker_that_ends_while_much_is_published_ends_nothing_else() {
+    goes_away(Kind::Embedded).await;
+}
+
+async fn goes_away(kind: Kind) {
+    let mut broker = Running::start(kind).await;
     for _ in 0..ROUNDS {
         let site = Site::start(broker.broker());
         site.connected(true).await;

@@ -72,7 +72,16 @@ async fn a_broker_that_restarts_with_its_sessions_delivers_what_it_had_taken() {
 #[actix_rt::test]
 async fn a_filter_that_ends_while_the_broker_is_away_does_not_come_back() {
     let Some(program) = mosquitto("a_filter_that_ends_while_the_broker_is_away_does_not_come_back") else { return };
-    let mut running = Running::start(Kind::MosquittoKeeping(program)).await;
+    ends_while_away(Kind::MosquittoKeeping(program)).await;
+}
+
+#[actix_rt::test]
+async fn a_filter_that_ends_while_the_embedded_broker_is_away_does_not_come_back_either() {
+    ends_while_away(Kind::Embedded).await;
+}
+
+async fn ends_while_away(kind: Kind) {
+    let mut running = Running::start(kind).await;
     let site = Site::start(running.broker());
     site.connected(true).await;
     let app = App::connect(running.address).await;
