@@ -19,9 +19,9 @@ use kube::{
 use kubeedge_examples::{
     http,
     lab::{self, Lab},
-    process::find_program,
 };
-use tokio::process::Command;
+
+use crate::kubectl;
 
 /// What is applied; `IMAGE` stands for the image.
 const MANIFEST: &str = include_str!("demo.yaml");
@@ -54,18 +54,7 @@ pub(crate) async fn node_ready(client: Client) -> Result<String> {
 /// Applies the manifest: with kubectl if it is there, as a person would, else through the API.
 pub(crate) async fn apply(lab: &Lab) -> Result<()> {
     let manifest = MANIFEST.replace("IMAGE", &lab.busybox()?);
-    let file = lab.folder().join("demo.yaml");
-    tokio::fs::write(&file, &manifest).await.with_context(|| format!("write {}", file.display()))?;
-    if let Some(kubectl) = find_program("kubectl") {
-        let output = Command::new(kubectl)
-            .env("KUBECONFIG", lab.kubeconfig())
-            .args(["apply", "-f"])
-            .arg(&file)
-            .kill_on_drop(true)
-            .output()
-            .await
-            .context("start kubectl")?;
-        ensure!(output.status.success(), "kubectl apply: {}", String::from_utf8_lossy(&output.stderr).trim());
+    if kubectl::apply(lab, "demo.yaml", &manifest).await? {
         return Ok(());
     }
     let (map, pod) = manifest.split_once("\n---\n").context("the manifest has two documents")?;

@@ -1,4 +1,5 @@
-//! The thermostat: its objects, its reading, another setpoint.
+//! The thermostat: its objects, its reading, another setpoint; with kubectl if it is there, as a person would, else through
+//! the API.
 
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,8 @@ use kube::{
 use kubeedge_examples::lab::{Lab, NODE};
 use serde_json::{Value, json};
 
+use crate::kubectl;
+
 /// What is applied.
 const MANIFEST: &str = include_str!("../../../devices/thermostat.yaml");
 /// The device's name there.
@@ -21,6 +24,8 @@ const LIMIT: Duration = Duration::from_secs(60);
 const TICK: Duration = Duration::from_millis(100);
 /// How long the line stays cut: some readings.
 const OFFLINE: Duration = Duration::from_secs(3);
+/// The reading in a DeviceStatus, as kubectl is asked for it.
+const READING: &str = "jsonpath={.status.twins[?(@.propertyName=='temperature')].reported.value}";
 
 fn api(client: Client, kind: &str, plural: &str) -> Api<DynamicObject> {
     let kind = GroupVersionKind::gvk("devices.kubeedge.io", "v1beta1", kind);
@@ -29,16 +34,33 @@ fn api(client: Client, kind: &str, plural: &str) -> Api<DynamicObject> {
 
 /// Defines the kinds, makes model and device, and waits for the first reading in the API.
 pub(crate) async fn apply(lab: &Lab) -> Result<String> {
-    let client = lab.client()?;
     let printed = lab.command("cloudcore", &["crds"]).await?;
     ensure!(printed.status.success(), "cloudcore crds: {}", String::from_utf8_lossy(&printed.stderr));
+    let definitions = String::from_utf8(printed.stdout)?;
+    let broker = format!("tcp://{}", lab.mqtt()?);
+    let manifest =
+        MANIFEST.replace("nodeName: edge-1", &format!("nodeName: {NODE}")).replace("tcp://127.0.0.1:1883", &broker);
+    if kubectl::apply(lab, "crds.yaml", &definitions).await? {
+        let kinds = ["crd/devices.devices.kubeedge.io", "crd/devicemodels.devices.kubeedge.io"];
+        kubectl::run(lab, &["wait", "--for=condition=Established", "--timeout=60s", kinds[0], kinds[1]]).await?;
+        kubectl::apply(lab, "thermostat.yaml", &manifest).await?;
+    } else {
+        create(lab, &definitions, &manifest).await?;
+    }
+    until(lab, "a reading", |status| value(status, "temperature", "/reported/value").is_some()).await?;
+    Ok(format!("{} degrees", reading(lab).await?))
+}
+
+/// Makes the kinds and what the manifest has, through the API.
+async fn create(lab: &Lab, printed: &str, manifest: &str) -> Result<()> {
+    let client = lab.client()?;
     let kind = GroupVersionKind::gvk("apiextensions.k8s.io", "v1", "CustomResourceDefinition");
     let definitions: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource::from_gvk(&kind));
-    for definition in String::from_utf8(printed.stdout)?.split("---\n") {
+    for definition in printed.split("---\n") {
         let definition: DynamicObject = serde_json::from_str(definition)?;
         definitions.create(&PostParams::default(), &definition).await.context("define a kind")?;
     }
-    for document in MANIFEST.replace("nodeName: edge-1", &format!("nodeName: {NODE}")).split("\n---\n") {
+    for document in manifest.split("\n---\n") {
         let object: DynamicObject = serde_saphyr::from_str(document)?;
         let plural = match &object.types {
             Some(TypeMeta { kind, .. }) if kind == "DeviceModel" => ("DeviceModel", "devicemodels"),
@@ -54,17 +76,24 @@ pub(crate) async fn apply(lab: &Lab) -> Result<String> {
             tokio::time::sleep(TICK).await;
         }
     }
-    let status = until(lab, "a reading", |status| value(status, "temperature", "/reported/value").is_some()).await?;
-    let reading = value(&status, "temperature", "/reported/value").unwrap_or_default();
-    Ok(format!("devicestatus {DEVICE} says {reading} degrees"))
+    Ok(())
+}
+
+/// What the DeviceStatus says of the temperature, with how it was asked for.
+async fn reading(lab: &Lab) -> Result<String> {
+    if let Some(said) = kubectl::run(lab, &["get", "devicestatus", DEVICE, "-o", READING]).await? {
+        return Ok(format!("kubectl get devicestatus {DEVICE}: {said}"));
+    }
+    let status = api(lab.client()?, "DeviceStatus", "devicestatuses").get(DEVICE).await.context("get the status")?;
+    let said = value(&status.data, "temperature", "/reported/value").unwrap_or_default();
+    Ok(format!("devicestatus {DEVICE}: {said}"))
 }
 
 /// Desires another setpoint, and waits until the device has taken it over.
 pub(crate) async fn turn_up(lab: &Lab) -> Result<String> {
     set(lab, "23").await?;
-    let status = until(lab, "the new setpoint at the device", |status| has_taken(status, "23")).await?;
-    let reading = value(&status, "temperature", "/reported/value").unwrap_or_default();
-    Ok(format!("the device has taken 23 degrees over, at {reading}"))
+    until(lab, "the new setpoint at the device", |status| has_taken(status, "23")).await?;
+    Ok(format!("the device has taken 23 degrees over; {} degrees", reading(lab).await?))
 }
 
 /// The same while the node does not reach the cloud: the room goes on being measured, and when the line is back the
@@ -81,18 +110,24 @@ pub(crate) async fn turn_down_offline(lab: &Lab) -> Result<String> {
     line.mend();
     let mended = Instant::now();
     let both = |status: &Value| has_taken(status, "19") && read_at(status) > read_at(&offline);
-    let status = until(lab, "the setpoint at the device and a newer reading in the API", both).await?;
-    let reading = value(&status, "temperature", "/reported/value").unwrap_or_default();
+    until(lab, "the setpoint at the device and a newer reading in the API", both).await?;
     let (took, was) = (mended.elapsed().as_secs_f32(), value(&before, "temperature", "/reported/value"));
-    let was = was.unwrap_or_default();
-    Ok(format!("19 degrees taken over {took:.1} s after the line was back; {was} degrees before, {reading} now"))
+    let (was, now) = (was.unwrap_or_default(), reading(lab).await?);
+    Ok(format!("19 degrees taken over {took:.1} s after the line was back; {was} degrees before, {now} now"))
 }
 
+/// Desires a setpoint: the second property of the manifest.
 async fn set(lab: &Lab, setpoint: &str) -> Result<()> {
-    let patch = json!({"spec": {"properties": [{"name": "temperature", "reportToCloud": true},
-        {"name": "setpoint", "desired": {"value": setpoint}}, {"name": "power"}]}});
+    let replace = json!([{"op": "replace", "path": "/spec/properties/1/desired/value", "value": setpoint}]).to_string();
+    if kubectl::run(lab, &["patch", "device", DEVICE, "--type", "json", "-p", &replace]).await?.is_some() {
+        return Ok(());
+    }
     let devices = api(lab.client()?, "Device", "devices");
-    devices.patch(DEVICE, &PatchParams::default(), &Patch::Merge(patch)).await.context("patch the device")?;
+    // A merge patch takes a list as a whole.
+    let mut properties = devices.get(DEVICE).await.context("get the device")?.data["spec"]["properties"].take();
+    properties[1]["desired"]["value"] = setpoint.into();
+    let patch = Patch::Merge(json!({"spec": {"properties": properties}}));
+    devices.patch(DEVICE, &PatchParams::default(), &patch).await.context("patch the device")?;
     Ok(())
 }
 

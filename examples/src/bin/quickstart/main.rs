@@ -1,14 +1,16 @@
 //! A cloud, an edge node and a pod on this machine, in one folder: `make quickstart`.
 //!
 //! A registry in memory, a private containerd, `cloudcore --standalone` and `edgecore`, each a process of its own, then
-//! a ConfigMap and a pod that serves it as a page. Shows what happens until Ctrl-C, and takes everything away again.
-//! `ONCE=1` checks that the page is served and that nothing is left, and ends.
+//! a ConfigMap and a pod that serves it as a page, and a device with its mapper. Shows what happens until Ctrl-C, and takes
+//! everything away again. `ONCE=1` checks that all of it works and that nothing is left, and ends. Without containerd, or with
+//! `--without-containers`, it does all but the pod.
 
 #![allow(clippy::print_stdout, reason = "its output is for a person")]
 
 mod changes;
 mod demo;
 mod device;
+mod kubectl;
 mod progress;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -33,6 +35,9 @@ struct Arguments {
     /// Where cloudcore and edgecore are; without it, where this program is
     #[arg(long)]
     programs: Option<PathBuf>,
+    /// Run no pod, as where containerd is not installed
+    #[arg(long)]
+    without_containers: bool,
 }
 
 // One thread: children are told when the thread that started them ends, and this one ends last.
@@ -53,7 +58,7 @@ async fn run(arguments: Arguments) -> Result<()> {
     let mut lab = Lab::open(&arguments.folder, arguments.programs)?;
     let mut progress = Progress::default();
     let story = tokio::select! {
-        told = tell(&mut lab, &mut progress, once) => told,
+        told = tell(&mut lab, &mut progress, once, arguments.without_containers) => told,
         () = stop.asked() => Ok(()),
     };
     progress.interrupted();
@@ -78,11 +83,12 @@ async fn run(arguments: Arguments) -> Result<()> {
 }
 
 /// Brings everything up, and stays unless told to do it once.
-async fn tell(lab: &mut Lab, progress: &mut Progress, once: bool) -> Result<()> {
+async fn tell(lab: &mut Lab, progress: &mut Progress, once: bool, without_containers: bool) -> Result<()> {
     let tools = match Tools::find() {
+        _ if without_containers => None,
         Ok(tools) => Some(tools),
         Err(why) => {
-            println!("{why}\nOnly the cloud and its API run.\n");
+            println!("{why}\nEverything but the pod runs.\n");
             None
         }
     };
@@ -100,15 +106,15 @@ async fn tell(lab: &mut Lab, progress: &mut Progress, once: bool) -> Result<()> 
     progress.begin("cloudcore --standalone");
     let api = lab.start_cloud().await?;
     progress.done(&api);
+    progress.begin("edgecore join");
+    lab.join().await?;
+    lab.draw_line().await?;
+    progress.done("a token, a certificate, a configuration file");
+    progress.begin("edgecore");
+    lab.start_edge_with(if pod { &[] } else { &["--fake-runtime"] })?;
+    let version = lab.guarded(async |lab| demo::node_ready(lab.client()?).await).await?;
+    progress.done(&format!("node {} is Ready ({version})", lab::NODE));
     if pod {
-        progress.begin("edgecore join");
-        lab.join().await?;
-        lab.draw_line().await?;
-        progress.done("a token, a certificate, a configuration file");
-        progress.begin("edgecore");
-        lab.start_edge()?;
-        let version = lab.guarded(async |lab| demo::node_ready(lab.client()?).await).await?;
-        progress.done(&format!("node {} is Ready ({version})", lab::NODE));
         progress.begin("a ConfigMap and a pod");
         demo::apply(lab).await?;
         let pod = lab.guarded(async |lab| demo::pod_running(lab.client()?).await).await?;
@@ -117,14 +123,14 @@ async fn tell(lab: &mut Lab, progress: &mut Progress, once: bool) -> Result<()> 
         progress.begin("its page");
         let page = lab.guarded(async |_| demo::page(&pod).await).await?;
         progress.done(&page);
-        progress.begin("a device and its mapper");
-        lab.start_mapper()?;
-        progress.done(&lab.guarded(device::apply).await?);
-        progress.begin("another setpoint");
-        progress.done(&lab.guarded(device::turn_up).await?);
-        progress.begin("the line to the cloud cut, another setpoint, the line mended");
-        progress.done(&lab.guarded(device::turn_down_offline).await?);
     }
+    progress.begin("a device and its mapper");
+    lab.start_mapper()?;
+    progress.done(&lab.guarded(device::apply).await?);
+    progress.begin("another setpoint");
+    progress.done(&lab.guarded(device::turn_up).await?);
+    progress.begin("the line to the cloud cut, another setpoint, the line mended");
+    progress.done(&lab.guarded(device::turn_down_offline).await?);
     if once {
         if pod {
             progress.begin("deleting the pod");
@@ -138,13 +144,13 @@ async fn tell(lab: &mut Lab, progress: &mut Progress, once: bool) -> Result<()> 
     if pod {
         println!("  kubectl get nodes,pods -o wide");
         println!("  kubectl edit configmap {}", demo::CONFIG_MAP);
-        println!("  kubectl edit device {0}; kubectl get devicestatus {0} -o yaml", device::DEVICE);
         println!("  kubectl delete pod {}", demo::POD);
     } else {
         println!(
             "  kubectl get namespaces\n  kubectl create configmap greeting --from-literal=text=hello\n  kubectl get configmaps -w"
         );
     }
+    println!("  kubectl edit device {0}; kubectl get devicestatus {0} -o yaml", device::DEVICE);
     println!("\nWhat happens from now on (Ctrl-C ends it and takes everything away):");
     lab.guarded(async |lab| changes::show(lab.client()?).await).await
 }
