@@ -1,6 +1,7 @@
 //! Devices, whole: definitions and manifests by kubectl, a mapper on edgecore's socket, readings back in the API.
 
 mod broker;
+mod cut;
 mod mapper;
 pub(crate) mod modbus;
 mod status;
@@ -10,7 +11,7 @@ use std::{net::SocketAddr, rc::Rc, time::Duration};
 use anyhow::{Context, Result, bail, ensure};
 use kube::{
     Api, Client,
-    api::{ApiResource, DynamicObject, Patch, PatchParams},
+    api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams},
 };
 use kubeedge_actors::{
     eventbus::client as mqtt,
@@ -33,13 +34,15 @@ const WALK: &str = "devices::a_manifest_reaches_a_mapper_and_its_reading_the_api
 const MQTT: &str = "devices::a_twin_changed_on_mqtt_is_answered_and_reaches_the_api";
 const TOPICS: &str = "devices::every_topic_is_answered_and_what_is_wrong_is_told_with_a_code";
 const OFFLINE: &str = "devices::what_changes_offline_both_ways_is_there_after_the_cloud_is_back";
+const CUT: &str = "devices::what_is_said_over_dmi_and_mqtt_while_the_line_is_cut_is_in_the_api_after_it_is_mended";
+const EDGE: &str = "devices::readings_that_stay_at_the_edge_write_nothing_into_the_api";
 const STATUS: &str = "devices::a_status_that_is_taken_away_is_filled_again_by_its_node";
 const RECREATED: &str = "devices::a_device_made_again_has_a_status_of_its_own";
 const MOVED: &str = "devices::a_device_that_moves_keeps_its_last_readings_until_its_new_node_says_more";
 const KILLED: &str = "devices::a_mapper_that_is_killed_hears_when_it_is_back_of_what_was_desired";
 const MODBUS: &str = "devices::a_modbus_device_is_driven_by_its_manifest_and_its_readings_are_pushed";
 const BROKER: &str = "devices::a_broker_that_others_run_with_tls_and_a_password_may_restart";
-const ALL: [&str; 10] = [WALK, MQTT, TOPICS, OFFLINE, STATUS, RECREATED, MOVED, KILLED, MODBUS, BROKER];
+const ALL: [&str; 12] = [WALK, MQTT, TOPICS, OFFLINE, CUT, EDGE, STATUS, RECREATED, MOVED, KILLED, MODBUS, BROKER];
 
 /// For one thing to come about.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -54,6 +57,8 @@ pub(crate) async fn stage(report: &mut Report) {
     report.run(MQTT, lab.guarded(on_mqtt)).await;
     report.run(TOPICS, lab.guarded(on_every_topic)).await;
     report.run(OFFLINE, offline(&mut lab)).await;
+    report.run(CUT, lab.guarded(cut::over_both)).await;
+    report.run(EDGE, lab.guarded(cut::stays_at_the_edge)).await;
     report.run(STATUS, lab.guarded(status::taken_away)).await;
     report.run(RECREATED, lab.guarded(status::recreated)).await;
     report.run(MOVED, lab.guarded(status::moved)).await;
@@ -67,6 +72,7 @@ pub(crate) async fn stage(report: &mut Report) {
 async fn up(lab: &mut Lab) -> Result<()> {
     lab.start_cloud().await?;
     lab.join().await?;
+    lab.draw_line().await?;
     lab.start_edge_with(&["--fake-runtime"])?;
     lab.guarded(async |lab| kubeedge_examples::lab::node_ready(lab.client()?).await.map(drop)).await
 }
@@ -218,56 +224,68 @@ async fn on_mqtt(lab: &Lab) -> Result<Outcome> {
 
 async fn answered(lab: &Lab) -> Result<Outcome> {
     let mut app = App::connect(lab, "default/meter").await?;
+    let statuses = api(&lab.client()?, "DeviceStatus", "devicestatuses");
+    let extensions = json!({"site": {"room": "cellar"}});
+    until(&statuses, "meter", "a DeviceStatus", |status| status.is_object()).await?;
+    let patch = Patch::Merge(json!({"status": {"extensions": extensions}}));
+    statuses.patch("meter", &PatchParams::default(), &patch).await?;
     let refused = app.update("default/meter", "bad", json!({"kwh": {"actual": {"value": "x y"}}})).await?;
     ensure!(refused["code"] == 400, "a bad value: {refused}");
     let answer = app.update("default/meter", "good", json!({"kwh": {"actual": {"value": "42"}}})).await?;
     ensure!(answer["twin"]["kwh"]["actual"]["value"] == "42", "{answer}");
-    let statuses = api(&lab.client()?, "DeviceStatus", "devicestatuses");
-    until(&statuses, "meter", "the value in the API", |status| {
+    let status = until(&statuses, "meter", "the value in the API", |status| {
         twin(status, "kwh", "/reported/value").as_deref() == Some("42")
     })
     .await?;
+    ensure!(status["status"]["extensions"] == extensions, "the user's own are not left alone: {status}");
     Ok(Outcome::Proved)
 }
 
 /// Over the broker, each topic that an application publishes on, and each that it hears.
 async fn on_every_topic(lab: &Lab) -> Result<Outcome> {
-    tokio::task::LocalSet::new().run_until(every_topic(lab)).await
+    tokio::task::LocalSet::new().run_until(every_topic(lab, lab.mqtt()?, "every-topic")).await
 }
 
-async fn every_topic(lab: &Lab) -> Result<Outcome> {
+/// On any broker, by a client that was not there before.
+async fn every_topic(lab: &Lab, broker: SocketAddr, client_id: &str) -> Result<Outcome> {
     const METER: &str = "$hw/events/device/default/meter";
     const NONE: &str = "$hw/events/device/default/none";
     let own = format!("$hw/events/node/{NODE}");
-    // Answers only: its own requests are none.
-    let of_meter = ["twin/update/+", "twin/get/result", "state/update/result", "updated"];
+    // Answers only: its own requests are none. No message is one of two filters'.
+    let of_meter = ["twin/update/document", "twin/update/delta", "state/update/result", "updated"];
     let [a, b, c, d] = of_meter.map(|what| format!("{METER}/{what}"));
-    let filters = [a, b, c, d, format!("{NONE}/twin/+/result"), format!("{own}/membership/get/result")];
-    let mut app = App::subscribed(lab, "every-topic", "default/meter", filters).await?;
+    let of_node = ["membership/get/result", "membership/updated"].map(|what| format!("{own}/{what}"));
+    let [e, f] = of_node;
+    let filters = [a, b, c, d, e, f, "$hw/events/device/default/+/twin/+/result".to_owned()];
+    let mut app = App::subscribed_at(broker, client_id, "default/meter", filters).await?;
     let update = json!({"event_id": "1", "timestamp": 0, "twin": {"kwh": {"expected": {"value": "50"}}}}).to_string();
     let (twin, state) = (format!("{METER}/twin/update"), format!("{METER}/state/update"));
     let document = app.asks(&twin, update.as_bytes(), "/twin/update/document").await?;
     ensure!(document["twin"]["kwh"]["current"]["expected"]["value"] == "50", "{document}");
     let delta = app.on("/twin/update/delta").await?;
     ensure!(delta["delta"] == json!({"kwh": "50"}), "{delta}");
-    let said = json!({"event_id": "2", "timestamp": 0, "state": "online", "attributes": {"room": {"value": "cellar"}}});
+    let room = json!({"room": {"value": client_id}});
+    let said = json!({"event_id": "2", "timestamp": 0, "state": "online", "attributes": room});
     let answer = app.asks(&state, said.to_string().as_bytes(), "/state/update/result").await?;
     ensure!(answer["device"]["state"] == "online", "{answer}");
     let updated = app.on("/meter/updated").await?;
-    ensure!(updated["attributes"]["room"]["value"] == "cellar", "{updated}");
+    ensure!(updated["attributes"]["room"]["value"] == client_id, "{updated}");
     let asked = json!({"event_id": "3", "timestamp": 0}).to_string();
     let devices =
         app.asks(&format!("{own}/membership/get"), asked.as_bytes(), "/membership/get/result").await?["devices"]
             .clone();
     let is_there = |device: &Value| device["name"] == "meter" || device["id"] == "default/meter";
     ensure!(devices.as_array().is_some_and(|all| all.iter().any(is_there)), "{devices}");
+    cloud_updated(&mut app, METER).await?;
+    come_and_gone(lab, &mut app).await?;
 
     let large = vec![b'x'; 10_000_000];
     let wrong_type = json!({"event_id": "4", "twin": {"kwh": {"actual": {"value": 7}}}}).to_string();
     let bad_name = json!({"event_id": "5", "twin": {"k w h": {"actual": {"value": "7"}}}}).to_string();
     let nowhere = json!({"event_id": "6", "twin": {"kwh": {"actual": {"value": "7"}}}}).to_string();
     let no_state = json!({"event_id": "7", "state": "flying"}).to_string();
-    let refused: [(String, &[u8], &str, u64); 8] = [
+    let long = json!({"event_id": "8", "attributes": {"room": {"value": "x".repeat(2000)}}}).to_string();
+    let refused: [(String, &[u8], &str, u64); 11] = [
         (twin.clone(), b"{", "/twin/update/result", 400),
         (twin.clone(), wrong_type.as_bytes(), "/twin/update/result", 400),
         (twin.clone(), bad_name.as_bytes(), "/twin/update/result", 400),
@@ -275,7 +293,10 @@ async fn every_topic(lab: &Lab) -> Result<Outcome> {
         (format!("{METER}/twin/cloud_updated"), b"[]", "/twin/update/result", 400),
         (format!("{NONE}/twin/update"), nowhere.as_bytes(), "/none/twin/update/result", 404),
         (format!("{NONE}/twin/get"), asked.as_bytes(), "/none/twin/get/result", 404),
-        (state, no_state.as_bytes(), "/state/update/result", 400),
+        (state.clone(), no_state.as_bytes(), "/state/update/result", 400),
+        (state, long.as_bytes(), "/state/update/result", 400),
+        (format!("{METER}_1/twin/update"), nowhere.as_bytes(), "/meter_1/twin/update/result", 400),
+        (format!("{METER}/twin/delete"), b"", "/meter/twin/delete/result", 400),
     ];
     for (topic, payload, answered, code) in refused {
         let answer = app.asks(&topic, payload, answered).await?;
@@ -283,6 +304,44 @@ async fn every_topic(lab: &Lab) -> Result<Outcome> {
         ensure!(told, "{topic} with {} bytes: {answer}, expected code {code}", payload.len());
     }
     Ok(Outcome::Proved)
+}
+
+/// A change with the cloud's versions: behind the edge's it is told so, with them it is taken.
+async fn cloud_updated(app: &mut App, meter: &str) -> Result<()> {
+    let topic = format!("{meter}/twin/cloud_updated");
+    let change = |event_id: &str, versions: &Value| {
+        let kwh = json!({"expected": {"value": "60"}, "expected_version": versions});
+        json!({"event_id": event_id, "timestamp": 0, "twin": {"kwh": kwh}}).to_string()
+    };
+    let behind = change("behind", &json!({"cloud": 0, "edge": 0}));
+    let refused = app.asks(&topic, behind.as_bytes(), "/meter/twin/update/result").await?;
+    let mut versions = refused["twin"]["kwh"]["expected_version"].clone();
+    ensure!(refused["code"] == 409 && versions["edge"].is_i64(), "{refused}");
+    versions["cloud"] = (versions["cloud"].as_i64().context("a version")? + 1).into();
+    let document = app.asks(&topic, change("known", &versions).as_bytes(), "/twin/update/document").await?;
+    let taken = document["twin"]["kwh"]["current"]["expected"]["value"] == "60";
+    ensure!(taken && document["event_id"] == "known", "{document}");
+    let delta = app.on("/twin/update/delta").await?;
+    ensure!(delta["delta"] == json!({"kwh": "60"}), "{delta}");
+    Ok(())
+}
+
+/// A device comes to the node, and goes.
+async fn come_and_gone(lab: &Lab, app: &mut App) -> Result<()> {
+    let device = json!({"apiVersion": "devices.kubeedge.io/v1beta1", "kind": "Device",
+        "metadata": {"name": "visitor", "labels": {"description": "for-a-moment"}},
+        "spec": {"deviceModelRef": {"name": "meter"}, "nodeName": NODE, "protocol": {"protocolName": "none"},
+            "properties": [{"name": "kwh"}]}});
+    let devices = api(&lab.client()?, "Device", "devices");
+    devices.create(&PostParams::default(), &serde_json::from_value(device)?).await.context("a device")?;
+    let told = app.on("/membership/updated").await?;
+    let expected = json!([{"id": "default/visitor", "name": "visitor", "description": "for-a-moment"}]);
+    ensure!(told["added_devices"] == expected && told["removed_devices"].is_null(), "{told}");
+    devices.delete("visitor", &Default::default()).await?;
+    let told = app.on("/membership/updated").await?;
+    let gone = told["removed_devices"][0]["id"] == "default/visitor";
+    ensure!(gone && told["added_devices"].is_null(), "{told}");
+    Ok(())
 }
 
 /// The cloud is gone; an application says something, which is answered. The cloud comes back, and somebody desires.

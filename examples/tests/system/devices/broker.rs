@@ -11,7 +11,7 @@ use kubeedge_examples::{
 use serde_json::json;
 use tokio::process::Command;
 
-use super::{App, api, poll, twin, until};
+use super::{App, api, every_topic, poll, twin, until};
 use crate::report::{Outcome, missing};
 
 const METER: &str = "default/meter";
@@ -114,6 +114,11 @@ pub(super) async fn external(lab: &mut Lab) -> Result<Outcome> {
     .await?;
     let running = broker.start()?;
     lab.guarded(async |lab| broker.carries(lab, "80").await).await?;
+    // What holds on the embedded broker holds here.
+    let contract = async |lab: &Lab| {
+        tokio::task::LocalSet::new().run_until(every_topic(lab, broker.plain, "every-topic-here")).await
+    };
+    lab.guarded(contract).await.map(drop)?;
     running.kill().await?;
     let running = broker.start()?;
     lab.guarded(async |lab| broker.carries(lab, "81").await).await?;
