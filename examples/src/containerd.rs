@@ -250,8 +250,18 @@ impl PrivateContainerd {
 
     /// Kills it as a crash would and starts it again: pods and mounts are still there. Waits until CRI answers.
     pub async fn crash(&mut self) -> Result<()> {
+        self.go_away().await?;
+        self.come_back().await
+    }
+
+    /// Kills it as a crash would: pods and mounts stay, and nobody answers until [`Self::come_back`].
+    pub async fn go_away(&mut self) -> Result<()> {
         self.process.signal(Signal::KILL)?;
-        self.process.ended().await?;
+        self.process.ended().await.map(drop)
+    }
+
+    /// Starts it again after [`Self::go_away`], and waits until CRI answers.
+    pub async fn come_back(&mut self) -> Result<()> {
         self.process = launch(&self.tools, &self.folder).spawn()?;
         self.answering().await
     }

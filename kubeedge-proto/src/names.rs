@@ -105,6 +105,8 @@ pub mod resource {
         persistent_volume_claims = ("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim");
         /// `v1/persistentvolumes`
         persistent_volumes = ("", "v1", "persistentvolumes", "PersistentVolume");
+        /// `node.k8s.io/v1/runtimeclasses`
+        runtime_classes = ("node.k8s.io", "v1", "runtimeclasses", "RuntimeClass");
         /// `v1/services`
         services = ("", "v1", "services", "Service");
         /// `v1/nodes`

@@ -74,6 +74,16 @@ impl Lab {
         self.cloud.take().context("the cloud does not run")?.kill().await
     }
 
+    /// Ends the container runtime with SIGKILL; pods go on. [`Lab::resume_containerd`] starts it again.
+    pub async fn kill_containerd(&mut self) -> Result<()> {
+        self.containerd.as_mut().context("containerd does not run")?.go_away().await
+    }
+
+    /// Starts the container runtime again, and waits until it answers.
+    pub async fn resume_containerd(&mut self) -> Result<()> {
+        self.containerd.as_mut().context("containerd does not run")?.come_back().await
+    }
+
     /// Ends the example's mapper with SIGKILL. [`Lab::start_mapper`] starts it again.
     pub async fn kill_mapper(&mut self) -> Result<()> {
         self.mapper.take().context("the mapper does not run")?.kill().await

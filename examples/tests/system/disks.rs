@@ -15,6 +15,7 @@ use crate::{
     cluster::{
         NAMESPACE, apply, container, log_says, node_ready, page_becomes, poll, restarts, running, uid, write_config,
     },
+    node::told,
     pods::{serving, up},
     report::{Outcome, Report},
 };
@@ -157,6 +158,8 @@ async fn full_edge(lab: &mut Lab) -> Result<Outcome> {
             Ok(if found { Ok(()) } else { Err(format!("{conditions:?}")) })
         })
         .await?;
+        let short = told(lab, NODE, "NodeHasDiskPressure").await?;
+        ensure!(short == format!("Node {NODE} status is now: NodeHasDiskPressure"), "{short}");
 
         lab.disk(Side::Edge).fill(0)?;
         write(&client, "later").await?;

@@ -6,12 +6,18 @@ use std::{fs, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use futures_util::FutureExt;
-use k8s_openapi::api::core::v1::{Event, Node, Pod};
-use kube::{Api, api::ListParams};
+use k8s_openapi::api::{
+    core::v1::{Event, Node, Pod},
+    node::v1::RuntimeClass,
+};
+use kube::{
+    Api,
+    api::{DeleteParams, ListParams, ObjectMeta, PostParams},
+};
 use kubeedge_examples::{
     containerd::Tools,
     http,
-    lab::{Lab, NODE},
+    lab::{self, Lab, NODE},
 };
 use serde_json::Value;
 
@@ -29,6 +35,9 @@ const TOP: &str = "node::kubectl_top_shows_nodes_and_pods";
 const LOGS: &str = "node::a_log_that_grows_is_rotated_and_kubectl_logs_goes_on";
 const IMAGES: &str = "node::images_that_nobody_uses_go_when_the_disk_fills_up";
 const STORAGE: &str = "node::a_pod_that_fills_its_volume_is_evicted";
+const PORTS: &str = "node::a_port_of_the_node_is_one_pods_at_a_time";
+const CLASSES: &str = "node::a_pod_runs_by_the_handler_of_its_class_or_waits_for_the_class";
+const AWAY: &str = "node::a_node_says_that_its_runtime_is_away_and_that_it_is_back";
 const ROOM: &str = "node::a_pod_that_does_not_fit_is_refused_in_a_kubelets_words";
 const PRESSURE: &str = "node::a_node_that_is_short_of_memory_says_so_evicts_and_lets_nobody_in";
 const EVICTED: &str = "node::what_was_evicted_does_not_come_back_by_a_restart";
@@ -38,8 +47,10 @@ const GROUPS: &str = "node::a_pod_and_its_class_have_control_groups_with_their_s
 const HELD: &str = "node::a_held_pod_waits_for_its_release";
 const STATIC: &str = "node::static_pods_run_with_the_cloud_away_and_are_mirrored_when_it_is_back";
 const SHUTDOWN: &str = "node::pods_end_in_order_when_the_power_goes";
-const ALL: [&str; 14] =
-    [API, TOP, LOGS, IMAGES, STORAGE, ROOM, DEVICES, PIDS, GROUPS, HELD, STATIC, PRESSURE, EVICTED, SHUTDOWN];
+const ALL: [&str; 17] = [
+    API, TOP, LOGS, IMAGES, STORAGE, ROOM, PORTS, CLASSES, DEVICES, PIDS, GROUPS, HELD, STATIC, AWAY, PRESSURE, EVICTED,
+    SHUTDOWN,
+];
 
 /// Burns processor time, so that there is something to measure.
 const BUSY: &str = "busy";
@@ -77,6 +88,8 @@ pub(crate) async fn stage(report: &mut Report, tools: &Result<Tools>) {
                     (IMAGES, images(lab).boxed_local()),
                     (STORAGE, oversized(lab).boxed_local()),
                     (ROOM, no_room(lab).boxed_local()),
+                    (PORTS, ports(lab).boxed_local()),
+                    (CLASSES, classes(lab).boxed_local()),
                     (DEVICES, devices(lab).boxed_local()),
                     (PIDS, forks(lab).boxed_local()),
                     (GROUPS, groups(lab).boxed_local()),
@@ -87,6 +100,7 @@ pub(crate) async fn stage(report: &mut Report, tools: &Result<Tools>) {
         })
         .await;
     report.run(STATIC, static_pods(&mut lab)).await;
+    report.run(AWAY, runtime_away(&mut lab)).await;
     report.run(PRESSURE, pressed(&mut lab)).await;
     report.run(EVICTED, stays_evicted(&mut lab)).await;
     report.run(SHUTDOWN, power_failure(&mut lab)).await;
@@ -235,7 +249,7 @@ fn message(pod: &Pod) -> String {
 }
 
 /// What was told about an object, by reason.
-async fn told(lab: &Lab, name: &str, reason: &str) -> Result<String> {
+pub(crate) async fn told(lab: &Lab, name: &str, reason: &str) -> Result<String> {
     let events = Api::<Event>::namespaced(lab.client()?, NAMESPACE);
     let of = ListParams::default().fields(&format!("involvedObject.name={name},reason={reason}"));
     poll(&format!("an event {reason} about {name}"), async || {
@@ -280,6 +294,130 @@ async fn no_room(lab: &Lab) -> Result<Outcome> {
     Ok(Outcome::Proved)
 }
 
+async fn ports(lab: &Lab) -> Result<Outcome> {
+    let client = lab.client()?;
+    let [port] = lab::free_ports()?;
+    let with_port = |name: &str| {
+        let ports = format!("    ports: [{{containerPort: 8080, hostPort: {port}}}]\n    imagePullPolicy");
+        script(name, "Always", "while :; do sleep 1; done").replace("    imagePullPolicy", &ports)
+    };
+    apply(lab, &with_port("port-first")).await?;
+    let first = running(&client, "port-first").await?;
+    apply(lab, &with_port("port-second")).await?;
+    let second = until_pod(&client, "port-second", "Failed, NodePorts", |pod| failed_for(pod, "NodePorts")).await?;
+    let why = "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports";
+    ensure!(message(&second) == format!("Pod was rejected: {why}"), "{:?}", second.status);
+    ensure!(told(lab, "port-second", "NodePorts").await? == why);
+    ensure!(lab.sandboxes(&uid(&second)?).await?.0.is_empty(), "it was begun");
+    delete(&client, "port-first", 0).await?;
+    crate::cluster::gone(&client, "port-first", &uid(&first)?).await?;
+    apply(lab, &with_port("port-third")).await?;
+    running(&client, "port-third").await?;
+    delete(&client, "port-third", 0).await?;
+    Ok(Outcome::Proved)
+}
+
+/// Until this was told of a pod.
+async fn told_of_sandbox(lab: &Lab, name: &str, part: &str) -> Result<()> {
+    let events = Api::<Event>::namespaced(lab.client()?, NAMESPACE);
+    let of = ListParams::default().fields(&format!("involvedObject.name={name},reason=FailedCreatePodSandBox"));
+    poll(&format!("{part:?} about {name}"), async || {
+        let found: Vec<String> = events.list(&of).await?.items.into_iter().filter_map(|event| event.message).collect();
+        Ok(if found.iter().any(|message| message.contains(part)) { Ok(()) } else { Err(format!("{found:?}")) })
+    })
+    .await
+}
+
+async fn classes(lab: &Lab) -> Result<Outcome> {
+    let client = lab.client()?;
+    let classes = Api::<RuntimeClass>::all(client.clone());
+    let create = PostParams::default();
+    let class = |name: &str, handler: &str| RuntimeClass {
+        metadata: ObjectMeta { name: Some(name.to_owned()), ..ObjectMeta::default() },
+        handler: handler.to_owned(),
+        ..RuntimeClass::default()
+    };
+    let of_class = |class: &str| {
+        let spec = format!("spec:\n  runtimeClassName: {class}\n");
+        script(&format!("of-{class}"), "Always", "while :; do sleep 1; done").replace("spec:\n", &spec)
+    };
+    let handler = lab.containerd()?.second_handler();
+    classes.create(&create, &class("slim", handler)).await?;
+    apply(lab, &of_class("slim")).await?;
+    let pod = running(&client, "of-slim").await?;
+    let main = container(lab, &uid(&pod)?, "main").await?;
+    ensure!(lab.containerd()?.handler_state(handler).join(&main.id).exists(), "{handler} has no {}", main.id);
+    if let Some(kubectl) = kubectls::newest() {
+        let (done, table) = outcome(lab, &kubectl, &["get", "runtimeclass"]).await?;
+        let rows: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
+        ensure!(done && rows.contains(&vec!["NAME", "HANDLER", "AGE"]), "{table}");
+        ensure!(rows.iter().any(|row| row.starts_with(&["slim", handler])), "{table}");
+    }
+
+    // A class of a handler that this runtime does not have.
+    classes.create(&create, &class("strange", "none-such")).await?;
+    apply(lab, &of_class("strange")).await?;
+    told_of_sandbox(lab, "of-strange", "no runtime for \"none-such\" is configured").await?;
+
+    // One that is not there is refused at the API server; one that goes before the pod comes is waited for.
+    let refused = apply(lab, &of_class("later")).await.map_or_else(|error| format!("{error:#}"), |()| String::new());
+    ensure!(refused.contains("pod rejected: RuntimeClass \"later\" not found"), "{refused}");
+    classes.create(&create, &class("later", handler)).await?;
+    let manifest = of_class("later").replace("IMAGE", &lab.busybox()?);
+    let mut pod: Pod = serde_saphyr::from_str(&manifest)?;
+    // Nobody but this test gives it a node.
+    pod.spec.get_or_insert_default().scheduler_name = Some("nobody".into());
+    let pods = crate::cluster::pods(&client);
+    pods.create(&create, &pod).await?;
+    classes.delete("later", &DeleteParams::default()).await?;
+    let binding = serde_json::json!({
+        "apiVersion": "v1", "kind": "Binding", "metadata": {"name": "of-later"},
+        "target": {"apiVersion": "v1", "kind": "Node", "name": NODE},
+    });
+    pods.create_subresource::<Value>("binding", "of-later", &create, serde_json::to_vec(&binding)?).await?;
+    told_of_sandbox(lab, "of-later", "Failed to create pod sandbox: runtimeclass.node.k8s.io \"later\" not found").await?;
+    classes.create(&create, &class("later", handler)).await?;
+    running(&client, "of-later").await?;
+    for name in ["of-slim", "of-strange", "of-later"] {
+        delete(&client, name, 0).await?;
+    }
+    Ok(Outcome::Proved)
+}
+
+/// How often the node was told to be so, in this life of edgecore.
+async fn times(lab: &Lab, reason: &str) -> Result<i32> {
+    let events = Api::<Event>::namespaced(lab.client()?, NAMESPACE);
+    let of = ListParams::default().fields(&format!("involvedObject.name={NODE},reason={reason}"));
+    let found = events.list(&of).await?.items;
+    Ok(found.iter().filter_map(|event| event.count).max().unwrap_or(0))
+}
+
+async fn runtime_away(lab: &mut Lab) -> Result<Outcome> {
+    let before = times(lab, "NodeReady").await?;
+    ensure!(before > 0, "the node began and did not say that it is ready");
+    lab.kill_containerd().await?;
+    let away = lab
+        .guarded(async |lab| {
+            ensure!(told(lab, NODE, "NodeNotReady").await? == format!("Node {NODE} status is now: NodeNotReady"));
+            Ok(())
+        })
+        .await;
+    lab.resume_containerd().await?;
+    away?;
+    lab.guarded(async |lab| {
+        poll("the node says that it is ready again", async || {
+            let now = times(lab, "NodeReady").await?;
+            Ok(if now > before { Ok(()) } else { Err(format!("{now} times, and {before} before")) })
+        })
+        .await?;
+        crate::cluster::node_ready(&lab.client()?).await?;
+        // What ran before runs.
+        running(&lab.client()?, BUSY).await.map(drop)
+    })
+    .await?;
+    Ok(Outcome::Proved)
+}
+
 fn memory_pressure(node: &Node) -> Option<String> {
     let conditions = node.status.as_ref()?.conditions.as_ref()?;
     Some(conditions.iter().find(|condition| condition.type_ == "MemoryPressure")?.status.clone())
@@ -306,6 +444,8 @@ async fn pressed(lab: &mut Lab) -> Result<Outcome> {
         })
         .await?;
         ensure!(told(lab, NODE, "EvictionThresholdMet").await? == "Attempting to reclaim memory");
+        let short = told(lab, NODE, "NodeHasInsufficientMemory").await?;
+        ensure!(short == format!("Node {NODE} status is now: NodeHasInsufficientMemory"), "{short}");
         poll("nothing of it runs", async || {
             let running = lab.containers(&uid(&pod)?).await?.iter().any(|container| container.running);
             Ok(if running { Err("its container runs".to_owned()) } else { Ok(()) })
@@ -523,6 +663,11 @@ async fn power_failure(lab: &mut Lab) -> Result<Outcome> {
     let left = lab.containers(&uid(&pod)?).await?;
     ensure!(!left.iter().any(|container| container.running), "{left:?}");
     lab.start_edge()?;
-    lab.guarded(async |lab| crate::cluster::node_ready(&lab.client()?).await).await?;
+    lab.guarded(async |lab| {
+        crate::cluster::node_ready(&lab.client()?).await?;
+        ensure!(told(lab, NODE, "Shutdown").await? == "Shutdown manager detected shutdown event");
+        Ok(())
+    })
+    .await?;
     Ok(Outcome::Proved)
 }

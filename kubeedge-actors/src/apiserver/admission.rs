@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::Api;
 use super::custom;
 use super::kind::Kind;
-use super::kinds::{node, serviceaccount};
+use super::kinds::{node, runtimeclass, serviceaccount};
 use super::object::{Key, member, metadata, text};
 use super::request::Target;
 use super::status::Status;
@@ -118,6 +118,7 @@ fn stay(pod: &mut Value, operation: Operation) {
 fn admit_pod(api: &Api, target: &Target, name: &str, pod: &mut Value) -> Result<(), Status> {
     stay(pod, Operation::Create);
     tolerate(pod);
+    classify(api, target, name, pod)?;
     // A static pod's image in the API: its node has it already, nothing is injected.
     if pod["metadata"]["annotations"].get("kubernetes.io/config.mirror").is_some() {
         return Ok(());
@@ -160,6 +161,22 @@ fn admit_pod(api: &Api, target: &Target, name: &str, pod: &mut Value) -> Result<
         mount_token(pod);
     }
     Ok(())
+}
+
+/// Gives the pod what its RuntimeClass says: it has to be there.
+fn classify(api: &Api, target: &Target, name: &str, pod: &mut Value) -> Result<(), Status> {
+    let refused = |why: &str| Status::forbidden(target.kind, name, why);
+    let class = match runtimeclass::named(pod) {
+        Some(class) => {
+            let found = api.storage.find("node.k8s.io", "v1", "runtimeclasses").and_then(|id| {
+                let found = api.storage.get(id, &Key::new("", class))?;
+                Some(found.value(api.storage.kind(id)))
+            });
+            Some(found.ok_or_else(|| refused(&format!("pod rejected: RuntimeClass \"{class}\" not found")))?)
+        }
+        None => None,
+    };
+    runtimeclass::admit(pod, class.as_ref()).map_err(|why| refused(&why))
 }
 
 /// Adds the projected volume with token, CA certificate and namespace, and mounts it where nothing is mounted yet.

@@ -76,13 +76,14 @@ const CONNECTS: [(&str, &str); 3] =
     [("attach", "PodAttachOptions"), ("exec", "PodExecOptions"), ("portforward", "PodPortForwardOptions")];
 
 /// Kubernetes' order of its own groups; those that users define come behind, in the order of their definitions.
-const GROUP_ORDER: [&str; 7] = [
+const GROUP_ORDER: [&str; 8] = [
     "apps",
     "events.k8s.io",
     "authentication.k8s.io",
     "authorization.k8s.io",
     "apiextensions.k8s.io",
     "coordination.k8s.io",
+    "node.k8s.io",
     "discovery.k8s.io",
 ];
 

@@ -113,6 +113,8 @@ static TABLE: &[Merge] = &[
     atomic("PodSpec", "nodeSelector"),
     merge("PodSpec", "imagePullSecrets", "name", "map", NAME),
     atomic("PodSpec", "tolerations"),
+    atomic("Scheduling", "nodeSelector"),
+    atomic("Scheduling", "tolerations"),
     merge("PodSpec", "hostAliases", "ip", "map", IP),
     atomic("PodSpec", "readinessGates"),
     merge("PodSpec", "topologySpreadConstraints", "topologyKey", "map", &["topologyKey", "whenUnsatisfiable"]),

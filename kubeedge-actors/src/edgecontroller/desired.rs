@@ -1,9 +1,9 @@
 //! What each node should hold. Pure: watch events in, effects out.
 //!
-//! Pods are indexed by the node they are bound to; ConfigMaps, Secrets and claims by the nodes whose pods name them, a
-//! volume by the nodes whose pods' claims are bound to it, and Services by the nodes with pods in their namespace
-//! (`services`). A pod is held back until everything it names is known (there or absent), so that configuration
-//! always precedes it.
+//! Pods are indexed by the node they are bound to; ConfigMaps, Secrets, claims and RuntimeClasses by the nodes whose pods
+//! name them, a volume by the nodes whose pods' claims are bound to it, and Services by the nodes with pods in their
+//! namespace (`services`). A pod is held back until everything it names is known (there or absent), so that
+//! configuration always precedes it.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},

@@ -1,4 +1,4 @@
-//! How the objects that pods name are followed: ConfigMaps, Secrets, claims and their volumes. Pure: wishes and what a watch tells in, orders out.
+//! How the objects that pods name are followed: ConfigMaps, Secrets, claims, their volumes, RuntimeClasses. Pure: wishes and what a watch tells in, orders out.
 //!
 //! A few objects of a kind are watched one by one: nothing else of the kind is read, and a cloud needs no more rights than
 //! that. From [`MANY`] on, one watch of the whole kind takes their place, however many there are: each watch is a

@@ -1,4 +1,4 @@
-//! Which ConfigMaps, Secrets and claims a pod names, and which volume a claim.
+//! Which ConfigMaps, Secrets, claims and RuntimeClass a pod names, and which volume a claim.
 
 use std::collections::BTreeSet;
 
@@ -16,11 +16,13 @@ pub enum ConfigKind {
     Claim,
     /// `v1/persistentvolumes`: named by claims, not by pods.
     Volume,
+    /// `node.k8s.io/v1/runtimeclasses`
+    RuntimeClass,
 }
 
 impl ConfigKind {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::ConfigMap, Self::Secret, Self::Claim, Self::Volume];
+    pub const ALL: [Self; 5] = [Self::ConfigMap, Self::Secret, Self::Claim, Self::Volume, Self::RuntimeClass];
 
     /// Its resource.
     pub fn type_(self) -> ResourceType {
@@ -29,6 +31,7 @@ impl ConfigKind {
             Self::Secret => resource::secrets(),
             Self::Claim => resource::persistent_volume_claims(),
             Self::Volume => resource::persistent_volumes(),
+            Self::RuntimeClass => resource::runtime_classes(),
         }
     }
 }
@@ -38,7 +41,7 @@ impl ConfigKind {
 pub struct ConfigKey {
     /// Which of them.
     pub kind: ConfigKind,
-    /// Namespace: the pod's own; empty for a volume.
+    /// Namespace: the pod's own; empty for a volume and for a class.
     pub namespace: String,
     /// Name.
     pub name: String,
@@ -51,12 +54,13 @@ pub fn volume_of(claim: &Value) -> Option<ConfigKey> {
 }
 
 /// Everything that `pod` names: volumes, projected sources, `env`, `envFrom` (of init, ordinary and
-/// ephemeral containers alike) and `imagePullSecrets`.
+/// ephemeral containers alike), `imagePullSecrets` and `runtimeClassName`.
 pub fn references(pod: &Value) -> BTreeSet<ConfigKey> {
-    let namespace = pod.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or_default();
+    let of_pod = pod.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or_default();
     let mut found = BTreeSet::new();
     let mut add = |kind, name: Option<&Value>| {
         if let Some(name) = name.and_then(Value::as_str).filter(|name| !name.is_empty()) {
+            let namespace = if kind == ConfigKind::RuntimeClass { "" } else { of_pod };
             found.insert(ConfigKey { kind, namespace: namespace.to_owned(), name: name.to_owned() });
         }
     };
@@ -88,6 +92,7 @@ pub fn references(pod: &Value) -> BTreeSet<ConfigKey> {
     for secret in items(spec, "imagePullSecrets") {
         add(ConfigKind::Secret, secret.get("name"));
     }
+    add(ConfigKind::RuntimeClass, spec.get("runtimeClassName"));
     found
 }
 
@@ -115,7 +120,7 @@ mod tests {
             "containers": [{
                 "env": [{"name": "X", "value": "1"}, {"valueFrom": {"secretKeyRef": {"name": "secret-env"}}}],
                 "envFrom": [{"configMapRef": {"name": "cm-from"}}, {"secretRef": {"name": "secret-from"}}]}],
-            "imagePullSecrets": [{"name": "pull"}]}});
+            "imagePullSecrets": [{"name": "pull"}], "runtimeClassName": "slim"}});
         let names: Vec<String> = references(&pod).into_iter().map(|key| key.name).collect();
         assert_eq!(
             names,
@@ -129,10 +134,12 @@ mod tests {
                 "secret-from",
                 "secret-projected",
                 "secret-volume",
-                "claim"
+                "claim",
+                "slim"
             ]
         );
-        assert!(references(&pod).iter().all(|key| key.namespace == "shop"));
+        let namespace = |key: &ConfigKey| if key.kind == ConfigKind::RuntimeClass { "" } else { "shop" };
+        assert!(references(&pod).iter().all(|key| key.namespace == namespace(key)));
     }
 
     #[test]
@@ -146,7 +153,7 @@ mod tests {
 
     #[test]
     fn a_pod_of_the_wrong_shape_names_nothing() {
-        for bad in [json!(null), json!({"spec": []}), json!({"spec": {"volumes": {"a": 1}, "containers": [1, "x"]}})] {
+        for bad in [json!(null), json!({"spec": []}), json!({"spec": {"volumes": {"a": 1}, "containers": [1, "x"], "runtimeClassName": {"a": 1}}})] {
             assert!(references(&bad).is_empty());
         }
     }

@@ -10,11 +10,32 @@ use super::{
     eviction::{Pressure, rank::is_critical},
     lifecycle::{PendingResize, PodFailure},
     quantity::Quantity,
-    resources::{QosClass, pod_sysctls, qos_class},
+    resources::{QosClass, pod_sysctls, ports_conflict, qos_class},
 };
 
 /// What the node has for pods, by the names of resources, `pods` among them.
 pub type Room = BTreeMap<String, Quantity>;
+
+/// Why the node does not take a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// A kubelet's word for it: the reason of the status and of the event.
+    pub reason: String,
+    /// A kubelet's words: the event's message.
+    pub message: String,
+}
+
+impl Refusal {
+    fn new(reason: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { reason: reason.into(), message: message.into() }
+    }
+
+    /// What the pod has failed of. Its status says beside why that it was rejected.
+    pub fn failure(&self) -> PodFailure {
+        let message = format!("Pod was rejected: {}", self.message);
+        PodFailure { reason: self.reason.clone(), message, disruption: false, grace_seconds: 0 }
+    }
+}
 
 /// What a pod asks for, by the names of resources: the sum of what runs at the same time, or the greatest of its init
 /// containers, whatever is more, and its overhead. `Err` names the container whose request cannot be read.
@@ -72,24 +93,30 @@ fn raise(to: &mut Room, least: &Room) {
 }
 
 /// Whether a pod sets only kernel parameters that are its own or that the node's operator allows.
-pub fn admit_sysctls(pod: &Pod, allowed: &[String]) -> Result<(), PodFailure> {
+pub fn admit_sysctls(pod: &Pod, allowed: &[String]) -> Result<(), Refusal> {
     match pod_sysctls(pod, allowed) {
         Ok(_) => Ok(()),
-        Err(forbidden) => Err(rejected("SysctlForbidden", &forbidden.to_string())),
+        Err(forbidden) => Err(Refusal::new("SysctlForbidden", forbidden.to_string())),
     }
 }
 
-/// Whether a pod may run beside `others`, in the room that the node has; why not otherwise, in a kubelet's words.
-pub fn admit<'a>(
-    pod: &Pod,
-    others: impl Iterator<Item = &'a Pod>,
-    room: &Room,
-    pressure: Pressure,
-) -> Result<(), PodFailure> {
+/// Whether a pod may run beside `others`, in the room that the node has and with the ports of the node that it wants; why
+/// not otherwise, in a kubelet's words.
+pub fn admit(pod: &Pod, others: &[&Pod], room: &Room, pressure: Pressure) -> Result<(), Refusal> {
     if let Some(condition) = pressed(pod, pressure) {
-        return Err(rejected("Evicted", &format!("The node had condition: [{condition}]. ")));
+        return Err(Refusal::new("Evicted", format!("The node had condition: [{condition}]. ")));
     }
-    let wanted = requests(pod).map_err(|error| rejected("UnexpectedAdmissionError", &error))?;
+    fits(pod, others.iter().copied(), room)?;
+    if ports_conflict(pod, others.iter().copied()) {
+        let why = "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports";
+        return Err(Refusal::new("NodePorts", why));
+    }
+    Ok(())
+}
+
+/// Whether there is room for a pod beside `others`.
+fn fits<'a>(pod: &Pod, others: impl Iterator<Item = &'a Pod>, room: &Room) -> Result<(), Refusal> {
+    let wanted = requests(pod).map_err(|error| Refusal::new("UnexpectedAdmissionError", error))?;
     let mut used = Room::from([("pods".to_owned(), Quantity::ZERO)]);
     for other in others {
         add(&mut used, &Room::from([("pods".to_owned(), Quantity::units(1))]));
@@ -113,7 +140,7 @@ pub fn admit<'a>(
                 show(taken),
                 show(has)
             );
-            return Err(rejected(&format!("OutOf{name}"), &why));
+            return Err(Refusal::new(format!("OutOf{name}"), why));
         }
     }
     Ok(())
@@ -133,10 +160,7 @@ pub fn admit_resize<'a>(pod: &Pod, others: impl Iterator<Item = &'a Pod>, room: 
         }
     }
     // That the node is short is no reason to keep a pod from less, or from what is there.
-    admit(pod, others, room, Pressure::default()).map_err(|refused| PendingResize {
-        infeasible: false,
-        message: refused.message.trim_start_matches("Pod was rejected: ").to_owned(),
-    })
+    fits(pod, others, room).map_err(|refused| PendingResize { infeasible: false, message: refused.message })
 }
 
 /// Processors are counted in thousandths.
@@ -168,11 +192,6 @@ fn pressed(pod: &Pod, pressure: Pressure) -> Option<&'static str> {
     }
 }
 
-fn rejected(reason: &str, why: &str) -> PodFailure {
-    let message = format!("Pod was rejected: {why}");
-    PodFailure { reason: reason.to_owned(), message, disruption: false, grace_seconds: 0 }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -197,8 +216,9 @@ mod tests {
     }
 
     fn refusal(pod: &Pod, others: &[Pod]) -> Option<(String, String)> {
-        let refused = admit(pod, others.iter(), &room(), Pressure::default()).err()?;
-        Some((refused.reason, refused.message))
+        let others: Vec<&Pod> = others.iter().collect();
+        let failure = admit(pod, &others, &room(), Pressure::default()).err()?.failure();
+        Some((failure.reason, failure.message))
     }
 
     #[test]
@@ -221,13 +241,25 @@ mod tests {
     }
 
     #[test]
+    fn a_port_of_the_node_that_another_has_is_refused_but_no_reason_against_a_resize() {
+        let web = pod(json!({"containers": [{"name": "c", "ports": [{"containerPort": 80, "hostPort": 8080}]}]}));
+        let why = "Pod was rejected: Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports";
+        assert_eq!(refusal(&web, std::slice::from_ref(&web)), Some(("NodePorts".into(), why.into())));
+        assert_eq!(refusal(&web, &[asks(json!({"cpu": "1"}))]), None);
+        // What is said is the first that is missing.
+        let full = [web.clone(), web.clone(), web.clone()];
+        assert_eq!(refusal(&web, &full).unwrap().0, "OutOfpods");
+        assert_eq!(admit_resize(&web, std::iter::once(&web), &room()), Ok(()));
+    }
+
+    #[test]
     fn a_kernel_parameter_beyond_the_pod_is_refused_unless_it_is_allowed() {
         let sets =
             |name: &str| pod(json!({"containers": [], "securityContext": {"sysctls": [{"name": name, "value": "1"}]}}));
         let refusal = |name: &str, allowed: &[String]| admit_sysctls(&sets(name), allowed).err();
         assert_eq!(refusal("net.ipv4.tcp_syncookies", &[]), None);
         let refused = refusal("net.core.somaxconn", &[]).unwrap();
-        let why = "Pod was rejected: forbidden sysctl: \"net.core.somaxconn\" not allowlisted";
+        let why = "forbidden sysctl: \"net.core.somaxconn\" not allowlisted";
         assert_eq!((refused.reason.as_str(), refused.message.as_str()), ("SysctlForbidden", why));
         assert_eq!(refusal("net.core.somaxconn", &["net.core.*".to_owned()]), None);
         assert!(refusal("vm.swappiness", &["vm.swappiness".to_owned()]).is_some(), "it is the whole node's");
@@ -264,9 +296,9 @@ mod tests {
         let tolerant = pod(json!({"containers": [{"name": "c"}],
             "tolerations": [{"key": "node.kubernetes.io/memory-pressure", "operator": "Exists"}]}));
         let critical = pod(json!({"priority": 2_000_000_000, "containers": [{"name": "c"}]}));
-        let said = |pod: &Pod, pressure| admit(pod, std::iter::empty(), &room(), pressure).err().map(|why| why.message);
+        let said = |pod: &Pod, pressure| admit(pod, &[], &room(), pressure).err().map(|why| why.message);
         let memory = Pressure { memory: true, ..Pressure::default() };
-        let why = "Pod was rejected: The node had condition: [MemoryPressure]. ";
+        let why = "The node had condition: [MemoryPressure]. ";
         assert_eq!(said(&best_effort, memory).as_deref(), Some(why));
         assert_eq!((said(&burstable, memory), said(&tolerant, memory), said(&critical, memory)), (None, None, None));
         let disk = Pressure { disk: true, ..Pressure::default() };
@@ -280,7 +312,8 @@ mod tests {
             let mut here: Vec<Pod> = Vec::new();
             for milli in wanted {
                 let next = asks(json!({"cpu": format!("{milli}m")}));
-                if admit(&next, here.iter(), &room(), Pressure::default()).is_ok() {
+                let others: Vec<&Pod> = here.iter().collect();
+                if admit(&next, &others, &room(), Pressure::default()).is_ok() {
                     here.push(next);
                 }
             }

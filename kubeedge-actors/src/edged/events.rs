@@ -1,4 +1,4 @@
-//! Kubernetes Events about pods, as kubelet makes them: what `kubectl describe pod` shows below the status.
+//! Kubernetes Events about pods and the node, as kubelet makes them: what `kubectl describe` shows below the status.
 //!
 //! What [`Correlator`] remembers is bounded, and so is the queue behind it ([`sender`]): an event that has no place is
 //! dropped and counted. No pod waits for one. What got through is kept by EdgeHub's outbox until the cloud has it.
@@ -17,6 +17,8 @@ pub use correlator::{BURST, Correlator, MAX_REMEMBERED, REFILL};
 
 /// Longest message, bytes: what the API allows.
 pub const MAX_MESSAGE: usize = 1024;
+/// Longest reason, bytes: what the API allows.
+const MAX_REASON: usize = 128;
 /// Longest name of an object (DNS-1123 subdomain).
 const MAX_NAME: usize = 253;
 /// Who these events are from: what people and tools look for.
@@ -41,8 +43,8 @@ impl Severity {
     }
 }
 
-/// What can be told about a pod, by kubelet's names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// What can be told about a pod or the node, by kubelet's names.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
     /// An image is being fetched.
     Pulling,
@@ -85,6 +87,28 @@ pub enum Reason {
     FreeDiskSpaceFailed,
     /// Images could not be removed.
     ImageGcFailed,
+    /// Edged begins.
+    Starting,
+    /// The node can run pods.
+    NodeReady,
+    /// It cannot.
+    NodeNotReady,
+    /// It has memory to give.
+    NodeHasSufficientMemory,
+    /// It is short of it.
+    NodeHasInsufficientMemory,
+    /// It has disk to give.
+    NodeHasNoDiskPressure,
+    /// It is short of it.
+    NodeHasDiskPressure,
+    /// It has process ids to give.
+    NodeHasSufficientPid,
+    /// It is short of them.
+    NodeHasInsufficientPid,
+    /// The machine was started anew since the Node was last brought up to date.
+    Rebooted,
+    /// The machine goes down.
+    Shutdown,
     /// Pods are limited to what the node has for them, all together.
     NodeAllocatableEnforced,
     /// They could not be.
@@ -95,8 +119,8 @@ pub enum Reason {
     Evicted,
     /// A manifest makes no pod.
     FailedValidation,
-    /// A pod is not taken up; the name is the status' reason.
-    Rejected(&'static str),
+    /// A pod is not taken up; the name is the status' reason, see [`Reason::rejected`].
+    Rejected(Box<str>),
     /// A probe has failed, or could not be made.
     Unhealthy,
     /// A probe went well, with something to know.
@@ -119,24 +143,14 @@ pub enum Reason {
     InvalidPod,
 }
 
-/// The names under which a pod that is not taken up is told of. Extended resources have names without end, and one
-/// event's name.
-pub fn rejection(reason: &str) -> &'static str {
-    let known = [
-        "OutOfcpu",
-        "OutOfmemory",
-        "OutOfephemeral-storage",
-        "OutOfpods",
-        "Evicted",
-        "SysctlForbidden",
-        "UnexpectedAdmissionError",
-    ];
-    known.into_iter().find(|known| *known == reason).unwrap_or("OutOfResource")
-}
-
 impl Reason {
+    /// A pod is not taken up, for the reason of this name. Those of extended resources are as long as a resource's name.
+    pub fn rejected(name: &str) -> Self {
+        Self::Rejected(prefix(name, MAX_REASON).into())
+    }
+
     /// Kubelet's name.
-    pub fn as_str(self) -> &'static str {
+    pub fn as_str(&self) -> &str {
         match self {
             Self::Pulling => "Pulling",
             Self::Pulled => "Pulled",
@@ -157,6 +171,17 @@ impl Reason {
             Self::ErrImageNeverPull => "ErrImageNeverPull",
             Self::FreeDiskSpaceFailed => "FreeDiskSpaceFailed",
             Self::ImageGcFailed => "ImageGCFailed",
+            Self::Starting => "Starting",
+            Self::NodeReady => "NodeReady",
+            Self::NodeNotReady => "NodeNotReady",
+            Self::NodeHasSufficientMemory => "NodeHasSufficientMemory",
+            Self::NodeHasInsufficientMemory => "NodeHasInsufficientMemory",
+            Self::NodeHasNoDiskPressure => "NodeHasNoDiskPressure",
+            Self::NodeHasDiskPressure => "NodeHasDiskPressure",
+            Self::NodeHasSufficientPid => "NodeHasSufficientPID",
+            Self::NodeHasInsufficientPid => "NodeHasInsufficientPID",
+            Self::Rebooted => "Rebooted",
+            Self::Shutdown => "Shutdown",
             Self::NodeAllocatableEnforced => "NodeAllocatableEnforced",
             Self::FailedNodeAllocatableEnforcement => "FailedNodeAllocatableEnforcement",
             Self::EvictionThresholdMet => "EvictionThresholdMet",
@@ -176,8 +201,8 @@ impl Reason {
         }
     }
 
-    /// Kubelet's type for it.
-    pub fn severity(self) -> Severity {
+    /// Kubelet's type for it. What a condition of the node has become is normal, whatever it is.
+    pub fn severity(&self) -> Severity {
         match self {
             Self::Pulling
             | Self::Pulled
@@ -186,6 +211,16 @@ impl Reason {
             | Self::Killing
             | Self::BackOffPull
             | Self::SandboxChanged
+            | Self::Starting
+            | Self::NodeReady
+            | Self::NodeNotReady
+            | Self::NodeHasSufficientMemory
+            | Self::NodeHasInsufficientMemory
+            | Self::NodeHasNoDiskPressure
+            | Self::NodeHasDiskPressure
+            | Self::NodeHasSufficientPid
+            | Self::NodeHasInsufficientPid
+            | Self::Shutdown
             | Self::NodeAllocatableEnforced
             | Self::ResizeCompleted
             | Self::DeadlineExceeded => Severity::Normal,
@@ -202,6 +237,7 @@ impl Reason {
             | Self::ErrImageNeverPull
             | Self::FreeDiskSpaceFailed
             | Self::ImageGcFailed
+            | Self::Rebooted
             | Self::FailedNodeAllocatableEnforcement
             | Self::EvictionThresholdMet
             | Self::Evicted
@@ -455,6 +491,14 @@ mod tests {
             let name = record(&pod, "m").name();
             assert!(kubeedge_proto::is_dns_subdomain(&name), "{name}");
         }
+    }
+
+    #[test]
+    fn an_extended_resource_has_a_reason_of_its_own() {
+        assert_eq!(Reason::rejected("OutOfexample.com/lamp").as_str(), "OutOfexample.com/lamp");
+        let long = format!("OutOf{}.com/lamp", "a".repeat(300));
+        assert_eq!(Reason::rejected(&long).as_str(), &long[..MAX_REASON]);
+        assert_eq!(Reason::rejected("NodePorts").severity(), Severity::Warning);
     }
 
     #[test]

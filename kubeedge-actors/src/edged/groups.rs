@@ -160,7 +160,7 @@ mod tests {
         shares.send_replace(700);
         told.1.notified().await;
         assert_eq!((read("kubepods/burstable"), read("kubepods/besteffort")), ("700".into(), "2".into()));
-        let names: Vec<&str> = told.0.lock().unwrap().iter().map(|event| event.reason.as_str()).collect();
+        let names: Vec<String> = told.0.lock().unwrap().iter().map(|event| event.reason.as_str().to_owned()).collect();
         assert_eq!(names, ["FailedNodeAllocatableEnforcement", "NodeAllocatableEnforced"]);
         drop(shares);
         task.await.unwrap();

@@ -402,6 +402,7 @@ impl Actor for Edged {
         let registrar = registrar
             .pressed(self.pressure.subscribe())
             .with_devices(self.devices.clone())
+            .telling(Arc::new(self.reporter.clone()))
             .going_down(self.going_down.subscribe());
         let run = registrar.noting(self.progress.clone()).run(self.connected.subscribe());
         self.registrar = Some(AbortOnDropHandle::new(tokio::task::spawn_local(run)));

@@ -45,6 +45,8 @@ impl Handler<ObjectsChanged> for Edged {
             self.refresh_where(|pod| in_namespace(pod) && references::names_claim(pod, &name));
         } else if type_ == resource::persistent_volumes() {
             self.refresh_where(references::has_claim);
+        } else if type_ == resource::runtime_classes() {
+            self.refresh_where(|pod| references::names_runtime_class(pod, &name));
         }
     }
 }
@@ -74,6 +76,7 @@ impl Handler<KindCompleted> for Edged {
             resource::secrets(),
             resource::persistent_volume_claims(),
             resource::persistent_volumes(),
+            resource::runtime_classes(),
         ]
         .contains(&type_)
         {

@@ -1,4 +1,4 @@
-//! Where ConfigMaps, Secrets, Services and service account tokens come from.
+//! Where ConfigMaps, Secrets, Services, RuntimeClasses and service account tokens come from.
 
 use std::{
     collections::BTreeMap,
@@ -8,7 +8,10 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret};
+use k8s_openapi::api::{
+    core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret},
+    node::v1::RuntimeClass,
+};
 use serde::Deserialize;
 use thiserror::Error;
 
@@ -44,6 +47,9 @@ pub trait ObjectSource: Send + Sync {
         name: &'a str,
     ) -> BoxFuture<'a, Result<Option<Arc<PersistentVolume>>, ObjectError>>;
 
+    /// The RuntimeClass of that name, or `None` when there is none.
+    fn runtime_class<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Arc<RuntimeClass>>, ObjectError>>;
+
     /// The Services of a namespace that the node has, in any order: those that are told to it, which are none before the
     /// first contact with a cloud.
     fn services<'a>(&'a self, namespace: &'a str) -> BoxFuture<'a, Result<Vec<ServiceAddress>, ObjectError>>;
@@ -63,6 +69,8 @@ pub enum ObjectKind {
     Claim,
     /// A PersistentVolume.
     Volume,
+    /// A RuntimeClass.
+    RuntimeClass,
     /// The Services of a namespace.
     Services,
     /// A token of the service account of that name.
@@ -76,6 +84,7 @@ impl fmt::Display for ObjectKind {
             Self::Secret => "secret",
             Self::Claim => "persistentvolumeclaim",
             Self::Volume => "persistentvolume",
+            Self::RuntimeClass => "runtimeclass.node.k8s.io",
             Self::Services => "services",
             Self::Token => "token of service account",
         })
@@ -86,7 +95,7 @@ impl fmt::Display for ObjectKind {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ObjectError {
     /// The node has not got the full set of this kind yet.
-    #[error("{kind} \"{namespace}/{name}\" is not on this node yet: not synced with the cloud")]
+    #[error("{kind} \"{}\" is not on this node yet: not synced with the cloud", path(namespace, name))]
     NotSynced {
         /// What was asked for.
         kind: ObjectKind,
@@ -96,7 +105,7 @@ pub enum ObjectError {
         name: String,
     },
     /// The cloud would have to be asked and cannot be reached.
-    #[error("{kind} \"{namespace}/{name}\" cannot be fetched: the cloud cannot be reached")]
+    #[error("{kind} \"{}\" cannot be fetched: the cloud cannot be reached", path(namespace, name))]
     Offline {
         /// What was asked for.
         kind: ObjectKind,
@@ -106,7 +115,7 @@ pub enum ObjectError {
         name: String,
     },
     /// The cloud or the store answered with an error.
-    #[error("{kind} \"{namespace}/{name}\" cannot be read: {reason}")]
+    #[error("{kind} \"{}\" cannot be read: {reason}", path(namespace, name))]
     Failed {
         /// What was asked for.
         kind: ObjectKind,
@@ -117,6 +126,11 @@ pub enum ObjectError {
         /// The other side's words.
         reason: String,
     },
+}
+
+/// What has no namespace is named alone.
+fn path(namespace: &str, name: &str) -> String {
+    if namespace.is_empty() { name.to_owned() } else { format!("{namespace}/{name}") }
 }
 
 impl ObjectError {
@@ -195,6 +209,7 @@ struct Held {
     secrets: BTreeMap<(String, String), Arc<Secret>>,
     claims: BTreeMap<(String, String), Arc<PersistentVolumeClaim>>,
     volumes: BTreeMap<String, Arc<PersistentVolume>>,
+    runtime_classes: BTreeMap<String, Arc<RuntimeClass>>,
     services: BTreeMap<String, Vec<ServiceAddress>>,
     token: Option<Token>,
     tokens_asked: Vec<TokenSpec>,
@@ -234,6 +249,12 @@ impl MemoryObjects {
     pub fn put_persistent_volume(&self, volume: PersistentVolume) {
         let (_, name) = key_of(&volume.metadata);
         self.held().volumes.insert(name, Arc::new(volume));
+    }
+
+    /// Puts a RuntimeClass, under the name in its metadata.
+    pub fn put_runtime_class(&self, class: RuntimeClass) {
+        let (_, name) = key_of(&class.metadata);
+        self.held().runtime_classes.insert(name, Arc::new(class));
     }
 
     /// Puts one more Service into a namespace.
@@ -309,6 +330,13 @@ impl ObjectSource for MemoryObjects {
         Box::pin(async move {
             self.offline(ObjectKind::Volume, "", name)?;
             Ok(self.held().volumes.get(name).cloned())
+        })
+    }
+
+    fn runtime_class<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Arc<RuntimeClass>>, ObjectError>> {
+        Box::pin(async move {
+            self.offline(ObjectKind::RuntimeClass, "", name)?;
+            Ok(self.held().runtime_classes.get(name).cloned())
         })
     }
 

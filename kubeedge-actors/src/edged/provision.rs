@@ -5,7 +5,6 @@ pub mod logs;
 mod node;
 mod pull_secrets;
 
-pub(crate) use features::handler;
 pub use node::{NodeProvision, NodeSetup};
 
 use std::collections::BTreeMap;
@@ -92,6 +91,8 @@ pub trait Provision: Send + Sync {
         attempt: u32,
         started_at: Timestamp,
     ) -> Provided<'a, Configured<cri::PodSandboxConfig>>;
+    /// The name of the runtime's handler that the pod's sandbox is for; empty for the default one.
+    fn handler<'a>(&'a self, pod: &'a Pod) -> Provided<'a, String>;
     /// The configuration of a container, with everything it mounts made.
     fn container<'a>(&'a self, request: ContainerRequest<'a>) -> Provided<'a, Configured<cri::ContainerConfig>>;
     /// What a container that runs is to have of processor and memory.

@@ -1,4 +1,4 @@
-//! The ConfigMaps and Secrets that a pod names: a change of one is a reason to look at the pod.
+//! The objects that a pod names: a change of one is a reason to look at the pod.
 
 use k8s_openapi::api::core::v1::{EnvFromSource, EnvVar, Pod, PodSpec, Volume};
 
@@ -46,6 +46,11 @@ pub(crate) fn has_claim(pod: &Pod) -> bool {
     volumes(pod).any(|volume| volume.persistent_volume_claim.is_some())
 }
 
+/// Whether the pod is of this RuntimeClass.
+pub(crate) fn names_runtime_class(pod: &Pod, name: &str) -> bool {
+    pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref()).is_some_and(|class| class == name)
+}
+
 fn volumes(pod: &Pod) -> impl Iterator<Item = &Volume> {
     pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten())
 }
@@ -78,6 +83,7 @@ mod tests {
         let pod: Pod = serde_json::from_value(json!({
             "spec": {
                 "imagePullSecrets": [{"name": "s-pull"}],
+                "runtimeClassName": "slim",
                 "initContainers": [{"name": "i", "envFrom": [{"configMapRef": {"name": "c-from"}}]}],
                 "containers": [{"name": "a",
                     "envFrom": [{"secretRef": {"name": "s-from"}}],
@@ -103,6 +109,8 @@ mod tests {
             assert!(names_secret(&pod, name) && !names_config_map(&pod, name), "{name}");
         }
         assert!(names_claim(&pod, "data") && !names_claim(&pod, "c-volume"));
+        assert!(names_runtime_class(&pod, "slim") && !names_runtime_class(&pod, "s-pull"));
+        assert!(!names_runtime_class(&Pod::default(), ""));
         assert!(has_claim(&pod) && !has_claim(&Pod::default()));
         assert!(has_token(&pod) && !has_token(&Pod::default()));
     }

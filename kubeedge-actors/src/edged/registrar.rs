@@ -9,7 +9,7 @@ use std::{
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, NodeStatus};
+use k8s_openapi::api::core::v1::{Node, NodeCondition, NodeStatus};
 use kubeedge_proto::{
     resource,
     v1::{
@@ -22,13 +22,16 @@ use tokio::sync::watch;
 
 use super::{
     devices::DeviceManager,
+    events::{EventRecord, Involved, Reason},
     eviction::Pressure,
     node::{
         ImageFacts, NodeSettings, RuntimeFacts, differs, node_object, node_status,
         readings::{MachinePaths, MachineReadings, ReadingError},
+        told,
     },
     quantity::Quantity,
     runtime::{Runtime, RuntimeError},
+    worker::Reporter,
 };
 use crate::system::Port;
 
@@ -92,9 +95,15 @@ pub struct Registrar {
     pressure: watch::Receiver<Pressure>,
     devices: Option<DeviceManager>,
     going_down: watch::Receiver<bool>,
+    /// Whom changes of the node are told; nobody, otherwise.
+    events: Option<Arc<dyn Reporter>>,
     uid: Option<String>,
     /// What was reported last, and when.
     reported: Option<(NodeStatus, Instant)>,
+    /// The conditions that were told last.
+    told: Vec<NodeCondition>,
+    /// That the machine was started anew was told.
+    told_reboot: bool,
 }
 
 impl Registrar {
@@ -118,8 +127,11 @@ impl Registrar {
             pressure: watch::channel(Pressure::default()).1,
             devices: None,
             going_down: watch::channel(false).1,
+            events: None,
             uid: None,
             reported: None,
+            told: Vec::new(),
+            told_reboot: false,
         }
     }
 
@@ -141,6 +153,12 @@ impl Registrar {
         Self { going_down, ..self }
     }
 
+    /// Tells changes of the node there, as events about it.
+    #[must_use]
+    pub fn telling(self, events: Arc<dyn Reporter>) -> Self {
+        Self { events: Some(events), ..self }
+    }
+
     /// Reports the devices of plugins as extended resources.
     #[must_use]
     pub fn with_devices(self, devices: DeviceManager) -> Self {
@@ -149,6 +167,7 @@ impl Registrar {
 
     /// Runs until `connected` is gone: registers at every connection, and reports.
     pub async fn run(mut self, mut connected: watch::Receiver<bool>) {
+        self.tell(Reason::Starting, "Starting kubelet.".to_owned());
         let mut tick = tokio::time::interval(LOOK_EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -208,7 +227,16 @@ impl Registrar {
         };
         let reply = self.call.ask(CallCloud { envelope: Some(envelope) }, REGISTER_WITHIN).await;
         match reply.map_err(|error| Fault::Cloud(error.to_string()))?.result {
-            Some(Reply::Object(object)) => Ok(serde_json::from_slice(&object.json)?),
+            Some(Reply::Object(object)) => {
+                let node: Node = serde_json::from_slice(&object.json)?;
+                // What it says of the machine was reported by an earlier life of edgecore: this one's report follows.
+                if told::is_rebooted(&node, &readings.boot_id) && !std::mem::replace(&mut self.told_reboot, true) {
+                    let message =
+                        format!("Node {} has been rebooted, boot id: {}", self.settings.name, readings.boot_id);
+                    self.tell(Reason::Rebooted, message);
+                }
+                Ok(node)
+            }
             Some(Reply::Error(error)) => Err(Fault::Cloud(format!("{} ({})", error.message, error.code))),
             _ => Err(Fault::Cloud("it answered something else than a Node".into())),
         }
@@ -268,7 +296,20 @@ impl Registrar {
             status.capacity.get_or_insert_default().insert(name.clone(), amount(all));
             status.allocatable.get_or_insert_default().insert(name, amount(healthy));
         }
+        let conditions = status.conditions.as_deref().unwrap_or_default();
+        for reason in told::changes(&self.told, conditions) {
+            let message = told::message(self.settings.name.as_str(), &reason);
+            self.tell(reason, message);
+        }
+        self.told = conditions.to_vec();
         status
+    }
+
+    fn tell(&self, reason: Reason, message: String) {
+        if let Some(events) = &self.events {
+            let involved = Involved::node(self.settings.name.as_str());
+            events.event(EventRecord::new(involved, reason, message, Timestamp::now()));
+        }
     }
 
     async fn runtime_facts(&self) -> RuntimeFacts {

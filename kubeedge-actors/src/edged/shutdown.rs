@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use actix::{ActorFutureExt, Handler, ResponseActFuture, WrapFuture};
 use kubeedge_proto::v1::ShutDownPods;
 
-use super::{Edged, eviction::rank::is_critical, lifecycle::PodFailure, runtime::Runtime};
+use super::{Edged, eviction::rank::is_critical, events::Reason, lifecycle::PodFailure, runtime::Runtime};
 use crate::system::Context;
 
 /// Pause between two looks at what still runs.
@@ -68,6 +68,7 @@ impl Handler<ShutDownPods> for Edged {
         let critical = message.critical_seconds.min(message.grace_seconds);
         let ordinary = message.grace_seconds - critical;
         tracing::warn!(ordinary, critical, "the machine goes down: pods end");
+        self.tell_node(Reason::Shutdown, "Shutdown manager detected shutdown event".to_owned());
         self.going_down.send_replace(true);
         let pods = self.end_for_shutdown(ctx, false, ordinary);
         let runtime = Arc::clone(&self.shared.runtime);

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::{
     authentication::v1::TokenRequest,
     core::v1::{ConfigMap, PersistentVolume, PersistentVolumeClaim, Secret},
+    node::v1::RuntimeClass,
 };
 use kubeedge_proto::{
     resource,
@@ -173,6 +174,10 @@ impl ObjectSource for PortObjects {
         name: &'a str,
     ) -> BoxFuture<'a, Result<Option<Arc<PersistentVolume>>, ObjectError>> {
         Box::pin(self.object(resource::persistent_volumes(), ObjectKind::Volume, "", name))
+    }
+
+    fn runtime_class<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Arc<RuntimeClass>>, ObjectError>> {
+        Box::pin(self.object(resource::runtime_classes(), ObjectKind::RuntimeClass, "", name))
     }
 
     fn services<'a>(&'a self, namespace: &'a str) -> BoxFuture<'a, Result<Vec<ServiceAddress>, ObjectError>> {

@@ -30,6 +30,7 @@ use crate::system::System;
 mod hostile;
 mod listing;
 mod node;
+mod runtime_classes;
 mod runtime_features;
 mod told;
 mod wrong_pods;
@@ -189,7 +190,9 @@ async fn bench_with(pods: &[Value], complete: bool, change: impl FnOnce(&mut Edg
     let site = Arc::new(Site::default());
     lock(&site.objects).extend(pods.iter().map(object));
     if complete {
-        lock(&site.complete).extend([resource::pods(), resource::config_maps(), resource::secrets()]);
+        let kinds =
+            [resource::pods(), resource::config_maps(), resource::secrets(), resource::runtime_classes()];
+        lock(&site.complete).extend(kinds);
     }
     let system = system(&site, &prepared);
     Bench { site, runtime, prepared, system, _folder: Arc::new(folder) }
@@ -204,10 +207,11 @@ fn pod(name: &str, uid: &str) -> Value {
 }
 
 fn object(value: &Value) -> KubeObject {
-    let text = |field: &str| value["metadata"][field].as_str().unwrap().to_owned();
+    let text = |field: &str| value["metadata"][field].as_str().unwrap_or_default().to_owned();
     let type_ = match value["kind"].as_str().unwrap() {
         "Pod" => resource::pods(),
         "ConfigMap" => resource::config_maps(),
+        "RuntimeClass" => resource::runtime_classes(),
         other => panic!("{other}"),
     };
     KubeObject {
@@ -480,7 +484,9 @@ async fn events_reach_the_hub_and_those_of_an_outage_are_dropped_but_counted() {
     assert_eq!((&first["count"], &second["count"]), (&json!(1), &json!(2)));
     assert_eq!(second["metadata"]["name"], first["metadata"]["name"]);
     assert_eq!(second["firstTimestamp"], first["firstTimestamp"]);
-    let order: Vec<Value> = lock(&bench.site.events).iter().map(|event| event["reason"].clone()).collect();
+    let events = lock(&bench.site.events).clone();
+    let of_pods = events.iter().filter(|event| event["involvedObject"]["kind"] == "Pod");
+    let order: Vec<&Value> = of_pods.map(|event| &event["reason"]).collect();
     assert_eq!(order, ["Pulled", "Created", "Started"]);
     bench.stop().await;
 }

@@ -66,12 +66,16 @@ impl Node {
             pod["spec"].as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
         });
         let (second, state) = &self.second_handler;
+        for (class, handler) in [("slim", *second), ("strange", "none-such")] {
+            let class = json!({"metadata": {"name": class}, "handler": handler});
+            self.objects.put_runtime_class(serde_json::from_value(class).unwrap());
+        }
         let other = self.pod("other", &sleep, |pod| {
-            pod["spec"]["runtimeClassName"] = (*second).into();
+            pod["spec"]["runtimeClassName"] = "slim".into();
             pod["spec"]["dnsPolicy"] = "Default".into();
             pod["spec"]["shareProcessNamespace"] = true.into();
         });
-        let unknown = self.pod("unknown", &sleep, |pod| pod["spec"]["runtimeClassName"] = "none-such".into());
+        let unknown = self.pod("unknown", &sleep, |pod| pod["spec"]["runtimeClassName"] = "strange".into());
         let users = self.pod("users", &sleep, |pod| pod["spec"]["hostUsers"] = false.into());
         let looked = [
             self.look_after(&rights).await,

@@ -19,6 +19,7 @@ mod persistentvolume;
 mod pod;
 pub(crate) mod portion;
 pub mod quantity;
+pub(crate) mod runtimeclass;
 pub(crate) mod schema;
 mod secret;
 pub(crate) mod service;
@@ -30,7 +31,7 @@ use super::kind::Kind;
 use crate::kubeapi::kinds::cells as table;
 pub(crate) use crate::kubeapi::names;
 
-static KINDS: [Kind; 20] = [
+static KINDS: [Kind; 21] = [
     configmap::KIND,
     endpoints::KIND,
     event::KIND,
@@ -50,6 +51,7 @@ static KINDS: [Kind; 20] = [
     event_v1::KIND,
     definition::KIND,
     lease::KIND,
+    runtimeclass::KIND,
     endpointslice::KIND,
 ];
 

@@ -14,6 +14,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::events::v1 as events;
+use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::api::policy::v1::Eviction;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use schemars::generate::SchemaSettings;
@@ -152,7 +153,7 @@ pub(crate) fn definitions() -> Map<String, Value> {
     let mut settings = SchemaSettings::draft2020_12();
     settings.definitions_path = DEFINITIONS.into();
     let mut generator = SchemaGenerator::new(settings);
-    let all: [fn(&mut SchemaGenerator) -> Schema; 30] = [
+    let all: [fn(&mut SchemaGenerator) -> Schema; 31] = [
         SchemaGenerator::subschema_for::<core::Namespace>,
         SchemaGenerator::subschema_for::<core::Node>,
         SchemaGenerator::subschema_for::<core::Pod>,
@@ -168,6 +169,7 @@ pub(crate) fn definitions() -> Map<String, Value> {
         SchemaGenerator::subschema_for::<core::Event>,
         SchemaGenerator::subschema_for::<core::Binding>,
         SchemaGenerator::subschema_for::<Lease>,
+        SchemaGenerator::subschema_for::<RuntimeClass>,
         SchemaGenerator::subschema_for::<Eviction>,
         SchemaGenerator::subschema_for::<TokenRequest>,
         SchemaGenerator::subschema_for::<SelfSubjectReview>,

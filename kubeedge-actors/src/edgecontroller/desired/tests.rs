@@ -80,8 +80,8 @@ fn a_claim_brings_its_volume_once_it_is_bound_and_takes_it_along() {
     assert!(desired.is_complete("e1"));
     let kinds = desired.snapshot("e1").kinds;
     let held: Vec<usize> = kinds.iter().map(|kind| kind.objects.len()).collect();
-    assert_eq!(held, [0, 0, 1, 1, 1], "config maps, secrets, claims, volumes, pods");
-    let needs: Vec<&str> = kinds[4].objects[0].needs.iter().map(|needed| needed.uid.as_str()).collect();
+    assert_eq!(held, [0, 0, 1, 1, 0, 1], "config maps, secrets, claims, volumes, classes, pods");
+    let needs: Vec<&str> = kinds[5].objects[0].needs.iter().map(|needed| needed.uid.as_str()).collect();
     assert_eq!(needs, ["c1", "v1"]);
     let effects = desired.config_known(&claim, Some(bound(13, Some("w"))), 13);
     assert_eq!(
@@ -90,6 +90,30 @@ fn a_claim_brings_its_volume_once_it_is_bound_and_takes_it_along() {
     );
     let gone = words(&desired.pods_replaced(T0, vec![], 14));
     assert_eq!(gone, ["-pods/a:u1@e1", "-persistentvolumeclaims/d:c1@e1", "unwatch d", "unwatch w"]);
+}
+
+#[test]
+fn a_runtime_class_comes_before_its_pods_and_to_no_other_node() {
+    let mut desired = Desired::default();
+    let of_class = |name: &str, uid: &str, node: &str, class: Option<&str>| {
+        let mut pod = pod(name, uid, 5, node, &[]);
+        pod["spec"]["runtimeClassName"] = json!(class);
+        pod
+    };
+    let pods = vec![of_class("a", "u1", "e1", Some("slim")), of_class("b", "u2", "e2", None)];
+    assert_eq!(words(&desired.pods_replaced(T0, pods, 9)), ["watch slim", "+pods/b:u2@e2"]);
+    let key = ConfigKey { kind: ConfigKind::RuntimeClass, namespace: String::new(), name: "slim".into() };
+    let class = |uid: &str, version: u64| {
+        json!({"metadata": {"name": "slim", "uid": uid, "resourceVersion": version.to_string()}, "handler": "runc"})
+    };
+    let effects = desired.config_known(&key, Some(class("k1", 4)), 10);
+    assert_eq!(words(&effects), ["+runtimeclasses/slim:k1@e1", "+pods/a:u1@e1"]);
+    assert!(desired.names("e1", &key) && !desired.names("e2", &key));
+    // One that is made again, and one that is gone: its pod stays.
+    let effects = desired.config_known(&key, Some(class("k2", 11)), 11);
+    assert_eq!(words(&effects), ["-runtimeclasses/slim:k1@e1", "+runtimeclasses/slim:k2@e1"]);
+    assert_eq!(words(&desired.config_known(&key, None, 12)), ["-runtimeclasses/slim:k2@e1"]);
+    assert!(desired.is_complete("e1"));
 }
 
 #[test]

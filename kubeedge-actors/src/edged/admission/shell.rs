@@ -4,18 +4,21 @@ use std::collections::HashSet;
 
 use k8s_openapi::api::core::v1::Pod;
 
-use super::{Room, admit, admit_sysctls};
+use super::{Refusal, Room, admit, admit_sysctls};
 use crate::{
     edged::{
         Edged,
         book::Effect,
-        events::{EventRecord, Involved, Reason, rejection},
+        events::{EventRecord, Involved, Reason},
         lifecycle::{PodFailure, Want},
         quantity::Quantity,
         worker::Reporter as _,
     },
     system::Context,
 };
+
+/// The reason of a pod that comes while the machine goes down.
+const SHUTDOWN: &str = "NodeShutdown";
 
 impl Edged {
     /// Whether this node has taken up the pod already, in this life of edgecore or an earlier one.
@@ -37,26 +40,29 @@ impl Edged {
         let mut waiting: HashSet<&str> = new.iter().map(|(uid, ..)| uid.as_str()).collect();
         for (uid, order, pod) in new {
             waiting.remove(uid.as_str());
-            let Err(failure) = self.room_for(uid, pod, &waiting) else { continue };
-            let PodFailure { reason, message, .. } = &failure;
+            let Err(refusal) = self.room_for(uid, pod, &waiting) else { continue };
+            let Refusal { reason, message } = &refusal;
             tracing::warn!(pod = %format!("{}/{}", order.plan.namespace, order.plan.name), reason, "{message}");
-            if !*self.going_down.borrow() {
-                let involved = Involved::of(&order.plan, Some(pod), None);
-                let told = Reason::Rejected(rejection(reason));
-                self.reporter.event(EventRecord::new(involved, told, message.clone(), (self.shared.clock)()));
-            }
+            let involved = Involved::of(&order.plan, Some(pod), None);
+            let told = Reason::rejected(reason);
+            self.reporter.event(EventRecord::new(involved, told, message.clone(), (self.shared.clock)()));
+            let failure = match reason.as_str() {
+                // It says so itself.
+                SHUTDOWN => PodFailure { reason: reason.clone(), message: message.clone(), ..PodFailure::default() },
+                _ => refusal.failure(),
+            };
             self.fail(ctx, uid, failure);
         }
     }
 
-    fn room_for(&self, uid: &str, pod: &Pod, waiting: &HashSet<&str>) -> Result<(), PodFailure> {
+    fn room_for(&self, uid: &str, pod: &Pod, waiting: &HashSet<&str>) -> Result<(), Refusal> {
         if *self.going_down.borrow() {
-            let message = "Pod was rejected as the node is shutting down.".to_owned();
-            return Err(PodFailure { reason: "NodeShutdown".to_owned(), message, ..PodFailure::default() });
+            return Err(Refusal::new(SHUTDOWN, "Pod was rejected as the node is shutting down."));
         }
         admit_sysctls(pod, &self.prepared.setup.allowed_sysctls)?;
         let others = self.active_pods().filter(|(other, _)| *other != uid && !waiting.contains(other));
-        admit(pod, others.map(|(_, pod)| pod), &self.room(), *self.pressure.borrow())
+        let others: Vec<&Pod> = others.map(|(_, pod)| pod).collect();
+        admit(pod, &others, &self.room(), *self.pressure.borrow())
     }
 
     /// What the node has for pods.

@@ -38,6 +38,7 @@ struct State {
     calls: Vec<String>,
     configs: BTreeMap<String, cri::ContainerConfig>,
     sandbox_configs: Vec<cri::PodSandboxConfig>,
+    sandbox_handlers: Vec<String>,
     /// Containers of this name do not end before their grace period has passed.
     stubborn: BTreeSet<String>,
     /// How commands in containers of this name end; exit code 0 when nothing is said.
@@ -151,6 +152,11 @@ impl FakeRuntime {
         self.state().sandbox_configs.clone()
     }
 
+    /// The handlers that sandboxes were made for, in the same order.
+    pub fn sandbox_handlers(&self) -> Vec<String> {
+        self.state().sandbox_handlers.clone()
+    }
+
     /// The running instance of a pod's container ends by itself. False when none runs.
     pub fn exit(&self, uid: &str, container: &str, code: i32) -> bool {
         let now = (self.clock)();
@@ -194,7 +200,13 @@ impl Runtime for FakeRuntime {
     }
 
     fn health(&self) -> Answer<'_, RuntimeHealth> {
-        Box::pin(async { Ok(RuntimeHealth::default()) })
+        Box::pin(async {
+            let mut state = self.state();
+            match state.failures.get_mut("health").filter(|queue| !queue.is_empty()) {
+                Some(queue) => Err(RuntimeError::Failed { call: "health", message: queue.remove(0) }),
+                None => Ok(RuntimeHealth::default()),
+            }
+        })
     }
 
     fn features(&self) -> Answer<'_, RuntimeFeatures> {
@@ -239,12 +251,13 @@ impl Runtime for FakeRuntime {
         Box::pin(async move { Ok(self.pod(pod_uid)) })
     }
 
-    fn run_sandbox<'a>(&'a self, config: &'a cri::PodSandboxConfig, _handler: &'a str) -> Answer<'a, String> {
+    fn run_sandbox<'a>(&'a self, config: &'a cri::PodSandboxConfig, handler: &'a str) -> Answer<'a, String> {
         Box::pin(async move {
             let metadata = config.metadata.clone().unwrap_or_default();
             let mut state = self.begin("run_sandbox", &metadata.uid)?;
             let pod = (metadata.namespace, metadata.name, metadata.uid);
             state.sandbox_configs.push(config.clone());
+            state.sandbox_handlers.push(handler.to_owned());
             let id = state.model.run_sandbox(pod, metadata.attempt, (self.clock)());
             let pod_start = config.annotations.get(labels::POD_START).and_then(|text| text.parse().ok());
             if let Some(known) = state.model.sandboxes.last_mut() {

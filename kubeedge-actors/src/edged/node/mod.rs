@@ -4,6 +4,7 @@
 //! Fields that belong to others (`NetworkUnavailable`, attached volumes, users' labels and taints) are not written.
 
 pub mod readings;
+pub mod told;
 
 use std::{collections::BTreeMap, net::IpAddr};
 

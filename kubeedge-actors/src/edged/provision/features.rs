@@ -2,12 +2,20 @@
 
 use k8s_openapi::api::core::v1::Pod;
 
-use crate::edged::runtime::RuntimeFeatures;
+use crate::edged::{objects::ObjectSource, runtime::RuntimeFeatures};
 
-/// The runtime's handler for a pod. The name of a RuntimeClass is its handler's by custom; the class itself is not on
-/// the node.
-pub(crate) fn handler(pod: &Pod) -> &str {
-    pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref()).unwrap_or_default()
+/// The runtime's handler for a pod: that of its RuntimeClass, or the default one, whose name is empty. The class has to be
+/// there, and an error says that it is not in a kubelet's words.
+pub(super) async fn handler(objects: &dyn ObjectSource, pod: &Pod) -> Result<String, String> {
+    let class = pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref()).unwrap_or_default();
+    if class.is_empty() {
+        return Ok(String::new());
+    }
+    match objects.runtime_class(class).await {
+        Ok(Some(class)) => Ok(class.handler.clone()),
+        Ok(None) => Err(format!("runtimeclass.node.k8s.io \"{class}\" not found")),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// What a pod says of the groups that the image's files give its users.

@@ -14,7 +14,7 @@ use kubeedge_proto::cri;
 
 use super::{
     Configured, ContainerRequest, Credentials, Provide, Provided, Provision,
-    features::{self, handler},
+    features,
     logs::LogDirs,
     pull_secrets,
 };
@@ -134,7 +134,8 @@ impl NodeProvision {
         if pod.spec.as_ref().and_then(|spec| spec.host_users) != Some(false) {
             return Ok(None);
         }
-        if let Some(refusal) = refusal(pod, handler(pod), &self.features(pod).await?) {
+        let handler = features::handler(&*self.objects, pod).await?;
+        if let Some(refusal) = refusal(pod, &handler, &self.features(pod).await?) {
             return Err(refusal);
         }
         let (users, uid): (_, PodUid) = (self.users.clone(), plan.uid.parse().provide()?);
@@ -165,13 +166,18 @@ impl NodeProvision {
 
     async fn facts(&self, pod: &Pod, pod_ips: &[String]) -> Result<PodFacts, String> {
         let features = self.features(pod).await?;
+        // Without a difference between handlers it does not matter which it is: not whether its class is still there.
+        let handler = match features.handlers.is_empty() {
+            true => String::new(),
+            false => features::handler(&*self.objects, pod).await?,
+        };
         Ok(PodFacts {
             node_name: self.setup.node_name.clone(),
             host_ips: self.setup.host_ips.clone(),
             pod_ips: pod_ips.iter().filter_map(|ip| ip.parse().ok()).collect(),
             cluster_domain: self.setup.cluster_domain.clone(),
             allocatable: self.setup.allocatable,
-            recursive_read_only: features.handler(handler(pod)).recursive_read_only,
+            recursive_read_only: features.handler(&handler).recursive_read_only,
             image_volumes: features.image_volumes,
             image_sub_paths: features.image_sub_paths,
             runtime: features.runtime,
@@ -440,6 +446,10 @@ impl Provision for NodeProvision {
         started_at: Timestamp,
     ) -> Provided<'a, Configured<cri::PodSandboxConfig>> {
         Box::pin(self.sandbox_config(pod, plan, attempt, started_at))
+    }
+
+    fn handler<'a>(&'a self, pod: &'a Pod) -> Provided<'a, String> {
+        Box::pin(features::handler(&*self.objects, pod))
     }
 
     fn container<'a>(&'a self, request: ContainerRequest<'a>) -> Provided<'a, Configured<cri::ContainerConfig>> {

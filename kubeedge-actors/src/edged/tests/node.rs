@@ -22,6 +22,10 @@ async fn a_pod_that_does_not_fit_fails_and_leaves_nothing_on_the_node() {
     assert_eq!(status["reason"], "OutOfcpu", "{status}");
     assert!(status["message"].as_str().unwrap().contains("requested: 100000000, used: 0"), "{status}");
     assert!(status.get("containerStatuses").is_none(), "{status}");
+    let told = bench.event("OutOfcpu", |_| true).await;
+    let said = told["message"].as_str().unwrap();
+    assert!(said.starts_with("Node didn't have enough resource: cpu, requested: "), "{told}");
+    assert_eq!(status["message"], format!("Pod was rejected: {said}"));
     // Others are not kept out by it.
     bench.tell(&pod("modest", "2")).await;
     bench.phase("2", "Running").await;
@@ -29,6 +33,52 @@ async fn a_pod_that_does_not_fit_fails_and_leaves_nothing_on_the_node() {
     // It ends like any other.
     bench.tell(&deleted(&greedy)).await;
     bench.ended("1").await;
+    bench.system.stop(LIMIT).await;
+}
+
+#[actix_rt::test]
+async fn a_pod_that_wants_a_port_of_the_node_that_another_has_fails_until_that_is_free() {
+    let bench = bench(&[], true).await;
+    let with_port = |name: &str, uid: &str| {
+        let mut pod = pod(name, uid);
+        pod["spec"]["containers"][0]["ports"] = json!([{"containerPort": 80, "hostPort": 8080}]);
+        pod
+    };
+    let first = with_port("first", "1");
+    bench.tell(&first).await;
+    bench.phase("1", "Running").await;
+    bench.tell(&with_port("second", "2")).await;
+    let status = bench.phase("2", "Failed").await;
+    let why = "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports";
+    assert_eq!((&status["reason"], &status["message"]), (&json!("NodePorts"), &json!(format!("Pod was rejected: {why}"))));
+    let told = bench.event("NodePorts", |_| true).await;
+    assert_eq!((&told["type"], &told["message"]), (&json!("Warning"), &json!(why)));
+    assert!(bench.runtime.pod("2").sandboxes.is_empty());
+    bench.tell(&deleted(&first)).await;
+    bench.ended("1").await;
+    bench.tell(&with_port("third", "3")).await;
+    bench.phase("3", "Running").await;
+    bench.system.stop(LIMIT).await;
+}
+
+#[actix_rt::test]
+async fn the_node_tells_its_start_its_conditions_and_a_runtime_that_goes_and_comes_back() {
+    let bench = bench(&[], true).await;
+    let told = async |reason: &str| bench.event(reason, |event| event["involvedObject"]["kind"] == "Node").await;
+    let starting = told("Starting").await;
+    assert_eq!((&starting["type"], &starting["message"]), (&json!("Normal"), &json!("Starting kubelet.")));
+    let about = json!({"apiVersion": "v1", "kind": "Node", "name": "edge-1", "uid": "edge-1"});
+    assert_eq!((&starting["involvedObject"], &starting["metadata"]["namespace"]), (&about, &json!("default")));
+    for reason in ["NodeHasSufficientMemory", "NodeHasNoDiskPressure", "NodeHasSufficientPID", "NodeReady"] {
+        let event = told(reason).await;
+        assert_eq!(event["message"], format!("Node edge-1 status is now: {reason}"));
+        assert_eq!((&event["type"], &event["count"]), (&json!("Normal"), &json!(1)));
+    }
+    // The next look finds the runtime away, the one after it there again.
+    bench.runtime.fail_next("health", "it is away");
+    bench.system.topic().announce(LinkStateChanged { connected: true, reason: String::new() }).await;
+    assert_eq!(told("NodeNotReady").await["message"], "Node edge-1 status is now: NodeNotReady");
+    bench.event("NodeReady", |event| event["count"] == 2).await;
     bench.system.stop(LIMIT).await;
 }
 
@@ -310,6 +360,13 @@ async fn pods_end_in_order_when_the_machine_goes_down() {
         assert!(conditions.iter().any(|one| one["type"] == "DisruptionTarget"), "{status}");
     }
     bench.tell(&pod("late", "3")).await;
-    assert_eq!(bench.phase("3", "Failed").await["reason"], "NodeShutdown");
+    let status = bench.phase("3", "Failed").await;
+    let why = "Pod was rejected as the node is shutting down.";
+    assert_eq!((&status["reason"], &status["message"]), (&json!("NodeShutdown"), &json!(why)));
+    let told = bench.event("NodeShutdown", |event| event["involvedObject"]["name"] == "late").await;
+    assert_eq!((&told["type"], &told["message"]), (&json!("Warning"), &json!(why)));
+    let told = bench.event("Shutdown", |event| event["involvedObject"]["kind"] == "Node").await;
+    assert_eq!((&told["type"], &told["message"]), (&json!("Normal"), &json!("Shutdown manager detected shutdown event")));
+    bench.event("NodeNotReady", |_| true).await;
     bench.system.stop(LIMIT).await;
 }

@@ -1,6 +1,6 @@
 //! Doing what was decided.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod};
@@ -12,7 +12,7 @@ use crate::edged::{
     hooks::{self, Hook, HookTarget},
     image_name::ImageName,
     lifecycle::{Action, Fitting, PodPlan, Reason, Step, StopCause, VolumeState, container, ephemeral_target},
-    provision::{Configured, ContainerRequest, handler},
+    provision::{Configured, ContainerRequest},
     resources::Change,
     runtime::{Instance, InstanceState, LocalImage},
 };
@@ -153,11 +153,12 @@ impl Worker {
 
     async fn run_sandbox(&mut self, order: &Order, pod: &Pod, attempt: u32) -> Result<(), String> {
         let started_at = self.history.started_at.unwrap_or_else(|| self.now());
+        let handler = self.shared.provision.handler(pod).await?;
         let Configured { config, told } = self.shared.provision.sandbox(pod, &order.plan, attempt, started_at).await?;
         for (reason, message) in told {
             self.tell(order, None, reason, message);
         }
-        let id = self.shared.runtime.run_sandbox(&config, handler(pod)).await.map_err(|error| error.to_string())?;
+        let id = self.shared.runtime.run_sandbox(&config, &handler).await.map_err(|error| error.to_string())?;
         tracing::info!(pod = %show(&order.plan), sandbox = id, attempt, "sandbox runs");
         Ok(())
     }
@@ -343,6 +344,7 @@ impl Worker {
         }
         let pull = async {
             let _place = shared.pulls.acquire().await;
+            let began = self.now();
             let credentials =
                 shared.provision.credentials(pod, asked).await.map_err(NotStarted::because(Reason::ImagePull))?;
             if !credentials.missing.is_empty() {
@@ -358,7 +360,7 @@ impl Worker {
             let mut first_error = None;
             for auth in tries {
                 match shared.runtime.pull_image(asked, auth, sandbox).await {
-                    Ok(()) => return Ok(()),
+                    Ok(()) => return Ok(began),
                     Err(error) => {
                         first_error.get_or_insert(error.to_string());
                     }
@@ -368,33 +370,52 @@ impl Worker {
         };
         tracing::info!(pod = %show(&order.plan), image = asked, "pulling");
         tell(Told::Pulling, format!("Pulling image \"{given}\""));
-        let began = self.now();
+        let asked_at = self.now();
         let other =
             other_order(&self.orders, |new| new.want != order.want || new.image(container) != order.image(container));
-        tokio::select! {
-            pulled = pull => if let Err(error) = pulled {
-                if let NotStarted::Failed { message, .. } = &error {
+        let began = tokio::select! {
+            pulled = pull => pulled.inspect_err(|error| {
+                if let NotStarted::Failed { message, .. } = error {
                     tell(Told::Failed, format!("Failed to pull image \"{given}\": {message}"));
                 }
-                return Err(error);
-            },
+            })?,
             () = other => return Err(NotStarted::GivenUp),
-        }
-        let took = self.now().duration_since(began).as_millis();
+        };
+        let now = self.now();
+        let took = |since: Timestamp| duration(Duration::try_from(now.duration_since(since)).unwrap_or_default());
         let Some(image) = find().await? else {
             let message = format!("{asked} was pulled and is not there");
             tell(Told::Failed, format!("Failed to pull image \"{given}\": {message}"));
             return Err(NotStarted::Failed { reason: Reason::ImagePull, message });
         };
-        let seconds = format!("{}.{:03}s", took / 1000, took % 1000);
-        let size = image.size_bytes;
+        let (pulled, waited, size) = (took(began), took(asked_at), image.size_bytes);
         tell(
             Told::Pulled,
             format!(
-                "Successfully pulled image \"{given}\" in {seconds} (including waiting). Image size: {size} bytes."
+                "Successfully pulled image \"{given}\" in {pulled} ({waited} including waiting). Image size: {size} \
+                 bytes."
             ),
         );
         Ok(image)
+    }
+}
+
+/// A duration to the millisecond as Go writes it: `313ms`, `1.5s`, `2m3.004s`, `1h0m0s`.
+fn duration(duration: Duration) -> String {
+    let millis = duration.as_millis();
+    if millis == 0 {
+        return "0s".to_owned();
+    }
+    if millis < 1000 {
+        return format!("{millis}ms");
+    }
+    let (minutes, rest) = (millis / 60_000, millis % 60_000);
+    let seconds = format!("{}.{:03}", rest / 1000, rest % 1000);
+    let seconds = seconds.trim_end_matches('0').trim_end_matches('.');
+    match (minutes / 60, minutes % 60) {
+        (0, 0) => format!("{seconds}s"),
+        (0, minutes) => format!("{minutes}m{seconds}s"),
+        (hours, minutes) => format!("{hours}h{minutes}m{seconds}s"),
     }
 }
 
@@ -407,6 +428,30 @@ pub(super) async fn other_order(orders: &watch::Receiver<Order>, matters: impl F
         }
         if orders.changed().await.is_err() {
             std::future::pending::<()>().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duration_is_written_as_go_writes_it() {
+        for (millis, written) in [
+            (0, "0s"),
+            (7, "7ms"),
+            (999, "999ms"),
+            (1000, "1s"),
+            (1594, "1.594s"),
+            (10_000, "10s"),
+            (10_500, "10.5s"),
+            (60_000, "1m0s"),
+            (123_004, "2m3.004s"),
+            (3_600_000, "1h0m0s"),
+            (5_025_100, "1h23m45.1s"),
+        ] {
+            assert_eq!(duration(Duration::from_millis(millis)), written);
         }
     }
 }

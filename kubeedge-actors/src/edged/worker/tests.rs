@@ -103,6 +103,9 @@ impl Provision for Words {
             Ok(Configured { config, told: self.of_sandbox.lock().unwrap().clone() })
         })
     }
+    fn handler<'a>(&'a self, _pod: &'a Pod) -> Provided<'a, String> {
+        Box::pin(async { Ok(String::new()) })
+    }
     fn container<'a>(
         &'a self,
         request: ContainerRequest<'a>,

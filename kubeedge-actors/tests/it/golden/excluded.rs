@@ -28,7 +28,6 @@ pub(crate) const NOT_SERVED: &[(&str, &str)] = &[
     ("certificates.k8s.io", "nodes get theirs by enrolment"),
     ("flowcontrol.apiserver.k8s.io", NOT_YET),
     ("networking.k8s.io", NOT_YET),
-    ("node.k8s.io", NOT_YET),
     ("policy", "its Eviction is served with pods"),
     ("rbac.authorization.k8s.io", NOT_YET),
     ("resource.k8s.io", NOT_YET),

@@ -289,7 +289,7 @@ fn is_whole(name: &str) -> bool {
     name.contains('/') || name.starts_with("hugepages-")
 }
 
-pub(super) fn check_resources(container: &Value, path: &Path, errors: &mut Errors) {
+pub(in crate::apiserver::kinds) fn check_resources(container: &Value, path: &Path, errors: &mut Errors) {
     for field in ["limits", "requests"] {
         for (name, amount) in entries(container, &format!("/resources/{field}")) {
             let path = path.field(field).key(name);

@@ -16,8 +16,9 @@ use super::portion::Portion;
 use crate::apiserver::kind::Kind;
 use crate::kubeapi::kinds as rows;
 
+pub(super) use container::check_resources;
 pub(super) use defaults::default_template_spec;
-pub(super) use validate::check_spec;
+pub(super) use validate::{check_spec, check_tolerations};
 
 pub(super) const KIND: Kind = Kind {
     resource: rows::POD,

@@ -139,7 +139,7 @@ fn check_security(spec: &Value, path: &Path, errors: &mut Errors) {
 }
 
 /// Checks a list of tolerations.
-pub(super) fn check_tolerations(tolerations: &[Value], path: &Path, errors: &mut Errors) {
+pub(in crate::apiserver::kinds) fn check_tolerations(tolerations: &[Value], path: &Path, errors: &mut Errors) {
     for (index, toleration) in tolerations.iter().enumerate() {
         let path = path.index(index);
         let key = text(toleration, "/key");

@@ -19,7 +19,7 @@ async fn a_start_and_an_end_are_told_in_order() {
     bench.ended().await;
     let told = [
         "spec.initContainers{i} Pulling: Pulling image \"app:1\"",
-        "spec.initContainers{i} Pulled: Successfully pulled image \"app:1\" in 0.000s (including waiting). \
+        "spec.initContainers{i} Pulled: Successfully pulled image \"app:1\" in 0s (0s including waiting). \
          Image size: 0 bytes.",
         "spec.initContainers{i} Created: Created container: i",
         "spec.initContainers{i} Started: Started container i",
@@ -31,6 +31,18 @@ async fn a_start_and_an_end_are_told_in_order() {
     assert_eq!(bench.told(), told);
     let events = bench.reports.events.lock().unwrap();
     assert!(events.iter().all(|event| event.involved.resource_version == "7" && event.involved.uid == "u"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pull_tells_its_own_time_and_that_with_its_turn() {
+    let bench = Bench::new(&pod(|_| {}));
+    bench.runtime.publish_image("app:1");
+    let place = bench.shared.pulls.acquire().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    drop(place);
+    bench.until_phase("Running").await;
+    let message = "Successfully pulled image \"app:1\" in 0s (2.5s including waiting). Image size: 0 bytes.";
+    assert!(bench.told().contains(&format!("spec.containers{{a}} Pulled: {message}")), "{:?}", bench.told());
 }
 
 #[tokio::test(start_paused = true)]
