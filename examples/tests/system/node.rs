@@ -48,8 +48,8 @@ const HELD: &str = "node::a_held_pod_waits_for_its_release";
 const STATIC: &str = "node::static_pods_run_with_the_cloud_away_and_are_mirrored_when_it_is_back";
 const SHUTDOWN: &str = "node::pods_end_in_order_when_the_power_goes";
 const ALL: [&str; 17] = [
-    API, TOP, LOGS, IMAGES, STORAGE, ROOM, PORTS, CLASSES, DEVICES, PIDS, GROUPS, HELD, STATIC, AWAY, PRESSURE, EVICTED,
-    SHUTDOWN,
+    API, TOP, LOGS, IMAGES, STORAGE, ROOM, PORTS, CLASSES, DEVICES, PIDS, GROUPS, HELD, STATIC, AWAY, PRESSURE,
+    EVICTED, SHUTDOWN,
 ];
 
 /// Burns processor time, so that there is something to measure.
@@ -375,7 +375,8 @@ async fn classes(lab: &Lab) -> Result<Outcome> {
         "target": {"apiVersion": "v1", "kind": "Node", "name": NODE},
     });
     pods.create_subresource::<Value>("binding", "of-later", &create, serde_json::to_vec(&binding)?).await?;
-    told_of_sandbox(lab, "of-later", "Failed to create pod sandbox: runtimeclass.node.k8s.io \"later\" not found").await?;
+    told_of_sandbox(lab, "of-later", "Failed to create pod sandbox: runtimeclass.node.k8s.io \"later\" not found")
+        .await?;
     classes.create(&create, &class("later", handler)).await?;
     running(&client, "of-later").await?;
     for name in ["of-slim", "of-strange", "of-later"] {

@@ -153,7 +153,11 @@ mod tests {
 
     #[test]
     fn a_pod_of_the_wrong_shape_names_nothing() {
-        for bad in [json!(null), json!({"spec": []}), json!({"spec": {"volumes": {"a": 1}, "containers": [1, "x"], "runtimeClassName": {"a": 1}}})] {
+        for bad in [
+            json!(null),
+            json!({"spec": []}),
+            json!({"spec": {"volumes": {"a": 1}, "containers": [1, "x"], "runtimeClassName": {"a": 1}}}),
+        ] {
             assert!(references(&bad).is_empty());
         }
     }

@@ -243,7 +243,8 @@ mod tests {
     #[test]
     fn a_port_of_the_node_that_another_has_is_refused_but_no_reason_against_a_resize() {
         let web = pod(json!({"containers": [{"name": "c", "ports": [{"containerPort": 80, "hostPort": 8080}]}]}));
-        let why = "Pod was rejected: Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports";
+        let why =
+            "Pod was rejected: Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports";
         assert_eq!(refusal(&web, std::slice::from_ref(&web)), Some(("NodePorts".into(), why.into())));
         assert_eq!(refusal(&web, &[asks(json!({"cpu": "1"}))]), None);
         // What is said is the first that is missing.

@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use actix::{ActorFutureExt, Handler, ResponseActFuture, WrapFuture};
 use kubeedge_proto::v1::ShutDownPods;
 
-use super::{Edged, eviction::rank::is_critical, events::Reason, lifecycle::PodFailure, runtime::Runtime};
+use super::{Edged, events::Reason, eviction::rank::is_critical, lifecycle::PodFailure, runtime::Runtime};
 use crate::system::Context;
 
 /// Pause between two looks at what still runs.

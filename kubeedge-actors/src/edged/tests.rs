@@ -12,7 +12,7 @@ use actix::{Handler, MessageResult, ResponseFuture};
 use kubeedge_proto::{
     NodeName, resource,
     v1::{
-        CallReply, KubeObject, ObjectKey, ObjectList, ReportStatus, ResourceType, Settled, envelope::Body,
+        CallReply, KubeObject, ObjectKey, ObjectList, ReportStatus, ResourceType, Settled, call_reply, envelope::Body,
         report_status,
     },
 };
@@ -48,6 +48,8 @@ struct Site {
     events: Mutex<Vec<Value>>,
     refused: Mutex<Vec<Value>>,
     offline: AtomicBool,
+    /// What the cloud answers a node that registers; otherwise it is away.
+    node: Mutex<Option<Value>>,
     news: Notify,
 }
 
@@ -133,9 +135,16 @@ impl Handler<PublishEvent> for Hub {
 impl Handler<CallCloud> for Hub {
     type Result = ResponseFuture<CallReply>;
     fn handle(&mut self, message: CallCloud, _: &mut Context<Self>) -> Self::Result {
-        lock(&self.0.calls).push(message.envelope.unwrap().body.unwrap());
+        let body = message.envelope.unwrap().body.unwrap();
+        let node = lock(&self.0.node).clone().filter(|_| matches!(body, Body::RegisterNode(_)));
+        lock(&self.0.calls).push(body);
         self.0.news.notify_waiters();
-        Box::pin(async { CallReply::error(503, "Offline", "no cloud in this test") })
+        Box::pin(async move {
+            match node {
+                Some(node) => CallReply { result: Some(call_reply::Result::Object(object(&node))) },
+                None => CallReply::error(503, "Offline", "no cloud in this test"),
+            }
+        })
     }
 }
 
@@ -190,8 +199,7 @@ async fn bench_with(pods: &[Value], complete: bool, change: impl FnOnce(&mut Edg
     let site = Arc::new(Site::default());
     lock(&site.objects).extend(pods.iter().map(object));
     if complete {
-        let kinds =
-            [resource::pods(), resource::config_maps(), resource::secrets(), resource::runtime_classes()];
+        let kinds = [resource::pods(), resource::config_maps(), resource::secrets(), resource::runtime_classes()];
         lock(&site.complete).extend(kinds);
     }
     let system = system(&site, &prepared);
@@ -212,6 +220,7 @@ fn object(value: &Value) -> KubeObject {
         "Pod" => resource::pods(),
         "ConfigMap" => resource::config_maps(),
         "RuntimeClass" => resource::runtime_classes(),
+        "Node" => resource::nodes(),
         other => panic!("{other}"),
     };
     KubeObject {

@@ -394,6 +394,48 @@ async fn a_pod_is_bound_when_a_node_becomes_ready() {
 }
 
 #[tokio::test]
+async fn a_pod_of_a_runtime_class_gets_what_the_class_says_and_none_is_of_a_class_that_is_not_there() {
+    let api = Api::start(Config::in_memory()).await;
+    let pod = |name: &str, class: Value| {
+        let containers = json!([{"name": "c", "image": "i"}]);
+        json!({"metadata": {"name": name}, "spec": {"containers": containers, "runtimeClassName": class}})
+    };
+    let refused = api.send("POST", PODS, "application/json", pod("p", json!("slim"))).await;
+    assert_eq!(refused.status, 403, "{}", refused.text);
+    assert!(
+        refused.text.contains("pods \\\"p\\\" is forbidden: pod rejected: RuntimeClass \\\"slim\\\" not found"),
+        "{}",
+        refused.text
+    );
+    let classes = "/apis/node.k8s.io/v1/runtimeclasses";
+    let class = json!({
+        "apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "slim"}, "handler": "runc-2",
+        "overhead": {"podFixed": {"memory": "64Mi"}}, "scheduling": {"nodeSelector": {"slim": "yes"}},
+    });
+    let made = api.post(classes, class).await;
+    assert_eq!((&made["handler"], &made["metadata"]["generation"]), (&json!("runc-2"), &Value::Null));
+    let made = api.post(PODS, pod("p", json!("slim"))).await;
+    let given = (&made["spec"]["overhead"], &made["spec"]["nodeSelector"]);
+    assert_eq!(given, (&json!({"memory": "64Mi"}), &json!({"slim": "yes"})));
+    let plain = api.post(PODS, pod("q", Value::Null)).await;
+    assert_eq!(plain["spec"].get("overhead"), None, "{plain}");
+
+    let path = format!("{classes}/slim");
+    let changed = api.send("PATCH", &path, "application/merge-patch+json", json!({"handler": "other"})).await;
+    assert_eq!(changed.status, 422, "{}", changed.text);
+    assert!(changed.text.contains("handler: Invalid value: \\\"other\\\": field is immutable"), "{}", changed.text);
+    let table =
+        api.client.send("GET", classes, &[("Accept", "application/json;as=Table;v=v1;g=meta.k8s.io")], None).await;
+    let table: Value = serde_json::from_str(&table.text).unwrap();
+    let columns: Vec<&str> =
+        table["columnDefinitions"].as_array().unwrap().iter().map(|column| column["name"].as_str().unwrap()).collect();
+    assert_eq!(columns, ["Name", "Handler", "Age"]);
+    assert_eq!((&table["rows"][0]["cells"][0], &table["rows"][0]["cells"][1]), (&json!("slim"), &json!("runc-2")));
+    assert_eq!(api.delete(&path).await.status, 200);
+    api.server.stop().await;
+}
+
+#[tokio::test]
 async fn dependents_go_with_their_owner_or_stay_as_it_was_asked() {
     let api = Api::start(Config::in_memory()).await;
     for (policy, stays) in [("Background", false), ("Foreground", false), ("Orphan", true)] {

@@ -113,7 +113,9 @@ fn same_amounts(one: &Map<String, Value>, other: &Map<String, Value>) -> bool {
     let amount = |value: &Value| value.as_str().and_then(Quantity::parse);
     one.len() == other.len()
         && one.iter().all(|(name, value)| {
-            other.get(name).is_some_and(|other| other == value || amount(other).is_some_and(|it| amount(value) == Some(it)))
+            other
+                .get(name)
+                .is_some_and(|other| other == value || amount(other).is_some_and(|it| amount(value) == Some(it)))
         })
 }
 

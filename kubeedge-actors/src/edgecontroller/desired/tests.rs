@@ -104,7 +104,8 @@ fn a_runtime_class_comes_before_its_pods_and_to_no_other_node() {
     assert_eq!(words(&desired.pods_replaced(T0, pods, 9)), ["watch slim", "+pods/b:u2@e2"]);
     let key = ConfigKey { kind: ConfigKind::RuntimeClass, namespace: String::new(), name: "slim".into() };
     let class = |uid: &str, version: u64| {
-        json!({"metadata": {"name": "slim", "uid": uid, "resourceVersion": version.to_string()}, "handler": "runc"})
+        let metadata = json!({"name": "slim", "uid": uid, "resourceVersion": version.to_string()});
+        json!({"metadata": metadata, "handler": "runc"})
     };
     let effects = desired.config_known(&key, Some(class("k1", 4)), 10);
     assert_eq!(words(&effects), ["+runtimeclasses/slim:k1@e1", "+pods/a:u1@e1"]);

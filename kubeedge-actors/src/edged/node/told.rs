@@ -63,7 +63,8 @@ mod tests {
 
     #[test]
     fn a_start_tells_all_and_then_each_change_once() {
-        let well = [("MemoryPressure", "False"), ("DiskPressure", "False"), ("PIDPressure", "False"), ("Ready", "True")];
+        let well =
+            [("MemoryPressure", "False"), ("DiskPressure", "False"), ("PIDPressure", "False"), ("Ready", "True")];
         let all = ["NodeHasSufficientMemory", "NodeHasNoDiskPressure", "NodeHasSufficientPID", "NodeReady"];
         assert_eq!(names(&[], &well), all);
         assert_eq!(names(&well, &well), [""; 0]);

@@ -13,10 +13,7 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use kubeedge_proto::cri;
 
 use super::{
-    Configured, ContainerRequest, Credentials, Provide, Provided, Provision,
-    features,
-    logs::LogDirs,
-    pull_secrets,
+    Configured, ContainerRequest, Credentials, Provide, Provided, Provision, features, logs::LogDirs, pull_secrets,
 };
 use crate::edged::{
     devices::{DeviceManager, Given},
@@ -29,7 +26,7 @@ use crate::edged::{
     resources::{
         self, CgroupDriver, Change, Groups, NodeDns, NodeLimits, ResolvConf, cgroup_parent, container_resources,
         container_security, end_pod_cgroups, limit_pod_pids, pod_dns, pod_hostname, pod_limits, pod_sysctls,
-        port_mappings, qos_class, sandbox_resources, sandbox_security,
+        port_mappings, qos_class, sandbox_overhead, sandbox_resources, sandbox_security,
     },
     runtime::{ImageUser, Instance, Runtime, RuntimeFeatures},
     user_namespaces::{Ids, UserNamespaces, refusal},
@@ -269,7 +266,7 @@ impl NodeProvision {
                 cgroup_parent: cgroup_parent(self.setup.cgroup_driver, qos, &uid),
                 security_context: Some(security),
                 sysctls: pod_sysctls(pod, &self.setup.allowed_sysctls).provide()?.into_iter().collect(),
-                overhead: None,
+                overhead: sandbox_overhead(pod, &self.setup.limits).provide()?,
                 resources: Some(sandbox_resources(pod, &self.setup.limits).provide()?),
             }),
         };

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 
 use super::{
     linux::{PERIOD, SHARES, quota, shares},
-    qos::{InvalidResource, QosClass, limit, qos_class, request},
+    qos::{InvalidResource, QosClass, limit, overhead, qos_class, request},
 };
 use crate::edged::quantity::Quantity;
 
@@ -42,7 +42,7 @@ pub fn pod_limits(pod: &Pod, cpu_quota: bool) -> Result<GroupLimits, InvalidReso
 }
 
 /// What the containers of a pod have at most at the same time: all that stay, or one init container beside the sidecars
-/// before it. `None` if one of them has no such amount.
+/// before it; and its overhead. `None` if a container has no such amount.
 fn together(
     pod: &Pod,
     of: impl Fn(&Container) -> Result<Option<i64>, InvalidResource>,
@@ -61,7 +61,8 @@ fn together(
         let Some(own) = of(container)? else { return Ok(None) };
         stays = stays.saturating_add(own);
     }
-    Ok(Some(most.max(stays)))
+    let beside = overhead(pod).map(|overhead| of(&overhead)).transpose()?.flatten().unwrap_or(0);
+    Ok(Some(most.max(stays).saturating_add(beside)))
 }
 
 fn milli(quantity: Option<Quantity>) -> i64 {
@@ -123,6 +124,21 @@ mod tests {
         }
         let found = pod_limits(&pod(json!({"containers": [limited]})), false).unwrap();
         assert_eq!((found.quota, found.memory), (None, Some(64 << 20)), "quotas are not enforced");
+    }
+
+    #[test]
+    fn a_pods_overhead_counts_where_its_containers_are_limited() {
+        let limited = container("a", json!({}), json!({"cpu": "500m", "memory": "64Mi"}));
+        let asks = container("b", json!({"cpu": "500m"}), json!({}));
+        for (containers, shares, quota, memory) in [
+            (json!([limited]), 768, Some(75_000), Some(80 << 20)),
+            (json!([asks]), 768, None, None),
+            (json!([container("c", json!({}), json!({}))]), 2, None, None),
+        ] {
+            let overhead = json!({"cpu": "250m", "memory": "16Mi"});
+            let found = pod_limits(&pod(json!({"containers": containers, "overhead": overhead})), true).unwrap();
+            assert_eq!(found, GroupLimits { shares: Some(shares), quota, memory }, "{containers}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use kubeedge_proto::cri::{HugepageLimit, LinuxContainerResources};
 
-use super::qos::{InvalidResource, QosClass, limit, qos_class, request};
+use super::qos::{InvalidResource, QosClass, limit, overhead, qos_class, request};
 
 /// The kernel's period of a cpu quota, microseconds.
 pub(super) const PERIOD: i64 = 100_000;
@@ -72,6 +72,19 @@ pub fn sandbox_resources(pod: &Pod, node: &NodeLimits) -> Result<LinuxContainerR
         memory_limit_in_bytes: memory.unwrap_or(0),
         ..LinuxContainerResources::default()
     })
+}
+
+/// What the sandbox takes beside that (`spec.overhead`), for runtimes that size it by that, too.
+pub fn sandbox_overhead(pod: &Pod, node: &NodeLimits) -> Result<Option<LinuxContainerResources>, InvalidResource> {
+    let Some(overhead) = overhead(pod) else { return Ok(None) };
+    let milli = limit(&overhead, "cpu")?.map_or(0, |quantity| quantity.milli_value());
+    Ok(Some(LinuxContainerResources {
+        cpu_shares: shares(milli),
+        cpu_period: if node.cpu_quota { PERIOD } else { 0 },
+        cpu_quota: if node.cpu_quota { quota(milli) } else { 0 },
+        memory_limit_in_bytes: limit(&overhead, "memory")?.map_or(0, |quantity| quantity.value()),
+        ..LinuxContainerResources::default()
+    }))
 }
 
 pub(super) fn shares(milli: i64) -> i64 {
@@ -226,6 +239,13 @@ mod tests {
         assert_eq!((both.cpu_shares, both.cpu_quota, both.memory_limit_in_bytes), (2048, 200_000, 2 << 20));
         let open = sandbox_resources(&pod(json!([limited, free])), &node()).unwrap();
         assert_eq!((open.cpu_shares, open.cpu_quota, open.memory_limit_in_bytes), (1536, 0, 0));
+        let mut heavy = pod(json!([limited]));
+        assert_eq!(sandbox_overhead(&heavy, &node()).unwrap(), None);
+        heavy.spec.as_mut().unwrap().overhead =
+            serde_json::from_value(json!({"cpu": "250m", "memory": "64Mi"})).unwrap();
+        let beside = sandbox_overhead(&heavy, &node()).unwrap().unwrap();
+        assert_eq!((beside.cpu_shares, beside.cpu_quota, beside.memory_limit_in_bytes), (256, 25_000, 64 << 20));
+        assert_eq!(sandbox_resources(&heavy, &node()).unwrap().memory_limit_in_bytes, 1 << 20);
     }
 
     proptest! {

@@ -21,7 +21,7 @@ pub use dns::{DnsError, NodeDns, PodDns, ResolvConf, pod_dns};
 pub use group_files::{Change, Groups};
 pub use group_limits::{GroupLimits, best_effort, burstable_shares, node_group_limits, pod_limits, weight};
 pub use hostname::{HostnameError, PodHostname, hosts_file, node_hosts_file, pod_hostname};
-pub use linux::{NodeLimits, container_resources, sandbox_resources};
+pub use linux::{NodeLimits, container_resources, sandbox_overhead, sandbox_resources};
 pub use ports::{InvalidPort, port_mappings, ports_conflict};
 pub use qos::{InvalidResource, QosClass, qos_class};
 pub(crate) use qos::{limit, request};

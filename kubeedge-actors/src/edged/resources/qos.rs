@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 use thiserror::Error;
 
 use crate::edged::quantity::{InvalidQuantity, Quantity};
@@ -56,6 +56,14 @@ pub(crate) fn request(container: &Container, resource: &str) -> Result<Option<Qu
         None => limit(container, resource),
         request => read(container, "requests", resource, request),
     }
+}
+
+/// What a pod of its class takes beside its containers (`spec.overhead`), as if it were one more that has just that.
+pub(super) fn overhead(pod: &Pod) -> Option<Container> {
+    let amounts = pod.spec.as_ref()?.overhead.clone().filter(|amounts| !amounts.is_empty())?;
+    let resources =
+        ResourceRequirements { requests: Some(amounts.clone()), limits: Some(amounts), ..Default::default() };
+    Some(Container { name: "(overhead)".to_owned(), resources: Some(resources), ..Container::default() })
 }
 
 fn read(

@@ -50,7 +50,10 @@ async fn a_pod_that_wants_a_port_of_the_node_that_another_has_fails_until_that_i
     bench.tell(&with_port("second", "2")).await;
     let status = bench.phase("2", "Failed").await;
     let why = "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports";
-    assert_eq!((&status["reason"], &status["message"]), (&json!("NodePorts"), &json!(format!("Pod was rejected: {why}"))));
+    assert_eq!(
+        (&status["reason"], &status["message"]),
+        (&json!("NodePorts"), &json!(format!("Pod was rejected: {why}")))
+    );
     let told = bench.event("NodePorts", |_| true).await;
     assert_eq!((&told["type"], &told["message"]), (&json!("Warning"), &json!(why)));
     assert!(bench.runtime.pod("2").sandboxes.is_empty());
@@ -80,6 +83,42 @@ async fn the_node_tells_its_start_its_conditions_and_a_runtime_that_goes_and_com
     assert_eq!(told("NodeNotReady").await["message"], "Node edge-1 status is now: NodeNotReady");
     bench.event("NodeReady", |event| event["count"] == 2).await;
     bench.system.stop(LIMIT).await;
+}
+
+#[actix_rt::test]
+async fn a_machine_that_was_started_anew_is_told_once() {
+    let bench = bench(&[], true).await;
+    let info = json!({
+        "bootID": "of the last time", "architecture": "", "containerRuntimeVersion": "", "kernelVersion": "",
+        "kubeProxyVersion": "", "kubeletVersion": "", "machineID": "", "operatingSystem": "", "osImage": "",
+        "systemUUID": "",
+    });
+    let node = json!({
+        "apiVersion": "v1", "kind": "Node", "metadata": {"name": "edge-1", "uid": "n1"}, "status": {"nodeInfo": info},
+    });
+    *lock(&bench.site.node) = Some(node);
+    let link = |connected: bool| LinkStateChanged { connected, reason: String::new() };
+    let registered = |times: usize| {
+        move |site: &Site| {
+            let calls = lock(&site.calls);
+            (calls.iter().filter(|call| matches!(call, Body::RegisterNode(_))).count() >= times).then_some(())
+        }
+    };
+    bench.system.topic().announce(link(true)).await;
+    let told = bench.event("Rebooted", |_| true).await;
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let message = format!("Node edge-1 has been rebooted, boot id: {}", boot_id.trim());
+    assert_eq!((&told["type"], &told["message"]), (&json!("Warning"), &json!(message)));
+    // The cloud has the same Node as long as nothing is reported.
+    bench.until("it registers", registered(1)).await;
+    bench.system.topic().announce(link(false)).await;
+    bench.system.topic().announce(link(true)).await;
+    bench.until("it registers again", registered(2)).await;
+    // A node's status is reported after it has registered: what there is to say of that was said.
+    bench.until("a status", |site| lock(&site.reports).iter().any(|(_, uid, _)| uid == "n1").then_some(())).await;
+    bench.system.stop(LIMIT).await;
+    let events = lock(&bench.site.events);
+    assert_eq!(events.iter().filter(|event| event["reason"] == "Rebooted").count(), 1);
 }
 
 fn deleted(pod: &Value) -> Value {
@@ -366,7 +405,10 @@ async fn pods_end_in_order_when_the_machine_goes_down() {
     let told = bench.event("NodeShutdown", |event| event["involvedObject"]["name"] == "late").await;
     assert_eq!((&told["type"], &told["message"]), (&json!("Warning"), &json!(why)));
     let told = bench.event("Shutdown", |event| event["involvedObject"]["kind"] == "Node").await;
-    assert_eq!((&told["type"], &told["message"]), (&json!("Normal"), &json!("Shutdown manager detected shutdown event")));
+    assert_eq!(
+        (&told["type"], &told["message"]),
+        (&json!("Normal"), &json!("Shutdown manager detected shutdown event"))
+    );
     bench.event("NodeNotReady", |_| true).await;
     bench.system.stop(LIMIT).await;
 }

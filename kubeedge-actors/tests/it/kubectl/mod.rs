@@ -322,6 +322,8 @@ async fn what_the_server_serves_is_discovered_and_explained_and_who_may_what_is_
         assert_eq!(row(&resources, "configmaps"), ["configmaps", "cm", "v1", "true", "ConfigMap"]);
         assert_eq!(row(&resources, "leases"), ["leases", "coordination.k8s.io/v1", "true", "Lease"]);
         assert_eq!(row(&resources, "nodes"), ["nodes", "no", "v1", "false", "Node"]);
+        let of_classes = ["runtimeclasses", "node.k8s.io/v1", "false", "RuntimeClass"];
+        assert_eq!(row(&resources, "runtimeclasses"), of_classes);
         has(&kubectl.run("api-resources --namespaced=false -o name").await, &["nodes\n", "namespaces\n"]);
         has(&kubectl.run("api-resources --verbs=watch,patch -o wide").await, &["pods", "deletecollection"]);
         has(&kubectl.run("api-versions").await, &["coordination.k8s.io/v1\n", "v1\n"]);
