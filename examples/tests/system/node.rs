@@ -309,7 +309,7 @@ async fn ports(lab: &Lab) -> Result<Outcome> {
     ensure!(message(&second) == format!("Pod was rejected: {why}"), "{:?}", second.status);
     ensure!(told(lab, "port-second", "NodePorts").await? == why);
     ensure!(lab.sandboxes(&uid(&second)?).await?.0.is_empty(), "it was begun");
-    delete(&client, "port-first", 0).await?;
+    delete(&client, "port-first", 1).await?;
     crate::cluster::gone(&client, "port-first", &uid(&first)?).await?;
     apply(lab, &with_port("port-third")).await?;
     running(&client, "port-third").await?;
@@ -374,7 +374,7 @@ async fn classes(lab: &Lab) -> Result<Outcome> {
         "apiVersion": "v1", "kind": "Binding", "metadata": {"name": "of-later"},
         "target": {"apiVersion": "v1", "kind": "Node", "name": NODE},
     });
-    pods.create_subresource::<Value>("binding", "of-later", &create, serde_json::to_vec(&binding)?).await?;
+    let _: Value = pods.create_subresource("binding", "of-later", &create, &binding).await?;
     told_of_sandbox(lab, "of-later", "Failed to create pod sandbox: runtimeclass.node.k8s.io \"later\" not found")
         .await?;
     classes.create(&create, &class("later", handler)).await?;

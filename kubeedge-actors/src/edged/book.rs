@@ -194,6 +194,11 @@ impl Book {
         self.entries.keys().map(String::as_str).chain(self.next.values().map(|next| next.plan.uid.as_str()))
     }
 
+    /// Whether a pod is looked after whose object is gone: it is ending.
+    pub fn is_gone(&self, uid: &str) -> bool {
+        self.entries.get(uid).is_some_and(|entry| entry.gone)
+    }
+
     /// The pods that are looked after, with their objects.
     pub fn pods(&self) -> impl Iterator<Item = (&str, &Pod)> {
         self.entries.iter().filter_map(|(uid, entry)| Some((uid.as_str(), entry.order.pod.as_deref()?)))

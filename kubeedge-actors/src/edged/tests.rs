@@ -141,7 +141,7 @@ impl Handler<CallCloud> for Hub {
         self.0.news.notify_waiters();
         Box::pin(async move {
             match node {
-                Some(node) => CallReply { result: Some(call_reply::Result::Object(object(&node))) },
+                Some(node) => CallReply { result: Some(call_reply::Result::Object(object(&node).into())) },
                 None => CallReply::error(503, "Offline", "no cloud in this test"),
             }
         })

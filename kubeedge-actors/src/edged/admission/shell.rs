@@ -60,8 +60,9 @@ impl Edged {
             return Err(Refusal::new(SHUTDOWN, "Pod was rejected as the node is shutting down."));
         }
         admit_sysctls(pod, &self.prepared.setup.allowed_sysctls)?;
-        let others = self.active_pods().filter(|(other, _)| *other != uid && !waiting.contains(other));
-        let others: Vec<&Pod> = others.map(|(_, pod)| pod).collect();
+        // For the cluster, which sent this one, what is gone has nothing any more: it ends meanwhile.
+        let counts = |other: &str| other != uid && !waiting.contains(other) && !self.book.is_gone(other);
+        let others: Vec<&Pod> = self.active_pods().filter(|(other, _)| counts(other)).map(|(_, pod)| pod).collect();
         admit(pod, &others, &self.room(), *self.pressure.borrow())
     }
 

@@ -61,6 +61,11 @@ async fn a_pod_that_wants_a_port_of_the_node_that_another_has_fails_until_that_i
     bench.ended("1").await;
     bench.tell(&with_port("third", "3")).await;
     bench.phase("3", "Running").await;
+    // One that was deleted by force is gone for the cluster before it has ended here.
+    bench.runtime.make_stubborn("a");
+    bench.gone("third", "3").await;
+    bench.tell(&with_port("fourth", "4")).await;
+    bench.phase("4", "Running").await;
     bench.system.stop(LIMIT).await;
 }
 
