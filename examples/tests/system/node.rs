@@ -26,6 +26,7 @@ use crate::{
     kubectls::{self, outcome},
     pods::{script, up},
     report::{Outcome, Report},
+    shims::end_lost_shims,
 };
 
 const UP: &str = "node::a_lab_comes_up";
@@ -104,7 +105,20 @@ pub(crate) async fn stage(report: &mut Report, tools: &Result<Tools>) {
     report.run(PRESSURE, pressed(&mut lab)).await;
     report.run(EVICTED, stays_evicted(&mut lab)).await;
     report.run(SHUTDOWN, power_failure(&mut lab)).await;
+    let ended = match ended {
+        Ok(()) => without_lost_shims(&mut lab).await,
+        failed => failed,
+    };
     report.close(DOWN, lab, folder, ended).await;
+}
+
+/// The runtime was killed in between, over which it may lose a shim.
+async fn without_lost_shims(lab: &mut Lab) -> Result<()> {
+    if lab.edge_runs() {
+        lab.stop_edge().await?;
+    }
+    lab.containerd()?.remove_all_pods().await?;
+    end_lost_shims(&lab.folder().join("containerd")).await
 }
 
 async fn page(lab: &Lab, path: &str) -> Result<String> {
