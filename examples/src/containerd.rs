@@ -157,6 +157,16 @@ impl PrivateContainerd {
         self.folder.join(handler).join("k8s.io")
     }
 
+    /// The least `oom_score_adj` that its containers get: without CAP_SYS_RESOURCE nobody can lower it below its own.
+    pub fn least_oom_score(&self) -> Result<i64> {
+        if config::has_capability(config::CAP_SYS_RESOURCE)? {
+            return Ok(-1000);
+        }
+        // containerd has it from this process.
+        let own = fs::read_to_string("/proc/self/oom_score_adj").context("read /proc/self/oom_score_adj")?;
+        own.trim().parse().context("oom_score_adj")
+    }
+
     /// The bridge that pods are attached to.
     pub fn bridge(&self) -> &str {
         self.network.bridge()

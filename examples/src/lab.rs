@@ -66,6 +66,8 @@ pub struct Lab {
     client: Option<Client>,
     /// Settings of the edge's kubelet, a line each, for the next [`join`](Self::join).
     pub settings: Vec<String>,
+    /// More of the edge's `modules.edged`, a line each, for the next [`join`](Self::join).
+    pub edged: Vec<String>,
     /// More of the cloud's `modules`, a line each, from the next [`start_cloud`](Self::start_cloud) on.
     pub modules: Vec<String>,
     /// Whether cloud and edge carry out rules, from the next [`start_cloud`](Self::start_cloud) and [`join`](Self::join)
@@ -132,6 +134,7 @@ impl Lab {
             enrolment: None,
             client: None,
             settings: Vec::new(),
+            edged: Vec::new(),
             modules: Vec::new(),
             rules: None,
             pods: Vec::new(),
@@ -282,7 +285,17 @@ impl Lab {
         // How full this machine is is not what a lab is for.
         self.set_kubelet("evictionHard: {}")?;
         self.settings.iter().try_for_each(|setting| self.set_kubelet(setting))?;
+        self.set_edged(&folder)?;
         self.set_broker(&folder)
+    }
+
+    fn set_edged(&self, folder: &Path) -> Result<()> {
+        let path = folder.join("edgecore.yaml");
+        let config = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        // The kubelet's settings stand last so that more can be added.
+        let (head, tail) = config.split_once("  edged:\n").context("the configuration has no edged")?;
+        let more: String = self.edged.iter().map(|line| format!("    {line}\n")).collect();
+        fs::write(&path, format!("{head}  edged:\n{more}{tail}")).with_context(|| format!("write {}", path.display()))
     }
 
     /// From now on the edge reaches the cloud over a line that can be cut; before [`Lab::start_edge`].

@@ -28,6 +28,7 @@ pub struct Catalogue {
     /// repository -> the `Authorization` that opens it
     private: HashMap<String, String>,
     gate: Option<Arc<Gate>>,
+    stock: Arc<Stock>,
 }
 
 impl Catalogue {
@@ -53,6 +54,11 @@ impl Catalogue {
     /// Pulls from the gate's repositories wait there.
     pub fn gated(self, gate: &Arc<Gate>) -> Self {
         Self { gate: Some(Arc::clone(gate)), ..self }
+    }
+
+    /// What is not in stock yet is not found, and requests are counted there.
+    pub fn stocked(self, stock: &Arc<Stock>) -> Self {
+        Self { stock: Arc::clone(stock), ..self }
     }
 
     fn is_open(&self, repository: &str, authorization: Option<&header::HeaderValue>) -> bool {
@@ -116,6 +122,41 @@ impl Gate {
     }
 }
 
+/// What a registry that runs has by now, and what it was asked for.
+#[derive(Default)]
+pub struct Stock {
+    missing: Mutex<HashSet<String>>,
+    /// repository -> requests for one of its manifests
+    asked: Mutex<HashMap<String, usize>>,
+}
+
+impl Stock {
+    /// Everything but these repositories.
+    pub fn without(repositories: &[&str]) -> Arc<Self> {
+        let missing = repositories.iter().map(|&name| name.to_owned()).collect();
+        Arc::new(Self { missing: Mutex::new(missing), asked: Mutex::default() })
+    }
+
+    /// A repository is there from now on.
+    pub fn arrives(&self, repository: &str) {
+        self.missing.lock().unwrap_or_else(PoisonError::into_inner).remove(repository);
+    }
+
+    /// How often a manifest of a repository was asked for.
+    pub fn asked(&self, repository: &str) -> usize {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).get(repository).copied().unwrap_or(0)
+    }
+
+    /// Takes note of a request; whether the repository is there.
+    fn has(&self, repository: &str, what: &str) -> bool {
+        if what == "manifests" {
+            let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+            *asked.entry(repository.to_owned()).or_default() += 1;
+        }
+        !self.missing.lock().unwrap_or_else(PoisonError::into_inner).contains(repository)
+    }
+}
+
 /// A running registry.
 pub struct Registry {
     address: SocketAddr,
@@ -170,7 +211,11 @@ async fn version() -> HttpResponse {
 }
 
 async fn pull(path: web::Path<String>, catalogue: web::Data<Catalogue>, request: HttpRequest) -> HttpResponse {
-    let repository = path.rsplitn(3, '/').nth(2).unwrap_or_default();
+    let mut parts = path.rsplitn(3, '/').skip(1);
+    let (what, repository) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    if !catalogue.stock.has(repository, what) {
+        return HttpResponse::NotFound().json(errors("NAME_UNKNOWN", &path));
+    }
     if !catalogue.is_open(repository, request.headers().get(header::AUTHORIZATION)) {
         return HttpResponse::Unauthorized()
             .insert_header((header::WWW_AUTHENTICATE, "Basic realm=\"pulls\""))
@@ -259,6 +304,21 @@ mod tests {
         }
         gate.pass("slow/a").await;
         assert_eq!((gate.most(), *waiting.borrow()), (2, 0));
+    }
+
+    #[tokio::test]
+    async fn what_arrives_is_found_from_then_on_and_requests_are_counted() {
+        let stock = Stock::without(&["a/b"]);
+        let (catalogue, image) = catalogue();
+        let registry = Registry::start(catalogue.with("a/c", "1", &image).unwrap().stocked(&stock), 0).unwrap();
+        let address = registry.address();
+        let status = async |path: &str| http::request("GET", address, path).await.unwrap().status;
+        assert_eq!((status("/v2/a/b/manifests/1").await, status("/v2/a/c/manifests/1").await), (404, 200));
+        stock.arrives("a/b");
+        assert_eq!(status("/v2/a/b/manifests/1").await, 200);
+        assert_eq!(status(&format!("/v2/a/b/blobs/{}", image.blobs[1].digest)).await, 200);
+        assert_eq!((stock.asked("a/b"), stock.asked("a/c"), stock.asked("a/d")), (2, 1, 0));
+        registry.stop().await.unwrap();
     }
 
     #[tokio::test]

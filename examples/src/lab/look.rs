@@ -6,7 +6,9 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use kubeedge_proto::cri::{ListPodSandboxRequest, PodSandboxFilter, PodSandboxState, StopContainerRequest};
+use kubeedge_proto::cri::{
+    ListPodSandboxRequest, PodSandboxFilter, PodSandboxState, StopContainerRequest, StopPodSandboxRequest,
+};
 
 use super::Lab;
 use crate::containerd::{Container, PrivateContainerd, by_uid};
@@ -50,6 +52,12 @@ impl Lab {
     pub async fn kill_container(&self, container_id: &str) -> Result<()> {
         let request = StopContainerRequest { container_id: container_id.to_owned(), timeout: 0 };
         self.containerd()?.cri().await?.stop_container(request).await.context("kill a container").map(drop)
+    }
+
+    /// Stops a sandbox and what is in it behind edgecore's back.
+    pub async fn kill_sandbox(&self, sandbox_id: &str) -> Result<()> {
+        let request = StopPodSandboxRequest { pod_sandbox_id: sandbox_id.to_owned() };
+        self.containerd()?.cri().await?.stop_pod_sandbox(request).await.context("kill a sandbox").map(drop)
     }
 
     /// The folder of a pod's container logs.

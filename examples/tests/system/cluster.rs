@@ -6,10 +6,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use k8s_openapi::api::core::v1::{ConfigMap, ContainerStatus, Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, ContainerStatus, Event, Pod, Secret, Service};
 use kube::{
     Api, Client, ResourceExt,
-    api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams},
+    api::{DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams},
     runtime::wait::{Condition, await_condition, conditions},
 };
 use kubeedge_examples::{
@@ -183,6 +183,30 @@ pub(crate) async fn poll<T>(what: &str, mut look: impl AsyncFnMut() -> Result<Re
             Err(_) => {}
         }
     }
+}
+
+/// Awaits events about this very pod, as `kubectl describe pod` shows them: type, reason, and a part of the message.
+pub(crate) async fn tells(client: &Client, pod: &Pod, wanted: &[(&str, &str, &str)]) -> Result<()> {
+    let events = Api::<Event>::namespaced(client.clone(), NAMESPACE);
+    let about = ListParams::default().fields(&format!("involvedObject.uid={}", uid(pod)?));
+    poll(&format!("events {wanted:?} about pod {}", pod.name_any()), async || {
+        let told = events.list(&about).await?.items;
+        let is = |event: &Event, (type_, reason, message): (&str, &str, &str)| {
+            let said = event.message.as_deref().unwrap_or_default();
+            event.type_.as_deref() == Some(type_) && event.reason.as_deref() == Some(reason) && said.contains(message)
+        };
+        let all = wanted.iter().all(|wanted| told.iter().any(|event| is(event, *wanted)));
+        let seen = || told.iter().map(|event| (&event.type_, &event.reason, &event.message)).collect::<Vec<_>>();
+        Ok(if all { Ok(()) } else { Err(format!("{:?}", seen())) })
+    })
+    .await
+}
+
+/// A condition of a pod: its status, reason and message.
+pub(crate) fn condition<'a>(pod: &'a Pod, type_: &str) -> Option<(&'a str, &'a str, &'a str)> {
+    let found = pod.status.as_ref()?.conditions.as_ref()?.iter().find(|condition| condition.type_ == type_)?;
+    let text = |text: &'a Option<String>| text.as_deref().unwrap_or_default();
+    Some((&found.status, text(&found.reason), text(&found.message)))
 }
 
 /// Fetches a page until it is served at all.

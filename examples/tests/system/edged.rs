@@ -32,7 +32,7 @@ use kubeedge_examples::{
     containerd::{PrivateContainerd, Tools},
     http,
     image::{BusyboxImages, Image},
-    registry::{Catalogue, Gate, Registry},
+    registry::{Catalogue, Gate, Registry, Stock},
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -80,6 +80,7 @@ pub(crate) async fn stage(report: &mut Report, tools: &Result<Tools>) {
             node.probes_decide_who_is_ready_and_who_is_restarted(),
             node.sidecars_and_hooks_keep_their_order(),
             node.a_failed_hook_and_a_deadline_are_said(),
+            node.hooks_ask_for_pages_and_wait(),
             node.a_fork_bomb_stays_within_its_pod(),
             node.events_are_heard_or_known_not_to_come(),
             node.https_and_grpc_probes_ask_servers(),
@@ -88,6 +89,8 @@ pub(crate) async fn stage(report: &mut Report, tools: &Result<Tools>) {
             node.images_are_mounted_or_refused(),
             node.private_images_take_a_secret(),
             node.pulls_have_a_bound(),
+            node.an_image_that_is_missing_is_asked_for_again(),
+            node.always_asks_the_registry_before_each_start(),
         );
     });
     report.run_within(STORIES, STORY_LIMIT, stories).await;
@@ -100,7 +103,9 @@ async fn on_a_node(tools: Tools, story: impl AsyncFnOnce(&Node, &mut PrivateCont
     let folder = tempfile::tempdir().unwrap();
     let images = BusyboxImages::build().unwrap();
     let gate = Gate::before(pulls::SLOW);
-    let mut catalogue = Catalogue::default().with("test/pause", "1", &images.pause).unwrap().gated(&gate);
+    let stock = Stock::without(&pulls::LATE);
+    let mut catalogue = Catalogue::default().gated(&gate).stocked(&stock);
+    catalogue = catalogue.with("test/pause", "1", &images.pause).unwrap();
     catalogue = catalogue.with("test/busybox", "1", &images.busybox).unwrap();
     for repository in pulls::REPOSITORIES {
         // Each is an image of its own: of one with many names a runtime tells any.
@@ -115,7 +120,7 @@ async fn on_a_node(tools: Tools, story: impl AsyncFnOnce(&Node, &mut PrivateCont
     let pause = registry.image("test/pause", "1");
     let mut containerd = PrivateContainerd::start(tools, &folder.path().join("c"), &pause).await.unwrap();
 
-    let node = Node::new(&containerd, &registry, folder.path(), gate);
+    let node = Node::new(&containerd, &registry, folder.path(), gate, stock);
     let story = AssertUnwindSafe(story(&node, &mut containerd)).catch_unwind().await;
     drop(node);
     let shims = end_lost_shims(&folder.path().join("c")).await;
@@ -167,6 +172,7 @@ struct Node {
     /// What a handler has of its containers.
     second_handler: (&'static str, PathBuf),
     gate: Arc<Gate>,
+    stock: Arc<Stock>,
 }
 
 /// A pod and its worker.
@@ -183,7 +189,13 @@ impl Drop for Looked {
 }
 
 impl Node {
-    fn new(containerd: &PrivateContainerd, registry: &Registry, folder: &Path, gate: Arc<Gate>) -> Self {
+    fn new(
+        containerd: &PrivateContainerd,
+        registry: &Registry,
+        folder: &Path,
+        gate: Arc<Gate>,
+        stock: Arc<Stock>,
+    ) -> Self {
         let objects = Arc::new(MemoryObjects::default());
         let (root, logs, resolv_conf) = (folder.join("kubelet"), folder.join("log"), folder.join("resolv.conf"));
         std::fs::write(&resolv_conf, "nameserver 192.0.2.53\nsearch site.test\noptions ndots:2\n").unwrap();
@@ -211,6 +223,7 @@ impl Node {
             logs,
             second_handler: (second, containerd.handler_state(second)),
             gate,
+            stock,
         }
     }
 
@@ -323,6 +336,7 @@ impl Node {
         let restarts = |status: &Value| container(status, "side")["restartCount"].as_u64();
         let again = looked.until(|status| ready(status) == 2 && restarts(status) >= Some(1)).await;
         assert_eq!(page(again["podIP"].as_str().unwrap()).await, "it worksit works to story\n");
+        looked.hears(|told| told == " SandboxChanged: Pod sandbox changed, it will be killed and re-created.").await;
 
         looked.delete(&pod, 1).await;
         self.nothing_is_left(&pod).await;
@@ -349,6 +363,16 @@ impl Node {
                     && reason(status, "no-config", "CreateContainerConfigError")
                     && reason(status, "crashes", "CrashLoopBackOff")
             })
+            .await;
+        looked
+            .hears(|told| {
+                let back_off =
+                    "BackOff: Back-off restarting failed container crashes in pod wrong_default(uid-of-wrong)";
+                told == format!("spec.containers{{crashes}} {back_off}")
+            })
+            .await;
+        looked
+            .hears(|told| told.starts_with("spec.containers{no-command} Failed: Error: ") && told.contains("/bin/none"))
             .await;
         let last = &container(&status, "crashes")["lastState"]["terminated"];
         assert_eq!((&last["exitCode"], &last["message"]), (&json!(7), &json!("sorry\n")));

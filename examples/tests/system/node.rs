@@ -1,5 +1,6 @@
 //! What belongs to the node rather than to one pod. One lab; a scenario that needs other settings restarts edgecore.
 
+mod object;
 mod plugin;
 
 use std::{fs, path::PathBuf, time::Duration};
@@ -22,7 +23,7 @@ use kubeedge_examples::{
 use serde_json::Value;
 
 use crate::{
-    cluster::{NAMESPACE, apply, container, delete, poll, running, uid, until_pod},
+    cluster::{NAMESPACE, apply, container, delete, first, poll, restarts, running, uid, until_pod},
     kubectls::{self, outcome},
     pods::{script, up},
     report::{Outcome, Report},
@@ -44,13 +45,31 @@ const PRESSURE: &str = "node::a_node_that_is_short_of_memory_says_so_evicts_and_
 const EVICTED: &str = "node::what_was_evicted_does_not_come_back_by_a_restart";
 const DEVICES: &str = "node::a_device_plugin_gives_a_container_its_device";
 const PIDS: &str = "node::a_pod_that_forks_without_end_meets_its_limit";
+const OOM: &str = "node::a_container_beyond_its_memory_limit_is_killed_and_the_reason_says_so";
 const GROUPS: &str = "node::a_pod_and_its_class_have_control_groups_with_their_share";
 const HELD: &str = "node::a_held_pod_waits_for_its_release";
 const STATIC: &str = "node::static_pods_run_with_the_cloud_away_and_are_mirrored_when_it_is_back";
 const SHUTDOWN: &str = "node::pods_end_in_order_when_the_power_goes";
-const ALL: [&str; 17] = [
-    API, TOP, LOGS, IMAGES, STORAGE, ROOM, PORTS, CLASSES, DEVICES, PIDS, GROUPS, HELD, STATIC, AWAY, PRESSURE,
-    EVICTED, SHUTDOWN,
+const ALL: [&str; 19] = [
+    API,
+    TOP,
+    LOGS,
+    IMAGES,
+    STORAGE,
+    ROOM,
+    PORTS,
+    CLASSES,
+    DEVICES,
+    PIDS,
+    OOM,
+    GROUPS,
+    HELD,
+    object::SEEN,
+    STATIC,
+    AWAY,
+    PRESSURE,
+    EVICTED,
+    SHUTDOWN,
 ];
 
 /// Burns processor time, so that there is something to measure.
@@ -69,8 +88,11 @@ pub(crate) async fn stage(report: &mut Report, tools: &Result<Tools>) {
             "containerLogMonitorInterval: 1s".into(),
             "podPidsLimit: 40".into(),
             "shutdownGracePeriod: 20s".into(),
+            "shutdownGracePeriodCriticalPods: 10s".into(),
+            object::TAINTS.into(),
             format!("staticPodPath: {}", lab.folder().join("manifests").display()),
         ];
+        lab.edged = object::EDGED.map(str::to_owned).into();
         up(lab, tools).await?;
         lab.guarded(async |lab| {
             apply(lab, &script(BUSY, "Always", "while :; do :; done")).await?;
@@ -93,8 +115,10 @@ pub(crate) async fn stage(report: &mut Report, tools: &Result<Tools>) {
                     (CLASSES, classes(lab).boxed_local()),
                     (DEVICES, devices(lab).boxed_local()),
                     (PIDS, forks(lab).boxed_local()),
+                    (OOM, out_of_memory(lab).boxed_local()),
                     (GROUPS, groups(lab).boxed_local()),
                     (HELD, held(lab).boxed_local()),
+                    (object::SEEN, object::seen(lab).boxed_local()),
                 ])
                 .await;
             Ok(())
@@ -508,22 +532,25 @@ async fn devices(lab: &Lab) -> Result<Outcome> {
     let choosy = plugin::serve(&folder, "choosy.sock")?;
     plugin::register(&folder, "choosy.sock", "example.com/bulb", true).await?;
     let nodes = Api::<Node>::all(lab.client()?);
-    poll("the node has four of the resource, three of them to give", async || {
-        let status = nodes.get(NODE).await?.status.unwrap_or_default();
-        let amount =
-            |of: Option<std::collections::BTreeMap<_, k8s_openapi::apimachinery::pkg::api::resource::Quantity>>| {
-                of.and_then(|all: std::collections::BTreeMap<String, _>| Some(all.get("example.com/lamp")?.0.clone()))
-            };
-        let seen = (amount(status.capacity), amount(status.allocatable));
-        Ok(if seen == (Some("4".into()), Some("3".into())) { Ok(()) } else { Err(format!("{seen:?}")) })
-    })
-    .await?;
+    // Capacity and allocatable of both.
+    let until = async |lamps: [&str; 2], bulbs: [&str; 2]| {
+        poll(&format!("the node has {lamps:?} lamps and {bulbs:?} bulbs"), async || {
+            let status = nodes.get(NODE).await?.status.unwrap_or_default();
+            let [all, free] = [status.capacity, status.allocatable].map(Option::unwrap_or_default);
+            let seen = |name: &str| [&all, &free].map(|of| of.get(name).map_or("", |amount| amount.0.as_str()));
+            let (lamp, bulb) = (seen("example.com/lamp"), seen("example.com/bulb"));
+            Ok(if (lamp, bulb) == (lamps, bulbs) { Ok(()) } else { Err(format!("{lamp:?}, {bulb:?}")) })
+        })
+        .await
+    };
+    until(["4", "3"], ["4", "3"]).await?;
     let with_lamp = |name: &str, resource: &str, count: usize| {
         let limits = format!("    resources: {{limits: {{example.com/{resource}: {count}}}}}\n    imagePullPolicy");
         let story = "echo $LAMP > /work/lamp; [ -c /dev/lamp ] && echo there >> /work/lamp; while :; do sleep 1; done";
         script(name, "Always", story).replace("    imagePullPolicy", &limits)
     };
     // Of a plugin without a preference the first is given, of the other one the one that it likes best.
+    let mut lit = Vec::new();
     for (name, resource, count, given) in [("lit", "lamp", 3, "a,b,c"), ("chosen", "bulb", 1, "c")] {
         apply(lab, &with_lamp(name, resource, count)).await?;
         let pod = running(&lab.client()?, name).await?;
@@ -533,10 +560,28 @@ async fn devices(lab: &Lab) -> Result<Outcome> {
             Ok(if said == format!("{given}\nthere\n") { Ok(()) } else { Err(said) })
         })
         .await?;
+        lit.push((name, uid(&pod)?, main.id));
     }
     apply(lab, &with_lamp("dark", "lamp", 1)).await?;
     let dark = until_pod(&lab.client()?, "dark", "Failed", |pod| failed_for(pod, "OutOfexample.com/lamp")).await?;
     ensure!(message(&dark).ends_with("requested: 1, used: 3, capacity: 3"), "{:?}", dark.status);
+
+    // One device fails, and one plugin goes: nobody gets them, who has them keeps them.
+    plugin.turns("a", "Unhealthy");
+    drop(choosy);
+    until(["4", "2"], ["4", "0"]).await?;
+    apply(lab, &with_lamp("unlit", "bulb", 1)).await?;
+    let unlit = until_pod(&lab.client()?, "unlit", "Failed", |pod| failed_for(pod, "OutOfexample.com/bulb")).await?;
+    ensure!(message(&unlit).ends_with("requested: 1, used: 1, capacity: 0"), "{:?}", unlit.status);
+    for (name, uid, id) in &lit {
+        ensure!(container(lab, uid, "main").await?.id == *id, "{name} was started again");
+    }
+    plugin.turns("a", "Healthy");
+    let choosy = plugin::serve(&folder, "choosy.sock")?;
+    plugin::register(&folder, "choosy.sock", "example.com/bulb", true).await?;
+    until(["4", "3"], ["4", "3"]).await?;
+    apply(lab, &with_lamp("lit-again", "bulb", 1)).await?;
+    running(&lab.client()?, "lit-again").await?;
     drop((plugin, choosy));
     Ok(Outcome::Proved)
 }
@@ -557,6 +602,24 @@ async fn forks(lab: &Lab) -> Result<Outcome> {
     Ok(Outcome::Proved)
 }
 
+async fn out_of_memory(lab: &Lab) -> Result<Outcome> {
+    let (name, client) = ("hungry", lab.client()?);
+    let limits = "    resources: {limits: {memory: 32Mi}}\n    imagePullPolicy";
+    let manifest = script(name, "Always", "x=0123456789abcdef; while :; do x=$x$x; done");
+    apply(lab, &manifest.replace("    imagePullPolicy", limits)).await?;
+    let end = |pod: &Pod| {
+        let status = first(pod)?;
+        let states = [status.state.as_ref(), status.last_state.as_ref()];
+        states.into_iter().flatten().find_map(|state| state.terminated.clone())
+    };
+    let killed = |pod: &Pod| end(pod).is_some_and(|end| end.reason.as_deref() == Some("OOMKilled"));
+    let pod = until_pod(&client, name, "OOMKilled", killed).await?;
+    ensure!(end(&pod).is_some_and(|end| end.exit_code == 137), "{:?}", pod.status);
+    until_pod(&client, name, "started again", |pod| restarts(pod) >= 1).await?;
+    delete(&client, name, 0).await?;
+    Ok(Outcome::Proved)
+}
+
 /// What a file of a control group says, in either version: the trees are looked through for the first that has it.
 fn group_file(folder: &str, names: [&str; 2]) -> Result<String> {
     let trees = ["cpu", "memory", ""].map(|tree| PathBuf::from("/sys/fs/cgroup").join(tree).join(folder));
@@ -566,20 +629,47 @@ fn group_file(folder: &str, names: [&str; 2]) -> Result<String> {
 }
 
 async fn groups(lab: &Lab) -> Result<Outcome> {
-    let name = "shared";
-    let resources = "    resources: {requests: {cpu: 250m}, limits: {cpu: 500m, memory: 32Mi}}\n    imagePullPolicy";
-    let manifest = script(name, "Always", "while :; do sleep 1; done").replace("    imagePullPolicy", resources);
-    apply(lab, &manifest).await?;
-    let pod = running(&lab.client()?, name).await?;
-    let group = format!("kubepods/burstable/pod{}", uid(&pod)?);
-    let seen = (
-        group_file(&group, ["cpu.shares", "cpu.weight"])?,
-        group_file(&group, ["cpu.cfs_quota_us", "cpu.max"])?,
-        group_file(&group, ["memory.limit_in_bytes", "memory.max"])?,
+    let client = lab.client()?;
+    let with = |name: &str, resources: &str| {
+        let resources = format!("    resources: {resources}\n    imagePullPolicy");
+        script(name, "Always", "while :; do sleep 1; done").replace("    imagePullPolicy", &resources)
+    };
+    apply(lab, &with("shared", "{requests: {cpu: 250m}, limits: {cpu: 500m, memory: 512Mi}}")).await?;
+    apply(lab, &with("promised", "{limits: {cpu: 100m, memory: 32Mi}}")).await?;
+    // Shares, quota and memory limit of the pod, and the order in which the kernel ends what runs in it.
+    let seen = async |name: &str, parent: &str, class: &str| -> Result<[String; 4]> {
+        let pod = running(&client, name).await?;
+        let said = pod.status.clone().and_then(|status| status.qos_class);
+        ensure!(said.as_deref() == Some(class), "the class of {name} is {said:?}");
+        let uid = uid(&pod)?;
+        let group = format!("{parent}/pod{uid}");
+        let main = container(lab, &uid, "main").await?;
+        Ok([
+            group_file(&group, ["cpu.shares", "cpu.weight"])?,
+            group_file(&group, ["cpu.cfs_quota_us", "cpu.max"])?,
+            group_file(&group, ["memory.limit_in_bytes", "memory.max"])?,
+            lab.exec(&main.id, &["cat", "/proc/1/oom_score_adj"]).await?.trim().to_owned(),
+        ])
+    };
+    let total = fs::read_to_string("/proc/meminfo")?;
+    let total = total.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB"));
+    let total: i64 = total.context("/proc/meminfo has no MemTotal")?.parse()?;
+    let least = lab.containerd()?.least_oom_score()?;
+    let burstable = (1000 - (512 << 10) * 1000 / total).clamp(3, 999);
+    let [shares, quota, memory, score] = seen("shared", "kubepods/burstable", "Burstable").await?;
+    let fits = ["256", "10"].contains(&&*shares) && ["50000", "50000 100000"].contains(&&*quota);
+    ensure!(fits && memory == (512 << 20).to_string(), "{shares} shares, quota {quota}, {memory} bytes");
+    ensure!(score == burstable.max(least).to_string(), "score {score}, expected {burstable} and at least {least}");
+    let [shares, quota, memory, score] = seen("promised", "kubepods", "Guaranteed").await?;
+    let fits = ["102", "4"].contains(&&*shares) && ["10000", "10000 100000"].contains(&&*quota);
+    ensure!(fits && memory == (32 << 20).to_string(), "{shares} shares, quota {quota}, {memory} bytes");
+    ensure!(score == least.max(-997).to_string(), "score {score}, expected -997 and at least {least}");
+    let [shares, quota, _, score] = seen(BUSY, "kubepods/besteffort", "BestEffort").await?;
+    ensure!(
+        ["2", "1"].contains(&&*shares) && ["-1", "max 100000"].contains(&&*quota),
+        "{shares} shares, quota {quota}"
     );
-    let memory = (32 << 20).to_string();
-    let fits = ["256", "10"].contains(&&*seen.0) && ["50000", "50000 100000"].contains(&&*seen.1) && seen.2 == memory;
-    ensure!(fits, "the pod's control group has {seen:?}");
+    ensure!(score == "1000", "score {score}");
     // These are the machine's own: another edgecore on it writes the same.
     let best_effort = group_file("kubepods/besteffort", ["cpu.shares", "cpu.weight"])?;
     ensure!(["2", "1"].contains(&&*best_effort), "the class that is promised nothing has {best_effort} shares");
@@ -588,7 +678,9 @@ async fn groups(lab: &Lab) -> Result<Outcome> {
     let burstable = group_file("kubepods/burstable", ["cpu.shares", "cpu.weight"])?;
     ensure!(burstable.parse::<u64>().is_ok_and(|shares| shares > 1), "the burstable class has {burstable} shares");
     ensure!(told(lab, NODE, "NodeAllocatableEnforced").await?.starts_with("Updated Node Allocatable limit"));
-    delete(&lab.client()?, name, 0).await?;
+    for name in ["shared", "promised"] {
+        delete(&client, name, 0).await?;
+    }
     Ok(Outcome::Proved)
 }
 
@@ -671,12 +763,46 @@ async fn static_pods(lab: &mut Lab) -> Result<Outcome> {
     Ok(Outcome::Proved)
 }
 
+/// One that is critical is asked to end when the others have ended.
 async fn power_failure(lab: &mut Lab) -> Result<Outcome> {
+    let outside = lab.folder().join("power");
+    fs::create_dir(&outside)?;
+    let ends = |name: &str, takes: &str| {
+        let story = format!(
+            "trap '{takes} echo {name} >> /out/story; exit 0' TERM; touch /out/{name}; while :; do sleep 0.1; done"
+        );
+        let volume = format!("volumes: [{{name: out, hostPath: {{path: {}, type: Directory}}}}, {{", outside.display());
+        script(name, "Always", &story)
+            .replace("terminationGracePeriodSeconds: 1", "terminationGracePeriodSeconds: 8")
+            .replace("volumeMounts: [{", "volumeMounts: [{name: out, mountPath: /out}, {")
+            .replace("volumes: [{", &volume)
+    };
+    let critical = ends("critical", "").replace("spec:\n", "spec:\n  priorityClassName: system-node-critical\n");
+    let ordinary = ends("ordinary", "sleep 1;");
+    lab.guarded(async |lab| {
+        for manifest in [&critical, &ordinary] {
+            apply(lab, manifest).await?;
+        }
+        poll("both wait for their end", async || {
+            let up = ["critical", "ordinary"].iter().all(|name| outside.join(name).exists());
+            Ok(if up { Ok(()) } else { Err("not yet".to_owned()) })
+        })
+        .await?;
+        let pod = running(&lab.client()?, "critical").await?;
+        let priority = pod.spec.and_then(|spec| spec.priority);
+        ensure!(priority == Some(2_000_001_000), "its class has the priority {priority:?}");
+        running(&lab.client()?, "ordinary").await.map(drop)
+    })
+    .await?;
     lab.power_failure().await?;
-    let pod = until_pod(&lab.client()?, "after", "Failed, Terminated", |pod| failed_for(pod, "Terminated")).await?;
-    ensure!(message(&pod) == "Pod was terminated in response to imminent node shutdown.", "{:?}", pod.status);
-    let left = lab.containers(&uid(&pod)?).await?;
-    ensure!(!left.iter().any(|container| container.running), "{left:?}");
+    let story = fs::read_to_string(outside.join("story"))?;
+    ensure!(story == "ordinary\ncritical\n", "they ended so: {story:?}");
+    for name in ["ordinary", "critical"] {
+        let pod = until_pod(&lab.client()?, name, "Failed, Terminated", |pod| failed_for(pod, "Terminated")).await?;
+        ensure!(message(&pod) == "Pod was terminated in response to imminent node shutdown.", "{:?}", pod.status);
+        let left = lab.containers(&uid(&pod)?).await?;
+        ensure!(!left.iter().any(|container| container.running), "{left:?}");
+    }
     lab.start_edge()?;
     lab.guarded(async |lab| {
         crate::cluster::node_ready(&lab.client()?).await?;

@@ -22,10 +22,10 @@ use kubeedge_examples::{
 
 use crate::{
     cluster::{
-        NAMESPACE, apply, container, delete, first, gone, nothing_left, one_sandbox, page, page_becomes, restarts,
-        running, statuses, uid, until_pod, waits_for, write_config,
+        NAMESPACE, apply, condition, container, delete, first, gone, nothing_left, one_sandbox, page, page_becomes,
+        pods, poll, restarts, running, statuses, tells, uid, until_pod, waits_for, write_config,
     },
-    kubectl, recreated,
+    kubectl, kubectls, recreated,
     report::{Outcome, Report},
     resize, volumes, wrong_pods,
 };
@@ -41,7 +41,10 @@ const NEVER_PULL: &str = "pods::a_missing_image_that_may_not_be_pulled_is_said";
 const LATE_ENV: &str = "pods::a_container_waits_for_its_config_map_and_starts_by_itself";
 const LATE_VOLUME: &str = "pods::a_volume_waits_for_its_config_map_and_the_pod_starts_by_itself";
 const SERVICES: &str = "pods::the_services_of_its_namespace_are_in_a_pods_environment";
-const ALL: [&str; 17] = [
+const GATED: &str = "pods::a_pod_is_ready_while_its_readiness_gate_is_open_in_the_api";
+const REFUSED: &str = "pods::what_a_pod_may_not_have_or_do_is_said_in_its_status_and_events";
+const CHANGED: &str = "pods::a_sandbox_that_dies_is_followed_by_another_and_goes_with_its_last_container";
+const ALL: [&str; 21] = [
     TUTORIAL,
     TOOLBOX,
     ACCOUNT,
@@ -51,10 +54,14 @@ const ALL: [&str; 17] = [
     LATE_ENV,
     LATE_VOLUME,
     SERVICES,
+    GATED,
+    REFUSED,
+    CHANGED,
     kubectl::WATCH,
     kubectl::VERBS,
     kubectl::GRACE,
     resize::RESIZED,
+    resize::SIDECAR,
     resize::DEBUGGED,
     volumes::LOCAL,
     recreated::RECREATED,
@@ -81,10 +88,14 @@ pub(crate) async fn stage(report: &mut Report, tools: &Result<Tools>) {
                     (LATE_ENV, late_env(lab).boxed_local()),
                     (LATE_VOLUME, late_volume(lab).boxed_local()),
                     (SERVICES, services(lab).boxed_local()),
+                    (GATED, gated(lab).boxed_local()),
+                    (REFUSED, refused(lab).boxed_local()),
+                    (CHANGED, changed(lab).boxed_local()),
                     (kubectl::WATCH, kubectl::watch(lab).boxed_local()),
                     (kubectl::VERBS, kubectl::verbs(lab).boxed_local()),
                     (kubectl::GRACE, kubectl::grace(lab).boxed_local()),
                     (resize::RESIZED, resize::resized(lab).boxed_local()),
+                    (resize::SIDECAR, resize::sidecar(lab).boxed_local()),
                     (resize::DEBUGGED, resize::debugged(lab).boxed_local()),
                     (volumes::LOCAL, volumes::local(lab).boxed_local()),
                 ])
@@ -329,7 +340,156 @@ async fn crash(lab: &Lab) -> Result<Outcome> {
     // The back-off ends: it is tried again.
     let count = restarts(&pod);
     until_pod(&client, "crash", "one more restart", |pod| restarts(pod) > count).await?;
-    one_sandbox(lab, &uid(&pod)?).await?;
+    let uid = uid(&pod)?;
+    one_sandbox(lab, &uid).await?;
+    // Of what has ended the newest two stay, and their logs.
+    poll("the newest two of at least three instances", async || {
+        let attempts: Vec<u32> = lab.containers(&uid).await?.iter().map(|instance| instance.attempt).collect();
+        let newest = matches!(attempts[..], [older, newest] if older > 0 && newest == older + 1);
+        Ok(if newest { Ok(()) } else { Err(format!("{attempts:?}")) })
+    })
+    .await?;
+    let log = lab.pod_logs(NAMESPACE, "crash", &uid).join("main/0.log");
+    poll("the first log goes with its instance", async || {
+        Ok(if log.exists() { Err(log.display().to_string()) } else { Ok(()) })
+    })
+    .await?;
+    let back_off = format!("Back-off restarting failed container main in pod crash_{NAMESPACE}({uid})");
+    let pulled = format!("Container image \"{}\" already present on machine", lab.busybox()?);
+    let told = [
+        ("Normal", "Pulled", pulled.as_str()),
+        ("Normal", "Created", "Created container: main"),
+        ("Normal", "Started", "Started container main"),
+        ("Warning", "BackOff", &back_off),
+    ];
+    tells(&client, &pod, &told).await?;
+    if kubectls::newest().is_some() {
+        let described = kubectl::run(lab, &["describe", "pod", "crash"]).await?;
+        let line = described.lines().find(|line| line.contains(&back_off));
+        let columns: Vec<&str> = line.unwrap_or_default().split_whitespace().take(2).collect();
+        ensure!(columns == ["Warning", "BackOff"], "{described}");
+    }
+    Ok(Outcome::Proved)
+}
+
+/// Whoever the gate belongs to opens it by a status patch; the node reads it and leaves it as it is.
+async fn gated(lab: &Lab) -> Result<Outcome> {
+    let (client, name, gate) = (lab.client()?, "gated", "example.com/open");
+    let manifest = serving(name, "/")
+        .replace("  containers:", &format!("  readinessGates: [{{conditionType: {gate}}}]\n  containers:"));
+    apply(lab, &manifest).await?;
+    let until = async |what: &str, ready: (&str, &str, &str)| {
+        until_pod(&client, name, what, |pod| condition(pod, "Ready") == Some(ready)).await
+    };
+    let turn = async |status: &str| {
+        let conditions = serde_json::json!({"status": {"conditions": [{"type": gate, "status": status}]}});
+        pods(&client).patch_status(name, &PatchParams::default(), &Patch::Strategic(conditions)).await
+    };
+    let missing = format!("corresponding condition of pod readiness gate \"{gate}\" does not exist.");
+    let pod =
+        until("not ready for want of the condition", ("False", "ReadinessGatesNotReady", missing.as_str())).await?;
+    ensure!(condition(&pod, "ContainersReady") == Some(("True", "", "")), "{:?}", pod.status);
+    turn("False").await?;
+    let closed = format!("the status of pod readiness gate \"{gate}\" is not \"True\", but False");
+    until("not ready for the condition", ("False", "ReadinessGatesNotReady", closed.as_str())).await?;
+    turn("True").await?;
+    let pod = until("ready", ("True", "", "")).await?;
+    ensure!(condition(&pod, gate) == Some(("True", "", "")), "the gate is not the node's: {:?}", pod.status);
+    turn("Unknown").await?;
+    let closed = closed.replace("but False", "but Unknown");
+    let pod = until("not ready again", ("False", "ReadinessGatesNotReady", closed.as_str())).await?;
+    ensure!(restarts(&pod) == 0 && condition(&pod, gate) == Some(("Unknown", "", "")), "{:?}", pod.status);
+    delete(&client, name, 1).await?;
+    gone(&client, name, &uid(&pod)?).await?;
+    Ok(Outcome::Proved)
+}
+
+async fn refused(lab: &Lab) -> Result<Outcome> {
+    let client = lab.client()?;
+    let with = |name: &str, spec: &str| {
+        script(name, "Always", "sleep 1000").replace("  containers:", &format!("  {spec}\n  containers:"))
+    };
+    apply(lab, &with("as-root", "securityContext: {runAsNonRoot: true}")).await?;
+    apply(lab, &with("sysctl", "securityContext: {sysctls: [{name: net.core.somaxconn, value: '1024'}]}")).await?;
+    apply(lab, &with("too-long", "activeDeadlineSeconds: 1")).await?;
+    let work = "{name: work, emptyDir: {}}";
+    apply(lab, &script("csi", "Always", "sleep 1").replace(work, "{name: work, csi: {driver: csi.example.com}}"))
+        .await?;
+    apply(lab, &script("no-command", "Always", "").replace("[/bin/sh, -c, \"\"]", "[/bin/none]")).await?;
+
+    let waiting = async |name: &str, reason: &str| {
+        until_pod(&client, name, reason, |pod| waits_for(pod).is_some_and(|(why, _)| why == reason)).await
+    };
+    let pod = waiting("as-root", "CreateContainerConfigError").await?;
+    let root = "container has runAsNonRoot and image will run as root";
+    let (_, message) = waits_for(&pod).unwrap_or_default();
+    ensure!(message.starts_with(root), "it says {message:?}");
+    tells(&client, &pod, &[("Warning", "Failed", &format!("Error: {root}"))]).await?;
+
+    let failed = |pod: &Pod| phase(pod) == "Failed";
+    let why = async |name: &str| -> Result<(Pod, String, String)> {
+        let pod = until_pod(&client, name, "Failed", failed).await?;
+        let status = pod.status.clone().unwrap_or_default();
+        Ok((pod, status.reason.unwrap_or_default(), status.message.unwrap_or_default()))
+    };
+    let (pod, reason, message) = why("sysctl").await?;
+    let forbidden = "Pod was rejected: forbidden sysctl: \"net.core.somaxconn\" not allowlisted";
+    ensure!((&*reason, &*message) == ("SysctlForbidden", forbidden), "{reason}: {message}");
+    tells(&client, &pod, &[("Warning", "SysctlForbidden", forbidden)]).await?;
+    ensure!(lab.sandboxes(&uid(&pod)?).await?.0.is_empty(), "it was begun");
+
+    let (pod, reason, message) = why("too-long").await?;
+    let over = "Pod was active on the node longer than the specified deadline";
+    ensure!((&*reason, &*message) == ("DeadlineExceeded", over), "{reason}: {message}");
+    tells(&client, &pod, &[("Normal", "DeadlineExceeded", over)]).await?;
+
+    let pod = waiting("csi", "ContainerCreating").await?;
+    let mount = "MountVolume.SetUp failed for volume \"work\" : volume type csi is not supported: expected emptyDir, ";
+    tells(&client, &pod, &[("Warning", "FailedMount", mount)]).await?;
+
+    let pod = waiting("no-command", "RunContainerError").await?;
+    let (_, message) = waits_for(&pod).unwrap_or_default();
+    ensure!(message.contains("/bin/none"), "it says {message:?}");
+    tells(&client, &pod, &[("Warning", "Failed", "/bin/none")]).await?;
+
+    for name in ["as-root", "sysctl", "too-long", "csi", "no-command"] {
+        let uid = uid(&pods(&client).get(name).await?)?;
+        delete(&client, name, 0).await?;
+        gone(&client, name, &uid).await?;
+        nothing_left(lab, &uid).await?;
+    }
+    Ok(Outcome::Proved)
+}
+
+/// The old one stays while it has what `kubectl logs --previous` shows.
+async fn changed(lab: &Lab) -> Result<Outcome> {
+    let (client, name) = (lab.client()?, "changed");
+    apply(lab, &script(name, "Always", "while :; do sleep 1; done")).await?;
+    let pod = running(&client, name).await?;
+    let pod_uid = uid(&pod)?;
+    let old = one_sandbox(lab, &pod_uid).await?;
+    lab.kill_sandbox(&old).await?;
+    let again = async |count: i32| {
+        let runs = |pod: &Pod| restarts(pod) >= count && first(pod).is_some_and(|status| status.ready);
+        until_pod(&client, name, "started again", runs).await
+    };
+    let pod = again(1).await?;
+    tells(&client, &pod, &[("Normal", "SandboxChanged", "Pod sandbox changed, it will be killed and re-created.")])
+        .await?;
+    let (sandboxes, ready) = lab.sandboxes(&pod_uid).await?;
+    ensure!(sandboxes.len() == 2 && sandboxes.contains(&old) && ready == 1, "{sandboxes:?}, {ready} of them ready");
+    let main = container(lab, &pod_uid, "main").await?;
+    lab.kill_container(&main.id).await?;
+    again(restarts(&pod) + 1).await?;
+    poll("the old sandbox is removed", async || {
+        let (sandboxes, ready) = lab.sandboxes(&pod_uid).await?;
+        let gone = sandboxes.len() == 1 && !sandboxes.contains(&old) && ready == 1;
+        Ok(if gone { Ok(()) } else { Err(format!("{sandboxes:?}, {ready} of them ready")) })
+    })
+    .await?;
+    delete(&client, name, 1).await?;
+    gone(&client, name, &pod_uid).await?;
+    nothing_left(lab, &pod_uid).await?;
     Ok(Outcome::Proved)
 }
 

@@ -99,7 +99,7 @@ pub struct Registrar {
     events: Option<Arc<dyn Reporter>>,
     uid: Option<String>,
     /// What was reported last, and when.
-    reported: Option<(NodeStatus, Instant)>,
+    reported: Option<(NodeStatus, tokio::time::Instant)>,
     /// The conditions that were told last.
     told: Vec<NodeCondition>,
     /// That the machine was started anew was told.
@@ -273,7 +273,7 @@ impl Registrar {
         if kept.code != 0 {
             return Err(Fault::MetaManager(kept.reason));
         }
-        self.reported = Some((status, Instant::now()));
+        self.reported = Some((status, tokio::time::Instant::now()));
         Ok(())
     }
 
@@ -342,4 +342,108 @@ impl Registrar {
 
 fn unix_ms() -> u64 {
     u64::try_from(Timestamp::now().as_millisecond()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use actix::{Actor, Handler, MessageResult};
+    use kubeedge_proto::v1::{CallReply, KubeObject, Settled};
+    use serde_json::json;
+    // Its clock is the one that the test moves.
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::{
+        edged::fake::FakeRuntime,
+        system::{Component, Context, Contract, Stage, System},
+    };
+
+    /// When the node's status was reported.
+    type Reports = Arc<Mutex<Vec<Instant>>>;
+
+    /// Takes the node's registration for the cloud, and its reports for MetaManager.
+    struct Cloud(Reports);
+
+    impl Actor for Cloud {
+        type Context = Context<Self>;
+    }
+
+    impl Component for Cloud {
+        const NAME: &'static str = "cloud";
+        const STAGE: Stage = Stage::Link;
+        fn contract(contract: &mut Contract<Self>) {
+            contract.answers::<CallCloud>();
+            contract.answers::<ReportStatus>();
+        }
+    }
+
+    impl Handler<CallCloud> for Cloud {
+        type Result = MessageResult<CallCloud>;
+        fn handle(&mut self, _: CallCloud, _: &mut Context<Self>) -> Self::Result {
+            let node = json!({"metadata": {"name": "edge-1", "uid": "u"}}).to_string();
+            let object = KubeObject { json: node.into(), ..KubeObject::default() };
+            MessageResult(CallReply { result: Some(Reply::Object(Box::new(object))) })
+        }
+    }
+
+    impl Handler<ReportStatus> for Cloud {
+        type Result = MessageResult<ReportStatus>;
+        fn handle(&mut self, _: ReportStatus, _: &mut Context<Self>) -> Self::Result {
+            self.0.lock().unwrap().push(Instant::now());
+            MessageResult(Settled::applied())
+        }
+    }
+
+    #[actix_rt::test]
+    async fn a_status_is_reported_when_it_changed_at_most_every_10_s_and_every_5_minutes_whatever_happens() {
+        tokio::time::pause();
+        let reports = Reports::default();
+        let cloud = Arc::clone(&reports);
+        let builder = System::builder("edge").component(move |_| Cloud(Arc::clone(&cloud)));
+        let system = builder.asks::<CallCloud>().asks::<ReportStatus>().start().unwrap();
+        let runtime = FakeRuntime::new(Arc::new(Timestamp::now));
+        let folder = tempfile::tempdir().unwrap();
+        let paths = MachinePaths {
+            root_dir: folder.path().to_owned(),
+            image_dir: folder.path().to_owned(),
+            ..MachinePaths::default()
+        };
+        let settings = NodeSettings::new("edge-1".parse().unwrap());
+        let (connect, connected) = watch::channel(false);
+        let registrar =
+            Registrar::new(settings, paths, Arc::new(runtime.clone()), Vec::new(), system.port(), system.port());
+        let running = actix_rt::spawn(registrar.run(connected));
+        let count = || reports.lock().unwrap().len();
+        let gaps = || -> Vec<Duration> { reports.lock().unwrap().windows(2).map(|two| two[1] - two[0]).collect() };
+
+        // Nobody knows the node before it is registered.
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(count(), 0);
+        connect.send_replace(true);
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        assert_eq!(count(), 1, "nothing has changed since");
+
+        for second in 0..40 {
+            runtime.add_image(&format!("app:{second}"));
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        // The clock's timers go by milliseconds.
+        let near = Duration::from_millis(10);
+        assert!((4..=6).contains(&count()), "{:?}", gaps());
+        assert!(gaps()[1..].iter().all(|gap| gap.abs_diff(LOOK_EVERY) < near), "{:?}", gaps());
+
+        tokio::time::sleep(LOOK_EVERY).await;
+        let settled = count();
+        tokio::time::sleep(REPORT_EVERY - 2 * LOOK_EVERY).await;
+        assert_eq!(count(), settled, "nothing has changed since");
+        tokio::time::sleep(3 * LOOK_EVERY).await;
+        assert_eq!(count(), settled + 1);
+        let last = *gaps().last().unwrap();
+        assert!((REPORT_EVERY..REPORT_EVERY + LOOK_EVERY + near).contains(&last), "{last:?}");
+
+        // It ends with the connection's owner.
+        drop(connect);
+        running.await.unwrap();
+        system.stop(Duration::from_secs(5)).await;
+    }
 }

@@ -1,4 +1,4 @@
-//! Images that take a secret, and how many are fetched at a time.
+//! Images that take a secret, that come late, that are asked for at every start, and how many are fetched at a time.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use k8s_openapi::{ByteString, api::core::v1::Secret};
@@ -10,8 +10,12 @@ pub(super) const SLOW: &str = "slow/";
 const SLOW_ONES: [&str; 4] = ["slow/a", "slow/b", "slow/c", "slow/d"];
 /// Repositories that take a secret.
 pub(super) const PRIVATE: [&str; 2] = ["private/one", "private/two"];
-pub(super) const REPOSITORIES: [&str; 6] =
-    [PRIVATE[0], PRIVATE[1], SLOW_ONES[0], SLOW_ONES[1], SLOW_ONES[2], SLOW_ONES[3]];
+/// Repositories that are not there at first.
+pub(super) const LATE: [&str; 2] = ["late/comes", "late/never"];
+/// One whose requests are counted.
+const ASKED: &str = "asked/always";
+pub(super) const REPOSITORIES: [&str; 9] =
+    [PRIVATE[0], PRIVATE[1], SLOW_ONES[0], SLOW_ONES[1], SLOW_ONES[2], SLOW_ONES[3], LATE[0], LATE[1], ASKED];
 /// Pulls at the same time.
 const BOUND: usize = 2;
 const CREDENTIALS: &str = "puller:s3cret";
@@ -30,9 +34,12 @@ impl Node {
         secret
     }
 
+    fn image_of(&self, repository: &str) -> String {
+        format!("{}/{repository}:1", self.registry)
+    }
+
     fn pulled_from(&self, repository: &str) -> Value {
-        let image = format!("{}/{repository}:1", self.registry);
-        json!({"name": "main", "image": image, "command": ["/bin/sleep", "1000"]})
+        json!({"name": "main", "image": self.image_of(repository), "command": ["/bin/sleep", "1000"]})
     }
 
     pub(super) async fn private_images_take_a_secret(&self) {
@@ -59,6 +66,63 @@ impl Node {
         self.objects.put_secret(self.pull_secret("late", CREDENTIALS));
         waiting.until(|status| ready(status) == 1).await;
         for (looked, pod) in [(looked, entrusted), (waiting, late)] {
+            looked.delete(&pod, 1).await;
+            self.nothing_is_left(&pod).await;
+        }
+    }
+
+    pub(super) async fn an_image_that_is_missing_is_asked_for_again(&self) {
+        let pods =
+            LATE.map(|repository| self.pod(&repository.replace('/', "-"), &[self.pulled_from(repository)], |_| {}));
+        let [comes, never] = &pods;
+        let (looked, in_vain) = (self.look_after(comes).await, self.look_after(never).await);
+        let state = |status: &Value| container(status, "main")["state"]["waiting"].clone();
+        for (looked, repository) in [(&looked, LATE[0]), (&in_vain, LATE[1])] {
+            looked.until(|status| state(status)["reason"] == "ErrImagePull").await;
+            let image = self.image_of(repository);
+            let failed = format!("Failed: Failed to pull image \"{image}\": ");
+            let back_off = format!("BackOff: Back-off pulling image \"{image}\"");
+            for told in [failed.as_str(), "Failed: Error: ErrImagePull", &back_off, "Failed: Error: ImagePullBackOff"] {
+                let told = format!("spec.containers{{main}} {told}");
+                looked.hears(|heard| heard.starts_with(&told)).await;
+            }
+        }
+        // One comes: the next try has it. The other one is asked for again, too.
+        self.stock.arrives(LATE[0]);
+        looked.until(|status| ready(status) == 1).await;
+        let status = in_vain.until(|status| state(status)["reason"] == "ImagePullBackOff").await;
+        assert!(state(&status)["message"].as_str().unwrap().contains("not found"), "{status}");
+        for (looked, pod) in [(looked, comes), (in_vain, never)] {
+            looked.delete(pod, 1).await;
+            self.nothing_is_left(pod).await;
+        }
+    }
+
+    pub(super) async fn always_asks_the_registry_before_each_start(&self) {
+        let with = |name: &str, policy: &str| {
+            let until_asked = "trap 'exit 1' TERM; while true; do sleep 0.2; done";
+            let main = json!({"name": "main", "image": self.image_of(ASKED), "imagePullPolicy": policy,
+                "command": ["/bin/sh", "-c", until_asked]});
+            self.pod(name, &[main], |_| {})
+        };
+        let (always, present) = (with("always", "Always"), with("present", "IfNotPresent"));
+        let looked = self.look_after(&always).await;
+        looked.until(|status| ready(status) == 1).await;
+        let asked = self.stock.asked(ASKED);
+        assert!(asked > 0, "the image came from somewhere else");
+
+        let beside = self.look_after(&present).await;
+        beside.until(|status| ready(status) == 1).await;
+        beside
+            .hears(|told| told.contains(" Pulled: Container image ") && told.ends_with("already present on machine"))
+            .await;
+        assert_eq!(self.stock.asked(ASKED), asked, "what is present is good enough for others");
+
+        self.exec("always", "main", "kill -TERM 1").await;
+        looked.until(|status| container(status, "main")["restartCount"] == 1 && ready(status) == 1).await;
+        assert!(self.stock.asked(ASKED) > asked, "it was not asked for before the second start");
+        looked.hears_so_many(2, |told| told.contains(" Pulled: Successfully pulled image ")).await;
+        for (looked, pod) in [(looked, always), (beside, present)] {
             looked.delete(&pod, 1).await;
             self.nothing_is_left(&pod).await;
         }

@@ -58,6 +58,8 @@ impl Node {
             let sysctl = json!({"name": "net.ipv4.ip_unprivileged_port_start", "value": "7"});
             pod["spec"]["securityContext"] =
                 json!({"supplementalGroups": [4000], "fsGroup": 5000, "sysctls": [sysctl]});
+            pod["spec"]["subdomain"] = "corner".into();
+            pod["spec"]["setHostnameAsFQDN"] = true.into();
         });
         let sleep = [json!({"name": "a", "command": SLEEP})];
         let shared = self.pod("shared", &sleep, |pod| {
@@ -127,7 +129,10 @@ impl Node {
         let first = self.exec("other", "a", "cat /proc/1/cmdline").await;
         assert!(first.contains("infinity"), "the sandbox's process is the first that they all see: {first:?}");
 
-        looked[5].until(|status| ready(status) == 1).await;
+        let status = looked[5].until(|status| ready(status) == 1).await;
+        let (ip, full) = (status["podIP"].as_str().unwrap(), "narrow.corner.default.svc.cluster.test");
+        let names = self.exec("narrow", "narrow", "hostname; grep narrow /etc/hosts").await;
+        assert_eq!(names, format!("{full}\n{ip}\t{full}\tnarrow\n"));
         let status = self.exec("narrow", "narrow", "cat /proc/1/status").await;
         let of = |name: &str| field(&status, name).split_whitespace().map(str::to_owned).collect::<Vec<_>>();
         assert_eq!((of("Uid"), of("Gid")), (vec!["1000".to_owned(); 4], vec!["3000".to_owned(); 4]));

@@ -1,6 +1,6 @@
 //! The smallest device plugin there is: four lamps, one of them broken. Asked which it would give, it says the last.
 
-use std::path::Path;
+use std::{fs, io, path::Path};
 
 use anyhow::Result;
 use futures_util::stream;
@@ -15,10 +15,15 @@ use kubeedge_proto::deviceplugin::{
     device_plugin_server::{DevicePlugin, DevicePluginServer},
     registration_client::RegistrationClient,
 };
-use tokio::{net::UnixListener, task::JoinHandle};
+use tokio::{
+    net::UnixListener,
+    sync::watch,
+    task::{JoinHandle, JoinSet},
+};
 use tonic::{Request, Response, Status, transport::Endpoint};
 
-struct Lamps;
+#[derive(Clone)]
+struct Lamps(watch::Receiver<Vec<Device>>);
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -31,11 +36,14 @@ impl DevicePlugin for Lamps {
     }
 
     async fn list_and_watch(&self, _: Request<Empty>) -> Answer<Self::ListAndWatchStream> {
-        let lamp = |id: &str, health: &str| Device { id: id.into(), health: health.into() };
-        let healthy = ["a", "b", "c"].map(|id| lamp(id, "Healthy"));
-        let devices = [lamp("broken", "Unhealthy")].into_iter().chain(healthy).collect();
-        let first = stream::iter([Ok(ListAndWatchResponse { devices })]);
-        Ok(Response::new(Box::pin(stream::StreamExt::chain(first, stream::pending()))))
+        let mut lamps = self.0.clone();
+        lamps.mark_changed();
+        let lists = stream::unfold(lamps, |mut lamps| async move {
+            lamps.changed().await.ok()?;
+            let devices = lamps.borrow_and_update().clone();
+            Some((Ok(ListAndWatchResponse { devices }), lamps))
+        });
+        Ok(Response::new(Box::pin(lists)))
     }
 
     async fn get_preferred_allocation(
@@ -62,24 +70,50 @@ impl DevicePlugin for Lamps {
     }
 }
 
-/// Ends with this value.
-pub(super) struct Serving(JoinHandle<()>);
+/// Ends with this value, and its connections with it.
+pub(super) struct Serving {
+    lamps: watch::Sender<Vec<Device>>,
+    task: JoinHandle<()>,
+}
+
+impl Serving {
+    /// A lamp is `Healthy` or `Unhealthy` from now on.
+    pub(super) fn turns(&self, id: &str, health: &str) {
+        self.lamps.send_modify(|lamps| {
+            for lamp in lamps.iter_mut().filter(|lamp| lamp.id == id) {
+                health.clone_into(&mut lamp.health);
+            }
+        });
+    }
+}
 
 impl Drop for Serving {
     fn drop(&mut self) {
-        self.0.abort();
+        self.task.abort();
     }
 }
 
 pub(super) fn serve(folder: &Path, name: &str) -> Result<Serving> {
-    let listener = UnixListener::bind(folder.join(name))?;
-    Ok(Serving(tokio::spawn(async move {
+    let path = folder.join(name);
+    // Of a plugin that is gone.
+    if let Err(error) = fs::remove_file(&path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        return Err(error.into());
+    }
+    let listener = UnixListener::bind(path)?;
+    let lamp = |id: &str, health: &str| Device { id: id.into(), health: health.into() };
+    let healthy = ["a", "b", "c"].map(|id| lamp(id, "Healthy"));
+    let (lamps, seen) = watch::channel([lamp("broken", "Unhealthy")].into_iter().chain(healthy).collect());
+    let task = tokio::spawn(async move {
+        let mut connections = JoinSet::new();
         while let Ok((stream, _)) = listener.accept().await {
             let http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-            let service = TowerToHyperService::new(DevicePluginServer::new(Lamps));
-            tokio::spawn(http.serve_connection(TokioIo::new(stream), service));
+            let service = TowerToHyperService::new(DevicePluginServer::new(Lamps(seen.clone())));
+            connections.spawn(http.serve_connection(TokioIo::new(stream), service));
         }
-    })))
+    });
+    Ok(Serving { lamps, task })
 }
 
 pub(super) async fn register(folder: &Path, endpoint: &str, resource: &str, prefers: bool) -> Result<()> {
