@@ -454,7 +454,7 @@ async fn refused(lab: &Lab) -> Result<Outcome> {
 
     for name in ["as-root", "sysctl", "too-long", "csi", "no-command"] {
         let uid = uid(&pods(&client).get(name).await?)?;
-        delete(&client, name, 0).await?;
+        delete(&client, name, 1).await?;
         gone(&client, name, &uid).await?;
         nothing_left(lab, &uid).await?;
     }

@@ -104,7 +104,7 @@ pub fn status_patch(owner: Owner, uid: &str, reported: &Value) -> Value {
                 owner == Owner::Pod && (text("type"), text("reason")) == ("DisruptionTarget", "TerminationByKubelet");
             conditions.contains(&text("type")) || own_disruption
         })
-        .cloned()
+        .map(with_explanation)
         .collect();
     // Only what has resources can have been resized. A status without conditions says nothing of them.
     if owner == Owner::Pod && !own.is_empty() {
@@ -121,6 +121,17 @@ pub fn status_patch(owner: Owner, uid: &str, reported: &Value) -> Value {
         metadata.insert("uid".into(), uid.into());
     }
     json!({"metadata": metadata, "status": status})
+}
+
+/// A condition that says why, or that nothing is to be said any more: what it does not say would stay in the API as it was.
+fn with_explanation(condition: &Value) -> Value {
+    let mut condition = condition.clone();
+    if let Some(fields) = condition.as_object_mut() {
+        for field in ["reason", "message"] {
+            fields.entry(field).or_insert(Value::Null);
+        }
+    }
+    condition
 }
 
 /// Whether a container of a pod has resources, by its status.
@@ -245,6 +256,23 @@ fn may_label(label: &str) -> bool {
 mod tests {
     use super::*;
 
+    fn unexplained(type_: &str) -> Value {
+        json!({"type": type_, "status": "True", "reason": null, "message": null})
+    }
+
+    #[test]
+    fn what_is_not_said_of_a_condition_any_more_goes() {
+        let why = json!({"type": "Ready", "status": "False", "reason": "ContainersNotReady", "message": "[a]"});
+        for (reported, written) in
+            [(why.clone(), why), (json!({"type": "Ready", "status": "True"}), unexplained("Ready"))]
+        {
+            for owner in [Owner::Pod, Owner::Node] {
+                let patch = status_patch(owner, "u", &json!({"conditions": [reported]}));
+                assert_eq!(patch["status"]["conditions"][0], written);
+            }
+        }
+    }
+
     #[test]
     fn what_others_own_of_a_pod_stays_out_of_the_patch() {
         let reported = json!({
@@ -260,7 +288,7 @@ mod tests {
                 "metadata": {"uid": "u1"},
                 "status": {
                     "phase": "Running", "message": null, "reason": null,
-                    "conditions": [{"type": "Ready", "status": "True"}, {"type": "HeldUpgrade", "$patch": "delete"}],
+                    "conditions": [unexplained("Ready"), {"type": "HeldUpgrade", "$patch": "delete"}],
                     "podIPs": [{"ip": "10.0.0.2"}, {"$patch": "replace"}],
                 },
             })
@@ -274,7 +302,7 @@ mod tests {
         let reported = json!({"containerStatuses": resized, "conditions": [under_way]});
         let conditions = status_patch(Owner::Pod, "u", &reported)["status"]["conditions"].clone();
         let over = ["PodResizePending", "HeldUpgrade"].map(|type_| json!({"type": type_, "$patch": "delete"}));
-        assert_eq!(conditions, json!([under_way, over[0], over[1]]));
+        assert_eq!(conditions, json!([unexplained("PodResizeInProgress"), over[0], over[1]]));
         let without = json!({"containerStatuses": [{"name": "a"}], "conditions": []});
         assert_eq!(status_patch(Owner::Pod, "u", &without)["status"].get("conditions"), None);
     }
@@ -285,8 +313,8 @@ mod tests {
             let reported = json!({"phase": "Pending", "conditions": [{"type": type_, "status": "True"}]});
             status_patch(Owner::Pod, "u", &reported)["status"]["conditions"].clone()
         };
-        assert_eq!(of("HeldUpgrade"), json!([{"type": "HeldUpgrade", "status": "True"}]));
-        let released = json!([{"type": "PodScheduled", "status": "True"}, {"type": "HeldUpgrade", "$patch": "delete"}]);
+        assert_eq!(of("HeldUpgrade"), json!([unexplained("HeldUpgrade")]));
+        let released = json!([unexplained("PodScheduled"), {"type": "HeldUpgrade", "$patch": "delete"}]);
         assert_eq!(of("PodScheduled"), released);
     }
 
@@ -298,7 +326,7 @@ mod tests {
             "containerStatuses": [{"name": "a", "state": {"$patch": "delete", "running": {}}}],
         });
         let status = &status_patch(Owner::Pod, "u", &reported)["status"];
-        let own = json!([{"type": "Ready", "status": "True"}, {"type": "HeldUpgrade", "$patch": "delete"}]);
+        let own = json!([unexplained("Ready"), {"type": "HeldUpgrade", "$patch": "delete"}]);
         assert_eq!(status["conditions"], own);
         assert_eq!(status["containerStatuses"], json!([{"name": "a", "state": {"running": {}}}]));
     }
@@ -311,7 +339,7 @@ mod tests {
         });
         assert_eq!(
             status_patch(Owner::Node, "u", &reported)["status"],
-            json!({"capacity": {"cpu": "2"}, "conditions": [{"type": "Ready", "status": "True"}]})
+            json!({"capacity": {"cpu": "2"}, "conditions": [unexplained("Ready")]})
         );
     }
 

@@ -160,6 +160,8 @@ struct Worker {
     prober: Option<Prober>,
     /// When this worker began: what ran before it is adopted.
     began: Timestamp,
+    /// Whether the pod had been active for too long at the last look.
+    expired: Option<bool>,
 }
 
 /// Looks after a pod until it has ended. Dropping the future leaves the pod as it is.
@@ -184,6 +186,7 @@ pub async fn run(shared: Arc<Shared>, orders: watch::Receiver<Order>, bell: Arc<
         waits: BTreeMap::new(),
         prober: None,
         began,
+        expired: None,
     };
     worker.run().await;
 }
@@ -244,10 +247,13 @@ impl Worker {
         let status = pod_status(&input, &node, self.status.as_ref());
         self.status = Some(status.clone());
 
+        // Told once, in the life of edgecore that ends the pod for it, whether anything of it ran or not.
+        let expired = order.want == Want::Run && is_expired(&plan, &observed, &self.history, now);
         let stops = decision.actions.iter().any(|action| matches!(action, Action::StopContainer { .. }));
-        if stops && order.want == Want::Run && is_expired(&plan, &observed, &self.history, now) {
+        if expired && !self.expired.unwrap_or(!stops) {
             self.tell(order, None, Told::DeadlineExceeded, DEADLINE_MESSAGE);
         }
+        self.expired = Some(expired);
         if decision.actions.contains(&Action::Finish) {
             return self.finish(order, status).await;
         }

@@ -57,7 +57,7 @@ impl Node {
         std::fs::create_dir(&folder).unwrap();
         let mounts = json!([{"name": "said", "mountPath": "/said"}]);
         let serve = "mkdir -p /www/cgi-bin; echo \"$PAGE\" > /www/cgi-bin/say; chmod 755 /www/cgi-bin/say; \
-                     exec httpd -f -p 8080 -h /www";
+                     httpd -f -p 8080 -h /www & trap 'exit 0' TERM; while true; do sleep 0.1; done";
         // It is there before the others, and goes after them.
         let page = json!({
             "name": "page", "image": self.image, "restartPolicy": "Always", "command": ["/bin/sh", "-c", serve],

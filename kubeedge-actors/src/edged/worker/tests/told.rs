@@ -154,3 +154,20 @@ async fn what_there_is_to_say_of_a_configuration_is_told_of_the_pod_and_once_for
     assert_eq!(count("DNSConfigForming: three servers"), 1, "{told:?}");
     assert_eq!(count("InvalidEnvironmentVariableNames: a=b"), 2, "{told:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_is_told_once_of_a_pod_that_never_ran_and_not_again_after_a_restart() {
+    let pod = pod(|pod| pod["spec"]["activeDeadlineSeconds"] = 60.into());
+    let mut bench = Bench::new(&pod);
+    let expired = |status: &Value| status["reason"] == "DeadlineExceeded";
+    bench.until(expired).await;
+    let told = || bench.told().iter().filter(|told| told.starts_with("DeadlineExceeded: ")).count();
+    assert_eq!(told(), 1, "{:?}", bench.told());
+    // It is looked at every minute.
+    tokio::time::sleep(Duration::from_secs(200)).await;
+    assert_eq!(told(), 1, "{:?}", bench.told());
+    bench.restart();
+    bench.until(expired).await;
+    let told = bench.told().iter().filter(|told| told.starts_with("DeadlineExceeded: ")).count();
+    assert_eq!(told, 1, "{:?}", bench.told());
+}
