@@ -271,3 +271,10 @@ pub(crate) async fn nothing_left(lab: &Lab, pod_uid: &str) -> Result<()> {
     ensure!(groups.is_empty(), "the pod is gone from the API and its control groups are not: {groups:?}");
     Ok(())
 }
+
+/// Awaits that nothing of a pod is left on the machine, which the API did not wait for: one that has failed, or is deleted
+/// without a grace period, is gone there first.
+pub(crate) async fn nothing_stays(lab: &Lab, pod_uid: &str) -> Result<()> {
+    let left = async || Ok(nothing_left(lab, pod_uid).await.map_err(|left| format!("{left:#}")));
+    poll("nothing of the pod is left", left).await
+}

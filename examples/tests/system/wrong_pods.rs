@@ -12,7 +12,7 @@ use kubeedge_examples::lab::{Lab, NODE};
 use serde_json::Value;
 
 use crate::{
-    cluster::{NAMESPACE, apply, delete, first, gone, nothing_left, poll, restarts, running, uid},
+    cluster::{NAMESPACE, apply, delete, first, gone, nothing_stays, poll, restarts, running, uid},
     pods::serving,
     report::Outcome,
 };
@@ -62,7 +62,7 @@ pub(crate) async fn said(lab: &Lab) -> Result<Outcome> {
         // With 0 the API forgets it at once, whatever the node has of it.
         delete(&client, &name, 1).await?;
         gone(&client, &name, &uid).await?;
-        nothing_left(lab, &uid).await
+        nothing_stays(lab, &uid).await
     }))
     .await?;
     let after = running(&client, "beside").await?;
