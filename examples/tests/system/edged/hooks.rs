@@ -77,7 +77,7 @@ impl Node {
             until_asked("fails", json!({"preStop": {"exec": {"command": ["/bin/false"]}}})),
             until_asked("nobody", json!({"preStop": {"httpGet": {"port": 9}}})),
         ];
-        let pod = self.pod("hooked", &containers, |pod| {
+        let pod = self.pod("calling", &containers, |pod| {
             pod["spec"]["initContainers"] = json!([page]);
             pod["spec"]["terminationGracePeriodSeconds"] = 20.into();
             pod["spec"]["volumes"] = json!([{"name": "said", "hostPath": {"path": folder, "type": "Directory"}}]);
@@ -86,7 +86,7 @@ impl Node {
         looked.until(|status| ready(status) == containers.len()).await;
         let said = || std::fs::read_to_string(folder.join("log")).unwrap();
         assert_eq!(said(), "post-start\n");
-        let observed = self.runtime.observe("uid-of-hooked").await.unwrap();
+        let observed = self.runtime.observe("uid-of-calling").await.unwrap();
         let started = |name: &str| observed.instances.iter().find(|one| one.name == name).unwrap().started_at.unwrap();
         let apart = started("fails").duration_since(started("waits"));
         assert!(apart >= SignedDuration::from_secs(1), "the next container was started {apart:#} after it");
