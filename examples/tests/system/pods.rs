@@ -433,8 +433,8 @@ async fn refused(lab: &Lab) -> Result<Outcome> {
         Ok((pod, status.reason.unwrap_or_default(), status.message.unwrap_or_default()))
     };
     let (pod, reason, message) = why("sysctl").await?;
-    let forbidden = "Pod was rejected: forbidden sysctl: \"net.core.somaxconn\" not allowlisted";
-    ensure!((&*reason, &*message) == ("SysctlForbidden", forbidden), "{reason}: {message}");
+    let forbidden = "forbidden sysctl: \"net.core.somaxconn\" not allowlisted";
+    ensure!(reason == "SysctlForbidden" && message == format!("Pod was rejected: {forbidden}"), "{reason}: {message}");
     tells(&client, &pod, &[("Warning", "SysctlForbidden", forbidden)]).await?;
     ensure!(lab.sandboxes(&uid(&pod)?).await?.0.is_empty(), "it was begun");
 
