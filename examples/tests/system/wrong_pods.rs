@@ -17,6 +17,7 @@ use crate::{
     report::Outcome,
 };
 
+#[allow(clippy::expect_used, reason = "of a test: what it finds in its own pods is there")]
 #[path = "../../../kubeedge-actors/src/edged/tests/wrong_pods.rs"]
 mod generated;
 

@@ -140,7 +140,7 @@ async fn measure(lab: &mut Lab, tools: Tools, arguments: &Arguments) -> Result<V
             Figure::new(format!("the same with {many} pods"), megabytes(most), "under 25 MB", most < 25_000_000),
             Figure::told("processor time without a pod".to_owned(), format!("{at_rest:.2} % of a core")),
             Figure::new(
-                &format!("processor time, {many} idle pods"),
+                format!("processor time, {many} idle pods"),
                 format!("{share:.2} % of a core"),
                 "under 1 %",
                 share < 1.0,

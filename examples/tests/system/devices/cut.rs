@@ -54,7 +54,7 @@ async fn cut_and_mended(lab: &Lab) -> Result<Outcome> {
         let said = json!({"amps": {"actual": {"value": (10 + round).to_string()}},
             "hertz": {"actual": {"value": (50 + round).to_string()}}});
         let answer = app.update(METER, &format!("cut {round}"), said).await?;
-        ensure!(answer["twin"]["amps"]["actual"]["value"] == (10 + round).to_string(), "{answer}");
+        ensure!(answer["twin"]["amps"]["actual"]["value"] == format!("{}", 10 + round), "{answer}");
     }
     let statuses = api(&lab.client()?, "DeviceStatus", "devicestatuses");
     // What is tested is a time: on a line that is whole a report takes no longer.
