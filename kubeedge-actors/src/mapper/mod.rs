@@ -53,6 +53,8 @@ use crate::dmi::{
 const WITHIN: Duration = Duration::from_secs(10);
 /// Registration is tried again after this, doubled up to the second.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// So often a registration is made anew because edgecore called in the middle of it.
+const CROSSED: u32 = 10;
 /// How often it is looked whether edgecore has begun anew.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -361,9 +363,12 @@ struct Registration {
 
 impl Registration {
     /// Registers, as soon as edgecore is there. Which edgecore it was comes back.
+    ///
+    /// What edgecore calls in the middle of it may be older than its answer, or newer: then it is asked once more.
     async fn register(&mut self) -> Result<Option<Identity>, MapperError> {
-        let mut pause = AGAIN.0;
+        let (mut pause, mut crossed) = (AGAIN.0, 0);
         loop {
+            let called = self.known.calls();
             let seen = socket::identity(&self.config.edgecore);
             let mapper = dmi::MapperInfo {
                 name: self.config.name.clone(),
@@ -375,6 +380,7 @@ impl Registration {
             };
             let request = dmi::MapperRegisterRequest { with_data: true, mapper: Some(mapper) };
             match within(self.client.mapper_register(request)).await {
+                Ok(_) if self.known.calls() != called && crossed < CROSSED => crossed += 1,
                 Ok(answer) => {
                     let answer = answer.into_inner();
                     self.known.all(answer.model_list, answer.device_list);
@@ -427,5 +433,76 @@ mod tests {
             assert_eq!(collect_cycle(&property), Duration::from_millis(millis));
             assert_eq!(report_cycle(&property), Duration::from_millis(millis));
         }
+    }
+
+    /// An edgecore whose first answer to a registration is older than what it has called meanwhile.
+    struct Crossing {
+        mapper: std::path::PathBuf,
+        registrations: std::sync::Arc<std::sync::atomic::AtomicU32>,
+    }
+
+    fn cellar(desired: &str) -> dmi::Device {
+        let property = dmi::DeviceProperty {
+            name: "t".into(),
+            desired: Some(dmi::TwinProperty { value: desired.into(), ..Default::default() }),
+            ..Default::default()
+        };
+        let spec =
+            dmi::DeviceSpec { device_model_reference: "m".into(), properties: vec![property], ..Default::default() };
+        dmi::Device { name: "cellar".into(), namespace: "default".into(), spec: Some(spec), status: None }
+    }
+
+    #[tonic::async_trait]
+    impl dmi::device_manager_service_server::DeviceManagerService for Crossing {
+        async fn mapper_register(
+            &self,
+            _: tonic::Request<dmi::MapperRegisterRequest>,
+        ) -> Result<tonic::Response<dmi::MapperRegisterResponse>, Status> {
+            let first = self.registrations.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0;
+            if first {
+                let channel = channel(&self.mapper).map_err(|error| Status::internal(error.to_string()))?;
+                let mut mapper = dmi::device_mapper_service_client::DeviceMapperServiceClient::new(channel);
+                mapper.update_device(dmi::UpdateDeviceRequest { device: Some(cellar("16")) }).await?;
+            }
+            let model =
+                dmi::DeviceModel { name: "m".into(), namespace: "default".into(), spec: Some(Default::default()) };
+            Ok(tonic::Response::new(dmi::MapperRegisterResponse {
+                model_list: vec![model],
+                device_list: vec![cellar(if first { "15" } else { "16" })],
+            }))
+        }
+
+        async fn report_device_status(
+            &self,
+            _: tonic::Request<dmi::ReportDeviceStatusRequest>,
+        ) -> Result<tonic::Response<dmi::ReportDeviceStatusResponse>, Status> {
+            Err(Status::unimplemented("not here"))
+        }
+
+        async fn report_device_states(
+            &self,
+            _: tonic::Request<dmi::ReportDeviceStatesRequest>,
+        ) -> Result<tonic::Response<dmi::ReportDeviceStatesResponse>, Status> {
+            Err(Status::unimplemented("not here"))
+        }
+    }
+
+    #[actix_rt::test]
+    async fn an_answer_that_is_older_than_a_call_in_between_is_asked_for_again() {
+        use dmi::device_manager_service_server::DeviceManagerServiceServer;
+        let folder = tempfile::tempdir().unwrap();
+        let (edgecore, socket) = (folder.path().join("dmi.sock"), folder.path().join("mapper.sock"));
+        let registrations = std::sync::Arc::<std::sync::atomic::AtomicU32>::default();
+        let (mapper, seen) = (socket.clone(), registrations.clone());
+        let serve = socket::serve(edgecore.clone(), "mappers", move |_| {
+            DeviceManagerServiceServer::new(Crossing { mapper: mapper.clone(), registrations: seen.clone() })
+        });
+        let _serving = AbortOnDropHandle::new(tokio::task::spawn_local(serve));
+        let config = MapperConfig { edgecore, ..MapperConfig::new("m", "p", socket) };
+        let started = tokio::time::timeout(Duration::from_secs(20), Mapper::start(config)).await;
+        let mut mapper = started.expect("in time").unwrap();
+        let Some(Event::Device(device)) = mapper.next().await else { panic!("a device") };
+        assert_eq!(device.desired("t"), Some("16"));
+        assert_eq!(registrations.load(std::sync::atomic::Ordering::Relaxed), 2);
     }
 }

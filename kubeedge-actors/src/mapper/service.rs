@@ -27,6 +27,8 @@ struct State {
     /// Perhaps different from what was told, each once, in the order of their turn.
     queue: VecDeque<DeviceId>,
     queued: BTreeSet<DeviceId>,
+    /// Calls that edgecore made.
+    calls: u64,
 }
 
 impl State {
@@ -95,6 +97,19 @@ impl Known {
         self.changed.notify_one();
     }
 
+    /// What a call of edgecore's changes.
+    fn called(&self, change: impl FnOnce(&mut State)) {
+        self.change(|state| {
+            state.calls += 1;
+            change(state);
+        });
+    }
+
+    /// How many calls edgecore has made.
+    pub(super) fn calls(&self) -> u64 {
+        self.lock().calls
+    }
+
     /// The next that is different from what was told; waits for it. One at a time may ask.
     pub(super) async fn next(&self) -> Event {
         loop {
@@ -139,7 +154,7 @@ impl DeviceMapperService for Told {
             device_name: device.name.clone(),
             device_namespace: device.namespace.clone(),
         };
-        self.known.change(|state| state.set_device(device));
+        self.known.called(|state| state.set_device(device));
         Ok(Response::new(answer))
     }
 
@@ -148,7 +163,7 @@ impl DeviceMapperService for Told {
         request: Request<dmi::RemoveDeviceRequest>,
     ) -> Result<Response<dmi::RemoveDeviceResponse>, Status> {
         let dmi::RemoveDeviceRequest { device_name: name, device_namespace: namespace } = request.into_inner();
-        self.known.change(|state| state.remove_device(DeviceId { namespace, name }));
+        self.known.called(|state| state.remove_device(DeviceId { namespace, name }));
         Ok(Response::new(dmi::RemoveDeviceResponse {}))
     }
 
@@ -157,7 +172,7 @@ impl DeviceMapperService for Told {
         request: Request<dmi::UpdateDeviceRequest>,
     ) -> Result<Response<dmi::UpdateDeviceResponse>, Status> {
         let device = required(request.into_inner().device, "device")?;
-        self.known.change(|state| state.set_device(device));
+        self.known.called(|state| state.set_device(device));
         Ok(Response::new(dmi::UpdateDeviceResponse {}))
     }
 
@@ -170,7 +185,7 @@ impl DeviceMapperService for Told {
             device_model_name: model.name.clone(),
             device_model_namespace: model.namespace.clone(),
         };
-        self.known.change(|state| state.set_model(model));
+        self.known.called(|state| state.set_model(model));
         Ok(Response::new(answer))
     }
 
@@ -179,7 +194,7 @@ impl DeviceMapperService for Told {
         request: Request<dmi::RemoveDeviceModelRequest>,
     ) -> Result<Response<dmi::RemoveDeviceModelResponse>, Status> {
         let dmi::RemoveDeviceModelRequest { model_name, model_namespace } = request.into_inner();
-        self.known.change(|state| drop(state.models.remove(&(model_namespace, model_name))));
+        self.known.called(|state| drop(state.models.remove(&(model_namespace, model_name))));
         Ok(Response::new(dmi::RemoveDeviceModelResponse {}))
     }
 
@@ -188,7 +203,7 @@ impl DeviceMapperService for Told {
         request: Request<dmi::UpdateDeviceModelRequest>,
     ) -> Result<Response<dmi::UpdateDeviceModelResponse>, Status> {
         let model = required(request.into_inner().model, "model")?;
-        self.known.change(|state| state.set_model(model));
+        self.known.called(|state| state.set_model(model));
         Ok(Response::new(dmi::UpdateDeviceModelResponse {}))
     }
 
